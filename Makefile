@@ -1,0 +1,45 @@
+# Every target works on a fresh machine with Python 3.11 and make: the environments below are made when they are missing
+# or older than pyproject.toml.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format bench demo clean
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+.venv/run: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/dev: pyproject.toml .venv/run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+run: .venv/run  ## Start the service on the embedded bus, at http://127.0.0.1:8089
+	exec $(BIN)/msgpush serve
+
+test: .venv/dev  ## Run all tests
+	$(BIN)/python -m pytest
+
+lint: .venv/dev  ## Check style, types and architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/dev  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/run  ## Measure the service against bare floors, about a minute
+	$(BIN)/python -m bench
+
+demo: .venv/run  ## Index a folder of documents and watch it live in a page
+	$(BIN)/python -m demo
+
+clean:  ## Remove what the other targets made
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

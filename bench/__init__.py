@@ -1,0 +1,1 @@
+"""Measures the service beside floors that do nothing but the I/O."""

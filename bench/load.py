@@ -1,0 +1,499 @@
+"""The load client: opens streams, publishes, counts what arrives. Runs as a process of its own.
+
+Raw non-blocking sockets and one epoll, because it must take more than any server under test can give. Each function at
+the end of this module is one measurement, bounded in time, whose result says how busy the client itself was: near 100 %
+the figure is the client's limit, not the server's.
+"""
+
+import gc
+import os
+import re
+import select
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+CHANNEL = "bench"
+MARK = b'"stage":"embedding"'
+"""In every message once, without a newline. A needle this long is found at several GB/s, `"t":` at 2."""
+
+_BASE = 10**18  # makes every number below 19 digits, so that all messages have one length
+_EDGE = len(MARK) - 1
+_NEWLINE = ord("\n")
+_BUFFER = 1 << 20
+_ANSWER = 1 << 16
+_IN_FLIGHT = 128  # connections being opened at once: well within any listen backlog
+_STREAMS_PER_ADDRESS = 5000
+_READ_EVERY_SECONDS = 0.02  # where only the rate counts: a client that wakes for every frame is slower than a server
+_SLICE = 32  # streams read before publishers get their turn
+_IP_BIND_ADDRESS_NO_PORT = 24  # not in Python's socket module before 3.12
+_STREAM_OPENING_SECONDS = 60.0
+_DRAIN_SECONDS = 10.0
+_WARM_UP_SECONDS = 0.5
+_CONTENT_LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
+_ACCEPTED = re.compile(rb'"accepted": *(\d+)')
+_NUMBER = re.compile(rb'"t":(\d{19})')
+_IDS = re.compile(rb"id: ?(\S+)\n")
+
+
+class Spoiled(Exception):
+    """The run can't give a figure: a connection was refused or closed, or nothing came in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fanout:
+    """What many streams on one channel received while publishers went flat out."""
+
+    deliveries_per_second: float
+    accepted: int
+    refused: int
+    missing: int
+    """Deliveries that accepted publishes promised and that didn't come."""
+    surplus: int
+    gaps: int
+    """Losses that the server announced, on the first stream."""
+    bytes_per_delivery: float
+    busy: float
+    """The client's own CPU time over the time measured, 0 to 1."""
+    refusal: str
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """What one message at a time took to reach all of many streams; latencies in ms, over all streams and rounds."""
+
+    streams: int
+    rounds: int
+    p50: float
+    p99: float
+    max: float
+    missing: int
+    surplus: int
+    rss_per_stream: float
+    """Bytes that the server grew by for each idle stream."""
+    opened_per_second: float
+    busy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What publishers got accepted, flat out, with no stream open."""
+
+    messages_per_second: float
+    accepted: int
+    refused: int
+    busy: float
+    refusal: str
+
+
+def message(number: int) -> bytes:
+    """The message published: about 140 bytes of JSON, the same length for every number."""
+    return (
+        b'{"type":"progress","service":"bench","channels":["bench"],"data":'
+        b'{"task_id":"task_abc123","progress":65,"t":%d,"stage":"embedding"}}' % (_BASE + number)
+    )
+
+
+def prepare(cores: set[int]) -> None:
+    """Run on these cores, and never stop to collect garbage."""
+    os.sched_setaffinity(0, cores)
+    gc.disable()
+
+
+def _dial(port: int, index: int) -> socket.socket:
+    # The source address moves on, so that ephemeral ports never run out.
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+    sock.bind((f"127.0.0.{2 + index // _STREAMS_PER_ADDRESS}", 0))
+    sock.connect_ex(("127.0.0.1", port))  # a failure shows when the socket is used
+    return sock
+
+
+class Streams:
+    """Open event streams, and how many messages each has received."""
+
+    def __init__(self, poll: select.epoll, port: int) -> None:
+        self.received: Counter[int] = Counter()
+        self.bytes = 0
+        self.witness = bytearray()
+        """Everything that the first stream received."""
+        self._poll = poll
+        self._port = port
+        self._sockets: dict[int, socket.socket] = {}
+        self._buffer = bytearray(_BUFFER)
+        self._cut: dict[int, bytes] = {}
+        self._first = -1
+
+    def open(self, count: int) -> None:
+        """All streams are open, their opening blocks read, when this returns."""
+        request = f"GET /sse/stream/{CHANNEL} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n"
+        request += "Accept: text/event-stream\r\n\r\n"
+        opening: dict[int, bytes] = {}
+        deadline = time.monotonic() + _STREAM_OPENING_SECONDS
+        while len(self._sockets) < count or opening:
+            while len(self._sockets) < count and len(opening) < _IN_FLIGHT:
+                sock = _dial(self._port, len(self._sockets))
+                self._sockets[sock.fileno()] = sock
+                opening[sock.fileno()] = b""
+                self._poll.register(sock, select.EPOLLOUT)
+            for fd, event in self._poll.poll(1):
+                if fd not in opening:
+                    continue
+                if event & select.EPOLLOUT:
+                    self._sockets[fd].send(request.encode())
+                    self._poll.modify(fd, select.EPOLLIN)
+                    continue
+                opening[fd] += self._sockets[fd].recv(4096) or b"(closed)\n\n"
+                if b"\n\n" in opening[fd]:
+                    _check_opened(opening.pop(fd))
+            if time.monotonic() > deadline:
+                raise Spoiled(f"{len(self._sockets) - len(opening)} of {count} streams opened in time")
+        self._first = next(iter(self._sockets))
+        self.received.update(dict.fromkeys(self._sockets, 0))
+
+    def read(self, fd: int) -> int:
+        """The number of messages in what this stream has to read; -1 when it can't be read now."""
+        buffer = self._buffer
+        try:
+            size = self._sockets[fd].recv_into(buffer)
+        except BlockingIOError:
+            return -1
+        except ConnectionError:
+            size = 0
+        if not size:
+            raise Spoiled("the server closed a stream")
+        found = buffer.count(MARK, 0, size)
+        if fd in self._cut or buffer[size - 1] != _NEWLINE:
+            found += self._joined(fd, size)
+        if fd == self._first:
+            self.witness += buffer[:size]
+        self.bytes += size
+        self.received[fd] += found
+        return found
+
+    def _joined(self, fd: int, size: int) -> int:
+        """The number of marks (0 or 1) that the end of the last read and the start of this one make together."""
+        before = self._cut.pop(fd, b"")
+        if self._buffer[size - 1] != _NEWLINE:
+            tail = bytes(self._buffer[max(0, size - _EDGE) : size])
+            self._cut[fd] = (before + tail)[-_EDGE:] if size < _EDGE else tail
+        return (before + self._buffer[: min(size, _EDGE)]).count(MARK) if before else 0
+
+
+def _check_opened(answer: bytes) -> None:
+    if not answer.startswith(b"HTTP/1.1 200 ") or b"msgpush.open" not in answer:
+        raise Spoiled(f"a stream did not open: {answer[:400].decode(errors='replace')!r}")
+
+
+class Publishers:
+    """Keep-alive connections with at most one request under way on each."""
+
+    def __init__(self, poll: select.epoll, port: int, path: str, count: int, length: int) -> None:
+        self.accepted = 0
+        self.refused = 0
+        self.refusal = ""
+        """The first answer that wasn't a 202."""
+        self._head = (
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+        ).encode()
+        self._sockets: dict[int, socket.socket] = {}
+        self._answers: dict[int, bytes] = {}
+        for _ in range(count):
+            sock = socket.create_connection(("127.0.0.1", port), timeout=10)
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)  # a batch fits whole
+            self._sockets[sock.fileno()] = sock
+            self._answers[sock.fileno()] = b""
+            poll.register(sock, select.EPOLLIN)
+
+    def __contains__(self, fd: int) -> bool:
+        return fd in self._sockets
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._sockets)
+
+    def send(self, fd: int, body: bytes) -> None:
+        """Publish on this connection, which has no request under way."""
+        request = self._head + body
+        if self._sockets[fd].send(request) != len(request):
+            raise Spoiled("a request did not fit an empty socket")
+
+    def read(self, fd: int) -> int | None:
+        """The number of messages that the answer accepts (0: refused); None while it isn't whole."""
+        try:
+            received = self._sockets[fd].recv(_ANSWER)
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            received = b""
+        if not received:
+            raise Spoiled("the server closed a publisher's connection")
+        answer = self._answers[fd] + received
+        head, ended, body = answer.partition(b"\r\n\r\n")
+        length = _CONTENT_LENGTH.search(head)
+        if ended and not length:
+            raise Spoiled(f"an answer without Content-Length: {answer[:400].decode(errors='replace')!r}")
+        if not length or len(body) < int(length[1]):
+            self._answers[fd] = answer
+            return None
+        self._answers[fd] = b""
+        return self._judge(answer, body)
+
+    def _judge(self, answer: bytes, body: bytes) -> int:
+        if not answer.startswith(b"HTTP/1.1 202 "):
+            self.refused += 1
+            self.refusal = self.refusal or answer[:600].decode(errors="replace")
+            return 0
+        accepted = _ACCEPTED.search(body)
+        count = int(accepted[1]) if accepted else 1
+        self.accepted += count
+        return count
+
+
+class _Window:
+    """What happened between the end of the warm-up and the end of the time: a rate, and the client's own load."""
+
+    def __init__(self, seconds: float, count: Callable[[], int]) -> None:
+        self._count = count
+        self._opens = time.monotonic() + _WARM_UP_SECONDS
+        self._closes = self._opens + seconds
+        self._from: tuple[float, float, int] | None = None
+        self.rate = 0.0
+        self.busy = 0.0
+
+    def running(self) -> bool:
+        """Whether there is time left; call it often."""
+        now = time.monotonic()
+        if self._from is None:
+            if now >= self._opens:
+                self._from = (now, time.process_time(), self._count())
+            return True
+        if now < self._closes:
+            return True
+        since, cpu, count = self._from
+        self.rate = (self._count() - count) / (now - since)
+        self.busy = (time.process_time() - cpu) / (now - since)
+        return False
+
+
+def probe(port: int) -> str:
+    """The cursor of one message, published and received: the server works, and is warm."""
+    with select.epoll() as poll:
+        streams = Streams(poll, port)
+        streams.open(1)
+        body = message(0)
+        publishers = Publishers(poll, port, "/api/v1/messages/send", 1, len(body))
+        publishers.send(next(iter(publishers)), body)
+        deadline = time.monotonic() + 10
+        while not (streams.received.total() and publishers.accepted):
+            for fd, _ in poll.poll(0.1):
+                (publishers if fd in publishers else streams).read(fd)
+            if publishers.refused or time.monotonic() > deadline:
+                raise Spoiled(f"one message did not come through: {publishers.refusal or 'no answer'}")
+        cursor: bytes = _IDS.findall(streams.witness)[-1]
+        return cursor.decode()
+
+
+class _Flood:
+    """Publishers that always have a message under way, until they are told to end."""
+
+    def __init__(self, publishers: Publishers, poll: select.epoll) -> None:
+        self.accepted: list[int] = []
+        self.under_way: dict[int, int] = {}
+        self.ending = False
+        self._publishers = publishers
+        self._poll = poll
+        self._next = 0
+        for fd in publishers:
+            self._send(fd)
+
+    def go_on(self, timeout: float) -> None:
+        """Take the answers that have come, or come first, and publish again on their connections."""
+        for fd, _ in self._poll.poll(timeout):
+            messages = self._publishers.read(fd)
+            if messages is None:
+                continue
+            sent = self.under_way.pop(fd)
+            if messages:
+                self.accepted.append(sent)
+            if not self.ending:
+                self._send(fd)
+
+    def _send(self, fd: int) -> None:
+        self._publishers.send(fd, message(self._next))
+        self.under_way[fd] = self._next
+        self._next += 1
+
+
+def fanout(port: int, count: int, connections: int, seconds: float) -> Fanout:
+    """Publish flat out to streams on one channel; then every accepted message must have reached every stream, once."""
+    with select.epoll() as readable, select.epoll() as answered:
+        streams = Streams(readable, port)
+        streams.open(count)
+        publishers = Publishers(answered, port, "/api/v1/messages/send", connections, len(message(0)))
+        flood = _Flood(publishers, answered)
+        window = _Window(seconds, streams.received.total)
+        deadline = time.monotonic() + _WARM_UP_SECONDS + seconds + _DRAIN_SECONDS
+        while not flood.ending or flood.under_way or streams.received.total() < len(flood.accepted) * count:
+            flood.ending = flood.ending or not window.running()
+            began = time.monotonic()
+            ready = readable.poll(0, count)
+            for start in range(0, len(ready), _SLICE):
+                for fd, _ in ready[start : start + _SLICE]:
+                    streams.read(fd)
+                flood.go_on(0)
+            while (left := began + _READ_EVERY_SECONDS - time.monotonic()) > 0:
+                flood.go_on(left)
+            if began > deadline:
+                break
+        _read_for(readable, streams, 0.2)  # what comes beyond the promise
+
+        missing, surplus = _difference(streams, len(flood.accepted))
+        if not (missing or surplus):
+            missing, surplus = _witnessed(streams.witness, flood.accepted)
+        return Fanout(
+            deliveries_per_second=window.rate,
+            accepted=len(flood.accepted),
+            refused=publishers.refused,
+            missing=missing,
+            surplus=surplus,
+            gaps=streams.witness.count(b"event: msgpush.gap"),
+            bytes_per_delivery=streams.bytes / max(1, streams.received.total()),
+            busy=window.busy,
+            refusal=publishers.refusal,
+        )
+
+
+def _read_for(poll: select.epoll, streams: Streams, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        for fd, _ in poll.poll(left):
+            if fd in streams.received:
+                streams.read(fd)
+
+
+def _difference(streams: Streams, promised: int) -> tuple[int, int]:
+    """How many deliveries are missing, and how many too many."""
+    counts = streams.received.values()
+    return sum(max(0, promised - n) for n in counts), sum(max(0, n - promised) for n in counts)
+
+
+def _witnessed(received: bytearray, accepted: list[int]) -> tuple[int, int]:
+    """The same for one stream, message by message: a loss and a double don't cancel out here."""
+    arrived = Counter(int(number) - _BASE for number in _NUMBER.findall(received))
+    promised = Counter(accepted)
+    return (promised - arrived).total(), (arrived - promised).total()
+
+
+def _at(share: float, ordered: list[int]) -> float:
+    """The latency, in ms, that this share of all deliveries didn't exceed."""
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] / 1e6 if ordered else 0.0
+
+
+def burst(port: int, count: int, rounds: int, server: int) -> Burst:
+    """Open idle streams, see what they cost the server in memory, then send one message at a time to all of them."""
+    with select.epoll() as poll:
+        streams = Streams(poll, port)
+        publishers = Publishers(poll, port, "/api/v1/messages/send", 1, len(message(0)))
+        publisher = next(iter(publishers))
+        before = _resident(server)
+        began = time.monotonic()
+        streams.open(count)
+        opened = time.monotonic()
+        _read_for(poll, streams, 1.0)
+        after = _resident(server)
+
+        latencies: list[int] = []
+        done, cpu, waited = 0, 0.0, 0.0
+        while done < rounds:
+            started, used = time.monotonic(), time.process_time()
+            reached = _round(poll, streams, publishers, publisher, latencies)
+            waited += time.monotonic() - started
+            cpu += time.process_time() - used
+            done += 1
+            if reached < count:
+                break
+            _read_for(poll, streams, 0.1)
+        missing, surplus = _difference(streams, done)
+        latencies.sort()
+        return Burst(
+            streams=count,
+            rounds=done,
+            p50=_at(0.50, latencies),
+            p99=_at(0.99, latencies),
+            max=_at(1, latencies),
+            missing=missing,
+            surplus=surplus,
+            rss_per_stream=(after - before) / count,
+            opened_per_second=count / (opened - began),
+            busy=cpu / waited if waited else 0.0,
+        )
+
+
+def _round(poll: select.epoll, streams: Streams, publishers: Publishers, publisher: int, latencies: list[int]) -> int:
+    """Publish one message, and read until everyone has it. The message carries its time of departure."""
+    expected, reached, answered = len(streams.received), 0, False
+    departure = time.monotonic_ns()
+    publishers.send(publisher, message(departure))
+    deadline = time.monotonic() + _DRAIN_SECONDS
+    while reached < expected or not answered:
+        for fd, _ in poll.poll(0.1):
+            if fd == publisher:
+                messages = publishers.read(fd)
+                if messages == 0:
+                    raise Spoiled(f"a publish was refused: {publishers.refusal}")
+                answered = answered or messages is not None
+            elif streams.read(fd) > 0:
+                latencies.append(time.monotonic_ns() - departure)
+                reached += 1
+        if time.monotonic() > deadline:
+            break
+    return reached
+
+
+def _resident(pid: int) -> int:
+    with open(f"/proc/{pid}/status") as status:
+        for line in status:
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    raise Spoiled("the server has ended")
+
+
+def publish(port: int, connections: int, batch: int, seconds: float) -> Published:
+    """Publish flat out with no stream open, single messages or batches."""
+    body = message(0) if batch == 1 else b"[" + b",".join(message(n) for n in range(batch)) + b"]"
+    path = "/api/v1/messages/send" if batch == 1 else "/api/v1/messages/batch"
+    with select.epoll() as poll:
+        publishers = Publishers(poll, port, path, connections, len(body))
+        for fd in publishers:
+            publishers.send(fd, body)
+        answers_due = connections
+        rejected = 0
+        window = _Window(seconds, lambda: publishers.accepted)
+        publishing = True
+        deadline = time.monotonic() + _WARM_UP_SECONDS + seconds + _DRAIN_SECONDS
+        while publishing or answers_due:
+            publishing = publishing and window.running()
+            for fd, _ in poll.poll(0.05):
+                messages = publishers.read(fd)
+                if messages is None:
+                    continue
+                rejected += batch - messages
+                answers_due -= 1
+                if publishing:
+                    publishers.send(fd, body)
+                    answers_due += 1
+            if time.monotonic() > deadline:
+                raise Spoiled(f"{answers_due} publishes were not answered")
+        return Published(
+            messages_per_second=window.rate,
+            accepted=publishers.accepted,
+            refused=rejected,
+            busy=window.busy,
+            refusal=publishers.refusal,
+        )

@@ -1,0 +1,54 @@
+"""`/api/v1/connections`: who is connected, anywhere, and the end of a connection."""
+
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from msgpush.adapters.auth import Authenticator
+from msgpush.adapters.web import NotFound, Query, encode
+from msgpush.domain.ports import ConnectionFilter, ConnectionState, Roster
+
+
+class ConnectionList(Struct):
+    """A page of connections; `next` continues the list where it isn't null."""
+
+    connections: list[ConnectionState]
+    next: str | None
+
+
+class Connections:
+    """The operator's view of the live connections."""
+
+    def __init__(self, roster: Roster, auth: Authenticator) -> None:
+        self._roster, self._auth = roster, auth
+
+    async def list(self, request: Request) -> Response:
+        query = Query(request.scope)
+        channels = set(query.all("channel"))
+        channels |= {f"{kind}:{value}" for kind in ("user", "service") for value in query.all(kind)}
+        wanted = ConnectionFilter(frozenset(channels), query.one("subject"), query.one("node"))
+        limit = query.integer("limit", 100, 1, 1000)
+        after = query.one("next")
+        query.done()
+        await self._check(request)
+        found, following = await self._roster.connections(wanted, limit, after)
+        return Response(encode(ConnectionList(found, following)), media_type="application/json")
+
+    async def stats(self, request: Request) -> Response:
+        Query(request.scope).done()
+        await self._check(request)
+        return Response(encode(await self._roster.stats()), media_type="application/json")
+
+    async def close(self, request: Request) -> Response:
+        query = Query(request.scope)
+        reconnect = query.flag("reconnect", True)
+        query.done()
+        await self._check(request)
+        id = request.path_params["id"]
+        if not await self._roster.close(id, reconnect=reconnect):
+            raise NotFound(f"there is no connection {id!r}")
+        return Response(status_code=204)
+
+    async def _check(self, request: Request) -> None:
+        grant = await self._auth.authenticate(request.scope)
+        grant.check_admin()

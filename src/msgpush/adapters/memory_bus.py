@@ -1,0 +1,273 @@
+"""The embedded bus: the log and its histories in this process's memory. It needs nothing else, and forgets at exit."""
+
+import asyncio
+import heapq
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from msgpush.domain.errors import BusUnavailable, Conflict
+from msgpush.domain.history import Linked, Page, Reason
+from msgpush.domain.log import Run
+from msgpush.domain.message import Draft, Entry
+from msgpush.domain.ports import Stored
+from msgpush.domain.position import ZERO, Position, new_epoch
+
+DAY = 86_400
+OVERHEAD = 400  # bytes that an entry costs in a history beyond its body, and about what a channel costs
+REMEMBERED = 600.0
+REMEMBERED_IDS = 1_000_000
+TAIL_LENGTH = 65_536
+TAIL_BYTES = 64 * 1024 * 1024
+
+
+class _History:
+    """One channel: what is retained of it, and its newest position, which outlives that."""
+
+    __slots__ = ("due", "entries", "expires", "last", "lost", "prev", "queued")
+
+    def __init__(self, last: Position) -> None:
+        self.entries = Run()
+        self.prev = last  # of the first entry retained
+        self.last = last
+        self.lost: Reason = "trimmed"  # why the newest entry that has gone went
+        self.expires = 0  # when the last of its entries does, in milliseconds
+        self.due = 0  # when it is looked at next, in milliseconds
+        self.queued = False  # among the candidates for the oldest entry
+
+
+class _Tail:
+    """What one reader of the log has still to be given."""
+
+    __slots__ = ("arrived", "entries", "size")
+
+    def __init__(self, entries: list[Entry]) -> None:
+        self.entries = deque(entries)
+        self.size = sum(len(entry.body) for entry in entries)
+        self.arrived = asyncio.Event()
+
+    def put(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        self.size += len(entry.body)
+        while len(self.entries) > TAIL_LENGTH or self.size > TAIL_BYTES:
+            self.size -= len(self.entries.popleft().body)
+
+    def take(self) -> list[Entry]:
+        entries = list(self.entries)
+        self.entries.clear()
+        self.size = 0
+        return entries
+
+
+class MemoryBus:
+    """One append-only log in memory, with each channel's history.
+
+    Args:
+        history_length: messages retained a channel, at most.
+        size: bytes that all histories may cost together; beyond it the oldest messages go, whatever their channel.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        *,
+        history_length: int = 1000,
+        size: int = 256 * 1024 * 1024,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.epoch = new_epoch()
+        self._clock = clock
+        self._history_length, self._size = history_length, size
+        self._used = 0
+        self._last = ZERO
+        self._histories: dict[str, _History] = {}
+        # A channel that isn't known has had nothing after this.
+        self._forgotten = ZERO
+        # Heaps with an item a channel, corrected when it comes up: by its oldest entry, by when it is looked at next.
+        self._oldest: list[tuple[Position, str]] = []
+        self._dues: list[tuple[int, str]] = []
+        self._emptied: OrderedDict[str, None] = OrderedDict()
+        self._ids: dict[tuple[str, str], tuple[bytes, Position, str]] = {}
+        self._ids_by_age: deque[tuple[float, tuple[str, str]]] = deque()
+        self._tails: set[_Tail] = set()
+
+    async def append(self, drafts: Sequence[Draft]) -> list[Stored | Conflict | BusUnavailable]:
+        now = self._clock()
+        self._forget(now)
+        results: list[Stored | Conflict | BusUnavailable] = [self._append(draft, now) for draft in drafts]
+        for tail in self._tails:
+            tail.arrived.set()
+        return results
+
+    async def tail(self, after: Position) -> AsyncGenerator[Sequence[Entry], None]:
+        tail = _Tail(self._retained_after(after))
+        self._tails.add(tail)
+        try:
+            while True:
+                if tail.entries:
+                    yield tail.take()
+                else:
+                    tail.arrived.clear()
+                    await tail.arrived.wait()
+        finally:
+            self._tails.discard(tail)
+
+    async def history(self, channels: Sequence[str], after: Position | None, limit: int) -> list[Page]:
+        self._forget(self._clock())
+        return [self._page(channel, after, limit) for channel in channels]
+
+    async def end(self) -> Position:
+        return self._last
+
+    @property
+    def length(self) -> int:
+        """Messages retained, counted in each of their channels."""
+        return sum(len(history.entries) for history in self._histories.values())
+
+    @property
+    def channels(self) -> int:
+        """Channels that are remembered."""
+        return len(self._histories)
+
+    @property
+    def used(self) -> int:
+        """Bytes that the histories cost, by the reckoning that the budget bounds."""
+        return self._used
+
+    # Writing
+
+    def _append(self, draft: Draft, now: float) -> Stored | Conflict:
+        key = (draft.service, draft.id)
+        if draft.digest is not None and (known := self._ids.get(key)) is not None:
+            digest, position, timestamp = known
+            return Stored(position, timestamp, True) if digest == draft.digest else Conflict(*key)
+        position = self._next_position(now)
+        entry = Entry(
+            position, self._last, draft.channels, draft.type, draft.service, position.ms + draft.ttl * 1000, draft.body
+        )
+        self._last = position
+        for channel in entry.channels:
+            self._record(channel, entry)
+        if draft.digest is not None:
+            self._ids[key] = (draft.digest, position, draft.timestamp)
+            self._ids_by_age.append((now, key))
+        for tail in self._tails:
+            tail.put(entry)
+        self._fit()
+        return Stored(position, draft.timestamp, False)
+
+    def _next_position(self, now: float) -> Position:
+        # The clock may step back; positions may not.
+        ms = int(now * 1000)
+        return Position(ms, 0) if ms > self._last.ms else Position(self._last.ms, self._last.seq + 1)
+
+    def _record(self, channel: str, entry: Entry) -> None:
+        history = self._histories.get(channel)
+        if history is None:
+            history = self._histories[channel] = _History(self._forgotten)
+            self._used += OVERHEAD
+        if not history.entries:
+            history.prev = history.last
+            self._emptied.pop(channel, None)
+            if not history.queued:
+                history.queued = True
+                heapq.heappush(self._oldest, (entry.position, channel))
+            if not history.due or entry.expires < history.due:
+                self._look_again(channel, history, entry.expires)
+        history.entries.append(entry)
+        history.last = entry.position
+        history.expires = max(history.expires, entry.expires)
+        self._used += _cost(entry)
+        if len(history.entries) > self._history_length:
+            self._drop_first(history, "trimmed")
+
+    # Forgetting
+
+    def _drop_first(self, history: _History, why: Reason) -> None:
+        entry = history.entries.drop_first()
+        history.prev = entry.position
+        history.lost = why
+        self._used -= _cost(entry)
+
+    def _fit(self) -> None:
+        while self._used > self._size:
+            if self._emptied:
+                self._forget_channel(next(iter(self._emptied)))
+            elif self._oldest:
+                self._drop_oldest()
+            else:
+                return
+
+    def _drop_oldest(self) -> None:
+        position, channel = self._oldest[0]
+        history = self._histories.get(channel)
+        if history is None or not history.entries:
+            heapq.heappop(self._oldest)
+            if history is not None:
+                history.queued = False
+        elif (first := history.entries.first().position) != position:
+            heapq.heapreplace(self._oldest, (first, channel))
+        else:
+            self._drop_first(history, "trimmed")
+            if not history.entries:
+                self._forget_channel(channel)
+
+    def _forget_channel(self, channel: str) -> None:
+        history = self._histories.pop(channel)
+        self._forgotten = max(self._forgotten, history.last)
+        self._emptied.pop(channel, None)
+        self._used -= OVERHEAD
+
+    def _look_again(self, channel: str, history: _History, due: int) -> None:
+        history.due = due
+        heapq.heappush(self._dues, (due, channel))
+
+    def _forget(self, now: float) -> None:
+        ms = int(now * 1000)
+        while self._dues and self._dues[0][0] <= ms:
+            due, channel = heapq.heappop(self._dues)
+            history = self._histories.get(channel)
+            if history is not None and history.due == due:
+                self._forget_expired(channel, history, ms)
+        ids = self._ids_by_age
+        while ids and (ids[0][0] <= now - REMEMBERED or len(ids) > REMEMBERED_IDS):
+            del self._ids[ids.popleft()[1]]
+
+    def _forget_expired(self, channel: str, history: _History, ms: int) -> None:
+        # A history lives until the longest ttl in it, and its newest position for a day beyond.
+        remembered = history.last.ms + DAY * 1000
+        if history.entries and history.expires > ms:
+            self._look_again(channel, history, history.expires)
+        elif not history.entries and remembered <= ms:
+            self._forget_channel(channel)
+        else:
+            while history.entries:
+                self._drop_first(history, "expired")
+            self._emptied[channel] = None
+            self._look_again(channel, history, max(remembered, ms + 1))
+
+    # Reading
+
+    def _page(self, channel: str, after: Position | None, limit: int) -> Page:
+        history = self._histories.get(channel)
+        if history is None:
+            return Page([], self._forgotten, False, "trimmed")
+        entries = history.entries
+        start = 0 if after is None else entries.index_after(after)
+        read = entries.slice(start, limit)
+        prev = history.prev if start == 0 else entries.slice(start - 1, 1)[0].position
+        linked = []
+        for entry in read:
+            linked.append(Linked(prev, entry))
+            prev = entry.position
+        return Page(linked, history.last, start + len(read) < len(entries), history.lost)
+
+    def _retained_after(self, after: Position) -> list[Entry]:
+        entries: dict[Position, Entry] = {}
+        for history in self._histories.values():
+            entries.update((entry.position, entry) for entry in history.entries.after(after))
+        return [entries[position] for position in sorted(entries)]
+
+
+def _cost(entry: Entry) -> int:
+    return len(entry.body) + OVERHEAD

@@ -1,0 +1,70 @@
+"""The roster of a single process: its own hub's connections."""
+
+import socket
+from collections import Counter
+
+from msgpush.domain.hub import Connection, Hub
+from msgpush.domain.message import format_ms
+from msgpush.domain.ports import ConnectionFilter, ConnectionState, ConnectionStats
+
+
+class MemoryRoster:
+    """The live connections of this process.
+
+    Args:
+        node: the process's name in the list.
+    """
+
+    def __init__(self, hub: Hub, node: str = "") -> None:
+        self._hub = hub
+        self._node = node or socket.gethostname()
+
+    async def connections(
+        self, wanted: ConnectionFilter, limit: int, after: str | None
+    ) -> tuple[list[ConnectionState], str | None]:
+        found: list[ConnectionState] = []
+        for id in sorted(self._hub.connections):
+            if after is not None and id <= after:
+                continue
+            state = self._state(self._hub.connections[id])
+            if wanted.matches(state):
+                if len(found) == limit:
+                    return found, found[-1].id
+                found.append(state)
+        return found, None
+
+    async def stats(self) -> ConnectionStats:
+        states = [self._state(connection) for connection in self._hub.connections.values()]
+        kinds = Counter(kind for state in states for kind in {name.partition(":")[0] for name in state.channels})
+        return ConnectionStats(
+            total=len(states),
+            peak=self._hub.peak,
+            by_node=dict(Counter(state.node for state in states)),
+            by_transport=dict(Counter(state.transport for state in states)),
+            by_channel_kind=dict(kinds),
+            by_state=dict(Counter(state.state for state in states)),
+        )
+
+    async def close(self, id: str, *, reconnect: bool) -> bool:
+        connection = self._hub.connections.get(id)
+        if connection is None:
+            return False
+        self._hub.close(connection, "disconnected", reconnect=reconnect)
+        return True
+
+    def _state(self, connection: Connection) -> ConnectionState:
+        info = connection.info
+        return ConnectionState(
+            id=connection.id,
+            node=self._node,
+            subject=info.subject,
+            transport=info.transport,
+            channels=tuple(sorted(self._hub.channels_of(connection))),
+            remote=info.remote,
+            user_agent=info.user_agent,
+            connected_at=format_ms(int(info.connected_at * 1000)),
+            messages_sent=connection.messages_sent,
+            bytes_sent=connection.bytes_sent,
+            state="live" if connection.live else "behind",
+            lag=self._hub.lag_of(connection),
+        )

@@ -1,0 +1,185 @@
+"""`POST /api/v1/messages/...`: from a request's body to messages in the bus, and back to receipts."""
+
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+from starlette.types import Receive, Scope, Send
+
+from msgpush.adapters.auth import Authenticator
+from msgpush.adapters.metrics import Metrics
+from msgpush.adapters.web import (
+    Problem,
+    body_parts,
+    encode,
+    header,
+    problem,
+    problem_of,
+    read_body,
+    respond,
+)
+from msgpush.domain.errors import Malformed, MsgpushError, TooLarge
+from msgpush.domain.grant import Grant
+from msgpush.domain.message import Draft, parse, split_array
+from msgpush.domain.service import Push, Receipt
+
+MAX_ITEMS = 10_000
+
+
+class Publish:
+    """`/send` and `/broadcast`: one message a request."""
+
+    def __init__(
+        self, push: Push, auth: Authenticator, metrics: Metrics, *, max_bytes: int, broadcast: bool = False
+    ) -> None:
+        self._push, self._auth, self._metrics = push, auth, metrics
+        self._max_bytes, self._broadcast = max_bytes, broadcast
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        draft: Draft | None = None
+        try:
+            grant = await self._auth.authenticate(scope)
+            message = parse(await read_body(scope, receive, self._max_bytes, "the message"))
+            if message.id is None:
+                message.id = _idempotency_key(scope)
+            draft = self._push.draft(message, broadcast=self._broadcast)
+            grant.check_publish(draft.channels)
+            (result,) = await self._push.store([draft])
+            if isinstance(result, MsgpushError):
+                raise result
+        except MsgpushError as error:
+            self._metrics.failed(error, draft)
+            raise
+        if not result.duplicate:
+            self._metrics.sent(draft)
+        await respond(send, 202, encode(result))
+
+
+class Failed(Struct):
+    """An item of a batch that was not accepted, with what `/send` would have answered."""
+
+    error: Problem
+
+
+class BatchResult(Struct, kw_only=True):
+    """The answer to a batch; where nothing was accepted it is a problem (RFC 9457) as well."""
+
+    accepted: int
+    rejected: int
+    results: list[Receipt | Failed]
+
+
+class BatchProblem(Problem, kw_only=True):
+    accepted: int
+    rejected: int
+    results: list[Receipt | Failed]
+
+
+class PublishBatch:
+    """`/batch`: many messages a request, each by itself, in their order."""
+
+    def __init__(
+        self, push: Push, auth: Authenticator, metrics: Metrics, *, max_message_bytes: int, max_batch_bytes: int
+    ) -> None:
+        self._push, self._auth, self._metrics = push, auth, metrics
+        self._max_message_bytes, self._max_batch_bytes = max_message_bytes, max_batch_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        grant = await self._auth.authenticate(scope)
+        if header(scope, b"idempotency-key"):
+            raise Malformed("the header Idempotency-Key names one message: in a batch each message carries its own id")
+        content_type = (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
+        results: list[Receipt | Failed] = []
+        if content_type == "application/x-ndjson":
+            try:
+                await self._store_lines(scope, receive, grant, results)
+            except TooLarge as error:
+                await self._respond(send, results, problem_of(error))
+                return
+        else:
+            items = split_array(await read_body(scope, receive, self._max_batch_bytes, "the batch"))
+            if len(items) > MAX_ITEMS:
+                raise TooLarge("the batch", MAX_ITEMS, "messages")
+            await self._store(items, grant, results)
+        await self._respond(send, results)
+
+    async def _store_lines(self, scope: Scope, receive: Receive, grant: Grant, results: list[Receipt | Failed]) -> None:
+        # Lines are stored as they arrive: those whose newline has come stay accepted, whatever becomes of the rest.
+        rest = b""
+        async for part in body_parts(scope, receive):
+            *lines, rest = (rest + part).split(b"\n")
+            await self._store_some(lines, grant, results)
+            if len(rest) > self._max_message_bytes:
+                raise TooLarge("a line of the batch", self._max_message_bytes)
+        await self._store_some([rest], grant, results)
+
+    async def _store_some(self, lines: Sequence[bytes], grant: Grant, results: list[Receipt | Failed]) -> None:
+        lines = [line for line in lines if line.strip()]
+        fitting = lines[: MAX_ITEMS - len(results)]
+        too_long = next((i for i, line in enumerate(fitting) if len(line) > self._max_message_bytes), None)
+        await self._store(fitting[:too_long], grant, results)
+        if too_long is not None:
+            raise TooLarge("a line of the batch", self._max_message_bytes)
+        if len(lines) > len(fitting):
+            raise TooLarge("the batch", MAX_ITEMS, "messages")
+
+    async def _store(self, items: Iterable[bytes], grant: Grant, results: list[Receipt | Failed]) -> None:
+        outcomes: list[Draft | MsgpushError] = [self._draft(item, grant) for item in items]
+        drafts = [each for each in outcomes if isinstance(each, Draft)]
+        stored = iter(await self._push.store(drafts)) if drafts else iter(())
+        for each in outcomes:
+            draft = each if isinstance(each, Draft) else None
+            result = each if isinstance(each, MsgpushError) else next(stored)
+            if isinstance(result, MsgpushError):
+                self._metrics.failed(result, draft)
+                results.append(Failed(problem_of(result)))
+            else:
+                if draft is not None and not result.duplicate:
+                    self._metrics.sent(draft)
+                results.append(result)
+
+    def _draft(self, item: bytes, grant: Grant) -> Draft | MsgpushError:
+        try:
+            if len(item) > self._max_message_bytes:
+                raise TooLarge("the message", self._max_message_bytes)
+            draft = self._push.draft(parse(item))
+            grant.check_publish(draft.channels)
+        except MsgpushError as error:
+            return error
+        return draft
+
+    async def _respond(self, send: Send, results: list[Receipt | Failed], limit: Problem | None = None) -> None:
+        statuses = {result.error.status for result in results if isinstance(result, Failed)}
+        rejected = sum(isinstance(result, Failed) for result in results)
+        accepted = len(results) - rejected
+        if limit is None and accepted:
+            await respond(send, 202, encode(BatchResult(accepted=accepted, rejected=rejected, results=results)))
+            return
+        told = limit or _none_accepted(statuses)
+        body = BatchProblem(
+            title=told.title,
+            status=told.status,
+            detail=told.detail,
+            accepted=accepted,
+            rejected=rejected,
+            results=results,
+        )
+        headers = [(b"connection", b"close")] if limit else []
+        if told.status == 503:
+            headers.append((b"retry-after", b"1"))
+        await respond(send, told.status, encode(body), b"application/problem+json", headers)
+
+
+def _none_accepted(statuses: set[int]) -> Problem:
+    if 503 in statuses:
+        return problem(503, "the bus took none of the messages")
+    if statuses == {403}:
+        return problem(403, "none of the messages may be published")
+    return problem(422, "none of the messages is valid" if statuses else "the batch is empty")
+
+
+def _idempotency_key(scope: Scope) -> str | None:
+    key = header(scope, b"idempotency-key")
+    if key is None:
+        return None
+    # A structured header's string stands in quotes; both ways are in use.
+    return key[1:-1] if len(key) > 1 and key[0] == key[-1] == '"' else key

@@ -1,0 +1,244 @@
+"""Server-Sent Events (WHATWG HTML, section 9.2): the blocks of a stream, and the sinks that they are written to."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+from msgspec import Struct
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from msgpush.domain.history import Gap
+from msgpush.domain.hub import Connection, Start, Subscription
+from msgpush.domain.message import Entry, data_of
+from msgpush.domain.ports import ClientInfo, Sink
+from msgpush.domain.service import Push
+
+CONTENT_TYPE = b"text/event-stream; charset=utf-8"
+HEADERS = [
+    (b"content-type", CONTENT_TYPE),
+    (b"cache-control", b"no-store, no-transform"),
+    (b"x-accel-buffering", b"no"),
+]
+SEND_AHEAD = 64 * 1024
+
+_encode = msgspec.json.encode
+
+
+class EventView(Struct, frozen=True):
+    """A client that reads Server-Sent Events.
+
+    Args:
+        events: types that come as an event of that name, with the message's data alone.
+        chunked: whether chunks are framed for the wire already (HTTP/1.1 chunked, RFC 9112 section 7.1).
+    """
+
+    events: frozenset[str]
+    chunked: bool = False
+
+    def message(self, entry: Entry, cursor: str) -> bytes:
+        if entry.type in self.events:
+            # An event named error would fire EventSource's own onerror.
+            name = "message.error" if entry.type == "error" else entry.type
+            return b"event: %b\ndata: %b\nid: %b\n\n" % (name.encode(), data_of(entry), cursor.encode())
+        return b"data: %b\nid: %b\n\n" % (entry.body, cursor.encode())
+
+    def gap(self, gap: Gap) -> bytes:
+        # No id: what is missing can't be continued after.
+        return b"event: msgpush.gap\ndata: %b\n\n" % _encode(gap)
+
+    def heartbeat(self, cursor: str) -> bytes:
+        return b"event: msgpush.heartbeat\ndata: {}\nid: %b\n\n" % cursor.encode()
+
+    def close(self, reason: str, reconnect: bool, cursor: str) -> bytes:
+        return closing(reason, reconnect, cursor)
+
+    def chunk(self, frames: Sequence[bytes]) -> bytes:
+        body = b"".join(frames)
+        return b"%x\r\n%b\r\n" % (len(body), body) if self.chunked and body else body
+
+
+class _Opening(Struct):
+    connection: str
+    channels: list[str]
+    resumed: bool
+    heartbeat: float
+
+
+class _Close(Struct):
+    reason: str
+    reconnect: bool
+
+
+def opening(connection: str, channels: frozenset[str], cursor: str, *, resumed: bool, heartbeat: float) -> bytes:
+    """The first block of a stream; `retry` differs from stream to stream, so that a restart makes no stampede."""
+    interval = int(heartbeat) if heartbeat == int(heartbeat) else heartbeat
+    data = _encode(_Opening(connection, sorted(channels), resumed, interval))
+    return b"retry: %d\nevent: msgpush.open\nid: %b\ndata: %b\n\n" % (random.randint(2000, 5000), cursor.encode(), data)
+
+
+def closing(reason: str, reconnect: bool, cursor: str = "") -> bytes:
+    """The last block of a stream; a cursor in it is terminal."""
+    id = b"id: %b\n" % cursor.encode() if cursor else b""
+    return b"event: msgpush.close\n%bdata: %b\n\n" % (id, _encode(_Close(reason, reconnect)))
+
+
+def refusal() -> bytes:
+    """All that a new stream gets which can't be served now."""
+    return b"retry: %d\n%b" % (random.randint(10_000, 30_000), closing("overload", True))
+
+
+class Wire(Protocol):
+    """The server's ASGI extension `msgpush.wire`: bytes that are framed already go straight to the transport."""
+
+    @property
+    def backlog(self) -> int: ...
+    @property
+    def writable(self) -> bool: ...
+    def open(self) -> None: ...
+    def write(self, framed: bytes) -> bool: ...
+    def finish(self, framed: bytes) -> None: ...
+    def abort(self) -> None: ...
+    async def drained(self) -> None: ...
+
+
+class WireSink:
+    """A sink over the server's wire extension: no task, no copy and no switch for what it is offered."""
+
+    __slots__ = ("_wire", "offer")
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self.offer = wire.write
+
+    @property
+    def writable(self) -> bool:
+        return self._wire.writable
+
+    @property
+    def backlog(self) -> int:
+        return self._wire.backlog
+
+    def finish(self, chunk: bytes) -> None:
+        self._wire.finish(chunk)
+
+    def abort(self) -> None:
+        self._wire.abort()
+
+    async def drained(self) -> bool:
+        await self._wire.drained()
+        return self._wire.writable
+
+
+class SendSink:
+    """A sink over plain ASGI, for servers without the extension: a task writes what it is offered.
+
+    It takes chunks until 64 KiB wait for the server to take them.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._chunks: list[bytes] = []
+        self._changed = asyncio.Event()
+        self._written = asyncio.Event()
+        self._ended = self._gone = False
+        self.backlog = 0
+        self.writer: asyncio.Task[None] | None = None
+
+    @property
+    def writable(self) -> bool:
+        return self.backlog < SEND_AHEAD and not self._ended and not self._gone
+
+    def offer(self, chunk: bytes) -> bool:
+        if not self.writable:
+            return False
+        self._put(chunk)
+        return True
+
+    def finish(self, chunk: bytes) -> None:
+        self._ended = True
+        self._put(chunk)
+
+    def abort(self) -> None:
+        self._gone = True
+        self._written.set()
+        if self.writer is not None:
+            self.writer.cancel()
+
+    async def drained(self) -> bool:
+        while not self.writable and not self._gone and not self._ended:
+            self._written.clear()
+            await self._written.wait()
+        return self.writable
+
+    async def write(self) -> None:
+        """Pass on what is offered, until the end or the client's."""
+        while not self._gone:
+            self._changed.clear()
+            if self._chunks:
+                body, self._chunks = b"".join(self._chunks), []
+                await self._send({"type": "http.response.body", "body": body, "more_body": True})
+                self.backlog -= len(body)
+                self._written.set()
+            elif self._ended:
+                await self._send({"type": "http.response.body", "body": b""})
+                return
+            else:
+                await self._changed.wait()
+
+    def _put(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
+        self.backlog += len(chunk)
+        self._changed.set()
+
+
+class EventStream(StreamingResponse):
+    """A stream that lasts until its client goes or the hub closes it: one task, which waits for the client to go."""
+
+    def __init__(
+        self, push: Push, connection_id: str, info: ClientInfo, subscription: Subscription, start: Start
+    ) -> None:
+        # Not StreamingResponse's own: there is nothing to iterate over.
+        self.status_code, self.raw_headers, self.background = 200, HEADERS, None
+        self._push, self._id, self._info = push, connection_id, info
+        self._subscription, self._start = subscription, start
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        wire: Wire | None = scope.get("extensions", {}).get("msgpush.wire")
+        if wire is not None:
+            wire.open()
+            await self._serve(WireSink(wire), receive)
+        else:
+            await self._serve_by_send(SendSink(send), receive)
+
+    async def _serve(self, sink: Sink, receive: Receive) -> None:
+        connection = Connection(self._id, sink, self._info)
+        self._push.subscribe(connection, self._subscription, self._start, self._opening)
+        try:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+        finally:
+            self._push.unsubscribe(connection)
+
+    async def _serve_by_send(self, sink: SendSink, receive: Receive) -> None:
+        reader = asyncio.create_task(self._serve(sink, receive), name=f"msgpush reader {self._id}")
+        sink.writer = asyncio.create_task(sink.write(), name=f"msgpush writer {self._id}")
+        try:
+            await asyncio.wait((reader, sink.writer), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            reader.cancel()
+            sink.writer.cancel()
+            await asyncio.gather(reader, sink.writer, return_exceptions=True)
+
+    def _opening(self, cursor: str) -> bytes:
+        block = opening(
+            self._id,
+            self._subscription.channels,
+            cursor,
+            resumed=self._start.asked is not None,
+            heartbeat=self._push.heartbeat,
+        )
+        return self._subscription.view.chunk([block])

@@ -1,0 +1,142 @@
+"""`GET /sse/...`: from a request to a stream, or to a refusal that an EventSource survives."""
+
+import secrets
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from msgpush.adapters.auth import Authenticator
+from msgpush.adapters.sse import HEADERS, EventStream, EventView, refusal
+from msgpush.adapters.web import ProblemResponse, Query, header, problem, respond, segment
+from msgpush.domain.channel import BROADCAST, NAME_RULE, is_channel, shown
+from msgpush.domain.errors import BusUnavailable, Malformed, Overloaded
+from msgpush.domain.hub import Start, Subscription
+from msgpush.domain.message import TYPES
+from msgpush.domain.ports import ClientInfo
+from msgpush.domain.position import TERMINAL, check_cursor, is_cursor
+from msgpush.domain.service import Push
+
+MAX_CHANNELS = 64
+
+Kind = Literal["stream", "user", "service"]
+
+
+class Streams:
+    """The endpoint of one kind of stream.
+
+    Args:
+        kind: whether the path names channels, a user or a service.
+        default_events: types that come as events of their name where the client doesn't choose.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        push: Push,
+        auth: Authenticator,
+        *,
+        default_events: frozenset[str],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._kind, self._push, self._auth = kind, push, auth
+        self._default_events = default_events
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The order of refusals is part of the contract.
+        if _is_over(scope):
+            await Response(status_code=204)(scope, receive, send)
+        elif scope["method"] not in ("GET", "HEAD"):
+            response = ProblemResponse(problem(405, "a stream is read with GET"), {"Allow": "GET, HEAD"})
+            await response(scope, receive, send)
+        else:
+            await self._read(scope, receive, send)
+
+    async def _read(self, scope: Scope, receive: Receive, send: Send) -> None:
+        query = Query(scope)
+        asked = _last_event_id(scope, query)
+        if asked:
+            check_cursor(asked)
+        subscription = self._subscription(scope, query)
+        grant = await self._auth.authenticate(scope)
+        grant.check_listen(subscription.channels)
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        try:
+            self._push.admit()
+            start = await self._push.start_at(asked)
+        except (Overloaded, BusUnavailable):
+            # Never a 5xx or 429: a native EventSource would give up for good.
+            await respond(send, 200, refusal(), HEADERS[0][1], HEADERS[1:])
+            return
+        await self._stream(scope, subscription, start, grant.subject)(scope, receive, send)
+
+    def _subscription(self, scope: Scope, query: Query) -> Subscription:
+        names = segment(scope, f"/sse/{self._kind}/")
+        if not names:
+            raise Malformed(f"the path ends before the name: /sse/{self._kind}/<name>")
+        channels = names.split(",") if self._kind == "stream" else [f"{self._kind}:{names}"]
+        channels += query.all("channel")
+        for channel in channels:
+            if not is_channel(channel):
+                raise Malformed(f"{shown(channel)} is no channel name: {NAME_RULE}")
+        if query.flag("broadcast", True):
+            channels.append(BROADCAST)
+        wanted = frozenset(channels)
+        if len(wanted - {BROADCAST}) > MAX_CHANNELS:
+            raise Malformed(f"{len(wanted - {BROADCAST})} channels; a stream has at most {MAX_CHANNELS}")
+        types = query.one("types")
+        events = query.one("events")
+        query.one("token")
+        query.done()
+        view = EventView(
+            self._default_events if events is None else read_events(events),
+            chunked="msgpush.wire" in scope.get("extensions", {}),
+        )
+        return Subscription(wanted, view, None if types is None else _types("types", types))
+
+    def _stream(self, scope: Scope, subscription: Subscription, start: Start, subject: str | None) -> EventStream:
+        client = scope.get("client")
+        remote = f"{client[0]}:{client[1]}" if client else ""
+        user_agent = (header(scope, b"user-agent") or "")[:256]
+        info = ClientInfo(subject, "sse", remote, user_agent, self._clock())
+        return EventStream(self._push, secrets.token_hex(8), info, subscription, start)
+
+
+def _last_event_id(scope: Scope, query: Query) -> str | None:
+    given = query.one("last_event_id", "lastEventId", "lastEventID")
+    return header(scope, b"last-event-id") or given
+
+
+def _is_over(scope: Scope) -> bool:
+    # Whatever else may be wrong with the request: its client was told never to come back.
+    try:
+        asked = _last_event_id(scope, Query(scope))
+    except Malformed:
+        asked = header(scope, b"last-event-id")
+    return asked is not None and asked.endswith(TERMINAL) and is_cursor(asked)
+
+
+def read_events(text: str) -> frozenset[str]:
+    """The types that come as events of their name: a list of types, `*` for all, `none` for none.
+
+    Raises:
+        Malformed: something else.
+    """
+    if text == "*":
+        return frozenset(TYPES)
+    return frozenset() if text == "none" else _types("events", text)
+
+
+def _types(name: str, text: str) -> frozenset[str]:
+    types = frozenset(text.split(","))
+    for each in types:
+        if each not in TYPES:
+            also = " (or *, or none)" if name == "events" else ""
+            raise Malformed(f"the parameter {name!r} has {shown(each)}: allowed are {', '.join(TYPES)}{also}")
+    return types

@@ -1,0 +1,244 @@
+"""What the HTTP adapters share: problems (RFC 9457), bodies, queries, and the one table from errors to statuses."""
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+from http import HTTPStatus
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from msgpush.domain.errors import (
+    BusUnavailable,
+    Conflict,
+    Denied,
+    Fault,
+    Invalid,
+    Malformed,
+    MsgpushError,
+    Overloaded,
+    TooLarge,
+)
+
+encode = msgspec.json.Encoder().encode
+
+
+class NotFound(MsgpushError):
+    """There is no such thing."""
+
+
+class Unsupported(MsgpushError):
+    """A body in a form that isn't read."""
+
+
+STATUS: Mapping[type[MsgpushError], int] = {
+    Malformed: 400,
+    Denied: 403,
+    NotFound: 404,
+    Conflict: 409,
+    TooLarge: 413,
+    Unsupported: 415,
+    Invalid: 422,
+    BusUnavailable: 503,
+    Overloaded: 503,
+}
+
+
+class Problem(Struct, kw_only=True):
+    """An error, as every error response tells it (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    errors: tuple[Fault, ...] | UnsetType = UNSET
+
+
+class ClientGone(Exception):
+    """The client went before its request was complete: there is nobody to answer, and nothing was asked."""
+
+
+def problem(status: int, detail: str, errors: tuple[Fault, ...] | UnsetType = UNSET) -> Problem:
+    """A problem with the title that goes with its status."""
+    return Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors)
+
+
+def problem_of(error: MsgpushError) -> Problem:
+    """An error of this package, as it is told to the client."""
+    return problem(STATUS[type(error)], str(error), error.faults if isinstance(error, Invalid) else UNSET)
+
+
+class ProblemResponse(Response):
+    media_type = "application/problem+json"
+
+    def __init__(self, problem: Problem, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(encode(problem), problem.status, headers)
+
+
+def error_response(error: MsgpushError) -> ProblemResponse:
+    """The answer to a request that an error has ended."""
+    headers = {}
+    if isinstance(error, BusUnavailable):
+        headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, TooLarge):
+        # What is left of the body isn't wanted: the server half-closes, so that the client can read this.
+        headers["Connection"] = "close"
+    return ProblemResponse(problem_of(error), headers)
+
+
+async def on_error(_: Request, error: Exception) -> Response:
+    """Starlette's handler of this package's errors."""
+    assert isinstance(error, MsgpushError)
+    return error_response(error)
+
+
+async def on_http_exception(_: Request, error: Exception) -> Response:
+    """Starlette's handler of its own: no such path, or no such method there."""
+    assert isinstance(error, HTTPException)
+    status = error.status_code
+    headers = dict(error.headers or {})
+    if allowed := headers.get("Allow"):
+        headers["Allow"] = ", ".join(sorted(allowed.split(", ")))
+    return ProblemResponse(problem(status, error.detail), headers)
+
+
+async def on_crash(_: Request, __: Exception) -> Response:
+    """Starlette's handler of what nobody expected; the details go to the log alone."""
+    return ProblemResponse(problem(500, "the server has made a mistake"))
+
+
+async def on_client_gone(_: Request, __: Exception) -> Response:
+    """Nobody reads this."""
+    return Response(status_code=400)
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """A request header's value; the first where there are several."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value, "latin-1")
+    return None
+
+
+def segment(scope: Scope, prefix: str, suffix: str = "") -> str:
+    """What stands between `prefix` and `suffix` in the path, decoded.
+
+    Taken from the raw path where the server gives it, since what isn't UTF-8 has been replaced in the other one.
+
+    Raises:
+        Malformed: not UTF-8.
+    """
+    raw = scope.get("raw_path")
+    if raw is None:
+        text = scope["path"].partition(prefix)[2]
+    else:
+        try:
+            text = unquote_to_bytes(raw.partition(b"?")[0].partition(prefix.encode())[2]).decode()
+        except UnicodeDecodeError:
+            raise Malformed("the path is not UTF-8") from None
+    return str(text).removesuffix(suffix)
+
+
+class Query:
+    """A request's parameters, each taken by name; `done` refuses what nobody took.
+
+    Raises:
+        Malformed: not UTF-8.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        try:
+            pairs = parse_qsl(scope["query_string"].decode("ascii"), keep_blank_values=True, errors="strict")
+        except (UnicodeDecodeError, ValueError):
+            raise Malformed("the query string can't be read: it must be percent-encoded UTF-8") from None
+        self._values: dict[str, list[str]] = {}
+        for name, value in pairs:
+            self._values.setdefault(name, []).append(value)
+
+    def all(self, name: str) -> list[str]:
+        return self._values.pop(name, [])
+
+    def one(self, *names: str) -> str | None:
+        """The value of a parameter that may be given once, under any of its names."""
+        found = [(name, value) for name in names for value in self.all(name)]
+        if len(found) > 1:
+            raise Malformed(f"the parameter {found[0][0]!r} is given more than once")
+        return found[0][1] if found else None
+
+    def integer(self, name: str, default: int, lowest: int, highest: int) -> int:
+        value = self.one(name)
+        if value is None:
+            return default
+        if not (value.isascii() and value.isdecimal() and len(value) < 10 and lowest <= int(value) <= highest):
+            raise Malformed(f"the parameter {name!r} is {value!r}: it must be a number from {lowest} to {highest}")
+        return int(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.one(name)
+        if value not in (None, "true", "false"):
+            raise Malformed(f"the parameter {name!r} is {value!r}: it must be true or false")
+        return default if value is None else value == "true"
+
+    def done(self) -> None:
+        """Raise `Malformed` where there is a parameter that nobody took; those that begin with `_` are let pass."""
+        for name in self._values:
+            if not name.startswith("_"):
+                raise Malformed(f"there is no parameter {name!r} here")
+
+
+async def body_parts(scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
+    """A request's body as it arrives.
+
+    Raises:
+        ClientGone: it was cut; what has been given so far is not the whole.
+        Unsupported: it is compressed.
+    """
+    coding = header(scope, b"content-encoding")
+    if coding not in (None, "", "identity"):
+        raise Unsupported(f"the Content-Encoding {coding!r} is not read here: send the body as it is")
+    more = True
+    while more:
+        part = await receive()
+        if part["type"] == "http.disconnect":
+            raise ClientGone
+        yield part.get("body", b"")
+        more = part.get("more_body", False)
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int, what: str) -> bytes:
+    """A request's whole body.
+
+    Raises:
+        TooLarge: it is larger than `limit` bytes.
+        ClientGone, Unsupported: as `body_parts`.
+    """
+    length = header(scope, b"content-length")
+    if length is not None and length.isdecimal() and int(length) > limit:
+        raise TooLarge(what, limit)
+    parts, size = [], 0
+    async for part in body_parts(scope, receive):
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise TooLarge(what, limit)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def respond(
+    send: Send,
+    status: int,
+    body: bytes,
+    content_type: bytes = b"application/json",
+    headers: Iterable[tuple[bytes, bytes]] = (),
+) -> None:
+    """Send a whole response, with no object in between: the hot endpoints' way."""
+    start: Message = {
+        "type": "http.response.start",
+        "status": status,
+        "headers": [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers],
+    }
+    await send(start)
+    await send({"type": "http.response.body", "body": body})

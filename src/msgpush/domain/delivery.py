@@ -1,0 +1,173 @@
+"""The tasks behind the hub: the tail of the log, the sweep, the beat, and one for each connection that catches up."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Self
+
+from msgpush.domain.errors import BusUnavailable
+from msgpush.domain.hub import Advance, Connection, Hub
+from msgpush.domain.ports import Bus
+
+BUDGET = 0.005  # seconds of fan-out after which the loop gets its turn
+BEAT = 0.1
+PAGE = 256
+
+log = logging.getLogger("msgpush.delivery")
+
+
+class Delivery:
+    """Keeps a hub at the end of a bus's log while it is open."""
+
+    def __init__(self, bus: Bus, hub: Hub, *, monotonic: Callable[[], float]) -> None:
+        self._bus, self._hub, self._monotonic = bus, hub, monotonic
+        self._work = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._catching_up: dict[Connection, asyncio.Task[None]] = {}
+        self._running: list[asyncio.Task[None]] = []
+
+    @property
+    def alive(self) -> bool:
+        """Whether all the tasks that everything depends on still run."""
+        return bool(self._running) and not any(task.done() for task in self._running)
+
+    async def __aenter__(self) -> Self:
+        self._hub.begin(self._bus.epoch, await self._bus.end())
+        self._running = [
+            asyncio.create_task(work(), name=f"msgpush {work.__name__.strip('_')}")
+            for work in (self._tail, self._sweep, self._beat)
+        ]
+        for task in self._running:
+            task.add_done_callback(_report)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        tasks = [*self._running, *self._catching_up.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def start(self, connection: Connection) -> None:
+        """Serve a connection that was just attached."""
+        self._hub.take_fallen()
+        if connection.attached and self._hub.advance(connection) not in (Advance.LIVE, Advance.GONE):
+            self._catch_up(connection)
+
+    def stop(self, connection: Connection) -> None:
+        """Forget a connection."""
+        self._hub.detach(connection)
+        task = self._catching_up.pop(connection, None)
+        if task is not None:
+            task.cancel()
+
+    async def drain(self, seconds: float) -> None:
+        """Give every connection what has been published, then close it with `drain`, spread over `seconds`."""
+        deadline = self._monotonic() + seconds
+        try:
+            end = await self._bus.end()
+        except BusUnavailable:
+            end = self._hub.head
+        while self._hub.head < end and self._monotonic() < deadline:
+            await self._next_move(deadline)
+        # Most of the time is for spreading the reconnects, the rest for those that were behind.
+        last_close = deadline - seconds / 5
+        while self._hub.connections:
+            now = self._monotonic()
+            await self._flush(deadline)
+            late = now >= deadline
+            ready = [each for each in self._hub.connections.values() if each.live or late]
+            steps = max(1, round((last_close - now) / BEAT)) if now < last_close else 1
+            for connection in ready[: -(-len(ready) // steps)]:
+                self._hub.close(connection, "drain", reconnect=True)
+            if self._hub.connections:
+                await asyncio.sleep(min(BEAT, max(0.0, deadline - now)))
+
+    async def _flush(self, deadline: float) -> None:
+        while self._hub.sweep(BUDGET):
+            if self._monotonic() >= deadline:
+                return
+            await asyncio.sleep(0)
+
+    async def _tail(self) -> None:
+        async with aclosing(self._bus.tail(self._hub.head)) as tail:
+            async for entries in tail:
+                self._hub.append(entries)
+                self._work.set()
+
+    async def _sweep(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._hub.sweep(BUDGET):
+                self._serve_fallen()
+                await asyncio.sleep(0)
+            self._serve_fallen()
+            moved, self._moved = self._moved, asyncio.Event()
+            moved.set()
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT)
+            self._hub.beat()
+            self._serve_fallen()
+
+    def _serve_fallen(self) -> None:
+        for connection in self._hub.take_fallen():
+            self._catch_up(connection)
+
+    def _catch_up(self, connection: Connection) -> None:
+        if connection.attached and connection not in self._catching_up:
+            task = asyncio.create_task(self._see_through(connection), name=f"msgpush catch-up {connection.id}")
+            self._catching_up[connection] = task
+
+    async def _see_through(self, connection: Connection) -> None:
+        try:
+            await self._bring_to_head(connection)
+        except Exception:
+            log.exception("a catch-up has failed; its client will reconnect")
+            self._hub.close(connection, "disconnected", reconnect=True)
+        finally:
+            # Not in a callback of the task: the connection may fall behind again before that would run.
+            self._catching_up.pop(connection, None)
+
+    async def _bring_to_head(self, connection: Connection) -> None:
+        while True:
+            match self._hub.advance(connection):
+                case Advance.LIVE | Advance.GONE:
+                    return
+                case Advance.BLOCKED:
+                    if not await connection.sink.drained():
+                        return
+                case Advance.AHEAD:
+                    await self._moved.wait()
+                case Advance.HISTORY:
+                    await self._read_history(connection)
+                case Advance.WROTE:
+                    await asyncio.sleep(0)
+
+    async def _read_history(self, connection: Connection) -> None:
+        cohort, replay = connection.cohort, connection.replay
+        assert cohort is not None
+        assert replay is not None
+        limit = self._hub.floor_of(connection)
+        channels = list(cohort.subscription.channels)
+        try:
+            pages = await self._bus.history(channels, replay.after, PAGE)
+        except BusUnavailable as error:
+            await asyncio.sleep(error.retry_after)
+        else:
+            self._hub.deliver(connection, dict(zip(channels, pages, strict=True)), limit)
+        await asyncio.sleep(0)
+
+    async def _next_move(self, deadline: float) -> None:
+        try:
+            async with asyncio.timeout(max(0.0, deadline - self._monotonic())):
+                await self._moved.wait()
+        except TimeoutError:
+            pass
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("%s has died", task.get_name(), exc_info=error)

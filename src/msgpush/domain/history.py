@@ -1,0 +1,126 @@
+"""Reading histories: several channels merged, each entry once, and what can't be proven complete told as gaps."""
+
+from collections.abc import Iterable, Mapping
+from heapq import merge
+from operator import attrgetter
+from typing import Literal, NamedTuple
+
+from msgspec import Struct
+
+from msgpush.domain.log import unique
+from msgpush.domain.message import Entry
+from msgpush.domain.position import ZERO, Position
+
+Reason = Literal["trimmed", "expired", "reset"]
+
+
+class Gap(Struct, frozen=True):
+    """Messages of a channel after a cursor are missing, or may be; of all channels where it names none."""
+
+    channel: str | None
+    after: str
+    reason: Reason
+
+
+class Linked(NamedTuple):
+    """An entry of a channel's history, and the channel's position before it."""
+
+    prev: Position
+    entry: Entry
+
+
+class Page(NamedTuple):
+    """What a bus knows of one channel after a position: facts, from which `Replay` tells what is missing.
+
+    Attributes:
+        entries: the oldest of those retained, in order, expired ones included.
+        last: the channel's newest position; where that has been forgotten, the newest that it can have been.
+        more: whether the channel has more entries after these.
+        lost: why entries that are retained no longer have gone, as far as the bus knows.
+    """
+
+    entries: list[Linked]
+    last: Position
+    more: bool
+    lost: Reason = "expired"
+
+
+class Replayed(NamedTuple):
+    """What a step of a replay found: entries to deliver, what is missing before them, and the position after both."""
+
+    entries: list[Entry]
+    missing: list[tuple[str, Reason]]
+    end: Position
+
+
+class Replay:
+    """A read of some channels from a position on, through as many pages as it takes.
+
+    Args:
+        after: the position to continue from; None reads from the earliest that is retained, which is never a gap.
+        now: milliseconds since 1970. Of a read from the earliest, nothing was promised that had expired by then.
+        types: only messages of these types are read; None reads all.
+    """
+
+    __slots__ = ("_floors", "_promised_from", "_types", "after")
+
+    def __init__(self, after: Position | None, now: int, types: frozenset[str] | None = None) -> None:
+        self.after = after
+        self._types = types
+        self._promised_from = now if after is None else 0
+        # Up to where a channel's continuity has been settled already, where that is later than `after`.
+        self._floors: dict[str, Position] = {}
+
+    def step(self, pages: Mapping[str, Page], limit: Position, now: int) -> Replayed:
+        """Merge one page of each channel, read after `self.after`, and move on.
+
+        Args:
+            limit: nothing after this position is delivered, nor passed over.
+            now: milliseconds since 1970; what has expired by then is missing, not delivered.
+        """
+        end = limit
+        for page in pages.values():
+            if page.more:
+                end = min(end, page.entries[-1].entry.position)
+        missing = [
+            (channel, reason) for channel, page in pages.items() if (reason := self._settle(channel, page, end, now))
+        ]
+        merged = merge(*([linked.entry for linked in page.entries] for page in pages.values()), key=_position)
+        entries = [
+            entry for entry in unique(merged) if entry.position <= end and entry.expires > now and self.wants(entry)
+        ]
+        self.after = end
+        return Replayed(entries, missing, end)
+
+    def _settle(self, channel: str, page: Page, end: Position, now: int) -> Reason | None:
+        if self.after is None:
+            self._floors[channel] = page.entries[0].prev if page.entries else page.last
+            return self._expired((linked.entry for linked in page.entries), end, now)
+        known = max(self.after, self._floors.get(channel, ZERO))
+        if page.entries:
+            first = page.entries[0].prev
+            if first > known:
+                self._floors[channel] = first
+                return "trimmed"
+            return self._expired((linked.entry for linked in page.entries), end, now)
+        if page.last > known:
+            self._floors[channel] = page.last
+            return page.lost
+        return None
+
+    def _expired(self, entries: Iterable[Entry], end: Position, now: int) -> Reason | None:
+        for entry in entries:
+            if entry.position <= end and entry.expires <= now and self.owes(entry):
+                return "expired"
+        return None
+
+    def wants(self, entry: Entry) -> bool:
+        """Whether the reader asked for messages of this type."""
+        return self._types is None or entry.type in self._types
+
+    def owes(self, entry: Entry) -> bool:
+        """Whether an entry that has expired must be told as missing."""
+        return entry.expires > self._promised_from and self.wants(entry)
+
+
+_position = attrgetter("position")

@@ -1,0 +1,634 @@
+"""The fan-out: one log, read by many connections, with no queue per connection.
+
+    append            entries come from the log's tail; each marks the cohorts that it concerns
+    sweep             gives a marked cohort what is pending, one shared chunk of bytes for all its connections
+    attach, detach    connections come and go
+    advance           brings one that is behind a step nearer to the head
+    beat              heartbeats, and the end of those whose socket has been full for too long
+
+Everything here is synchronous: it decides, and offers bytes to sinks, which never wait. `delivery` owns the tasks.
+
+A connection is *live*, at its cohort's head, or *behind*, with a cursor of its own. The invariant of ids: no id is
+written to a connection before everything of its subscription at or below it.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum, auto
+from itertools import count
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from msgpush.domain.history import Gap, Page, Reason, Replay
+from msgpush.domain.log import Ring
+from msgpush.domain.message import Entry
+from msgpush.domain.ports import UNKNOWN, ClientInfo, Sink, View
+from msgpush.domain.position import TERMINAL, ZERO, Cursor, Position
+
+CHUNK = 128 * 1024
+CATCH_UP_CHUNK = 64 * 1024
+FRAMES = 16 * 1024 * 1024
+SCAN = 2_048  # entries that one step of a catch-up looks at, so that no reader holds up the others
+CLOSING = 1.0  # seconds in which a cut reader may still take the closing block
+
+
+class Subscription(Struct, frozen=True):
+    """What a connection listens to, and how it is shown: connections with equal subscriptions share their bytes."""
+
+    channels: frozenset[str]
+    view: View
+    types: frozenset[str] | None = None
+
+    def wants(self, entry: Entry) -> bool:
+        return self.types is None or entry.type in self.types
+
+
+class Start(Struct, frozen=True):
+    """Where a connection begins to read.
+
+    `asked` is the cursor as the client gave it; without one it begins now. `after` None is the earliest retained.
+    `reset` says that the log didn't make this cursor, which the reader is told.
+    """
+
+    asked: str | None = None
+    after: Position | None = None
+    reset: bool = False
+
+
+NOW = Start()
+
+
+class Advance(Enum):
+    """What a step of a catch-up came to."""
+
+    WROTE = auto()
+    LIVE = auto()
+    GONE = auto()
+    BLOCKED = auto()  # its socket is full
+    AHEAD = auto()  # its cursor is ahead of this hub: the tail will pass it
+    HISTORY = auto()  # older than the ring: the bus has to be asked
+
+
+class Connection:
+    """One reader."""
+
+    __slots__ = (
+        "asked",
+        "bytes_sent",
+        "cohort",
+        "cursor",
+        "due",
+        "gaps",
+        "id",
+        "info",
+        "live",
+        "messages_sent",
+        "replay",
+        "sink",
+        "written",
+    )
+
+    def __init__(self, id: str, sink: Sink, info: ClientInfo = UNKNOWN) -> None:
+        self.id = id
+        self.sink = sink
+        self.info = info
+        self.cohort: Cohort | None = None
+        self.live = False
+        self.cursor: Position = ZERO
+        self.asked: str | None = None  # the cursor it came with, until it has moved on
+        self.replay: Replay | None = None
+        self.gaps: list[Gap] = []
+        self.messages_sent = 0
+        self.bytes_sent = 0
+        self.written = 0.0
+        self.due = 0
+
+    @property
+    def attached(self) -> bool:
+        return self.cohort is not None
+
+
+class Frames:
+    """Messages as one view shows them, each made once while it is wanted."""
+
+    __slots__ = ("_made", "_size", "view")
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.clear()
+
+    def clear(self) -> None:
+        self._made: dict[Entry, bytes] = {}
+        self._size = 0
+
+    def of(self, entry: Entry, prefix: str) -> bytes:
+        """The frame of an entry; `prefix` is what its cursor begins with."""
+        frame = self._made.get(entry)
+        if frame is None:
+            position = entry.position
+            frame = self.view.message(entry, f"{prefix}{position.ms}-{position.seq}")
+            if self._size > FRAMES:
+                self.clear()
+            self._made[entry] = frame
+            self._size += len(frame)
+        return frame
+
+
+class Cohort:
+    """All connections with one subscription."""
+
+    __slots__ = ("behind", "frames", "live", "marked", "pending", "since", "subscription", "written")
+
+    def __init__(self, subscription: Subscription, frames: Frames) -> None:
+        self.subscription = subscription
+        self.frames = frames
+        self.live: dict[Connection, None] = {}
+        self.behind: set[Connection] = set()
+        self.pending: list[Entry] = []
+        self.since = ZERO  # everything up to here isn't pending; holds while anything is
+        self.marked = False
+        self.written = 0.0
+
+
+class _Round(NamedTuple):
+    """One chunk on its way to a cohort's live connections."""
+
+    cohort: Cohort
+    chunk: bytes
+    entries: list[Entry]
+    start: Position
+    end: Position
+    readers: Iterable[Connection]
+
+
+class Hub:
+    """All connections of one process.
+
+    Args:
+        clock: seconds since 1970: what has expired.
+        monotonic: seconds of a clock that never jumps: heartbeats, timeouts and the sweep's budget.
+        heartbeat: seconds without a write after which a connection gets a heartbeat.
+        write_timeout: seconds for which a connection's socket may take nothing.
+        ring: the entries that are at hand.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+        heartbeat: float = 30.0,
+        write_timeout: float = 30.0,
+        ring: Ring | None = None,
+    ) -> None:
+        self._clock, self._monotonic = clock, monotonic
+        self._heartbeat, self._write_timeout = heartbeat, write_timeout
+        self.epoch = ""
+        self.head = ZERO
+        self.connections: dict[str, Connection] = {}
+        self.peak = 0
+        self.on_delivered: Callable[[Sequence[Entry]], None] | None = None
+        self._ring = ring if ring is not None else Ring()
+        self._cohorts: dict[Subscription, Cohort] = {}
+        self._listening: dict[str, dict[Cohort, None]] = {}
+        self._frames: dict[View, Frames] = {}
+        self._marked: deque[Cohort] = deque()
+        self._round: _Round | None = None
+        self._fallen: list[Connection] = []
+        self._blocked: dict[Connection, tuple[float, int]] = {}
+        self._closing: dict[Sink, float] = {}
+        self._slots: dict[int, dict[Connection, None]] = {}
+        self._tick = heartbeat / 300
+        self._beaten = 0
+        self._phases = count(random.randrange(1024))
+
+    # The log
+
+    def begin(self, epoch: str, head: Position) -> None:
+        """Follow the log of this name, from this position on."""
+        self.epoch, self.head = epoch, head
+        self._prefix = Cursor(epoch, head).prefix
+        self._ring.clear(head)
+
+    def append(self, entries: Iterable[Entry]) -> None:
+        """Take the log's next entries; `sweep` delivers them."""
+        for entry in entries:
+            if entry.prev > self.head:
+                self._skip(entry.prev)
+            self._ring.append(entry)
+            for channel in entry.channels:
+                if channel in self._listening:
+                    for cohort in tuple(self._listening[channel]):
+                        self._mark(cohort, entry)
+            self.head = entry.position
+
+    def _mark(self, cohort: Cohort, entry: Entry) -> None:
+        pending = cohort.pending
+        if not pending:
+            if not cohort.subscription.wants(entry):
+                return
+            cohort.since = self.head
+            pending.append(entry)
+            if not cohort.marked:
+                cohort.marked = True
+                self._marked.append(cohort)
+        elif pending[-1] is not entry and cohort.subscription.wants(entry):
+            if cohort.since < self._ring.floor:
+                # The log outruns this cohort's sockets: its readers go on from the log, each at its own pace.
+                self._scatter(cohort)
+            else:
+                pending.append(entry)
+
+    def _skip(self, to: Position) -> None:
+        # The tail has lost entries: whoever listens goes on from the histories, or is told.
+        for cohort in self._cohorts.values():
+            self._scatter(cohort)
+        self._ring.clear(to)
+        self.head = to
+
+    def _scatter(self, cohort: Cohort) -> None:
+        for connection, position in [(connection, self.position_of(connection)) for connection in cohort.live]:
+            self._fall_behind(connection, position)
+
+    # Connections
+
+    def attach(
+        self, connection: Connection, subscription: Subscription, start: Start, opening: Callable[[str], bytes]
+    ) -> None:
+        """Begin to serve a connection.
+
+        Args:
+            opening: makes its first bytes from the cursor that they carry.
+        """
+        cohort = self._cohort(subscription)
+        connection.cohort = cohort
+        self.connections[connection.id] = connection
+        self.peak = max(self.peak, len(self.connections))
+        connection.asked = start.asked
+        if start.asked is None:
+            connection.cursor = self._floor(cohort)
+        else:
+            connection.cursor = start.after or ZERO
+            connection.replay = Replay(start.after, self._now_ms(), subscription.types)
+            if start.reset:
+                connection.gaps.append(Gap(None, start.asked, "reset"))
+        taken = connection.sink.offer(opening(self.cursor_of(connection)))
+        connection.written = self._monotonic()
+        self._schedule(connection)
+        if start.asked is None and taken:
+            self._join(connection)
+            return
+        if connection.replay is None:
+            connection.replay = Replay(connection.cursor, self._now_ms(), subscription.types)
+        cohort.behind.add(connection)
+        self._fallen.append(connection)
+
+    def detach(self, connection: Connection) -> None:
+        """Forget a connection; nothing is written to it any more."""
+        cohort = connection.cohort
+        if cohort is None:
+            return
+        self._leave(connection)
+        cohort.behind.discard(connection)
+        connection.cohort = None
+        connection.replay = None
+        self._blocked.pop(connection, None)
+        self._unschedule(connection)
+        self.connections.pop(connection.id, None)
+        if not cohort.live and not cohort.behind:
+            del self._cohorts[cohort.subscription]
+
+    def close(self, connection: Connection, reason: str, *, reconnect: bool) -> None:
+        """End a connection in the open; without `reconnect` its client is told never to come back."""
+        if connection.cohort is None:
+            return
+        view = connection.cohort.subscription.view
+        cursor = self.cursor_of(connection) + TERMINAL if not reconnect else ""
+        connection.sink.finish(view.chunk([view.close(reason, reconnect, cursor)]))
+        self._closing[connection.sink] = self._monotonic() + CLOSING
+        self.detach(connection)
+
+    def cursor_of(self, connection: Connection) -> str:
+        """The cursor up to which a connection has been given everything."""
+        if connection.asked is not None:
+            return connection.asked
+        return self._text(self.position_of(connection))
+
+    def position_of(self, connection: Connection) -> Position:
+        cohort = connection.cohort
+        if cohort is None or not connection.live:
+            return connection.cursor
+        if self._round is not None and self._round.cohort is cohort:
+            return max(connection.cursor, self._round.start)
+        return max(connection.cursor, self._floor(cohort))
+
+    @property
+    def pending(self) -> int:
+        """Entries that are still to be swept, counted in each cohort."""
+        return sum(len(cohort.pending) for cohort in self._cohorts.values())
+
+    def leftovers(self) -> int:
+        """What is kept for connections; nothing, when there are none."""
+        by_connection = len(self._slots) + len(self._blocked) + len(self._closing) + len(self._fallen)
+        return by_connection + len(self._cohorts) + len(self._listening)
+
+    def lag_of(self, connection: Connection) -> int:
+        """Milliseconds of the log that a connection has still to be given; 0 where it has everything."""
+        return 0 if connection.live else max(0, self.head.ms - self.position_of(connection).ms)
+
+    def channels_of(self, connection: Connection) -> frozenset[str]:
+        """What a connection listens to."""
+        return connection.cohort.subscription.channels if connection.cohort else frozenset()
+
+    def take_fallen(self) -> list[Connection]:
+        """The connections that have begun to be behind since the last call: each needs `advance`."""
+        fallen, self._fallen = self._fallen, []
+        return fallen
+
+    def _cohort(self, subscription: Subscription) -> Cohort:
+        cohort = self._cohorts.get(subscription)
+        if cohort is None:
+            frames = self._frames.get(subscription.view)
+            if frames is None:
+                frames = self._frames[subscription.view] = Frames(subscription.view)
+            cohort = self._cohorts[subscription] = Cohort(subscription, frames)
+        return cohort
+
+    def _floor(self, cohort: Cohort) -> Position:
+        # A connection that has everything up to here may be live: what is pending comes after it.
+        return cohort.since if cohort.pending else self.head
+
+    def _join(self, connection: Connection) -> None:
+        cohort = connection.cohort
+        assert cohort is not None
+        cohort.behind.discard(connection)
+        connection.live = True
+        connection.replay = None
+        connection.asked = None
+        if not cohort.live:
+            for channel in cohort.subscription.channels:
+                self._listening.setdefault(channel, {})[cohort] = None
+        cohort.live[connection] = None
+
+    def _leave(self, connection: Connection) -> None:
+        cohort = connection.cohort
+        assert cohort is not None
+        if not connection.live:
+            return
+        connection.live = False
+        del cohort.live[connection]
+        if not cohort.live:
+            cohort.pending.clear()
+            for channel in cohort.subscription.channels:
+                cohorts = self._listening[channel]
+                del cohorts[cohort]
+                if not cohorts:
+                    del self._listening[channel]
+
+    def _fall_behind(self, connection: Connection, cursor: Position) -> None:
+        cohort = connection.cohort
+        assert cohort is not None
+        self._leave(connection)
+        connection.cursor = cursor
+        connection.replay = Replay(cursor, self._now_ms(), cohort.subscription.types)
+        cohort.behind.add(connection)
+        self._fallen.append(connection)
+
+    # The sweep
+
+    def sweep(self, budget: float = float("inf")) -> bool:
+        """Give the marked cohorts what is pending, for about `budget` seconds.
+
+        Returns:
+            whether there is more to do.
+        """
+        deadline = self._monotonic() + budget
+        while True:
+            if self._round is None:
+                if not self._marked:
+                    break
+                self._round = self._take(self._marked.popleft())
+                if self._round is None:
+                    continue
+            if not self._serve(self._round, deadline):
+                return True
+            self._finish_round(self._round)
+            if self._monotonic() >= deadline:
+                break
+        if self._marked:
+            return True
+        for frames in self._frames.values():
+            frames.clear()
+        return False
+
+    def _take(self, cohort: Cohort) -> _Round | None:
+        cohort.marked = False
+        if not cohort.pending:
+            return None
+        frames, size, taken = [], 0, 0
+        for entry in cohort.pending:
+            frame = cohort.frames.of(entry, self._prefix)
+            frames.append(frame)
+            size += len(frame)
+            taken += 1
+            if size >= CHUNK:
+                break
+        start, end = cohort.since, cohort.pending[taken - 1].position
+        entries = cohort.pending[:taken]
+        del cohort.pending[:taken]
+        cohort.since = end
+        chunk = cohort.subscription.view.chunk(frames)
+        return _Round(cohort, chunk, entries, start, end, iter(list(cohort.live)))
+
+    def _serve(self, round: _Round, deadline: float) -> bool:
+        cohort, chunk, entries, start, end, readers = round
+        messages, size = len(entries), len(chunk)
+        served = 0
+        for connection in readers:
+            # It may have gone, or fallen behind, or come anew since the round began.
+            if not connection.live or connection.cohort is not cohort or connection.cursor >= end:
+                continue
+            if connection.sink.offer(chunk):
+                connection.cursor = end
+                connection.messages_sent += messages
+                connection.bytes_sent += size
+            else:
+                self._fall_behind(connection, max(start, connection.cursor))
+            served += 1
+            if not served & 31 and self._monotonic() >= deadline:
+                return False
+        return True
+
+    def _finish_round(self, round: _Round) -> None:
+        cohort = round.cohort
+        cohort.written = self._monotonic()
+        self._round = None
+        if self.on_delivered is not None:
+            self.on_delivered(round.entries)
+        if cohort.pending and not cohort.marked:
+            cohort.marked = True
+            self._marked.append(cohort)
+
+    # Catching up
+
+    def advance(self, connection: Connection) -> Advance:
+        """Bring a connection that is behind a step nearer to the head, from the ring.
+
+        HISTORY is returned where the ring doesn't reach back far enough: read the bus's histories of its channels after
+        `connection.replay.after`, and pass them to `deliver`.
+        """
+        cohort, replay = connection.cohort, connection.replay
+        if cohort is None:
+            return Advance.GONE
+        if connection.live or replay is None:
+            return Advance.LIVE
+        if not connection.sink.writable:
+            self._block(connection)
+            return Advance.BLOCKED
+        floor = self._floor(cohort)
+        if replay.after is None or replay.after < self._ring.floor:
+            return Advance.HISTORY
+        if replay.after > floor:
+            return Advance.AHEAD
+        now, missing, entries = self._now_ms(), dict[str, Reason](), list[Entry]()
+        last, end = replay.after, floor
+        for scanned, entry in enumerate(self._ring.after(cohort.subscription.channels, replay.after)):
+            if entry.position > floor:
+                break
+            if scanned == SCAN:
+                end = last
+                break
+            last = entry.position
+            if entry.expires > now:
+                if replay.wants(entry):
+                    entries.append(entry)
+            elif replay.owes(entry):
+                missing.update((channel, "expired") for channel in cohort.subscription.channels & {*entry.channels})
+        return self._write(connection, entries, list(missing.items()), end)
+
+    def floor_of(self, connection: Connection) -> Position:
+        """How far the bus's histories may be delivered to a connection, when they are read after this call."""
+        return self.head if connection.cohort is None else self._floor(connection.cohort)
+
+    def deliver(self, connection: Connection, pages: Mapping[str, Page], limit: Position) -> Advance:
+        """Go on with `advance`, with pages of the bus's histories, read after `floor_of` gave `limit`."""
+        replay = connection.replay
+        if connection.cohort is None:
+            return Advance.GONE
+        if replay is None:
+            return Advance.LIVE
+        if not connection.sink.writable:
+            self._block(connection)
+            return Advance.BLOCKED
+        if replay.after is not None and replay.after > limit:
+            return Advance.AHEAD
+        entries, missing, end = replay.step(pages, limit, self._now_ms())
+        return self._write(connection, entries, missing, end)
+
+    def _write(
+        self, connection: Connection, entries: list[Entry], missing: list[tuple[str, Reason]], end: Position
+    ) -> Advance:
+        cohort, replay = connection.cohort, connection.replay
+        assert cohort is not None
+        assert replay is not None
+        view = cohort.subscription.view
+        before = self.cursor_of(connection)
+        frames = [view.gap(gap) for gap in connection.gaps]
+        frames += [view.gap(Gap(channel, before, reason)) for channel, reason in missing]
+        size, taken = 0, 0
+        for entry in entries:
+            frame = cohort.frames.of(entry, self._prefix)
+            frames.append(frame)
+            size += len(frame)
+            taken += 1
+            if size >= CATCH_UP_CHUNK and taken < len(entries):
+                end = entry.position
+                break
+        if frames:
+            chunk = view.chunk(frames)
+            if not connection.sink.offer(chunk):
+                self._block(connection)
+                return Advance.BLOCKED
+            connection.gaps.clear()
+            connection.messages_sent += taken
+            connection.bytes_sent += len(chunk)
+            connection.written = self._monotonic()
+        self._blocked.pop(connection, None)
+        connection.asked = None
+        connection.cursor = replay.after = end
+        if end == self._floor(cohort):
+            self._join(connection)
+            return Advance.LIVE
+        return Advance.WROTE
+
+    def _block(self, connection: Connection) -> None:
+        if connection not in self._blocked:
+            self._blocked[connection] = (self._monotonic(), connection.sink.backlog)
+
+    # Time
+
+    def beat(self) -> None:
+        """Send the heartbeats that are due, and cut those that have taken nothing for too long."""
+        now = self._monotonic()
+        tick = int(now / self._tick)
+        if self._slots:
+            for slot in range(max(self._beaten, min(self._slots)), tick + 1):
+                for connection in self._slots.pop(slot, ()):
+                    self._beat_one(connection, now)
+        self._beaten = tick
+        for connection, (since, backlog) in list(self._blocked.items()):
+            if connection.sink.writable:
+                del self._blocked[connection]
+            elif connection.sink.backlog < backlog:
+                self._blocked[connection] = (now, connection.sink.backlog)
+            elif now - since >= self._write_timeout:
+                self.close(connection, "slow", reconnect=True)
+        for sink, until in list(self._closing.items()):
+            if now >= until:
+                del self._closing[sink]
+                sink.abort()
+
+    def _beat_one(self, connection: Connection, now: float) -> None:
+        cohort = connection.cohort
+        if cohort is None:
+            return
+        if connection.live:
+            connection.written = max(connection.written, cohort.written)
+        if now >= connection.written + self._heartbeat:
+            self._send_heartbeat(connection, cohort)
+            connection.written = now
+        self._schedule(connection)
+
+    def _send_heartbeat(self, connection: Connection, cohort: Cohort) -> None:
+        busy = cohort.pending or (self._round is not None and self._round.cohort is cohort)
+        if busy and connection.live:
+            return  # what is pending is a sign of life itself
+        view = cohort.subscription.view
+        if connection.gaps or not connection.sink.offer(view.chunk([view.heartbeat(self.cursor_of(connection))])):
+            if connection.live:
+                self._fall_behind(connection, self.position_of(connection))
+            elif not connection.sink.writable:
+                self._block(connection)
+
+    def _schedule(self, connection: Connection) -> None:
+        # A tenth of the interval is spread evenly over the connections, or all that got the same message at the same
+        # moment would get their heartbeats in step.
+        spread = (next(self._phases) * 0.6180339887) % 1 * self._heartbeat / 10
+        due = int((connection.written + self._heartbeat + spread) / self._tick) + 1
+        connection.due = due
+        self._slots.setdefault(due, {})[connection] = None
+
+    def _unschedule(self, connection: Connection) -> None:
+        slot = self._slots.get(connection.due)
+        if slot is not None:
+            slot.pop(connection, None)
+            if not slot:
+                del self._slots[connection.due]
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    def _text(self, position: Position) -> str:
+        return str(Cursor(self.epoch, position))

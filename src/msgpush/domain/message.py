@@ -1,0 +1,306 @@
+"""A message: what a publisher sends, checked, and what a subscriber gets.
+
+The body is decoded into `Message` once, at the edge, and becomes a `Draft` (routed, complete, encoded) and, when the
+bus has given it a position, an `Entry`, which never changes. Nothing after that needs JSON.
+"""
+
+import hashlib
+import re
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache, partial
+from typing import Annotated, Literal, get_args
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from msgpush.domain.channel import escape, route, shown
+from msgpush.domain.errors import Fault, Invalid, Malformed, TooLarge
+from msgpush.domain.position import Position
+
+Type = Literal["progress", "status", "error", "success", "warning", "info", "custom"]
+Priority = Literal["low", "normal", "high", "urgent"]
+
+TYPES: tuple[str, ...] = get_args(Type)
+MAX_TTL = 604_800
+MAX_FANOUT_BYTES = 4 * 1024 * 1024
+
+Id = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.:-]{1,128}\Z")]
+Service = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.-]{1,64}\Z")]
+
+# What is allowed where msgspec would show a pattern.
+_RULES = {
+    "/id": "1-128 of A-Za-z0-9_.:-",
+    "/service": "1-64 of A-Za-z0-9_.-",
+    "/type": "one of " + ", ".join(TYPES),
+    "/metadata/priority": "one of " + ", ".join(get_args(Priority)),
+    "/metadata/ttl": f"whole seconds, 1 to {MAX_TTL}",
+    "/source": "text of at most 128 characters",
+    "/data/progress": "a number from 0 to 100",
+}
+
+
+class Metadata(Struct, forbid_unknown_fields=True):
+    """How a message is to be treated."""
+
+    priority: Priority | None = None
+    ttl: Annotated[int, Meta(ge=1, le=MAX_TTL)] | None = None
+    retry_count: Raw = Raw(b"0")
+
+
+class Message(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One message, as published and as delivered. A field that is null counts as absent."""
+
+    id: Id | None = None
+    timestamp: str | None = None
+    type: Type
+    service: Service
+    source: Annotated[str, Meta(max_length=128)] | None = None
+    target: dict[str, object] | None = None
+    channels: list[str] | None = None
+    data: Raw = Raw()
+    metadata: Metadata | None = None
+
+
+class Draft(Struct, frozen=True, eq=False):
+    """A message ready for the bus: checked, routed, complete and encoded.
+
+    `digest` stands for the content where the publisher chose the id, so that the bus can tell a retry from a mistake.
+    """
+
+    id: str
+    timestamp: str
+    channels: tuple[str, ...]
+    type: str
+    service: str
+    ttl: int
+    body: bytes
+    digest: bytes | None
+
+
+class Entry(Struct, frozen=True, eq=False, gc=False):
+    """A message in the log: `prev` is the log's position before it, `expires` its end in milliseconds since 1970.
+
+    `body` is the whole message, on one line.
+    """
+
+    position: Position
+    prev: Position
+    channels: tuple[str, ...]
+    type: str
+    service: str
+    expires: int
+    body: bytes
+
+
+class _Progress(Struct):
+    progress: Annotated[float, Meta(ge=0, le=100)]
+
+
+class _Data(Struct):
+    data: Raw
+
+
+_decode = msgspec.json.Decoder(Message).decode
+_decode_raw = msgspec.json.Decoder(Raw).decode
+_decode_any = msgspec.json.Decoder().decode
+_decode_progress = msgspec.json.Decoder(_Progress).decode
+_decode_data = msgspec.json.Decoder(_Data).decode
+_encode = msgspec.json.Encoder().encode
+_digest = partial(hashlib.blake2b, digest_size=16)
+
+
+def parse(body: bytes) -> Message:
+    """The message in a JSON text (RFC 8259).
+
+    Raises:
+        Malformed: not UTF-8, not JSON, or nested deeper than the parser takes.
+        Invalid: JSON, but no message; says where and why.
+    """
+    try:
+        check_utf8(body)
+        message = _decode(body)
+    except msgspec.ValidationError as error:
+        raise _invalid(body, error) from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _malformed(error) from None
+    message.data = _checked_data(message)
+    return message
+
+
+def check_utf8(body: bytes) -> None:
+    """Raise `Malformed` unless `body` is UTF-8 throughout: the decoder doesn't look inside what it passes on."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise Malformed(f"the body is not UTF-8 (byte {error.start})") from None
+
+
+def split_array(body: bytes) -> list[bytes]:
+    """The texts of a batch's messages, from a JSON array or from `{"messages": [...]}`.
+
+    Raises:
+        Malformed: not JSON.
+        Invalid: neither form.
+    """
+    check_utf8(body)
+    try:
+        array = _BATCH(body) if body.lstrip()[:1] == b"{" else None
+        items = array.messages if array is not None else _ARRAY(body)
+    except msgspec.ValidationError as error:
+        raise _invalid(body, error) from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _malformed(error) from None
+    return [bytes(item) for item in items]
+
+
+class _Batch(Struct, forbid_unknown_fields=True):
+    messages: list[Raw]
+
+
+_BATCH = msgspec.json.Decoder(_Batch).decode
+_ARRAY = msgspec.json.Decoder(list[Raw]).decode
+
+
+def draft(message: Message, *, now: float, new_id: str, default_ttl: int, broadcast: bool = False) -> Draft:
+    """Complete a message for the bus: channels, id, timestamp, metadata; then encode it, once for all its readers.
+
+    Args:
+        now: seconds since 1970, for a message without a timestamp.
+        new_id: the id of a message that has none.
+        default_ttl: seconds, for a message that names none.
+
+    Raises:
+        Invalid: a target, a channel or the timestamp is wrong.
+        TooLarge: its size times its channels is more than 4 MiB.
+    """
+    if broadcast and message.target:
+        raise Invalid(Fault("/target", "a broadcast goes to all: it has no target"))
+    channels = route(service=message.service, target=message.target, channels=message.channels, broadcast=broadcast)
+    timestamp = message.timestamp
+    if timestamp is not None:
+        timestamp = message.timestamp = normal_timestamp(timestamp)
+    given = message.metadata or Metadata()
+    digest = None
+    if message.id is not None:
+        message.metadata = Metadata(given.priority or "normal", given.ttl)
+        digest = _digest(_encode(message) + repr(channels).encode()).digest()
+    else:
+        message.id = new_id
+    if timestamp is None:
+        timestamp = message.timestamp = format_ms(int(now * 1000))
+    ttl = given.ttl or default_ttl
+    message.metadata = Metadata(given.priority or "normal", ttl)
+    body = _encode(message)
+    if len(body) * len(channels) > MAX_FANOUT_BYTES:
+        raise TooLarge(f"the message's size times its {len(channels)} channels", MAX_FANOUT_BYTES)
+    return Draft(message.id, timestamp, channels, message.type, message.service, ttl, body, digest)
+
+
+def data_of(entry: Entry) -> bytes:
+    """The message's `data`, as it was published."""
+    return bytes(_decode_data(entry.body).data)
+
+
+def _checked_data(message: Message) -> Raw:
+    text = bytes(message.data)
+    if text in (b"", b"null"):
+        text = b"{}"
+    if not text.startswith(b"{"):
+        raise Invalid(Fault("/data", "it must be a JSON object"))
+    if b"\n" in text or b"\r" in text:
+        # JSON allows line ends between tokens; on the stream they would end the line that carries the message.
+        text = msgspec.json.format(text, indent=-1)
+    if message.type == "progress":
+        try:
+            _decode_progress(text)
+        except msgspec.ValidationError as error:
+            fault = _fault(text, error)
+            raise Invalid(Fault("/data" + (fault.pointer or "/progress"), fault.detail)) from None
+    return Raw(text)
+
+
+_PLACE = re.compile(r"(?s)(.*?)(?: - at `\$(.*)`)?")
+_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
+_UNKNOWN = re.compile(r"(?s)Object contains unknown field `(.*)`")
+_MISSING = re.compile(r"(?s)Object missing required field `(.*)`")
+
+
+def _fault(body: bytes, error: msgspec.ValidationError) -> Fault:
+    # msgspec says where only in its text, and only the first fault.
+    match = _PLACE.fullmatch(str(error))
+    assert match is not None
+    text, place = match[1], match[2] or ""
+    steps = [name or index for name, index in _STEP.findall(place)]
+    if unknown := _UNKNOWN.fullmatch(text):
+        steps.append(unknown[1])
+        return Fault(_pointer(steps), f"{shown(unknown[1])} is no field of a message")
+    if missing := _MISSING.fullmatch(text):
+        pointer = _pointer([*steps, missing[1]])
+        return Fault(pointer, "it is required" + (f": {_RULES[pointer]}" if pointer in _RULES else ""))
+    pointer = _pointer(steps)
+    rule = _RULES.get(pointer) or text[:1].lower() + text[1:].replace("`", "")
+    return Fault(pointer, f"{shown(_look_up(body, steps))} is not allowed: {rule}")
+
+
+def _pointer(steps: list[str]) -> str:
+    return "".join("/" + escape(step) for step in steps)
+
+
+def _look_up(body: bytes, steps: list[str]) -> object:
+    value = _decode_any(body)
+    for step in steps:
+        value = value[int(step)] if isinstance(value, list) else value[step]
+    return value
+
+
+def _invalid(body: bytes, error: msgspec.ValidationError) -> Malformed | Invalid:
+    # The decoder stops at the first fault: what follows may not even be JSON.
+    try:
+        _decode_any(body)
+    except (msgspec.DecodeError, RecursionError) as worse:
+        return _malformed(worse)
+    return Invalid(_fault(body, error))
+
+
+def _malformed(error: Exception) -> Malformed:
+    if isinstance(error, RecursionError):
+        return Malformed("the body is nested too deeply")
+    return Malformed(f"the body is not JSON: {error}")
+
+
+_TIMESTAMP = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII
+)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def normal_timestamp(text: str) -> str:
+    """An RFC 3339 date-time of any offset and precision, as UTC with milliseconds and `Z`.
+
+    A leap second (`:60`) counts as the first moment after it.
+
+    Raises:
+        Invalid: no such date-time, or one outside the years 1 to 9999.
+    """
+    match = _TIMESTAMP.fullmatch(text)
+    try:
+        if match is None:
+            raise ValueError(text)
+        year, month, day, hour, minute, second = map(int, match.group(1, 2, 3, 4, 5, 6))
+        offset = timedelta(hours=int(match[9] or 0), minutes=int(match[10] or 0))
+        if second > 60 or int(match[9] or 0) > 23 or int(match[10] or 0) > 59:
+            raise ValueError(text)
+        moment = datetime(year, month, day, hour, minute, min(second, 59), tzinfo=UTC)
+        moment += timedelta(seconds=second == 60)
+        moment += offset if match[8] == "-" else -offset
+    except (ValueError, OverflowError):
+        rule = "an RFC 3339 date-time such as 2025-07-30T15:10:00.123Z"
+        raise Invalid(Fault("/timestamp", f"{shown(text)} is not allowed: {rule}")) from None
+    milliseconds = "000" if second == 60 else ((match[7] or "") + "000")[:3]
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds}Z".rjust(24, "0")
+
+
+@lru_cache(maxsize=8)
+def format_ms(ms: int) -> str:
+    """A moment, in milliseconds since 1970, as RFC 3339."""
+    return f"{_EPOCH + timedelta(milliseconds=ms):%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"

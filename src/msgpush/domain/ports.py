@@ -1,0 +1,161 @@
+"""What the domain needs from outside."""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+from msgspec import Struct
+
+from msgpush.domain.errors import BusUnavailable, Conflict
+from msgpush.domain.history import Gap, Page
+from msgpush.domain.message import Draft, Entry
+from msgpush.domain.position import Position
+
+
+class Stored(NamedTuple):
+    """A message is in the bus: where, with the timestamp of its first acceptance, and whether this was a repetition."""
+
+    position: Position
+    timestamp: str
+    duplicate: bool
+
+
+class Bus(Protocol):
+    """One append-only log, and each channel's history."""
+
+    @property
+    def epoch(self) -> str:
+        """The log's name, part of every cursor."""
+
+    async def append(self, drafts: Sequence[Draft]) -> list[Stored | Conflict | BusUnavailable]:
+        """Store messages in this order, each by itself; readable by all once this returns. One result each."""
+
+    def tail(self, after: Position) -> AsyncGenerator[Sequence[Entry], None]:
+        """All entries of the log after a position, as they come, for ever.
+
+        A first entry whose `prev` isn't the position last given means that the entries between have been lost.
+        """
+
+    async def history(self, channels: Sequence[str], after: Position | None, limit: int) -> list[Page]:
+        """A page of each channel's history after a position (None: from the earliest), of at most `limit` entries."""
+
+    async def end(self) -> Position:
+        """The log's newest position. Raises BusUnavailable where the bus doesn't answer: so it serves as a probe."""
+
+
+class View(Protocol):
+    """How a kind of client is shown the log. Equal views share every byte that is made for them."""
+
+    def message(self, entry: Entry, cursor: str) -> bytes:
+        """One message, as this client gets it."""
+
+    def gap(self, gap: Gap) -> bytes:
+        """Word that messages are missing."""
+
+    def heartbeat(self, cursor: str) -> bytes:
+        """A sign of life, with the reader's cursor."""
+
+    def close(self, reason: str, reconnect: bool, cursor: str) -> bytes:
+        """Word that the server ends the stream."""
+
+    def chunk(self, frames: Sequence[bytes]) -> bytes:
+        """Frames joined to what a sink takes in one piece."""
+
+
+class Sink(Protocol):
+    """Where a connection's bytes go. Nothing here waits, but `drained`."""
+
+    @property
+    def writable(self) -> bool:
+        """Whether a chunk offered now would be taken."""
+
+    @property
+    def backlog(self) -> int:
+        """Bytes taken and not yet passed to the network."""
+
+    def offer(self, chunk: bytes) -> bool:
+        """True: taken whole. False: nothing taken, since the reader is behind; try again once `drained`."""
+
+    def finish(self, chunk: bytes) -> None:
+        """Take the last bytes, whatever the backlog, and end the stream after them."""
+
+    def abort(self) -> None:
+        """Cut the stream at once."""
+
+    async def drained(self) -> bool:
+        """Wait until the sink is writable again: True; or gone: False."""
+
+
+class ClientInfo(Struct, frozen=True):
+    """Who reads a stream; `connected_at` is in seconds since 1970."""
+
+    subject: str | None
+    transport: str
+    remote: str
+    user_agent: str
+    connected_at: float
+
+
+UNKNOWN = ClientInfo(None, "embedded", "", "", 0.0)
+
+
+class ConnectionState(Struct, frozen=True):
+    """A live connection, as the operator sees it.
+
+    Attributes:
+        connected_at: RFC 3339.
+        lag: milliseconds of the log that it has still to be given.
+    """
+
+    id: str
+    node: str
+    subject: str | None
+    transport: str
+    channels: tuple[str, ...]
+    remote: str
+    user_agent: str
+    connected_at: str
+    messages_sent: int
+    bytes_sent: int
+    state: Literal["live", "behind"]
+    lag: int
+
+
+class ConnectionFilter(Struct, frozen=True):
+    """Which connections are meant: those that listen to all of `channels`, of this subject, at this node."""
+
+    channels: frozenset[str] = frozenset()
+    subject: str | None = None
+    node: str | None = None
+
+    def matches(self, state: ConnectionState) -> bool:
+        return (
+            self.channels.issubset(state.channels)
+            and self.subject in (None, state.subject)
+            and self.node in (None, state.node)
+        )
+
+
+class ConnectionStats(Struct, frozen=True):
+    """How many connections there are, and the most that there have been."""
+
+    total: int
+    peak: int
+    by_node: dict[str, int]
+    by_transport: dict[str, int]
+    by_channel_kind: dict[str, int]
+    by_state: dict[str, int]
+
+
+class Roster(Protocol):
+    """The live connections of all instances."""
+
+    async def connections(
+        self, wanted: ConnectionFilter, limit: int, after: str | None
+    ) -> tuple[list[ConnectionState], str | None]:
+        """Connections in the order of their ids, after one, and where to continue, if there are more."""
+
+    async def stats(self) -> ConnectionStats:
+        """Totals over all instances."""
+
+    async def close(self, id: str, *, reconnect: bool) -> bool:
+        """Close a connection wherever it is; False: there is none of this id."""

@@ -1,0 +1,75 @@
+"""Where something stands in the log, and how a client is told.
+
+One log per deployment. A *position* is totally ordered and never reused; a *cursor* is a position with the log's epoch,
+a short random id that changes when the log does. A cursor is the same for every set of channels, so the id line of a
+message is part of the bytes that all its readers share.
+"""
+
+import re
+import secrets
+from typing import NamedTuple
+
+from msgpush.domain.errors import Malformed
+
+EARLIEST = "earliest"
+LATEST = "latest"
+TERMINAL = "~end"
+MAX_CURSOR = 128
+
+_TEXT = re.compile(rf"[A-Za-z0-9_.~-]{{1,{MAX_CURSOR}}}")
+# The leading 1 is the form's version: it leaves room for several logs one day.
+_CURSOR = re.compile(r"1([a-z0-9]{8})\.(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})")
+
+
+class Position(NamedTuple):
+    """A place in the log: milliseconds since 1970 by the bus's clock, and a number within that millisecond."""
+
+    ms: int
+    seq: int
+
+
+ZERO = Position(0, 0)
+
+
+class Cursor(NamedTuple):
+    """A position in a certain log."""
+
+    epoch: str
+    position: Position
+
+    @property
+    def prefix(self) -> str:
+        """What all cursors of this log begin with, before the position."""
+        return f"1{self.epoch}."
+
+    def __str__(self) -> str:
+        return f"{self.prefix}{self.position.ms}-{self.position.seq}"
+
+
+def new_epoch() -> str:
+    """A name for a new log that no other log has had."""
+    return "".join(secrets.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(8))
+
+
+def is_cursor(text: str) -> bool:
+    """Whether the text could be a cursor, of this log or another."""
+    return _TEXT.fullmatch(text) is not None
+
+
+def check_cursor(text: str) -> str:
+    """The text, if it could be a cursor.
+
+    Raises:
+        Malformed: it has other characters than cursors have, or is too long.
+    """
+    if not is_cursor(text):
+        raise Malformed(f"a cursor is 1-{MAX_CURSOR} characters of A-Za-z0-9_.~-")
+    return text
+
+
+def parse_cursor(text: str, epoch: str) -> Position | None:
+    """The position that a cursor names; None where the log `epoch` didn't make this cursor."""
+    match = _CURSOR.fullmatch(text)
+    if match is None or match[1] != epoch:
+        return None
+    return Position(int(match[2]), int(match[3]))

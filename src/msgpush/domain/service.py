@@ -1,0 +1,234 @@
+"""The facade: publish, subscribe, read histories. Services that embed the domain use this, and so does the HTTP API."""
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Self
+
+from msgspec import Raw, Struct
+
+from msgpush.domain.channel import BROADCAST, is_channel
+from msgpush.domain.delivery import Delivery
+from msgpush.domain.errors import BusUnavailable, Conflict, Malformed, MsgpushError, Overloaded
+from msgpush.domain.history import Gap, Replay
+from msgpush.domain.hub import NOW, Connection, Hub, Start, Subscription
+from msgpush.domain.inbox import LINES, Inbox
+from msgpush.domain.message import Draft, Message, draft
+from msgpush.domain.ports import Bus
+from msgpush.domain.position import EARLIEST, LATEST, ZERO, Cursor, Position, check_cursor, parse_cursor
+
+
+class Receipt(Struct, frozen=True):
+    """The answer to a publish: readable by all, from here on."""
+
+    id: str
+    timestamp: str
+    channels: tuple[str, ...]
+    cursor: str
+    duplicate: bool
+
+
+class History(Struct, frozen=True):
+    """Part of a channel's history: messages, the cursor after them, and what is missing before them."""
+
+    messages: list[Raw]
+    cursor: str
+    gap: Gap | None
+
+
+class Push:
+    """Publish and subscribe, over a bus. An async context manager: it delivers while it is open.
+
+    Args:
+        bus: where the messages are kept.
+        clock: seconds since 1970.
+        monotonic: seconds of a clock that never jumps.
+        message_ttl: seconds that a message lives which doesn't say.
+        heartbeat: seconds without a write after which a connection gets a heartbeat.
+        write_timeout: seconds that a connection's socket may take nothing before it is cut.
+        max_connections: streams served at once.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        message_ttl: int = 3600,
+        heartbeat: float = 30.0,
+        write_timeout: float = 30.0,
+        max_connections: int = 10_000,
+    ) -> None:
+        self.bus = bus
+        self.hub = Hub(clock=clock, monotonic=monotonic, heartbeat=heartbeat, write_timeout=write_timeout)
+        self.heartbeat = heartbeat
+        self.draining = False
+        self._clock = clock
+        self._message_ttl = message_ttl
+        self._max_connections = max_connections
+        self._delivery = Delivery(bus, self.hub, monotonic=monotonic)
+        self._ids = _Ids(clock)
+
+    @property
+    def alive(self) -> bool:
+        """Whether everything that delivery depends on runs."""
+        return self._delivery.alive
+
+    async def __aenter__(self) -> Self:
+        await self._delivery.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._delivery.__aexit__(*exc)
+
+    # Publishing
+
+    def draft(self, message: Message, *, broadcast: bool = False) -> Draft:
+        """Route and complete a message, so that it can be authorized and stored.
+
+        Raises:
+            Invalid, TooLarge: it can't be published.
+        """
+        return draft(
+            message,
+            now=self._clock(),
+            new_id=self._ids.next() if message.id is None else message.id,
+            default_ttl=self._message_ttl,
+            broadcast=broadcast,
+        )
+
+    async def store(self, drafts: Sequence[Draft]) -> list[Receipt | Conflict | BusUnavailable]:
+        """Put drafts in the bus, in order, each by itself: readable by all once this returns."""
+        prefix = Cursor(self.bus.epoch, ZERO).prefix
+        return [
+            Receipt(
+                each.id,
+                stored.timestamp,
+                each.channels,
+                f"{prefix}{stored.position.ms}-{stored.position.seq}",
+                stored.duplicate,
+            )
+            if not isinstance(stored, MsgpushError)
+            else stored
+            for each, stored in zip(drafts, await self.bus.append(drafts), strict=True)
+        ]
+
+    async def publish(self, message: Message, *, broadcast: bool = False) -> Receipt:
+        """Publish one message: readable by all once this returns.
+
+        Raises:
+            Invalid, TooLarge: it can't be published.
+            Conflict: its service has published other content under its id.
+            BusUnavailable: nothing is known to be stored; a message with an id may be published again.
+        """
+        (result,) = await self.store([self.draft(message, broadcast=broadcast)])
+        if isinstance(result, MsgpushError):
+            raise result
+        return result
+
+    # Subscribing
+
+    async def start_at(self, cursor: str | None) -> Start:
+        """Where a reader begins that came with this cursor (None or empty: with none).
+
+        Raises:
+            Malformed: that is no cursor at all.
+        """
+        if not cursor or check_cursor(cursor) == LATEST:
+            return NOW
+        if cursor == EARLIEST:
+            return Start(EARLIEST)
+        position = parse_cursor(cursor, self.bus.epoch)
+        if position is None or (position > self.hub.head and position > await self.bus.end()):
+            return Start(cursor, reset=True)
+        return Start(cursor, position)
+
+    def admit(self) -> None:
+        """Raise `Overloaded` where no further stream can be served."""
+        if self.draining:
+            raise Overloaded("draining")
+        if len(self.hub.connections) >= self._max_connections:
+            raise Overloaded("connections")
+
+    def subscribe(
+        self, connection: Connection, subscription: Subscription, start: Start, opening: Callable[[str], bytes]
+    ) -> None:
+        """Begin to serve a connection; everything after `start` reaches its sink, in order, once."""
+        self.hub.attach(connection, subscription, start, opening)
+        self._delivery.start(connection)
+
+    def unsubscribe(self, connection: Connection) -> None:
+        """Forget a connection."""
+        self._delivery.stop(connection)
+
+    async def drain(self, seconds: float) -> None:
+        """Take no new streams, and end those that are open, once they have what was published, over `seconds`."""
+        self.draining = True
+        await self._delivery.drain(seconds)
+
+    async def listen(
+        self, *channels: str, after: str | None = None, broadcast: bool = True
+    ) -> AsyncIterator[Message | Gap]:
+        """The messages of some channels as they come, for a program that embeds the domain.
+
+        Args:
+            after: a cursor, `earliest` or `latest`; a `Gap` stands before what could not be continued exactly.
+            broadcast: whether messages to everybody are wanted, too.
+
+        Raises:
+            Malformed: no channel name, or no cursor.
+        """
+        for channel in channels:
+            if not is_channel(channel):
+                raise Malformed(f"{channel!r} is no channel name")
+        wanted = frozenset(channels) | ({BROADCAST} if broadcast else set())
+        inbox = Inbox()
+        connection = Connection(secrets.token_hex(8), inbox)
+        self.subscribe(connection, Subscription(wanted, LINES), await self.start_at(after), lambda _: b"")
+        try:
+            while (item := await inbox.next()) is not None:
+                yield item
+        finally:
+            self.unsubscribe(connection)
+
+    # Reading
+
+    async def history(self, channel: str, after: str | None, limit: int) -> History:
+        """The retained messages of a channel after a cursor; with none, from the earliest.
+
+        Raises:
+            Malformed: that is no cursor at all.
+            BusUnavailable: the bus can't be read now.
+        """
+        start = await self.start_at(after or EARLIEST)
+        head = await self.bus.end()
+        position: Position | None = head if start is NOW else start.after
+        now = int(self._clock() * 1000)
+        (page,) = await self.bus.history([channel], position, limit)
+        newest = page.entries[-1].entry.position if page.entries else head
+        found = Replay(position, now).step({channel: page}, max(newest, head), now)
+        gap = None
+        if start.reset:
+            gap = Gap(None, after or "", "reset")
+        elif found.missing:
+            gap = Gap(channel, after or "", found.missing[0][1])
+        return History([Raw(entry.body) for entry in found.entries], str(Cursor(self.bus.epoch, found.end)), gap)
+
+
+class _Ids:
+    """Ids that no other process makes, in the order of time."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._suffix = "_" + secrets.token_hex(3)
+        self._prefix = ""
+        self._ms = self._count = 0
+
+    def next(self) -> str:
+        ms = int(self._clock() * 1000)
+        if ms > self._ms:
+            self._ms, self._count = ms, 0
+            self._prefix = f"msg_{ms:013d}_"
+        self._count += 1
+        return f"{self._prefix}{self._count:06d}{self._suffix}"

@@ -1,0 +1,481 @@
+"""The HTTP server: uvicorn, with limits, a drain with the sockets open, and streams that cost no task switch a write.
+
+What is added, and why it can't be had from the outside:
+
+- the ASGI extension `msgpush.wire`: bytes that are framed already go straight to a connection's transport;
+- httptools has no limit of headers and no time for them; a body may take for ever; a pipelined request behind an open
+  stream would leave its task behind;
+- closing with unread input sends RST, which destroys an answer on its way: such a connection is half-closed, and what
+  still comes is discarded for a moment;
+- `Server.shutdown` closes the listeners first and waits for open streams for ever: here streams are drained first.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from msgspec import Struct
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from msgpush.adapters.web import encode, problem
+
+HIGH_WATER = 16 * 1024
+SEND_BUFFER = 64 * 1024  # the kernel's own would hold 4 MB for each reader that has stalled
+LINGER_SECONDS = 1.0
+LINGER_BYTES = 8 * 1024 * 1024
+HALF_CLOSED_SECONDS = 1.0
+CLOSE_SECONDS = 1.0
+
+log = logging.getLogger("msgpush.server")
+
+
+class Limits(Struct, frozen=True):
+    """What a client may take: bytes of a request's line and headers together, and seconds.
+
+    `header_timeout` counts from connecting, or from the first byte of a later request on the same connection.
+    """
+
+    header_bytes: int = 32 * 1024
+    header_timeout: float = 5.0
+    body_timeout: float = 30.0
+    keep_alive: int = 75
+
+
+class Wire:
+    """The ASGI extension `msgpush.wire` of one GET request over HTTP/1.1.
+
+    The application starts its response by `send`, without a Content-Length, and calls `open`. From then on it writes
+    chunks that are framed already (RFC 9112, section 7.1), and nothing by `send`, until `finish`.
+    """
+
+    __slots__ = ("_cycle", "_flow", "_protocol", "_transport")
+
+    def __init__(self, protocol: "Protocol", cycle: RequestResponseCycle) -> None:
+        self._protocol, self._cycle = protocol, cycle
+        self._flow, self._transport = protocol.flow, protocol.transport
+
+    def open(self) -> None:
+        """The response is a stream: from here on, whatever the client sends ends it."""
+        self._protocol.begin_stream()
+
+    @property
+    def writable(self) -> bool:
+        return not (self._flow.write_paused or self._transport.is_closing())
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that the socket hasn't taken yet."""
+        return self._transport.get_write_buffer_size()
+
+    def write(self, framed: bytes) -> bool:
+        """True: taken whole. False, and nothing taken: the socket is over its high-water mark, or gone."""
+        if self._flow.write_paused or self._transport.is_closing():
+            return False
+        self._transport.write(framed)
+        return True
+
+    def finish(self, framed: bytes) -> None:
+        """Write the last bytes whatever the backlog, end the response, and close once all is flushed."""
+        if self._transport.is_closing():
+            return
+        self._transport.write(framed + b"0\r\n\r\n")
+        self._cycle.response_complete = True
+        self._cycle.message_event.set()
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Cut the connection at once; nothing happens where it has ended already."""
+        self._transport.abort()
+
+    async def drained(self) -> None:
+        """Wait until the socket is under its mark again, or gone."""
+        await self._flow.drain()
+
+
+class Lingering:
+    """A request's view of its transport whose `close` waits until the client has read the answer."""
+
+    __slots__ = ("_protocol", "_transport", "is_closing", "write")
+
+    def __init__(self, protocol: "Protocol") -> None:
+        self._protocol, self._transport = protocol, protocol.transport
+        self.write, self.is_closing = self._transport.write, self._transport.is_closing
+
+    def close(self) -> None:
+        if self._protocol.reading_body:
+            self._protocol.linger()
+        else:
+            self._transport.close()
+
+
+class Unchunked:
+    """An HTTP/1.0 request's view of its transport: chunked coding, which such a client can't read, is taken off."""
+
+    __slots__ = ("_chunked", "_transport", "close", "is_closing")
+
+    def __init__(self, protocol: "Protocol") -> None:
+        self._transport = protocol.transport
+        self._chunked: bool | None = None
+        self.close, self.is_closing = Lingering(protocol).close, self._transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if self._chunked is None:
+            self._chunked = b"\r\ntransfer-encoding: chunked\r\n" in data
+            data = data.replace(b"\r\ntransfer-encoding: chunked\r\n", b"\r\n", 1)
+        elif self._chunked:
+            # uvicorn writes one chunk at a time, and the last one's end with it.
+            size, _, rest = data.partition(b"\r\n")
+            data = rest[: int(size, 16)] if size else b""
+        if data:
+            self._transport.write(data)
+
+
+class State(ServerState):
+    """What all connections of a server share.
+
+    Attributes:
+        deadlines: connections that must get on with it, and until when.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__()
+        self.limits = limits
+        self.deadlines: dict[Protocol, float] = {}
+
+    def expire(self, now: float) -> None:
+        """End the connections whose time is up."""
+        for connection, deadline in list(self.deadlines.items()):
+            if now >= deadline:
+                connection.expire()
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection."""
+
+    server_state: State
+
+    def __init__(self, config: uvicorn.Config, server_state: State, app_state: dict[str, Any], **more: Any) -> None:
+        super().__init__(config, server_state, app_state, **more)
+        self._limits = server_state.limits
+        self._in_head = True
+        self._head_bytes = 0
+        self._streaming = False
+        self._lingered: int | None = None
+        self._refusal = (400, "this is no HTTP request")
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=HIGH_WATER)
+        self._must_end_by(self._limits.header_timeout)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.server_state.deadlines.pop(self, None)
+        self.pipeline.clear()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._lingered is not None:
+            self._lingered += len(data)
+            if self._lingered > LINGER_BYTES:
+                self.transport.abort()
+            return
+        if self._streaming:
+            if data.strip(b"\r\n"):
+                self.transport.abort()
+            return
+        if self._in_head:
+            if not self._head_bytes and self not in self.server_state.deadlines:
+                self._must_end_by(self._limits.header_timeout)
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > self._limits.header_bytes and self._lingered is None:
+            self._refuse_head()
+            self.send_400_response("")
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        # A client may half-close after a whole request and still read the answer. Of a stream it is its end.
+        if self._unanswered and not self.reading_body and not self._streaming and self._lingered is None:
+            self.cycle.keep_alive = False
+            self._must_end_by(HALF_CLOSED_SECONDS)
+            return True
+        return False
+
+    # What the parser calls
+
+    def on_headers_complete(self) -> None:
+        if self._head_bytes > self._limits.header_bytes:
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > self._limits.header_bytes:
+                self._refuse_head()
+                raise ValueError
+        self._in_head = False
+        self._head_bytes = 0
+        version = self.parser.get_http_version()
+        if version == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
+            self._refusal = (400, "a request of HTTP/1.1 has one Host header")
+            raise ValueError
+        super().on_headers_complete()
+        self._equip(self.cycle, version)
+        if self.reading_body:
+            self._must_end_by(self._limits.body_timeout)
+        else:
+            self.server_state.deadlines.pop(self, None)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_head = True
+        self.server_state.deadlines.pop(self, None)
+
+    def _equip(self, cycle: RequestResponseCycle, version: str) -> None:
+        if version != "1.1":
+            cycle.transport = Unchunked(self)  # type: ignore[assignment]
+        elif self.scope["method"] == "GET":
+            self.scope["extensions"] = {"msgpush.wire": Wire(self, cycle)}  # type: ignore[dict-item]
+        if version == "1.1" and self.scope["method"] != "GET":
+            cycle.transport = Lingering(self)  # type: ignore[assignment]
+
+    def _unsupported_upgrade_warning(self) -> None:
+        # Answered as a plain request, and not worth a line in the log; what follows it isn't HTTP.
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    # Ends
+
+    @property
+    def reading_body(self) -> bool:
+        """Whether more of the present request's body is to come."""
+        return not self._in_head
+
+    @property
+    def _unanswered(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def begin_stream(self) -> None:
+        self._streaming = True
+        if self.pipeline or self.transport.is_closing():
+            self.transport.abort()
+        self.server_state.deadlines.pop(self, None)
+
+    def linger(self) -> None:
+        """Half-close, so that the client can read the answer; then discard what it still sends, for a moment."""
+        if self._lingered is not None or self.transport.is_closing():
+            return
+        self._lingered = 0
+        self.flow.resume_reading()
+        self._must_end_by(LINGER_SECONDS)
+        self.transport.write_eof()
+
+    def expire(self) -> None:
+        """The client was too slow."""
+        del self.server_state.deadlines[self]
+        if self._lingered is not None or (self._in_head and self._unanswered):
+            self.transport.abort()
+        elif self._in_head and not self._head_bytes:
+            self.transport.close()
+        else:
+            what, seconds = (
+                ("headers", self._limits.header_timeout) if self._in_head else ("body", self._limits.body_timeout)
+            )
+            self._refusal = (408, f"the request's {what} took longer than {seconds:g} seconds")
+            self.send_400_response("")
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what can't become a request, or is one no longer."""
+        started = self._unanswered and self.cycle.response_started
+        if self._unanswered:
+            # Its application is told that the client has gone: what has come isn't the whole.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if started:
+            self.transport.abort()
+            return
+        status, detail = self._refusal
+        body = encode(problem(status, detail))
+        head = (
+            f"HTTP/1.1 {status} {problem(status, detail).title}\r\ncontent-type: application/problem+json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.linger()
+
+    def _refuse_head(self) -> None:
+        self._refusal = (431, f"the request's line and headers are larger than {self._limits.header_bytes} bytes")
+
+    def _must_end_by(self, seconds: float) -> None:
+        self.server_state.deadlines[self] = time.monotonic() + seconds
+
+
+class Server(uvicorn.Server):
+    """Serves until a signal; then drains with the sockets open, closes, and returns.
+
+    Args:
+        drain: ends the application's streams; called while everything is still served.
+        drain_seconds: what the drain may take.
+        on_ready: called once, with the address that is listened on.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        limits: Limits,
+        drain: Callable[[], Awaitable[None]] | None = None,
+        drain_seconds: float = 10.0,
+        on_ready: Callable[[str, int], None] | None = None,
+    ) -> None:
+        super().__init__(config)
+        self.server_state: State = State(limits)
+        self._drain, self._drain_seconds, self._on_ready = drain, drain_seconds, on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets and self._on_ready is not None:
+            host, port = sockets[0].getsockname()[:2]
+            self._on_ready(host, port)
+
+    async def on_tick(self, counter: int) -> bool:
+        self.server_state.expire(time.monotonic())
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        log.info("draining")
+        if self._drain is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._drain_seconds + 0.5):
+                    await self._drain()
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=CLOSE_SECONDS)
+        for task in list(self.server_state.tasks):
+            task.cancel()
+        # One turn of the loop flushes what a socket takes; one that is blocked is cut.
+        await asyncio.sleep(0.05)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await self.lifespan.shutdown()
+        log.info("stopped")
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn's raises the signal anew at the end, and so exits with its number.
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            os._exit(128 + sig)
+        self.should_exit = True
+
+
+def run(
+    app: ASGIApp,
+    *,
+    host: str,
+    port: int,
+    root_path: str = "",
+    limits: Limits | None = None,
+    drain: Callable[[], Awaitable[None]] | None = None,
+    drain_seconds: float = 10.0,
+    on_ready: Callable[[str, int], None] | None = None,
+) -> int:
+    """Serve an application until SIGTERM or SIGINT; a second one ends the process at once.
+
+    Returns:
+        the process's exit status: 0, or 1 where the service could not start.
+    """
+    limits = limits or Limits()
+    try:
+        listener = listen(host, port)
+    except OSError as error:
+        log.error("can't listen on %s port %d: %s", host, port, error.strerror or error)
+        return 1
+    config = uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,  # it would print query strings, and tokens with them
+        server_header=False,
+        proxy_headers=False,
+        root_path=root_path,
+        timeout_keep_alive=limits.keep_alive,
+        backlog=4096,
+    )
+
+    def ready(host: str, port: int) -> None:
+        _tame_gc()
+        if on_ready is not None:
+            on_ready(host, port)
+
+    server = Server(config, limits=limits, drain=drain, drain_seconds=drain_seconds, on_ready=ready)
+    with listener, contextlib.suppress(SystemExit):
+        server.run(sockets=[listener])
+    return 0 if server.started else 1
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, whose options its connections inherit.
+
+    Raises:
+        OSError: no such address, or it is taken.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if sys.platform == "linux":
+            # A peer that vanished without a word is noticed within a minute.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+        listener.bind(address)
+        listener.listen(4096)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def raise_open_files() -> int:
+    """Allow this process as many open files as the system lets it; returns how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return 1 << 30 if hard == resource.RLIM_INFINITY else hard
+
+
+def _tame_gc() -> None:
+    # A full collection looks at every connection: a third of a second at 10,000. What lives from the start is exempt,
+    # and full collections are rare.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(5_000, 20, 1_000)

@@ -1,0 +1,424 @@
+"""The settings: one table, `Settings`, feeds parsing, error messages, `--help` and the README.
+
+Each of its fields is one setting: a variable of that name in capitals, and a flag of `msgpush serve`.
+"""
+
+import difflib
+import ipaddress
+import json
+import re
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated, Any, Literal, Self, get_args
+
+import msgspec
+from msgspec import Struct
+
+from msgpush.adapters.streams import read_events
+from msgpush.domain.channel import shown
+from msgpush.domain.errors import Malformed, MsgpushError
+from msgpush.domain.message import MAX_TTL, TYPES
+
+Mode = Literal["open", "local"]
+Level = Literal["debug", "info", "warning", "error"]
+Format = Literal["console", "json"]
+Network = IPv4Network | IPv6Network
+
+MIB = 1024 * 1024
+
+
+class SettingsError(MsgpushError):
+    """A setting stops the start. Its text is one line: the setting, its value unless secret, and what is allowed.
+
+    Args:
+        name: the setting as it was given, as a variable or as a flag.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name} {problem}")
+        self.name, self.problem = name, problem
+
+
+class Kind(Struct, frozen=True):
+    """A kind of value: `parse` reads it or raises ValueError; `allowed` continues "it must be"."""
+
+    parse: Callable[[str], Any]
+    allowed: str
+
+
+def whole(lowest: int, highest: int, unit: str = "") -> Kind:
+    """Whole numbers within bounds."""
+
+    def parse(text: str) -> int:
+        # int() alone would take "+1", " 1", "1_0" and every script's digits.
+        if not re.fullmatch("[0-9]{1,15}", text) or not lowest <= int(text) <= highest:
+            raise ValueError
+        return int(text)
+
+    return Kind(parse, f"a whole number {f'of {unit} ' if unit else ''}from {lowest} to {highest}")
+
+
+def decimal(lowest: float, highest: float, unit: str = "seconds") -> Kind:
+    """Numbers within bounds, fractions allowed."""
+
+    def parse(text: str) -> float:
+        # float() alone would also take "nan", "inf" and "1e9".
+        if not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,15})?", text) or not lowest <= float(text) <= highest:
+            raise ValueError
+        return float(text)
+
+    return Kind(parse, f"a number of {unit} from {lowest:.15g} to {highest:.15g}")
+
+
+def choice(*words: str) -> Kind:
+    """One of a few words, in any case."""
+
+    def parse(text: str) -> str:
+        if text.lower() not in words:
+            raise ValueError
+        return text.lower()
+
+    return Kind(parse, f"{', '.join(words[:-1])} or {words[-1]}")
+
+
+def matching(pattern: str, allowed: str) -> Kind:
+    """Text that matches a regular expression as a whole."""
+
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError
+        return text
+
+    return Kind(parse, allowed)
+
+
+def json_list(item: Callable[[str], Any], allowed: str) -> Kind:
+    """A JSON list of strings, each of which `item` reads."""
+
+    def parse(text: str) -> tuple[Any, ...]:
+        try:
+            items = msgspec.json.decode(text, type=list[str])
+        except msgspec.MsgspecError as error:
+            raise ValueError from error
+        return tuple(map(item, items))
+
+    return Kind(parse, f"a JSON list of {allowed}")
+
+
+def _boolean(text: str) -> bool:
+    word = text.lower()
+    if word in ("true", "1", "yes", "on"):
+        return True
+    if word in ("false", "0", "no", "off"):
+        return False
+    raise ValueError
+
+
+def _host(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?", text):
+        return text
+    return str(ipaddress.ip_address(text))
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers write it: in lower case, without its scheme's own port."""
+    found = re.fullmatch(r"([a-z][a-z0-9+.-]*)://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?", text.lower())
+    if found is None or int(found[3] or 0) > 65535:
+        raise ValueError
+    scheme, host, port = found.groups()
+    if port is None or (scheme, int(port)) in (("http", 80), ("https", 443)):
+        return f"{scheme}://{host}"
+    return f"{scheme}://{host}:{int(port)}"
+
+
+def _events(text: str) -> frozenset[str]:
+    try:
+        return read_events(text)
+    except Malformed as error:
+        raise ValueError from error
+
+
+def _secret(text: str) -> str:
+    if len(text.encode(errors="surrogateescape")) < 32:
+        raise ValueError
+    return text
+
+
+ANY_TEXT = matching(r"(?s).+", "any text")
+LIMIT = whole(0, 1_000_000)
+RATE = decimal(0, 1_000_000, "messages a second")
+SECONDS = decimal(0, 3600)
+TIMEOUT = decimal(0.01, 3600)
+TTL = whole(1, MAX_TTL, "seconds")
+# No less than the largest message on its channels takes.
+BUS_SIZE = whole(8 * MIB, 1024 * 1024 * MIB, "bytes")
+BOOLEAN = Kind(_boolean, "true or false (also 1, 0, yes, no, on, off)")
+HOST = Kind(_host, "an IP address such as 127.0.0.1, 0.0.0.0 or ::1, or a host name")
+ORIGINS = json_list(_origin, 'origins, scheme://host or scheme://host:port, such as ["https://app.example.com"]')
+NETWORKS = json_list(ipaddress.ip_network, 'IP addresses and networks, such as ["10.0.0.0/8", "::1"]')
+EVENTS = Kind(_events, f"a comma-separated list of {', '.join(TYPES)}; or *, all of them; or none")
+PATH = matching(r"(/[A-Za-z0-9._~%-]+)+", "a path such as /push: with a slash before it and none after it")
+REDIS = matching(
+    r"(redis|rediss|redis\+sentinel|redis\+cluster)://[^\s/]\S*",
+    "redis://host, rediss://host, redis+sentinel://host,host/name or redis+cluster://host,host",
+)
+HTTP_URL = matching(r"https?://[^\s/]\S*", "a URL that begins with https:// or http://")
+TOKEN = matching(r"[A-Za-z0-9._~+/=-]+", "text of A-Za-z0-9._~+/=-")
+SECRET = Kind(_secret, "at least 32 bytes long")
+
+
+def _never(_: str) -> bool:
+    return False
+
+
+def _always(_: str) -> bool:
+    return True
+
+
+def _may_hold_password(url: str) -> bool:
+    return "@" in url or "?" in url
+
+
+class Setting(Struct, frozen=True):
+    """What the table says of a setting, beyond its name, type and default.
+
+    Args:
+        secret: whether this value must not be shown.
+    """
+
+    kind: Kind
+    help: str
+    secret: Callable[[str], bool] = _never
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """What the service was told. `from_environ` checks each value; `check` and `mode`, what they ask for together."""
+
+    service_host: Annotated[str, Setting(HOST, "Address to listen on.")] = "127.0.0.1"
+    service_port: Annotated[int, Setting(whole(0, 65535), "Port to listen on; 0: any free one.")] = 8089
+    redis_host: Annotated[str | None, Setting(HOST, "The Redis server that is the bus.")] = None
+    redis_port: Annotated[int, Setting(whole(1, 65535), "With REDIS_HOST: its port.")] = 6379
+    redis_password: Annotated[str | None, Setting(ANY_TEXT, "With REDIS_HOST: its password.", _always)] = None
+    redis_db: Annotated[int, Setting(whole(0, 65535), "With REDIS_HOST: its database.")] = 2
+    redis_url: Annotated[str | None, Setting(REDIS, "Instead of REDIS_HOST: a URL.", _may_hold_password)] = None
+    memory_bus_bytes: Annotated[int, Setting(BUS_SIZE, "What the embedded bus keeps at most.")] = 256 * MIB
+    history_length: Annotated[int, Setting(whole(1, 1_000_000), "Messages kept for each channel.")] = 1000
+    message_ttl: Annotated[int, Setting(TTL, "How long messages are kept that don't say it.")] = 3600
+    max_message_bytes: Annotated[int, Setting(whole(1024, 16 * MIB, "bytes"), "The largest message.")] = 256 * 1024
+    max_batch_bytes: Annotated[int, Setting(whole(1024, 1024 * MIB, "bytes"), "The largest batch.")] = 16 * MIB
+    max_connections: Annotated[int, Setting(whole(1, 1_000_000), "Streams that one process serves.")] = 10_000
+    max_connections_per_subject: Annotated[int, Setting(LIMIT, "Streams a subject; 0: no limit.")] = 0
+    max_connections_per_address: Annotated[int, Setting(LIMIT, "Streams an address; 0: no limit.")] = 0
+    publish_rate: Annotated[float, Setting(RATE, "What a subject may publish; 0: no limit.")] = 0.0
+    heartbeat_interval: Annotated[float, Setting(TIMEOUT, "Streams get a heartbeat when idle so long.")] = 30.0
+    default_events: Annotated[
+        frozenset[str], Setting(EVENTS, "Types that come as events of their name where a stream doesn't choose.")
+    ] = frozenset({"progress"})
+    write_timeout: Annotated[float, Setting(TIMEOUT, "A stream that takes nothing for so long is cut.")] = 30.0
+    header_timeout: Annotated[float, Setting(TIMEOUT, "What headers may take, from connecting.")] = 5.0
+    body_timeout: Annotated[float, Setting(TIMEOUT, "What a body may take.")] = 30.0
+    drain_seconds: Annotated[float, Setting(SECONDS, "SIGTERM closes streams one by one over so long.")] = 10.0
+    cors_origins: Annotated[tuple[str, ...], Setting(ORIGINS, "Origins whose pages may use the service.")] = ()
+    trusted_proxies: Annotated[
+        tuple[Network, ...], Setting(NETWORKS, "Proxies whose word for a client's address is taken.")
+    ] = ()
+    root_path: Annotated[str, Setting(PATH, "The prefix under which a proxy serves it.")] = ""
+    enable_auth: Annotated[
+        bool | None, Setting(BOOLEAN, "false: off, on any address; unset, without a key: off, for this machine alone.")
+    ] = None
+    jwt_secret: Annotated[str | None, Setting(SECRET, "Key of HS256 tokens.", _always)] = None
+    jwt_public_key: Annotated[str | None, Setting(ANY_TEXT, "Key of RS256, ES256 or Ed25519 tokens.")] = None
+    jwks_url: Annotated[str | None, Setting(HTTP_URL, "Where such keys are fetched.", _may_hold_password)] = None
+    jwt_issuer: Annotated[str | None, Setting(ANY_TEXT, "With a key: the only `iss` that is accepted.")] = None
+    jwt_audience: Annotated[str | None, Setting(ANY_TEXT, "With a key: the `aud` that a token must name.")] = None
+    jwt_leeway: Annotated[float, Setting(SECONDS, "With a key: grace after a token's end.")] = 30.0
+    metrics_token: Annotated[str | None, Setting(TOKEN, "What /metrics asks for.", _always)] = None
+    log_level: Annotated[Level, Setting(choice(*get_args(Level)), "The least important that is logged.")] = "info"
+    log_format: Annotated[Format, Setting(choice(*get_args(Format)), "Lines for people, or JSON objects.")] = "console"
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str], argv: Sequence[str] = ()) -> Self:
+        """Settings from variables and flags. Flags win; an empty value counts as unset.
+
+        Raises:
+            SettingsError: a wrong value, an unknown flag, or what `check` refuses.
+        """
+        given = {name: (name.upper(), environ.get(name.upper(), "")) for name in SETTINGS} | _read_flags(argv)
+        settings = cls(**{name: _parse(label, name, text) for name, (label, text) in given.items() if text})
+        try:
+            settings.check()
+        except SettingsError as error:
+            label, _ = given[error.name.lower()]
+            raise SettingsError(label, error.problem) from None
+        return settings
+
+    @property
+    def mode(self) -> Mode:
+        """Who is served without authentication: "open", everybody; "local", this machine alone.
+
+        Raises:
+            SettingsError: what `check` refuses; so settings that nobody has checked never open a service.
+        """
+        self.check()
+        return "open" if self.enable_auth is False else "local"
+
+    def check(self) -> None:
+        """Refuse settings that don't fit together, or that ask for what this version can't do.
+
+        Raises:
+            SettingsError: the first of them.
+        """
+        if self.redis_url and self.redis_host:
+            raise SettingsError("REDIS_URL", "excludes REDIS_HOST, since it says everything itself: set one of the two")
+        for name, (what, instead) in NOT_YET.items():
+            if value := getattr(self, name):
+                problem = f"{_value(name, _text(value))}: that asks for {what}, not in this version yet; {instead}"
+                raise SettingsError(name.upper(), problem)
+        if self.enable_auth is None and not _is_loopback(self.service_host):
+            raise SettingsError("SERVICE_HOST", f"{_value('service_host', self.service_host)}: {UNPROTECTED}")
+
+    def __repr__(self) -> str:
+        texts = {name: _text(getattr(self, name)) for name in SETTINGS}
+        shows = (f"{name}={'...' if SETTINGS[name].secret(text) else shown(text)}" for name, text in texts.items())
+        return f"Settings({', '.join(shows)})"
+
+
+SETTINGS: Mapping[str, Setting] = {field.name: field.type.__metadata__[0] for field in msgspec.structs.fields(Settings)}
+
+NO_TOKENS = (
+    "leave it unset, and serve this machine alone (SERVICE_HOST=127.0.0.1), or set ENABLE_AUTH=false behind something "
+    "that protects the service"
+)
+NO_REDIS = "leave it unset to use the embedded bus, which serves one process and forgets at exit"
+NO_LIMIT = "leave it 0 and limit that in a proxy; MAX_CONNECTIONS limits the process"
+
+# What is asked for by setting it: what that is, and what to do instead. Ignoring it would leave a service unprotected,
+# or forgetful, whose operator believes otherwise.
+NOT_YET: Mapping[str, tuple[str, str]] = {
+    "redis_host": ("the Redis bus", NO_REDIS),
+    "redis_url": ("the Redis bus", NO_REDIS),
+    "jwt_secret": ("tokens", NO_TOKENS),
+    "jwt_public_key": ("tokens", NO_TOKENS),
+    "jwks_url": ("tokens", NO_TOKENS),
+    "enable_auth": ("authentication", NO_TOKENS),
+    "metrics_token": ("a token for /metrics", "leave it unset, and keep others from /metrics in a proxy"),
+    "max_connections_per_subject": ("limits for each subject", NO_LIMIT),
+    "max_connections_per_address": ("limits for each address", NO_LIMIT),
+    "publish_rate": ("limits for each subject", NO_LIMIT),
+    "trusted_proxies": ("clients' addresses from proxies", "leave it []; the proxy's address is shown for its clients"),
+}
+
+UNPROTECTED = (
+    "others could use the service there without authentication; to allow that, behind something that protects it, "
+    "set ENABLE_AUTH=false; else stay on 127.0.0.1, ::1 or localhost; the other way, a key for tokens (JWT_SECRET, "
+    "JWT_PUBLIC_KEY or JWKS_URL), is not in this version yet"
+)
+
+
+def help_text() -> str:
+    """What `msgpush serve --help` prints: every setting, what it does, what is allowed, its default."""
+    usage = (
+        "usage: msgpush serve [--setting value]...",
+        "",
+        "Starts the service. Each setting is a flag, or a variable in the environment: --service-port 8089 or",
+        "SERVICE_PORT=8089. Flags win; an empty value counts as unset. Keys and passwords belong in the environment:",
+        "other users of a machine can read a command's arguments.",
+        "",
+    )
+    return "\n".join((*usage, *(_help(name, setting) for name, setting in SETTINGS.items()))) + "\n"
+
+
+def _help(name: str, setting: Setting) -> str:
+    default = DEFAULTS[name]
+    text = f"{_meaning(name)}{f' Default: {default}.' if default else ''} Allowed: {setting.kind.allowed}."
+    body = textwrap.fill(
+        text, 110, initial_indent=" " * 6, subsequent_indent=" " * 6, break_long_words=False, break_on_hyphens=False
+    )
+    return f"  {_flag(name)}\n{body}"
+
+
+def markdown_table() -> str:
+    """The README's table: each setting, its default, its meaning and what is allowed."""
+    rows = ["| setting | default | meaning |", "|---|---|---|"]
+    for name, setting in SETTINGS.items():
+        default = f"`{DEFAULTS[name]}`" if DEFAULTS[name] else ""
+        meaning = f"{_meaning(name)} Allowed: {setting.kind.allowed}.".replace("|", "\\|").replace("*", "\\*")
+        rows.append(f"| `{name.upper()}` | {default} | {meaning} |")
+    return "\n".join(rows) + "\n"
+
+
+def _meaning(name: str) -> str:
+    """What a setting does, and truthfully what it doesn't do yet."""
+    later = NOT_YET.get(name)
+    return SETTINGS[name].help + (f" Not in this version yet: {later[0]}." if later else "")
+
+
+def _read_flags(argv: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """The settings that are given as flags, each with the flag and the text of its value; the last one counts."""
+    found = {}
+    rest = list(argv)
+    while rest:
+        position = len(argv) - len(rest) + 1
+        flag, equals, text = rest.pop(0).partition("=")
+        name = FLAGS.get(flag)
+        if name is None:
+            raise _unknown(flag, position)
+        if not equals:
+            # Not any "--...": a PEM key begins so.
+            if not rest or rest[0].partition("=")[0] in FLAGS:
+                raise SettingsError(flag, f"has no value: it must be {SETTINGS[name].kind.allowed}")
+            text = rest.pop(0)
+        found[name] = (flag, text)
+    return found
+
+
+def _unknown(flag: str, position: int) -> SettingsError:
+    # What isn't a flag isn't shown: it may be a part of a secret that nobody quoted.
+    name = shown(flag) if flag.startswith("--") else f"argument {position}"
+    near = difflib.get_close_matches("--" + flag.lower().lstrip("-").replace("_", "-"), FLAGS, 1)
+    advice = f"did you mean {near[0]}?" if near else "msgpush serve --help lists them all"
+    return SettingsError(name, f"is no flag, and flags are --setting value; {advice}")
+
+
+def _parse(label: str, name: str, text: str) -> Any:
+    kind = SETTINGS[name].kind
+    try:
+        return kind.parse(text)
+    except ValueError:
+        raise SettingsError(label, f"{_value(name, text)}: it must be {kind.allowed}") from None
+
+
+def _value(name: str, text: str) -> str:
+    """A setting's value as a message may tell it, after the setting's name."""
+    return "(its value is not shown)" if SETTINGS[name].secret(text) else f"is {shown(text)}"
+
+
+def _text(value: object) -> str:
+    """A value as it is written in the environment."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.15g}"
+    if isinstance(value, frozenset):
+        return ",".join(sorted(value)) or "none"
+    if isinstance(value, tuple):
+        return json.dumps([str(item) for item in value])
+    return str(value)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+FLAGS: Mapping[str, str] = {_flag(name): name for name in SETTINGS}
+DEFAULTS: Mapping[str, str] = {name: _text(getattr(Settings(), name)) for name in SETTINGS}

@@ -1,0 +1,438 @@
+"""Settings: one table; a wrong one stops the start with one line, and none asks for what isn't there."""
+
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from msgpush.domain.message import TYPES
+from msgpush.entrypoints.settings import (
+    DEFAULTS,
+    NOT_YET,
+    SETTINGS,
+    Settings,
+    SettingsError,
+    help_text,
+    markdown_table,
+)
+
+BAD_NUMBERS = ["x", "-1", "+1", " 1", "1 ", "1\n", "1_0", "1e3", "0x10", "nan", "inf", "-0", "١", "9" * 400]
+BAD_WHOLE = [*BAD_NUMBERS, "1.5", "1.0"]
+BAD_SECONDS = [*BAD_NUMBERS, ".5", "5.", "1,5", "3601", "0.5.5"]
+BAD_LISTS = ["x", "[", "{}", "null", "[1]", '["x"', '"x"', '[["x"]]', "[null]"]
+
+GOOD: dict[str, list[tuple[str, Any]]] = {
+    "SERVICE_HOST": [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("localhost", "localhost"), ("127.8.9.10",) * 2],
+    "SERVICE_PORT": [("0", 0), ("1", 1), ("65535", 65535)],
+    "REDIS_PORT": [("1", 1), ("65535", 65535)],
+    "REDIS_PASSWORD": [("a b'\"=\n", "a b'\"=\n"), (" ", " ")],
+    "REDIS_DB": [("0", 0), ("15", 15)],
+    "MEMORY_BUS_BYTES": [("8388608", 8388608), ("1099511627776", 1099511627776)],
+    "HISTORY_LENGTH": [("1", 1), ("1000000", 1000000)],
+    "MESSAGE_TTL": [("1", 1), ("604800", 604800)],
+    "MAX_MESSAGE_BYTES": [("1024", 1024), ("16777216", 16777216)],
+    "MAX_BATCH_BYTES": [("1024", 1024), ("1073741824", 1073741824)],
+    "MAX_CONNECTIONS": [("1", 1), ("1000000", 1000000)],
+    "MAX_CONNECTIONS_PER_SUBJECT": [("0", 0)],
+    "MAX_CONNECTIONS_PER_ADDRESS": [("0", 0)],
+    "PUBLISH_RATE": [("0", 0.0), ("0.0", 0.0)],
+    "HEARTBEAT_INTERVAL": [("0.2", 0.2), ("0.01", 0.01), ("30", 30.0), ("3600", 3600.0)],
+    "DEFAULT_EVENTS": [
+        ("progress,error", {"progress", "error"}),
+        ("*", set(TYPES)),
+        ("none", set()),
+        ("custom", {"custom"}),
+    ],
+    "WRITE_TIMEOUT": [("0.5", 0.5), ("3600", 3600.0)],
+    "HEADER_TIMEOUT": [("0.5", 0.5), ("3600", 3600.0)],
+    "BODY_TIMEOUT": [("0.5", 0.5), ("3600", 3600.0)],
+    "DRAIN_SECONDS": [("0", 0.0), ("0.5", 0.5), ("3600", 3600.0)],
+    "CORS_ORIGINS": [
+        ("[]", ()),
+        (' [ "https://a.example" ] ', ("https://a.example",)),
+        ('["http://localhost:3000", "app://x"]', ("http://localhost:3000", "app://x")),
+        ('["http://[::1]:8080"]', ("http://[::1]:8080",)),
+        ('["HTTPS://A.Example:443", "http://a:80"]', ("https://a.example", "http://a")),
+    ],
+    "TRUSTED_PROXIES": [("[]", ())],
+    "ROOT_PATH": [("/push", "/push"), ("/a/b-c.d", "/a/b-c.d")],
+    "ENABLE_AUTH": [("false", False), ("0", False), ("no", False), ("off", False), ("FALSE", False)],
+    "JWT_ISSUER": [("https://id.example", "https://id.example")],
+    "JWT_AUDIENCE": [("msgpush", "msgpush")],
+    "JWT_LEEWAY": [("0", 0.0), ("2.5", 2.5)],
+    "LOG_LEVEL": [("debug",) * 2, ("info",) * 2, ("warning",) * 2, ("error",) * 2, ("INFO", "info")],
+    "LOG_FORMAT": [("console",) * 2, ("json",) * 2, ("JSON", "json")],
+}
+
+# What a setting takes that stops the start for another reason: this version doesn't have what it asks for.
+LATER: dict[str, list[tuple[str, Any]]] = {
+    "REDIS_HOST": [("redis", "redis"), ("10.0.0.1", "10.0.0.1")],
+    "REDIS_URL": [
+        (url, url)
+        for url in ("redis://r", "rediss://u:p@r:6380/2", "redis+sentinel://a,b/name", "redis+cluster://a:1,b")
+    ],
+    "ENABLE_AUTH": [("true", True), ("1", True), ("yes", True), ("on", True), ("True", True)],
+    "JWT_SECRET": [("s" * 32,) * 2, ("é" * 16,) * 2],
+    "JWT_PUBLIC_KEY": [("-----BEGIN PUBLIC KEY-----\nMCow\n-----END PUBLIC KEY-----",) * 2],
+    "JWKS_URL": [("https://id.example/jwks",) * 2, ("http://keys",) * 2],
+    "METRICS_TOKEN": [("abc-_.~+/=",) * 2],
+    "MAX_CONNECTIONS_PER_SUBJECT": [("1", 1)],
+    "MAX_CONNECTIONS_PER_ADDRESS": [("1000000", 1000000)],
+    "PUBLISH_RATE": [("0.5", 0.5), ("1000000", 1000000.0)],
+    "TRUSTED_PROXIES": [
+        ('["10.0.0.0/8", "::1"]', (IPv4Network("10.0.0.0/8"), IPv6Network("::1/128"))),
+        ('["192.0.2.1"]', (IPv4Network("192.0.2.1/32"),)),
+    ],
+}
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "SERVICE_HOST": (["[::1]", "a b", "http://x", "127.0.0.1:80", "*", " ", "-", "é", "::g"], "an IP address such as"),
+    "SERVICE_PORT": ([*BAD_WHOLE, "65536"], "a whole number from 0 to 65535"),
+    "REDIS_HOST": (["[::1]", "redis:6379", "redis://r"], "an IP address such as"),
+    "REDIS_PORT": ([*BAD_WHOLE, "0", "65536"], "a whole number from 1 to 65535"),
+    "REDIS_DB": ([*BAD_WHOLE, "65536"], "a whole number from 0 to 65535"),
+    "REDIS_URL": (["redis", "http://r", "redis://", "redis:///0", "redis://a b", "unix:///x"], "redis+cluster://"),
+    "MEMORY_BUS_BYTES": ([*BAD_WHOLE, "0", "8388607", "1099511627777"], "a whole number of bytes from 8388608 to"),
+    "HISTORY_LENGTH": ([*BAD_WHOLE, "0", "1000001"], "a whole number from 1 to 1000000"),
+    "MESSAGE_TTL": ([*BAD_WHOLE, "0", "604801"], "a whole number of seconds from 1 to 604800"),
+    "MAX_MESSAGE_BYTES": ([*BAD_WHOLE, "1023", "16777217"], "a whole number of bytes from 1024 to 16777216"),
+    "MAX_BATCH_BYTES": ([*BAD_WHOLE, "1023", "1073741825"], "a whole number of bytes from 1024 to 1073741824"),
+    "MAX_CONNECTIONS": ([*BAD_WHOLE, "0", "1000001"], "a whole number from 1 to 1000000"),
+    "MAX_CONNECTIONS_PER_SUBJECT": ([*BAD_WHOLE, "1000001"], "a whole number from 0 to 1000000"),
+    "MAX_CONNECTIONS_PER_ADDRESS": ([*BAD_WHOLE, "1000001"], "a whole number from 0 to 1000000"),
+    "PUBLISH_RATE": ([*BAD_NUMBERS, "1000001"], "a number of messages a second from 0 to 1000000"),
+    "HEARTBEAT_INTERVAL": ([*BAD_SECONDS, "0", "0.0", "0.001"], "a number of seconds from 0.01 to 3600"),
+    "DEFAULT_EVENTS": (["x", "progress,", "progress, error", "progress,*", "PROGRESS", " "], "progress, status, error"),
+    "WRITE_TIMEOUT": ([*BAD_SECONDS, "0"], "a number of seconds from 0.01 to 3600"),
+    "HEADER_TIMEOUT": ([*BAD_SECONDS, "0"], "a number of seconds from 0.01 to 3600"),
+    "BODY_TIMEOUT": ([*BAD_SECONDS, "0"], "a number of seconds from 0.01 to 3600"),
+    "DRAIN_SECONDS": (BAD_SECONDS, "a number of seconds from 0 to 3600"),
+    "CORS_ORIGINS": (
+        [
+            *BAD_LISTS,
+            "https://a.example",
+            '["*"]',
+            '["null"]',
+            '["https://a.example/"]',
+            '["https://a.example/x"]',
+            '["https://*.example"]',
+            '["https://u:p@a.example"]',
+            '["a.example"]',
+            '["https://a:65536"]',
+            '["https://a:"]',
+            '["https://a b"]',
+            '["https://a?x"]',
+            '["https://ä.example"]',
+        ],
+        'a JSON list of origins, scheme://host or scheme://host:port, such as ["https://app.example.com"]',
+    ),
+    "TRUSTED_PROXIES": (
+        [*BAD_LISTS, "10.0.0.1", '["10.0.0.1/8"]', '["proxy"]', '["*"]', '["10.0.0.0/33"]', '[""]'],
+        "a JSON list of IP addresses and networks",
+    ),
+    "ROOT_PATH": (["/", "push", "/push/", "//push", "/a//b", "/a b", "/a?x", "https://a/x"], "a path such as /push"),
+    "ENABLE_AUTH": (["x", "2", "tru", " true", "null"], "true or false"),
+    "JWT_SECRET": (["s" * 31, "é" * 15, " "], "at least 32 bytes long"),
+    "JWKS_URL": (["id.example/jwks", "ftp://x", "https://", "https:///jwks", "https://a b"], "https:// or http://"),
+    "JWT_LEEWAY": (BAD_SECONDS, "a number of seconds from 0 to 3600"),
+    "METRICS_TOKEN": (["a b", "é", "a\n", '"'], "text of A-Za-z0-9._~+/=-"),
+    "LOG_LEVEL": (["trace", "critical", "10", " info"], "debug, info, warning or error"),
+    "LOG_FORMAT": (["text", "console,json"], "console or json"),
+}
+
+ANYTHING_GOES = {"REDIS_PASSWORD", "JWT_PUBLIC_KEY", "JWT_ISSUER", "JWT_AUDIENCE"}
+ALWAYS_SECRET = {"JWT_SECRET", "REDIS_PASSWORD", "METRICS_TOKEN"}
+
+
+def cases(table: dict[str, list[Any]]) -> list[tuple[str, Any]]:
+    return [(name, case) for name, each in table.items() for case in each]
+
+
+def flag(name: str) -> str:
+    return "--" + name.lower().replace("_", "-")
+
+
+def refusal(environ: dict[str, str], argv: list[str] | None = None) -> str:
+    """The one line with which these settings stop the start."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environ(environ, argv or [])
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1
+    assert text.isprintable()
+    return text
+
+
+def outcome(environ: dict[str, str], argv: list[str]) -> str | None:
+    """The line with which these settings stop the start, if they do."""
+    try:
+        Settings.from_environ(environ, argv)
+    except SettingsError as error:
+        return str(error)
+    return None
+
+
+def test_these_tables_cover_every_setting() -> None:
+    names = {name.upper() for name in SETTINGS}
+    assert GOOD.keys() | LATER.keys() == names
+    assert BAD.keys() | ANYTHING_GOES == names
+    assert {name.upper() for name in NOT_YET} == LATER.keys()
+
+
+def test_the_defaults_are_the_contracts() -> None:
+    assert {name.upper(): text for name, text in DEFAULTS.items() if text} == {
+        "SERVICE_HOST": "127.0.0.1",
+        "SERVICE_PORT": "8089",
+        "REDIS_PORT": "6379",
+        "REDIS_DB": "2",
+        "MEMORY_BUS_BYTES": "268435456",
+        "HISTORY_LENGTH": "1000",
+        "MESSAGE_TTL": "3600",
+        "MAX_MESSAGE_BYTES": "262144",
+        "MAX_BATCH_BYTES": "16777216",
+        "MAX_CONNECTIONS": "10000",
+        "MAX_CONNECTIONS_PER_SUBJECT": "0",
+        "MAX_CONNECTIONS_PER_ADDRESS": "0",
+        "PUBLISH_RATE": "0",
+        "HEARTBEAT_INTERVAL": "30",
+        "DEFAULT_EVENTS": "progress",
+        "WRITE_TIMEOUT": "30",
+        "HEADER_TIMEOUT": "5",
+        "BODY_TIMEOUT": "30",
+        "DRAIN_SECONDS": "10",
+        "CORS_ORIGINS": "[]",
+        "TRUSTED_PROXIES": "[]",
+        "JWT_LEEWAY": "30",
+        "LOG_LEVEL": "info",
+        "LOG_FORMAT": "console",
+    }
+    assert Settings.from_environ({}) == Settings()
+
+
+def test_every_default_reads_back_as_itself() -> None:
+    environ = {name.upper(): text for name, text in DEFAULTS.items()}
+    assert Settings.from_environ(environ) == Settings()
+
+
+@pytest.mark.parametrize(("name", "case"), cases(GOOD))
+def test_a_right_value_is_taken_from_the_environment_and_from_a_flag(name: str, case: tuple[str, Any]) -> None:
+    text, value = case
+    ways = (
+        Settings.from_environ({name: text}),
+        Settings.from_environ({}, [flag(name), text]),
+        Settings.from_environ({}, [f"{flag(name)}={text}"]),
+    )
+    for settings in ways:
+        read = getattr(settings, name.lower())
+        assert read == value
+        assert type(read) is type(getattr(Settings(), name.lower())) or getattr(Settings(), name.lower()) is None
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, (texts, _) in BAD.items() for text in texts])
+def test_a_wrong_value_is_refused_in_a_line_with_the_setting_the_value_and_what_is_allowed(
+    name: str, text: str
+) -> None:
+    _, allowed = BAD[name]
+    for label, line in (
+        (name, refusal({name: text})),
+        (flag(name), refusal({}, [flag(name), text])),
+        (flag(name), refusal({}, [f"{flag(name)}={text}"])),
+    ):
+        assert line.startswith(label + " ")
+        assert allowed in line
+        if name not in ALWAYS_SECRET:
+            assert repr(text)[:70] in line
+
+
+@pytest.mark.parametrize(("name", "case"), cases(LATER))
+def test_what_this_version_cannot_do_stops_the_start_and_says_what_to_do(name: str, case: tuple[str, Any]) -> None:
+    text, value = case
+    assert SETTINGS[name.lower()].kind.parse(text) == value
+    # Switching authentication off doesn't excuse asking for it, or for anything else that would be ignored.
+    open_mode = {} if name == "ENABLE_AUTH" else {"ENABLE_AUTH": "false"}
+    for label, line in (
+        (name, refusal({name: text})),
+        (name, refusal({name: text, **open_mode})),
+        (name, refusal({name: text, "SERVICE_HOST": "0.0.0.0", **open_mode})),
+        (flag(name), refusal({}, [flag(name), text])),
+    ):
+        assert line.startswith(label + " ")
+        assert "not in this version yet; leave it" in line
+
+
+@pytest.mark.parametrize("name", [name.upper() for name in NOT_YET])
+def test_settings_made_in_code_do_not_open_a_service_that_was_asked_to_be_protected(name: str) -> None:
+    _, value = LATER[name][0]
+    settings = Settings(**{name.lower(): value})
+    with pytest.raises(SettingsError, match=f"^{name} "):
+        _ = settings.mode
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    assert Settings.from_environ({name.upper(): "" for name in SETTINGS}) == Settings()
+
+
+def test_a_flag_wins_over_the_environment_and_an_empty_flag_unsets_it() -> None:
+    environ = {"SERVICE_PORT": "1", "REDIS_HOST": "redis", "HISTORY_LENGTH": "wrong"}
+    settings = Settings.from_environ(environ, ["--service-port", "2", "--redis-host=", "--history-length", "3"])
+    assert (settings.service_port, settings.redis_host, settings.history_length) == (2, None, 3)
+
+
+def test_the_last_of_equal_flags_counts() -> None:
+    assert Settings.from_environ({}, ["--service-port", "1", "--service-port=2"]).service_port == 2
+
+
+def test_other_variables_are_none_of_our_business() -> None:
+    assert Settings.from_environ({"PATH": "/bin", "SERVICE_PROT": "x", "service_port": "x"}) == Settings()
+
+
+@pytest.mark.parametrize("argv", [["--service-port"], ["--service-port", "--log-level", "debug"]])
+def test_a_flag_without_a_value_is_refused_with_what_is_allowed(argv: list[str]) -> None:
+    assert refusal({}, argv) == "--service-port has no value: it must be a whole number from 0 to 65535"
+
+
+@pytest.mark.parametrize(
+    ("argument", "near"),
+    [
+        ("--service-prot", "--service-port"),
+        ("--SERVICE_PORT=1", "--service-port"),
+        ("--history", "--history-length"),
+        ("--jwt-secrets=x", "--jwt-secret"),
+        ("--max-connection", "--max-connections"),
+    ],
+)
+def test_an_unknown_flag_is_refused_with_the_nearest_name(argument: str, near: str) -> None:
+    line = refusal({}, [argument, "1"])
+    assert line.startswith(f"'{argument.partition('=')[0]}' is no flag")
+    assert line.endswith(f"did you mean {near}?")
+
+
+def test_an_unknown_flag_that_resembles_none_points_at_the_help() -> None:
+    assert refusal({}, ["--zzz\n"]).endswith("msgpush serve --help lists them all")
+
+
+@pytest.mark.parametrize("argv", [["SERVICE_PORT=8089"], ["-service-port", "8089"], ["service-port"]])
+def test_an_argument_that_is_no_flag_is_told_by_its_place_and_what_it_may_have_meant(argv: list[str]) -> None:
+    line = refusal({}, argv)
+    assert line.startswith("argument 1 is no flag")
+    assert line.endswith("did you mean --service-port?")
+
+
+@pytest.mark.parametrize(
+    ("environ", "argv"),
+    [
+        ({"JWT_SECRET": "hunter2"}, []),
+        ({"JWT_SECRET": "hunter2" * 9}, []),
+        ({"JWT_SECRET": "hunter2" * 9, "SERVICE_HOST": "0.0.0.0"}, []),
+        ({"METRICS_TOKEN": "hunter2"}, []),
+        ({"METRICS_TOKEN": "hunter2 "}, []),
+        ({"REDIS_URL": "redis://:hunter2@r"}, []),
+        ({"REDIS_URL": "reddis://:hunter2@r"}, []),
+        ({"REDIS_URL": "redis://r?password=hunter2"}, []),
+        ({"REDIS_URL": "redis://:hunter2@r", "REDIS_HOST": "r"}, []),
+        ({"REDIS_PASSWORD": "hunter2", "SERVICE_PORT": "x"}, []),
+        ({"JWKS_URL": "https://u:hunter2@id.example"}, []),
+        ({}, ["--jwt-secret", "hunter2"]),
+        ({}, ["--jwt-secret=hunter2"]),
+        ({}, ["--jwt-secrte=hunter2"]),
+        ({}, ["--jwt-secret", "unquoted", "hunter2"]),
+        ({}, ["--metrics-token", "--hunter2"]),
+    ],
+)
+def test_a_secret_is_never_shown(environ: dict[str, str], argv: list[str]) -> None:
+    assert "hunter2" not in refusal(environ, argv)
+
+
+def test_a_redis_url_without_a_password_is_shown() -> None:
+    assert "'http://redis:6379'" in refusal({"REDIS_URL": "http://redis:6379"})
+
+
+def test_settings_printed_hide_their_secrets() -> None:
+    settings = Settings(
+        jwt_secret="hunter2", metrics_token="hunter2", redis_password="hunter2", redis_url="redis://:hunter2@r"
+    )
+    assert "hunter2" not in repr(settings)
+    assert "service_port='8089'" in repr(settings)
+
+
+def test_redis_url_excludes_redis_host() -> None:
+    line = refusal({"REDIS_URL": "redis://r", "REDIS_HOST": "r"})
+    assert line.startswith("REDIS_URL excludes REDIS_HOST")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.255.0.9", "::1", "localhost", "LocalHost"])
+def test_a_loopback_address_is_served_in_local_mode(host: str) -> None:
+    assert Settings.from_environ({"SERVICE_HOST": host}).mode == "local"
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "10.0.0.1", "localhost.example.com", "127.0.0.1.example", "0", "128.0.0.1", "fe80::1"]
+)
+def test_another_address_needs_authentication_switched_off_and_both_ways_out_are_named(host: str) -> None:
+    for label, line in (
+        ("SERVICE_HOST", refusal({"SERVICE_HOST": host})),
+        ("--service-host", refusal({}, ["--service-host", host])),
+    ):
+        assert line.startswith(f"{label} is '{host}'")
+        assert "ENABLE_AUTH=false" in line
+        assert "a key for tokens (JWT_SECRET, JWT_PUBLIC_KEY or JWKS_URL), is not in this version yet" in line
+    assert Settings.from_environ({"SERVICE_HOST": host, "ENABLE_AUTH": "false"}).mode == "open"
+
+
+def test_authentication_switched_off_is_open_on_a_loopback_address_too() -> None:
+    assert Settings.from_environ({"ENABLE_AUTH": "false"}).mode == "open"
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        Settings().service_port = 1  # type: ignore[misc]
+    assert msgspec.structs.replace(Settings(), service_port=1).service_port == 1
+
+
+@given(name=st.sampled_from(sorted(SETTINGS)), text=st.text(min_size=1))
+def test_no_text_makes_anything_but_a_value_or_one_line(name: str, text: str) -> None:
+    line = outcome({name.upper(): text}, [])
+    assert line is None or (line.startswith(f"{name.upper()} ") and line.isprintable())
+
+
+@given(name=st.sampled_from(sorted(BAD)), raw=st.binary())
+def test_a_value_that_is_not_text_is_refused_like_any_other(name: str, raw: bytes) -> None:
+    # So Python gives bytes of the environment that aren't UTF-8.
+    text = (b"\xff" + raw).decode(errors="surrogateescape")
+    assert refusal({name: text}).startswith(f"{name} ")
+
+
+@given(st.lists(st.text()))
+def test_no_arguments_make_anything_but_settings_or_one_line(argv: list[str]) -> None:
+    line = outcome({}, argv)
+    assert line is None or line.isprintable()
+
+
+@given(st.integers(min_value=1, max_value=65535))
+def test_a_number_in_bounds_is_itself(number: int) -> None:
+    assert Settings.from_environ({"SERVICE_PORT": str(number)}).service_port == number
+
+
+def test_the_help_names_every_flag_with_its_default_and_what_is_allowed() -> None:
+    text = help_text()
+    flat = " ".join(text.split())
+    for name, setting in SETTINGS.items():
+        assert f"  {flag(name)}\n" in text
+        assert f"Allowed: {setting.kind.allowed}." in flat
+        assert not DEFAULTS[name] or f"Default: {DEFAULTS[name]}." in flat
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_the_table_has_a_row_of_three_cells_for_every_setting() -> None:
+    lines = markdown_table().splitlines()
+    assert lines[:2] == ["| setting | default | meaning |", "|---|---|---|"]
+    assert [line.split("`")[1].lower() for line in lines[2:]] == list(SETTINGS)
+    assert all(line.count("|") == 4 and line.endswith(" |") for line in lines[2:])
+    assert "| `SERVICE_PORT` | `8089` | Port to listen on; 0: any free one." in lines[3]
+
+
+def test_help_and_table_say_of_what_is_missing_that_it_is() -> None:
+    assert markdown_table().count("Not in this version yet") == len(NOT_YET)
+    assert " ".join(help_text().split()).count("Not in this version yet") == len(NOT_YET)
