@@ -94,10 +94,10 @@ async def test_a_broadcast_reaches_every_stream_but_those_that_declined(client: 
         client.stream("/sse/user/1") as one,
         client.stream("/sse/user/2?broadcast=false") as two,
     ):
-        await client.send(b'{"id":"b1","type":"info","service":"s"}', "/api/v1/messages/broadcast")
-        await client.send(b'{"id":"u2","type":"info","service":"s","target":{"user_id":"2"}}')
-        assert b"b1" in await one.read_until(b"b1")
-        assert b"b1" not in await two.read_until(b"u2")
+        await client.send(b'{"id":"everyone","type":"info","service":"s"}', "/api/v1/messages/broadcast")
+        await client.send(b'{"id":"only-two","type":"info","service":"s","target":{"user_id":"2"}}')
+        await one.read_until(b"everyone")
+        assert b"everyone" not in await two.read_until(b"only-two")
 
 
 async def test_a_message_of_several_of_its_channels_comes_once_live_and_on_replay(client: AsgiDriver) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from msgpush.domain.errors import BusUnavailable, Conflict
 from msgpush.domain.history import Linked, Page, Reason
-from msgpush.domain.log import Run
+from msgpush.domain.log import index_after
 from msgpush.domain.message import Draft, Entry
 from msgpush.domain.ports import Stored
 from msgpush.domain.position import ZERO, Position, new_epoch
@@ -27,7 +27,7 @@ class _History:
     __slots__ = ("due", "entries", "expires", "last", "lost", "prev", "queued")
 
     def __init__(self, last: Position) -> None:
-        self.entries = Run()
+        self.entries: list[Entry] = []
         self.prev = last  # of the first entry retained
         self.last = last
         self.lost: Reason = "trimmed"  # why the newest entry that has gone went
@@ -46,9 +46,10 @@ class _Tail:
         self.size = sum(len(entry.body) for entry in entries)
         self.arrived = asyncio.Event()
 
-    def put(self, entry: Entry) -> None:
-        self.entries.append(entry)
-        self.size += len(entry.body)
+    def put(self, entries: Sequence[Entry], size: int) -> None:
+        self.entries.extend(entries)
+        self.size += size
+        self.arrived.set()
         while len(self.entries) > TAIL_LENGTH or self.size > TAIL_BYTES:
             self.size -= len(self.entries.popleft().body)
 
@@ -63,7 +64,7 @@ class MemoryBus:
     """One append-only log in memory, with each channel's history.
 
     Args:
-        history_length: messages retained a channel, at most.
+        history_length: messages retained a channel; a 64th more is let in before the oldest go, all at once.
         size: bytes that all histories may cost together; beyond it the oldest messages go, whatever their channel.
         clock: seconds since 1970.
     """
@@ -78,6 +79,7 @@ class MemoryBus:
         self.epoch = new_epoch()
         self._clock = clock
         self._history_length, self._size = history_length, size
+        self._most = history_length + history_length // 64
         self._used = 0
         self._last = ZERO
         self._histories: dict[str, _History] = {}
@@ -94,9 +96,11 @@ class MemoryBus:
     async def append(self, drafts: Sequence[Draft]) -> list[Stored | Conflict | BusUnavailable]:
         now = self._clock()
         self._forget(now)
-        results: list[Stored | Conflict | BusUnavailable] = [self._append(draft, now) for draft in drafts]
+        entries: list[Entry] = []
+        results: list[Stored | Conflict | BusUnavailable] = [self._append(draft, now, entries) for draft in drafts]
+        size = sum(len(entry.body) for entry in entries)
         for tail in self._tails:
-            tail.arrived.set()
+            tail.put(entries, size)
         return results
 
     async def tail(self, after: Position) -> AsyncGenerator[Sequence[Entry], None]:
@@ -136,11 +140,12 @@ class MemoryBus:
 
     # Writing
 
-    def _append(self, draft: Draft, now: float) -> Stored | Conflict:
-        key = (draft.service, draft.id)
-        if draft.digest is not None and (known := self._ids.get(key)) is not None:
+    def _append(self, draft: Draft, now: float, entries: list[Entry]) -> Stored | Conflict:
+        if draft.digest is not None and (known := self._ids.get((draft.service, draft.id))) is not None:
             digest, position, timestamp = known
-            return Stored(position, timestamp, True) if digest == draft.digest else Conflict(*key)
+            if digest != draft.digest:
+                return Conflict(draft.service, draft.id)
+            return Stored(position, timestamp, True)
         position = self._next_position(now)
         entry = Entry(
             position, self._last, draft.channels, draft.type, draft.service, position.ms + draft.ttl * 1000, draft.body
@@ -148,12 +153,14 @@ class MemoryBus:
         self._last = position
         for channel in entry.channels:
             self._record(channel, entry)
+        self._used += (len(entry.body) + OVERHEAD) * len(entry.channels)
         if draft.digest is not None:
+            key = (draft.service, draft.id)
             self._ids[key] = (draft.digest, position, draft.timestamp)
             self._ids_by_age.append((now, key))
-        for tail in self._tails:
-            tail.put(entry)
-        self._fit()
+        if self._used > self._size:
+            self._fit()
+        entries.append(entry)
         return Stored(position, draft.timestamp, False)
 
     def _next_position(self, now: float) -> Position:
@@ -166,28 +173,32 @@ class MemoryBus:
         if history is None:
             history = self._histories[channel] = _History(self._forgotten)
             self._used += OVERHEAD
-        if not history.entries:
-            history.prev = history.last
-            self._emptied.pop(channel, None)
-            if not history.queued:
-                history.queued = True
-                heapq.heappush(self._oldest, (entry.position, channel))
-            if not history.due or entry.expires < history.due:
-                self._look_again(channel, history, entry.expires)
-        history.entries.append(entry)
+        entries = history.entries
+        if not entries:
+            self._begin(channel, history, entry)
+        entries.append(entry)
         history.last = entry.position
         history.expires = max(history.expires, entry.expires)
-        self._used += _cost(entry)
-        if len(history.entries) > self._history_length:
-            self._drop_first(history, "trimmed")
+        if len(entries) > self._most:
+            self._drop(history, len(entries) - self._history_length, "trimmed")
+
+    def _begin(self, channel: str, history: _History, entry: Entry) -> None:
+        history.prev = history.last
+        self._emptied.pop(channel, None)
+        if not history.queued:
+            history.queued = True
+            heapq.heappush(self._oldest, (entry.position, channel))
+        if not history.due or entry.expires < history.due:
+            self._look_again(channel, history, entry.expires)
 
     # Forgetting
 
-    def _drop_first(self, history: _History, why: Reason) -> None:
-        entry = history.entries.drop_first()
-        history.prev = entry.position
+    def _drop(self, history: _History, number: int, why: Reason) -> None:
+        entries = history.entries
+        self._used -= sum(len(entry.body) + OVERHEAD for entry in entries[:number])
+        history.prev = entries[number - 1].position
         history.lost = why
-        self._used -= _cost(entry)
+        del entries[:number]
 
     def _fit(self) -> None:
         while self._used > self._size:
@@ -205,10 +216,10 @@ class MemoryBus:
             heapq.heappop(self._oldest)
             if history is not None:
                 history.queued = False
-        elif (first := history.entries.first().position) != position:
+        elif (first := history.entries[0].position) != position:
             heapq.heapreplace(self._oldest, (first, channel))
         else:
-            self._drop_first(history, "trimmed")
+            self._drop(history, 1 + len(history.entries) // 64, "trimmed")
             if not history.entries:
                 self._forget_channel(channel)
 
@@ -241,8 +252,8 @@ class MemoryBus:
         elif not history.entries and remembered <= ms:
             self._forget_channel(channel)
         else:
-            while history.entries:
-                self._drop_first(history, "expired")
+            if history.entries:
+                self._drop(history, len(history.entries), "expired")
             self._emptied[channel] = None
             self._look_again(channel, history, max(remembered, ms + 1))
 
@@ -253,21 +264,17 @@ class MemoryBus:
         if history is None:
             return Page([], self._forgotten, False, "trimmed")
         entries = history.entries
-        start = 0 if after is None else entries.index_after(after)
-        read = entries.slice(start, limit)
-        prev = history.prev if start == 0 else entries.slice(start - 1, 1)[0].position
+        start = 0 if after is None else index_after(entries, after)
+        prev = entries[start - 1].position if start else history.prev
         linked = []
-        for entry in read:
+        for entry in entries[start : start + limit]:
             linked.append(Linked(prev, entry))
             prev = entry.position
-        return Page(linked, history.last, start + len(read) < len(entries), history.lost)
+        return Page(linked, history.last, start + len(linked) < len(entries), history.lost)
 
     def _retained_after(self, after: Position) -> list[Entry]:
         entries: dict[Position, Entry] = {}
         for history in self._histories.values():
-            entries.update((entry.position, entry) for entry in history.entries.after(after))
+            new = history.entries[index_after(history.entries, after) :]
+            entries.update((entry.position, entry) for entry in new)
         return [entries[position] for position in sorted(entries)]
-
-
-def _cost(entry: Entry) -> int:
-    return len(entry.body) + OVERHEAD

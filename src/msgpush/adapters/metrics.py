@@ -1,7 +1,7 @@
 """What Prometheus is told. No label takes values that a client chooses, beyond a bounded number of services."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -65,15 +65,19 @@ class Metrics:
         self._sent_children: dict[tuple[str, str], Counter] = {}
         self._duration_children: dict[tuple[str, str], Histogram] = {}
 
-    def sent(self, draft: Draft) -> None:
-        """A message was accepted."""
-        key = (draft.service, draft.type)
-        child = self._sent_children.get(key)
-        if child is None:
-            child = self._sent.labels(self._service(draft.service), draft.type)
-            if draft.service in self._services:
-                self._sent_children[key] = child
-        child.inc()
+    def sent(self, drafts: Iterable[Draft]) -> None:
+        """Messages were accepted."""
+        counts: dict[tuple[str, str], int] = {}
+        for draft in drafts:
+            key = (draft.service, draft.type)
+            counts[key] = counts.get(key, 0) + 1
+        for key, count in counts.items():
+            child = self._sent_children.get(key)
+            if child is None:
+                child = self._sent.labels(self._service(key[0]), key[1])
+                if key[0] in self._services:
+                    self._sent_children[key] = child
+            child.inc(count)
 
     def failed(self, error: MsgpushError, draft: Draft | None) -> None:
         """A message was refused or not stored; without a draft, before its service and type were known."""

@@ -1,6 +1,7 @@
 """`POST /api/v1/messages/...`: from a request's body to messages in the bus, and back to receipts."""
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Sequence
 
 from msgspec import Struct
 from starlette.types import Receive, Scope, Send
@@ -9,9 +10,9 @@ from msgpush.adapters.auth import Authenticator
 from msgpush.adapters.metrics import Metrics
 from msgpush.adapters.web import (
     Problem,
+    body_headers,
     body_parts,
     encode,
-    header,
     problem,
     problem_of,
     read_body,
@@ -19,10 +20,11 @@ from msgpush.adapters.web import (
 )
 from msgpush.domain.errors import Malformed, MsgpushError, TooLarge
 from msgpush.domain.grant import Grant
-from msgpush.domain.message import Draft, parse, split_array
+from msgpush.domain.message import ID_RULE, Draft, is_id, parse, split_array
 from msgpush.domain.service import Push, Receipt
 
 MAX_ITEMS = 10_000
+SLICE = 256  # messages of a batch that are stored before others get their turn
 
 
 class Publish:
@@ -38,9 +40,10 @@ class Publish:
         draft: Draft | None = None
         try:
             grant = await self._auth.authenticate(scope)
-            message = parse(await read_body(scope, receive, self._max_bytes, "the message"))
-            if message.id is None:
-                message.id = _idempotency_key(scope)
+            headers = body_headers(scope, self._max_bytes, "the message")
+            message = parse(await read_body(receive, self._max_bytes, "the message"))
+            if message.id is None and headers.idempotency_key is not None:
+                message.id = _id_of(headers.idempotency_key)
             draft = self._push.draft(message, broadcast=self._broadcast)
             grant.check_publish(draft.channels)
             (result,) = await self._push.store([draft])
@@ -50,7 +53,7 @@ class Publish:
             self._metrics.failed(error, draft)
             raise
         if not result.duplicate:
-            self._metrics.sent(draft)
+            self._metrics.sent([draft])
         await respond(send, 202, encode(result))
 
 
@@ -85,27 +88,28 @@ class PublishBatch:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         grant = await self._auth.authenticate(scope)
-        if header(scope, b"idempotency-key"):
+        headers = body_headers(scope, None, "the batch")
+        if headers.idempotency_key is not None:
             raise Malformed("the header Idempotency-Key names one message: in a batch each message carries its own id")
-        content_type = (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
         results: list[Receipt | Failed] = []
-        if content_type == "application/x-ndjson":
+        if headers.content_type == "application/x-ndjson":
             try:
-                await self._store_lines(scope, receive, grant, results)
+                await self._store_lines(receive, grant, results)
             except TooLarge as error:
                 await self._respond(send, results, problem_of(error))
                 return
         else:
-            items = split_array(await read_body(scope, receive, self._max_batch_bytes, "the batch"))
+            body_headers(scope, self._max_batch_bytes, "the batch")
+            items = split_array(await read_body(receive, self._max_batch_bytes, "the batch"))
             if len(items) > MAX_ITEMS:
                 raise TooLarge("the batch", MAX_ITEMS, "messages")
             await self._store(items, grant, results)
         await self._respond(send, results)
 
-    async def _store_lines(self, scope: Scope, receive: Receive, grant: Grant, results: list[Receipt | Failed]) -> None:
+    async def _store_lines(self, receive: Receive, grant: Grant, results: list[Receipt | Failed]) -> None:
         # Lines are stored as they arrive: those whose newline has come stay accepted, whatever becomes of the rest.
         rest = b""
-        async for part in body_parts(scope, receive):
+        async for part in body_parts(receive):
             *lines, rest = (rest + part).split(b"\n")
             await self._store_some(lines, grant, results)
             if len(rest) > self._max_message_bytes:
@@ -122,20 +126,31 @@ class PublishBatch:
         if len(lines) > len(fitting):
             raise TooLarge("the batch", MAX_ITEMS, "messages")
 
-    async def _store(self, items: Iterable[bytes], grant: Grant, results: list[Receipt | Failed]) -> None:
+    async def _store(self, items: Sequence[bytes], grant: Grant, results: list[Receipt | Failed]) -> None:
+        for start in range(0, len(items), SLICE):
+            await self._store_slice(items[start : start + SLICE], grant, results)
+            await asyncio.sleep(0)
+
+    async def _store_slice(self, items: Sequence[bytes], grant: Grant, results: list[Receipt | Failed]) -> None:
         outcomes: list[Draft | MsgpushError] = [self._draft(item, grant) for item in items]
         drafts = [each for each in outcomes if isinstance(each, Draft)]
-        stored = iter(await self._push.store(drafts)) if drafts else iter(())
-        for each in outcomes:
-            draft = each if isinstance(each, Draft) else None
-            result = each if isinstance(each, MsgpushError) else next(stored)
-            if isinstance(result, MsgpushError):
-                self._metrics.failed(result, draft)
-                results.append(Failed(problem_of(result)))
+        stored = await self._push.store(drafts) if drafts else []
+        answers = iter(stored)
+        for outcome in outcomes:
+            if isinstance(outcome, Draft):
+                draft, answer = outcome, next(answers)
+                results.append(answer if isinstance(answer, Receipt) else self._failed(answer, draft))
             else:
-                if draft is not None and not result.duplicate:
-                    self._metrics.sent(draft)
-                results.append(result)
+                results.append(self._failed(outcome, None))
+        self._metrics.sent(
+            draft
+            for draft, answer in zip(drafts, stored, strict=True)
+            if isinstance(answer, Receipt) and not answer.duplicate
+        )
+
+    def _failed(self, error: MsgpushError, draft: Draft | None) -> Failed:
+        self._metrics.failed(error, draft)
+        return Failed(problem_of(error))
 
     def _draft(self, item: bytes, grant: Grant) -> Draft | MsgpushError:
         try:
@@ -177,9 +192,9 @@ def _none_accepted(statuses: set[int]) -> Problem:
     return problem(422, "none of the messages is valid" if statuses else "the batch is empty")
 
 
-def _idempotency_key(scope: Scope) -> str | None:
-    key = header(scope, b"idempotency-key")
-    if key is None:
-        return None
+def _id_of(key: str) -> str:
     # A structured header's string stands in quotes; both ways are in use.
-    return key[1:-1] if len(key) > 1 and key[0] == key[-1] == '"' else key
+    id = key[1:-1] if len(key) > 1 and key[0] == key[-1] == '"' else key
+    if not is_id(id):
+        raise Malformed(f"the header Idempotency-Key is {key!r}: it must be {ID_RULE}")
+    return id

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterable, Mapping
 from http import HTTPStatus
+from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
@@ -189,16 +190,12 @@ class Query:
                 raise Malformed(f"there is no parameter {name!r} here")
 
 
-async def body_parts(scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
+async def body_parts(receive: Receive) -> AsyncIterator[bytes]:
     """A request's body as it arrives.
 
     Raises:
         ClientGone: it was cut; what has been given so far is not the whole.
-        Unsupported: it is compressed.
     """
-    coding = header(scope, b"content-encoding")
-    if coding not in (None, "", "identity"):
-        raise Unsupported(f"the Content-Encoding {coding!r} is not read here: send the body as it is")
     more = True
     while more:
         part = await receive()
@@ -208,23 +205,59 @@ async def body_parts(scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
         more = part.get("more_body", False)
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int, what: str) -> bytes:
+async def read_body(receive: Receive, limit: int, what: str) -> bytes:
     """A request's whole body.
 
     Raises:
         TooLarge: it is larger than `limit` bytes.
-        ClientGone, Unsupported: as `body_parts`.
+        ClientGone: it was cut.
     """
-    length = header(scope, b"content-length")
-    if length is not None and length.isdecimal() and int(length) > limit:
-        raise TooLarge(what, limit)
-    parts, size = [], 0
-    async for part in body_parts(scope, receive):
-        parts.append(part)
-        size += len(part)
+    part = await receive()
+    if part["type"] == "http.request" and not part.get("more_body", False):
+        # Most bodies come in one piece.
+        body: bytes = part.get("body", b"")
+        if len(body) > limit:
+            raise TooLarge(what, limit)
+        return body
+    if part["type"] == "http.disconnect":
+        raise ClientGone
+    parts, size = [part.get("body", b"")], len(part.get("body", b""))
+    async for more in body_parts(receive):
+        parts.append(more)
+        size += len(more)
         if size > limit:
             raise TooLarge(what, limit)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return b"".join(parts)
+
+
+class BodyHeaders(NamedTuple):
+    """What the headers say of a body."""
+
+    content_type: str
+    idempotency_key: str | None
+
+
+def body_headers(scope: Scope, limit: int | None, what: str) -> BodyHeaders:
+    """What the headers say of the body, before it is read.
+
+    Raises:
+        TooLarge: it announces more than `limit` bytes.
+        Unsupported: it is compressed.
+    """
+    content_type, key = "", None
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            if limit is not None and value.isdigit() and int(value) > limit:
+                raise TooLarge(what, limit)
+        elif name == b"content-type":
+            content_type = value.decode("latin-1").partition(";")[0].strip().lower()
+        elif name == b"idempotency-key":
+            key = value.decode("latin-1")
+        elif name == b"content-encoding" and value not in (b"", b"identity"):
+            raise Unsupported(
+                f"the Content-Encoding {value.decode('latin-1')!r} is not read here: send the body as it is"
+            )
+    return BodyHeaders(content_type, key)
 
 
 async def respond(

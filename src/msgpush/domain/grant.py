@@ -29,6 +29,8 @@ class Grant(Struct, frozen=True):
 
     def check_publish(self, channels: Iterable[str]) -> None:
         """Raise `Denied` unless a message may go to all of its channels."""
+        if "*" in self.publish:
+            return
         for channel in channels:
             if not any(matches(pattern, channel) for pattern in self.publish):
                 raise Denied(f"no permission to publish to {channel!r}", channel)

@@ -1,7 +1,8 @@
-"""Runs of log entries: the order that everything else relies on, kept in lists that can be searched."""
+"""Entries in the log's order: finding a place among them, and the ring of the newest."""
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from heapq import merge
 from operator import attrgetter
 
@@ -11,43 +12,9 @@ from msgpush.domain.position import ZERO, Position
 _position = attrgetter("position")
 
 
-class Run:
-    """Entries in order: appended at one end, dropped from the other, read after any position."""
-
-    __slots__ = ("_entries", "_start")
-
-    def __init__(self) -> None:
-        self._entries: list[Entry] = []
-        self._start = 0
-
-    def __len__(self) -> int:
-        return len(self._entries) - self._start
-
-    def append(self, entry: Entry) -> None:
-        self._entries.append(entry)
-
-    def first(self) -> Entry:
-        return self._entries[self._start]
-
-    def drop_first(self) -> Entry:
-        entry = self._entries[self._start]
-        self._start += 1
-        if self._start >= 64 and self._start * 2 >= len(self._entries):
-            del self._entries[: self._start]
-            self._start = 0
-        return entry
-
-    def index_after(self, after: Position) -> int:
-        """Where the first entry after `after` stands, counted from the first one kept."""
-        return bisect_right(self._entries, after, lo=self._start, key=_position) - self._start
-
-    def slice(self, start: int, length: int) -> list[Entry]:
-        return self._entries[self._start + start : self._start + start + length]
-
-    def after(self, after: Position) -> Iterator[Entry]:
-        """The entries after a position; the run must not change meanwhile."""
-        for index in range(self._start + self.index_after(after), len(self._entries)):
-            yield self._entries[index]
+def index_after(entries: Sequence[Entry], after: Position) -> int:
+    """Where the first entry after a position stands."""
+    return bisect_right(entries, after, key=_position)
 
 
 class Ring:
@@ -56,50 +23,60 @@ class Ring:
     Everything of the log after `floor` is here; nothing at or below it is.
 
     Args:
-        length: entries kept at most.
-        size: bytes of bodies kept at most.
+        length: entries kept; a sixteenth more is let in before the oldest go, all at once.
+        size: bytes of bodies kept, likewise.
     """
 
     def __init__(self, length: int = 65_536, size: int = 64 * 1024 * 1024) -> None:
         self._length, self._size = length, size
+        self._most, self._largest = length + length // 16, size + size // 16
         self.clear(ZERO)
 
     def clear(self, floor: Position) -> None:
         """Forget all; the log goes on after `floor`."""
         self.floor = floor
         self._bytes = 0
-        self._all = Run()
-        self._by_channel: dict[str, Run] = {}
-
-    def __len__(self) -> int:
-        return len(self._all)
+        self._all: list[Entry] = []
+        self._by_channel: dict[str, list[Entry]] = {}
 
     def append(self, entry: Entry) -> None:
         self._all.append(entry)
         self._bytes += len(entry.body)
         by_channel = self._by_channel
         for channel in entry.channels:
-            run = by_channel.get(channel)
-            if run is None:
-                run = by_channel[channel] = Run()
-            run.append(entry)
-        while len(self._all) > self._length or self._bytes > self._size:
-            self._drop_first()
+            entries = by_channel.get(channel)
+            if entries is None:
+                by_channel[channel] = [entry]
+            else:
+                entries.append(entry)
+        if len(self._all) > self._most or self._bytes > self._largest:
+            self._trim()
 
-    def _drop_first(self) -> None:
-        entry = self._all.drop_first()
-        self.floor = entry.position
-        self._bytes -= len(entry.body)
-        for channel in entry.channels:
-            run = self._by_channel[channel]
-            run.drop_first()
-            if not run:
+    def _trim(self) -> None:
+        number, kept = 0, len(self._all)
+        while kept > self._length or self._bytes > self._size:
+            self._bytes -= len(self._all[number].body)
+            number += 1
+            kept -= 1
+        dropped = self._all[:number]
+        del self._all[:number]
+        self.floor = dropped[-1].position
+        for channel, count in Counter(channel for entry in dropped for channel in entry.channels).items():
+            entries = self._by_channel[channel]
+            if count == len(entries):
                 del self._by_channel[channel]
+            else:
+                del entries[:count]
 
     def after(self, channels: frozenset[str], after: Position) -> Iterator[Entry]:
         """The entries of any of `channels` after a position, in order, each once."""
-        runs = [run.after(after) for channel in channels if (run := self._by_channel.get(channel))]
-        return runs[0] if len(runs) == 1 else unique(merge(*runs, key=_position))
+        found = [_after(self._by_channel[channel], after) for channel in channels if channel in self._by_channel]
+        return found[0] if len(found) == 1 else unique(merge(*found, key=_position))
+
+
+def _after(entries: list[Entry], after: Position) -> Iterator[Entry]:
+    for index in range(index_after(entries, after), len(entries)):
+        yield entries[index]
 
 
 def unique(entries: Iterator[Entry]) -> Iterator[Entry]:

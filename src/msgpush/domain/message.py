@@ -24,12 +24,14 @@ TYPES: tuple[str, ...] = get_args(Type)
 MAX_TTL = 604_800
 MAX_FANOUT_BYTES = 4 * 1024 * 1024
 
-Id = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.:-]{1,128}\Z")]
+ID_RULE = "1-128 of A-Za-z0-9_.:-"
+_ID = r"\A[A-Za-z0-9_.:-]{1,128}\Z"
+Id = Annotated[str, Meta(pattern=_ID)]
 Service = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.-]{1,64}\Z")]
 
 # What is allowed where msgspec would show a pattern.
 _RULES = {
-    "/id": "1-128 of A-Za-z0-9_.:-",
+    "/id": ID_RULE,
     "/service": "1-64 of A-Za-z0-9_.-",
     "/type": "one of " + ", ".join(TYPES),
     "/metadata/priority": "one of " + ", ".join(get_args(Priority)),
@@ -107,6 +109,11 @@ _decode_progress = msgspec.json.Decoder(_Progress).decode
 _decode_data = msgspec.json.Decoder(_Data).decode
 _encode = msgspec.json.Encoder().encode
 _digest = partial(hashlib.blake2b, digest_size=16)
+
+
+def is_id(text: str) -> bool:
+    """Whether the text can be a message's id."""
+    return re.match(_ID, text) is not None
 
 
 def parse(body: bytes) -> Message:
