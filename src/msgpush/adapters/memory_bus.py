@@ -15,7 +15,7 @@ from msgpush.domain.position import ZERO, Position, new_epoch
 
 DAY = 86_400
 OVERHEAD = 400  # bytes that an entry costs in a history beyond its body, and about what a channel costs
-REMEMBERED = 600.0
+REMEMBERED = 600
 REMEMBERED_IDS = 1_000_000
 TAIL_LENGTH = 65_536
 TAIL_BYTES = 64 * 1024 * 1024
@@ -90,14 +90,15 @@ class MemoryBus:
         self._dues: list[tuple[int, str]] = []
         self._emptied: OrderedDict[str, None] = OrderedDict()
         self._ids: dict[tuple[str, str], tuple[bytes, Position, str]] = {}
-        self._ids_by_age: deque[tuple[float, tuple[str, str]]] = deque()
+        self._ids_by_age: deque[tuple[int, tuple[str, str]]] = deque()
         self._tails: set[_Tail] = set()
 
     async def append(self, drafts: Sequence[Draft]) -> list[Stored | Conflict | BusUnavailable]:
         now = self._clock()
         self._forget(now)
         entries: list[Entry] = []
-        results: list[Stored | Conflict | BusUnavailable] = [self._append(draft, now, entries) for draft in drafts]
+        ms = int(now * 1000)
+        results: list[Stored | Conflict | BusUnavailable] = [self._append(draft, ms, entries) for draft in drafts]
         size = sum(len(entry.body) for entry in entries)
         for tail in self._tails:
             tail.put(entries, size)
@@ -140,15 +141,17 @@ class MemoryBus:
 
     # Writing
 
-    def _append(self, draft: Draft, now: float, entries: list[Entry]) -> Stored | Conflict:
+    def _append(self, draft: Draft, now: int, entries: list[Entry]) -> Stored | Conflict:
         if draft.digest is not None and (known := self._ids.get((draft.service, draft.id))) is not None:
             digest, position, timestamp = known
             if digest != draft.digest:
                 return Conflict(draft.service, draft.id)
             return Stored(position, timestamp, True)
-        position = self._next_position(now)
+        last = self._last
+        # The clock may step back; positions may not.
+        position = Position(now, 0) if now > last.ms else Position(last.ms, last.seq + 1)
         entry = Entry(
-            position, self._last, draft.channels, draft.type, draft.service, position.ms + draft.ttl * 1000, draft.body
+            position, last, draft.channels, draft.type, draft.service, position.ms + draft.ttl * 1000, draft.body
         )
         self._last = position
         for channel in entry.channels:
@@ -162,11 +165,6 @@ class MemoryBus:
             self._fit()
         entries.append(entry)
         return Stored(position, draft.timestamp, False)
-
-    def _next_position(self, now: float) -> Position:
-        # The clock may step back; positions may not.
-        ms = int(now * 1000)
-        return Position(ms, 0) if ms > self._last.ms else Position(self._last.ms, self._last.seq + 1)
 
     def _record(self, channel: str, entry: Entry) -> None:
         history = self._histories.get(channel)
@@ -241,7 +239,7 @@ class MemoryBus:
             if history is not None and history.due == due:
                 self._forget_expired(channel, history, ms)
         ids = self._ids_by_age
-        while ids and (ids[0][0] <= now - REMEMBERED or len(ids) > REMEMBERED_IDS):
+        while ids and (ids[0][0] <= ms - REMEMBERED * 1000 or len(ids) > REMEMBERED_IDS):
             del self._ids[ids.popleft()[1]]
 
     def _forget_expired(self, channel: str, history: _History, ms: int) -> None:

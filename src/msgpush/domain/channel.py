@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 from msgpush.domain.errors import Fault, Invalid
 
@@ -13,6 +14,7 @@ NAME_RULE = "1-200 characters with no control character, white space, comma, '*'
 _NAME = re.compile(r"[^\s,*/?#\x00-\x1f\x7f-\x9f]{1,200}")
 
 
+@lru_cache(maxsize=8192)
 def is_channel(name: str) -> bool:
     """Whether `name` can name a channel."""
     return _NAME.fullmatch(name) is not None

@@ -63,7 +63,7 @@ class Message(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=Tr
     metadata: Metadata | None = None
 
 
-class Draft(Struct, frozen=True, eq=False):
+class Draft(Struct, frozen=True, eq=False, gc=False):
     """A message ready for the bus: checked, routed, complete and encoded.
 
     `digest` stands for the content where the publisher chose the id, so that the bus can tell a retry from a mistake.
@@ -130,7 +130,7 @@ def parse(body: bytes) -> Message:
         raise _invalid(body, error) from None
     except (msgspec.DecodeError, RecursionError) as error:
         raise _malformed(error) from None
-    message.data = _checked_data(message)
+    _check_data(message)
     return message
 
 
@@ -208,22 +208,23 @@ def data_of(entry: Entry) -> bytes:
     return bytes(_decode_data(entry.body).data)
 
 
-def _checked_data(message: Message) -> Raw:
+def _check_data(message: Message) -> None:
     text = bytes(message.data)
     if text in (b"", b"null"):
+        message.data = Raw(b"{}")
         text = b"{}"
     if not text.startswith(b"{"):
         raise Invalid(Fault("/data", "it must be a JSON object"))
     if b"\n" in text or b"\r" in text:
         # JSON allows line ends between tokens; on the stream they would end the line that carries the message.
         text = msgspec.json.format(text, indent=-1)
+        message.data = Raw(text)
     if message.type == "progress":
         try:
             _decode_progress(text)
         except msgspec.ValidationError as error:
             fault = _fault(text, error)
             raise Invalid(Fault("/data" + (fault.pointer or "/progress"), fault.detail)) from None
-    return Raw(text)
 
 
 _PLACE = re.compile(r"(?s)(.*?)(?: - at `\$(.*)`)?")

@@ -1,7 +1,7 @@
 """What the domain needs from outside."""
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 from msgspec import Struct
 
@@ -11,7 +11,7 @@ from msgpush.domain.message import Draft, Entry
 from msgpush.domain.position import Position
 
 
-class Stored(NamedTuple):
+class Stored(Struct, frozen=True, gc=False):
     """A message is in the bus: where, with the timestamp of its first acceptance, and whether this was a repetition."""
 
     position: Position

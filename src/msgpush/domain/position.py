@@ -9,6 +9,8 @@ import re
 import secrets
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from msgpush.domain.errors import Malformed
 
 EARLIEST = "earliest"
@@ -21,7 +23,7 @@ _TEXT = re.compile(rf"[A-Za-z0-9_.~-]{{1,{MAX_CURSOR}}}")
 _CURSOR = re.compile(r"1([a-z0-9]{8})\.(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})")
 
 
-class Position(NamedTuple):
+class Position(Struct, frozen=True, order=True, gc=False):
     """A place in the log: milliseconds since 1970 by the bus's clock, and a number within that millisecond."""
 
     ms: int

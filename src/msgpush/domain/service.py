@@ -18,7 +18,7 @@ from msgpush.domain.ports import Bus
 from msgpush.domain.position import EARLIEST, LATEST, ZERO, Cursor, Position, check_cursor, parse_cursor
 
 
-class Receipt(Struct, frozen=True):
+class Receipt(Struct, frozen=True, gc=False):
     """The answer to a publish: readable by all, from here on."""
 
     id: str
