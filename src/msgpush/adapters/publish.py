@@ -132,21 +132,23 @@ class PublishBatch:
             await asyncio.sleep(0)
 
     async def _store_slice(self, items: Sequence[bytes], grant: Grant, results: list[Receipt | Failed]) -> None:
-        outcomes: list[Draft | MsgpushError] = [self._draft(item, grant) for item in items]
+        outcomes = [self._draft(item, grant) for item in items]
         drafts = [each for each in outcomes if isinstance(each, Draft)]
-        stored = await self._push.store(drafts) if drafts else []
-        answers = iter(stored)
+        answers = await self._push.store(drafts) if drafts else []
+        accepted = []
+        remaining = zip(drafts, answers, strict=True)
         for outcome in outcomes:
-            if isinstance(outcome, Draft):
-                draft, answer = outcome, next(answers)
-                results.append(answer if isinstance(answer, Receipt) else self._failed(answer, draft))
-            else:
+            if isinstance(outcome, MsgpushError):
                 results.append(self._failed(outcome, None))
-        self._metrics.sent(
-            draft
-            for draft, answer in zip(drafts, stored, strict=True)
-            if isinstance(answer, Receipt) and not answer.duplicate
-        )
+                continue
+            draft, answer = next(remaining)
+            if isinstance(answer, MsgpushError):
+                results.append(self._failed(answer, draft))
+            else:
+                results.append(answer)
+                if not answer.duplicate:
+                    accepted.append(draft)
+        self._metrics.sent(accepted)
 
     def _failed(self, error: MsgpushError, draft: Draft | None) -> Failed:
         self._metrics.failed(error, draft)

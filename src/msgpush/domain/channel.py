@@ -1,7 +1,7 @@
 """Channel names, and the routing policy: which channels a message belongs to."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from msgpush.domain.errors import Fault, Invalid
@@ -27,10 +27,10 @@ def shown(value: object) -> str:
 
 
 def route(
-    *,
     service: str,
     target: Mapping[str, object] | None = None,
-    channels: list[str] | None = None,
+    channels: Sequence[str] | None = None,
+    *,
     broadcast: bool = False,
 ) -> tuple[str, ...]:
     """The channels of a message: its target's, its own, its service's, and `broadcast` where it goes to all. Each once.
@@ -38,31 +38,40 @@ def route(
     Raises:
         Invalid: a target or a channel makes no valid name; every one of them is named.
     """
-    faults: list[Fault] = []
-    found: dict[str, None] = {}
-    for key, value in (target or {}).items():
-        if value is None:
-            continue
-        name = _target_channel(key, value)
-        if isinstance(name, Fault):
-            faults.append(name)
-        else:
+    found = {} if target is None else _targets(target)
+    if channels:
+        for name in channels:
+            if not is_channel(name):
+                raise Invalid(*_channel_faults(channels))
             found[name] = None
-    if len(found) > MAX_TARGETS:
-        faults.append(Fault("/target", f"{len(found)} targets; at most {MAX_TARGETS} are allowed"))
-    for index, name in enumerate(channels or ()):
-        if is_channel(name):
-            found[name] = None
-        else:
-            faults.append(Fault(f"/channels/{index}", f"{shown(name)} is no channel name: {NAME_RULE}"))
-    if channels and len(channels) > MAX_CHANNELS:
-        faults.append(Fault("/channels", f"{len(channels)} channels; at most {MAX_CHANNELS} are allowed"))
-    if faults:
-        raise Invalid(*faults)
-    found[f"service:{service}"] = None
+        if len(channels) > MAX_CHANNELS:
+            raise Invalid(*_channel_faults(channels))
+    found["service:" + service] = None
     if broadcast:
         found[BROADCAST] = None
     return tuple(found)
+
+
+def _channel_faults(channels: Sequence[str]) -> list[Fault]:
+    faults = [
+        Fault(f"/channels/{index}", f"{shown(name)} is no channel name: {NAME_RULE}")
+        for index, name in enumerate(channels)
+        if not is_channel(name)
+    ]
+    if len(channels) > MAX_CHANNELS:
+        faults.append(Fault("/channels", f"{len(channels)} channels; at most {MAX_CHANNELS} are allowed"))
+    return faults
+
+
+def _targets(target: Mapping[str, object]) -> dict[str, None]:
+    given = [(key, value) for key, value in target.items() if value is not None]
+    names = [_target_channel(key, value) for key, value in given]
+    faults = [name for name in names if isinstance(name, Fault)]
+    if len(given) > MAX_TARGETS:
+        faults.append(Fault("/target", f"{len(given)} targets; at most {MAX_TARGETS} are allowed"))
+    if faults:
+        raise Invalid(*faults)
+    return {name: None for name in names if isinstance(name, str)}
 
 
 def _target_channel(key: str, value: object) -> str | Fault:

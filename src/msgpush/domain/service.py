@@ -68,7 +68,7 @@ class Push:
         self._message_ttl = message_ttl
         self._max_connections = max_connections
         self._delivery = Delivery(bus, self.hub, monotonic=monotonic)
-        self._ids = _Ids(clock)
+        self._ids = _Ids()
 
     @property
     def alive(self) -> bool:
@@ -90,13 +90,9 @@ class Push:
         Raises:
             Invalid, TooLarge: it can't be published.
         """
-        return draft(
-            message,
-            now=self._clock(),
-            new_id=self._ids.next() if message.id is None else message.id,
-            default_ttl=self._message_ttl,
-            broadcast=broadcast,
-        )
+        now = self._clock()
+        new_id = self._ids.next(int(now * 1000)) if message.id is None else message.id
+        return draft(message, now=now, new_id=new_id, default_ttl=self._message_ttl, broadcast=broadcast)
 
     async def store(self, drafts: Sequence[Draft]) -> list[Receipt | Conflict | BusUnavailable]:
         """Put drafts in the bus, in order, each by itself: readable by all once this returns."""
@@ -219,16 +215,15 @@ class Push:
 class _Ids:
     """Ids that no other process makes, in the order of time."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._suffix = "_" + secrets.token_hex(3)
         self._prefix = ""
         self._ms = self._count = 0
 
-    def next(self) -> str:
-        ms = int(self._clock() * 1000)
+    def next(self, ms: int) -> str:
         if ms > self._ms:
-            self._ms, self._count = ms, 0
+            # Six digits from the start: text sorts as numbers do.
+            self._ms, self._count = ms, 100_000
             self._prefix = f"msg_{ms:013d}_"
         self._count += 1
-        return f"{self._prefix}{self._count:06d}{self._suffix}"
+        return f"{self._prefix}{self._count}{self._suffix}"
