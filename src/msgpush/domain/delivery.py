@@ -71,17 +71,18 @@ class Delivery:
         while self._hub.head < end and self._monotonic() < deadline:
             await self._next_move(deadline)
         # Most of the time is for spreading the reconnects, the rest for those that were behind.
-        last_close = deadline - seconds / 5
+        began, total = self._monotonic(), len(self._hub.connections)
+        spread = max(deadline - seconds / 5 - began, BEAT)
         while self._hub.connections:
-            now = self._monotonic()
             await self._flush(deadline)
-            late = now >= deadline
-            ready = [each for each in self._hub.connections.values() if each.live or late]
-            steps = max(1, round((last_close - now) / BEAT)) if now < last_close else 1
-            for connection in ready[: -(-len(ready) // steps)]:
+            now = self._monotonic()
+            closed = total - len(self._hub.connections)
+            due = 1 + int(total * (now - began) / spread) - closed
+            ready = [each for each in self._hub.connections.values() if each.live or now >= deadline]
+            for connection in ready[: max(0, due)]:
                 self._hub.close(connection, "drain", reconnect=True)
             if self._hub.connections:
-                await asyncio.sleep(min(BEAT, max(0.0, deadline - now)))
+                await asyncio.sleep(BEAT)
 
     async def _flush(self, deadline: float) -> None:
         while self._hub.sweep(BUDGET):

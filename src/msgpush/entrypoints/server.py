@@ -19,6 +19,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from types import FrameType
@@ -175,6 +176,7 @@ class Protocol(HttpToolsProtocol):
         self._streaming = False
         self._lingered: int | None = None
         self._refusal = (400, "this is no HTTP request")
+        self._answering: RequestResponseCycle | None = None
 
     # What asyncio calls
 
@@ -186,6 +188,10 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.server_state.deadlines.pop(self, None)
         self.pipeline.clear()
+        if self._answering is not None:
+            # uvicorn tells only the request that came last, and leaves the task of the one before it behind.
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -229,6 +235,8 @@ class Protocol(HttpToolsProtocol):
         if version == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
             self._refusal = (400, "a request of HTTP/1.1 has one Host header")
             raise ValueError
+        if not self._unanswered or self._answering is None or self._answering.response_complete:
+            self._answering = self.cycle if self._unanswered else None
         super().on_headers_complete()
         self._equip(self.cycle, version)
         if self.reading_body:
@@ -376,6 +384,9 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         # uvicorn's raises the signal anew at the end, and so exits with its number.
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -406,12 +417,36 @@ def run(
     Returns:
         the process's exit status: 0, or 1 where the service could not start.
     """
-    limits = limits or Limits()
     try:
         listener = listen(host, port)
     except OSError as error:
         log.error("can't listen on %s port %d: %s", host, port, error.strerror or error)
         return 1
+
+    def ready(host: str, port: int) -> None:
+        _tame_gc()
+        if on_ready is not None:
+            on_ready(host, port)
+
+    server = make_server(
+        app, root_path=root_path, limits=limits, drain=drain, drain_seconds=drain_seconds, on_ready=ready
+    )
+    with listener, contextlib.suppress(SystemExit):
+        server.run(sockets=[listener])
+    return 0 if server.started else 1
+
+
+def make_server(
+    app: ASGIApp,
+    *,
+    root_path: str = "",
+    limits: Limits | None = None,
+    drain: Callable[[], Awaitable[None]] | None = None,
+    drain_seconds: float = 10.0,
+    on_ready: Callable[[str, int], None] | None = None,
+) -> Server:
+    """A server that is ready to run on a listening socket."""
+    limits = limits or Limits()
     config = uvicorn.Config(
         app,
         http=Protocol,
@@ -425,16 +460,7 @@ def run(
         timeout_keep_alive=limits.keep_alive,
         backlog=4096,
     )
-
-    def ready(host: str, port: int) -> None:
-        _tame_gc()
-        if on_ready is not None:
-            on_ready(host, port)
-
-    server = Server(config, limits=limits, drain=drain, drain_seconds=drain_seconds, on_ready=ready)
-    with listener, contextlib.suppress(SystemExit):
-        server.run(sockets=[listener])
-    return 0 if server.started else 1
+    return Server(config, limits=limits, drain=drain, drain_seconds=drain_seconds, on_ready=on_ready)
 
 
 def listen(host: str, port: int) -> socket.socket:
