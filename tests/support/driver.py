@@ -8,7 +8,7 @@ from msgpush.adapters.memory_bus import MemoryBus
 from msgpush.domain.hub import Advance, Connection, Hub, Start, Subscription
 from msgpush.domain.log import Ring
 from msgpush.domain.message import Draft, Entry
-from msgpush.domain.ports import Stored
+from msgpush.domain.ports import Stored, View
 from msgpush.domain.position import EARLIEST, Cursor, Position, parse_cursor
 from tests.support.fakes import FakeClock, FakeSink, PlainView
 
@@ -97,7 +97,7 @@ class Driver:
         self,
         *channels: str,
         after: str | None = None,
-        view: PlainView | None = None,
+        view: View | None = None,
         types: Sequence[str] | None = None,
         settle: bool = True,
     ) -> Reader:
