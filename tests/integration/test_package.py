@@ -1,0 +1,81 @@
+"""The wheel runs without the clone, and so does the image, whose steps are taken here one by one."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from msgpush import __version__
+from tests.support.client import request
+from tests.support.service import eventually
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment of its own with the wheel in it, made as the Containerfile makes it."""
+    folder = tmp_path_factory.mktemp("image")
+    source = folder / "src"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(source)], check=True, timeout=120)
+    (wheel,) = folder.glob("*.whl")
+    venv.create(folder / "app", with_pip=True)
+    python = folder / "app" / "bin" / "python"
+    subprocess.run([python, *pip[1:], "install", str(wheel)], check=True, timeout=180)
+    return folder / "app" / "bin"
+
+
+def test_the_command_tells_its_version(installed: Path) -> None:
+    result = subprocess.run(
+        [installed / "msgpush", "--version"], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert result.stdout == f"msgpush {__version__}\n"
+
+
+def test_the_image_starts_is_healthy_and_ends_on_sigterm(installed: Path, tmp_path: Path) -> None:
+    text = (ROOT / "Containerfile").read_text()
+    block = re.search(r"ENV (.*?)\n[A-Z]", text, re.DOTALL)
+    assert block is not None
+    environ = dict(re.findall(r"(\w+)=(\S+)", block[1]))
+    assert environ["ENABLE_AUTH"] == "false", "until there are tokens, the image says openly that it has none"
+    check = re.search(r'CMD \["/app/bin/python", "-c", "(.*?)"\]', text)
+    assert check is not None
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environ |= {"SERVICE_HOST": "127.0.0.1", "SERVICE_PORT": str(port), "PATH": os.environ["PATH"]}
+    process = subprocess.Popen(
+        [installed / "msgpush", "serve"], env=environ, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        health = [installed / "python", "-c", check[1]]
+        eventually(lambda: subprocess.run(health, env=environ, capture_output=True, check=False).returncode == 0)
+        assert request(port, "GET", "/health").json()["version"] == __version__
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=15)
+        assert process.returncode == 0
+        assert b"authentication is off" in log
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def test_the_image_has_no_build_tools_and_no_root_in_its_last_stage() -> None:
+    last = (ROOT / "Containerfile").read_text().rpartition("FROM ")[2]
+    assert "pip" not in last
+    assert "gcc" not in last
+    assert re.search(r"^USER msgpush$", last, re.MULTILINE)
+    assert 'ENTRYPOINT ["/app/bin/msgpush"]' in last, "the exec form: signals reach the process"

@@ -1,0 +1,88 @@
+"""What the documents say is true: their programs run, their tables are the code's."""
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+
+from msgpush.entrypoints.settings import markdown_table
+from tests.support.asgi import AsgiDriver
+
+ROOT = Path(__file__).parents[2]
+
+
+def programs(document: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+
+
+def test_the_readme_shows_the_settings_as_they_are() -> None:
+    table = re.search(r"<!-- settings -->\n(.*)<!-- /settings -->", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert table is not None
+    assert table[1] == markdown_table(), "run: python -m tests.support.readme"
+
+
+def test_the_program_that_embeds_the_domain_runs() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", programs("docs/embedding.md")[0]], capture_output=True, text=True, timeout=30, check=True
+    )
+    published, received = result.stdout.splitlines()
+    assert received == published.replace("published", "received")
+
+
+async def test_the_application_that_mounts_the_service_runs() -> None:
+    names: dict[str, object] = {}
+    exec(programs("docs/embedding.md")[1], names)
+    app = names["app"]
+    assert isinstance(app, Starlette)
+    async with app.router.lifespan_context(app):
+        client = AsgiDriver(app)
+        async with client.stream("/push/sse/stream/orders") as stream:
+            await stream.read_until(b"\n\n")
+            published = (await client.request("POST", "/order")).json()["published"]
+            await stream.read_until(published.encode())
+
+
+def test_the_readmes_publisher_is_answered_with_202(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.support.service import ThreadedService
+
+    (program,) = programs("README.md")
+    with ThreadedService() as service, contextlib.redirect_stdout(io.StringIO()):
+        names: dict[str, object] = {}
+        exec(program.replace("127.0.0.1:8089", f"127.0.0.1:{service.port}"), names)
+        answer = names["answer"]
+        assert isinstance(answer, httpx.Response)
+        assert answer.status_code == 202
+
+
+def test_the_domain_and_the_memory_bus_need_nothing_but_msgspec() -> None:
+    program = f"""
+import asyncio, importlib.abc, sys
+
+class Only(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        root = name.partition(".")[0]
+        if root not in sys.stdlib_module_names | {{"msgspec", "msgpush"}}:
+            raise ImportError("not here: " + name)
+
+sys.meta_path.insert(0, Only())
+sys.path.insert(0, {str(ROOT / "src")!r})
+from msgpush.adapters.memory_bus import MemoryBus
+from msgpush.domain import Push, parse
+
+async def main():
+    async with Push(MemoryBus()) as push:
+        await push.publish(parse(b'{{"type":"info","service":"s","channels":["a"],"id":"m1"}}'))
+        async for item in push.listen("a", after="earliest"):
+            print(item.id)
+            return
+
+asyncio.run(main())
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert result.stdout == "m1\n", result.stderr
