@@ -208,27 +208,30 @@ class EventStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         wire: Wire | None = scope.get("extensions", {}).get("msgpush.wire")
-        if wire is not None:
-            wire.open()
-            await self._serve(WireSink(wire), receive)
-        else:
+        if wire is None:
             await self._serve_by_send(SendSink(send), receive)
-
-    async def _serve(self, sink: Sink, receive: Receive) -> None:
-        connection = Connection(self._id, sink, self._info)
-        self._push.subscribe(connection, self._subscription, self._start, self._opening)
+            return
+        wire.open()
+        connection = self._subscribe(WireSink(wire))
         try:
             while (await receive())["type"] != "http.disconnect":
                 pass
         finally:
             self._push.unsubscribe(connection)
 
+    def _subscribe(self, sink: Sink) -> Connection:
+        connection = Connection(self._id, sink, self._info)
+        self._push.subscribe(connection, self._subscription, self._start, self._opening)
+        return connection
+
     async def _serve_by_send(self, sink: SendSink, receive: Receive) -> None:
-        reader = asyncio.create_task(self._serve(sink, receive), name=f"msgpush reader {self._id}")
         sink.writer = asyncio.create_task(sink.write(), name=f"msgpush writer {self._id}")
+        reader = asyncio.create_task(_until_gone(receive), name=f"msgpush reader {self._id}")
+        connection = self._subscribe(sink)
         try:
             await asyncio.wait((reader, sink.writer), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._push.unsubscribe(connection)
             reader.cancel()
             sink.writer.cancel()
             await asyncio.gather(reader, sink.writer, return_exceptions=True)
@@ -242,3 +245,8 @@ class EventStream(StreamingResponse):
             heartbeat=self._push.heartbeat,
         )
         return self._subscription.view.chunk([block])
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

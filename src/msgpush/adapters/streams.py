@@ -52,10 +52,11 @@ class Streams:
         elif scope["method"] not in ("GET", "HEAD"):
             response = ProblemResponse(problem(405, "a stream is read with GET"), {"Allow": "GET, HEAD"})
             await response(scope, receive, send)
-        else:
-            await self._read(scope, receive, send)
+        elif (stream := await self._open(scope, send)) is not None:
+            # From here, not from deeper down: each level costs every open stream half a kilobyte.
+            await stream(scope, receive, send)
 
-    async def _read(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _open(self, scope: Scope, send: Send) -> EventStream | None:
         query = Query(scope)
         asked = _last_event_id(scope, query)
         if asked:
@@ -66,15 +67,15 @@ class Streams:
         if scope["method"] == "HEAD":
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
             await send({"type": "http.response.body", "body": b""})
-            return
+            return None
         try:
             self._push.admit()
             start = await self._push.start_at(asked)
         except (Overloaded, BusUnavailable):
             # Never a 5xx or 429: a native EventSource would give up for good.
             await respond(send, 200, refusal(), HEADERS[0][1], HEADERS[1:])
-            return
-        await self._stream(scope, subscription, start, grant.subject)(scope, receive, send)
+            return None
+        return self._stream(scope, subscription, start, grant.subject)
 
     def _subscription(self, scope: Scope, query: Query) -> Subscription:
         names = segment(scope, f"/sse/{self._kind}/")
