@@ -129,4 +129,4 @@ def make(
     body: dict[str, object] = {"id": id, "type": type, "service": service, "channels": channels, "data": data or {}}
     if ttl is not None:
         body["metadata"] = {"ttl": ttl}
-    return draft(parse(msgspec.json.encode(body)), now=now, new_id=fresh_id, default_ttl=3600)
+    return draft(parse(msgspec.json.encode(body)), int(now * 1000), fresh_id, 3600)

@@ -25,7 +25,7 @@ json_values = st.recursive(
 
 
 def entry_of(body: bytes) -> Entry:
-    made = draft(parse(body), now=1.0, new_id="made", default_ttl=60)
+    made = draft(parse(body), 1, "made", 60)
     return Entry(Position(1, 2), Position(1, 1), made.channels, made.type, made.service, 10**15, made.body)
 
 

@@ -135,20 +135,15 @@ class PublishBatch:
         outcomes = [self._draft(item, grant) for item in items]
         drafts = [each for each in outcomes if isinstance(each, Draft)]
         answers = await self._push.store(drafts) if drafts else []
-        accepted = []
         remaining = zip(drafts, answers, strict=True)
         for outcome in outcomes:
-            if isinstance(outcome, MsgpushError):
-                results.append(self._failed(outcome, None))
-                continue
-            draft, answer = next(remaining)
-            if isinstance(answer, MsgpushError):
-                results.append(self._failed(answer, draft))
-            else:
-                results.append(answer)
-                if not answer.duplicate:
-                    accepted.append(draft)
-        self._metrics.sent(accepted)
+            draft, answer = next(remaining) if isinstance(outcome, Draft) else (None, outcome)
+            results.append(answer if isinstance(answer, Receipt) else self._failed(answer, draft))
+        self._metrics.sent(
+            draft
+            for draft, answer in zip(drafts, answers, strict=True)
+            if isinstance(answer, Receipt) and not answer.duplicate
+        )
 
     def _failed(self, error: MsgpushError, draft: Draft | None) -> Failed:
         self._metrics.failed(error, draft)

@@ -14,7 +14,6 @@ NAME_RULE = "1-200 characters with no control character, white space, comma, '*'
 _NAME = re.compile(r"[^\s,*/?#\x00-\x1f\x7f-\x9f]{1,200}")
 
 
-@lru_cache(maxsize=8192)
 def is_channel(name: str) -> bool:
     """Whether `name` can name a channel."""
     return _NAME.fullmatch(name) is not None
@@ -38,18 +37,18 @@ def route(
     Raises:
         Invalid: a target or a channel makes no valid name; every one of them is named.
     """
-    found = {} if target is None else _targets(target)
-    if channels:
-        for name in channels:
-            if not is_channel(name):
-                raise Invalid(*_channel_faults(channels))
-            found[name] = None
-        if len(channels) > MAX_CHANNELS:
-            raise Invalid(*_channel_faults(channels))
-    found["service:" + service] = None
-    if broadcast:
-        found[BROADCAST] = None
-    return tuple(found)
+    if not target:
+        # Most publishers use the same few sets of channels again and again; so all their messages share one tuple, too.
+        return _route(service, tuple(channels or ()), broadcast)
+    return tuple(dict.fromkeys((*_targets(target), *_route(service, tuple(channels or ()), broadcast))))
+
+
+@lru_cache(maxsize=8192)
+def _route(service: str, channels: tuple[str, ...], broadcast: bool) -> tuple[str, ...]:
+    if len(channels) > MAX_CHANNELS or not all(map(is_channel, channels)):
+        raise Invalid(*_channel_faults(channels))
+    always = (f"service:{service}", BROADCAST) if broadcast else (f"service:{service}",)
+    return tuple(dict.fromkeys(channels + always))
 
 
 def _channel_faults(channels: Sequence[str]) -> list[Fault]:

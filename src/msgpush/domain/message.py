@@ -177,11 +177,11 @@ _BATCH = msgspec.json.Decoder(_Batch).decode
 _ARRAY = msgspec.json.Decoder(list[Raw]).decode
 
 
-def draft(message: Message, *, now: float, new_id: str, default_ttl: int, broadcast: bool = False) -> Draft:
+def draft(message: Message, now: int, new_id: str, default_ttl: int, *, broadcast: bool = False) -> Draft:
     """Complete a message for the bus: channels, id, timestamp, metadata; then encode it, once for all its readers.
 
     Args:
-        now: seconds since 1970, for a message without a timestamp.
+        now: milliseconds since 1970, for a message without a timestamp.
         new_id: the id of a message that has none.
         default_ttl: seconds, for a message that names none.
 
@@ -194,7 +194,7 @@ def draft(message: Message, *, now: float, new_id: str, default_ttl: int, broadc
     channels = route(message.service, message.target, message.channels, broadcast=broadcast)
     given = message.metadata or _NO_METADATA
     ttl = given.ttl or default_ttl
-    timestamp = format_ms(int(now * 1000)) if message.timestamp is None else normal_timestamp(message.timestamp)
+    timestamp = format_ms(now) if message.timestamp is None else normal_timestamp(message.timestamp)
     body = _encode(
         Message(
             id=message.id or new_id,

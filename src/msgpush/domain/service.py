@@ -90,9 +90,9 @@ class Push:
         Raises:
             Invalid, TooLarge: it can't be published.
         """
-        now = self._clock()
-        new_id = self._ids.next(int(now * 1000)) if message.id is None else message.id
-        return draft(message, now=now, new_id=new_id, default_ttl=self._message_ttl, broadcast=broadcast)
+        now = int(self._clock() * 1000)
+        new_id = self._ids.next(now) if message.id is None else message.id
+        return draft(message, now, new_id, self._message_ttl, broadcast=broadcast)
 
     async def store(self, drafts: Sequence[Draft]) -> list[Receipt | Conflict | BusUnavailable]:
         """Put drafts in the bus, in order, each by itself: readable by all once this returns."""
