@@ -8,7 +8,7 @@ import hashlib
 import re
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -47,7 +47,7 @@ class Metadata(Struct, forbid_unknown_fields=True):
 
     priority: Priority | None = None
     ttl: Annotated[int, Meta(ge=1, le=MAX_TTL)] | None = None
-    retry_count: Raw = Raw(b"0")
+    retry_count: Any = 0
 
 
 class Message(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -58,9 +58,9 @@ class Message(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=Tr
     type: Type
     service: Service
     source: Annotated[str, Meta(max_length=128)] | None = None
-    target: dict[str, object] | None = None
+    target: dict[str, Any] | None = None
     channels: list[str] | None = None
-    data: Raw = Raw()
+    data: Raw = msgspec.field(default_factory=lambda: Raw(b"{}"))
     metadata: Metadata | None = None
 
 
@@ -230,7 +230,7 @@ def data_of(entry: Entry) -> bytes:
 def _check_data(message: Message) -> None:
     text = bytes(message.data)
     if text[:1] != b"{":
-        if text not in (b"", b"null"):
+        if text != b"null":
             raise Invalid(Fault("/data", "it must be a JSON object"))
         text = b"{}"
         message.data = Raw(text)

@@ -7,7 +7,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from msgpush import __version__
 from msgpush.adapters.auth import LocalOnly, OpenAuthenticator
@@ -17,6 +17,7 @@ from msgpush.adapters.memory_bus import MemoryBus
 from msgpush.adapters.memory_roster import MemoryRoster
 from msgpush.adapters.metrics import Gauges, Metrics
 from msgpush.adapters.operations import Operations
+from msgpush.adapters.pages import page_routes
 from msgpush.adapters.publish import Publish, PublishBatch
 from msgpush.adapters.streams import Streams
 from msgpush.adapters.web import ClientGone, on_client_gone, on_crash, on_error, on_http_exception
@@ -69,7 +70,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
 
 
-def _routes(settings: Settings, push: Push, metrics: Metrics) -> list[Route]:
+def _routes(settings: Settings, push: Push, metrics: Metrics) -> list[BaseRoute]:
     auth = OpenAuthenticator()
     events = settings.default_events
     one = settings.max_message_bytes
@@ -99,6 +100,7 @@ def _routes(settings: Settings, push: Push, metrics: Metrics) -> list[Route]:
         Route("/health/live", operations.live),
         Route("/health/ready", operations.ready),
         Route("/metrics", operations.metrics),
+        *page_routes(__version__),
     ]
 
 
