@@ -26,6 +26,10 @@ _REF = "#/components/schemas/{name}"
 
 def openapi(version: str) -> bytes:
     """The description of the whole API, as JSON."""
+    paths = _publishing() | _streams() | _histories() | _connections() | _operations()
+    for path, operations in paths.items():
+        for operation in operations.values():
+            operation["tags"] = [_tag(path)]
     document = {
         "openapi": "3.1.0",
         "info": {
@@ -36,10 +40,16 @@ def openapi(version: str) -> bytes:
         },
         # Relative to where this document is, so that it is right under a prefix, too.
         "servers": [{"url": "."}],
-        "paths": _publishing() | _streams() | _histories() | _connections() | _operations(),
+        "paths": paths,
         "components": {"schemas": _schemas()},
     }
     return msgspec.json.encode(document)
+
+
+def _tag(path: str) -> str:
+    if path.startswith("/api/v1/messages/"):
+        return "Publish"
+    return "Receive" if path.startswith(("/sse/", "/api/v1/channels/")) else "Operate"
 
 
 def _schemas() -> Json:
