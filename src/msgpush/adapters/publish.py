@@ -135,15 +135,19 @@ class PublishBatch:
         outcomes = [self._draft(item, grant) for item in items]
         drafts = [each for each in outcomes if isinstance(each, Draft)]
         answers = await self._push.store(drafts) if drafts else []
+        accepted = [
+            draft
+            for draft, answer in zip(drafts, answers, strict=True)
+            if isinstance(answer, Receipt) and not answer.duplicate
+        ]
+        self._metrics.sent(accepted)
+        if len(accepted) == len(outcomes):
+            results.extend(each for each in answers if isinstance(each, Receipt))
+            return
         remaining = zip(drafts, answers, strict=True)
         for outcome in outcomes:
             draft, answer = next(remaining) if isinstance(outcome, Draft) else (None, outcome)
             results.append(answer if isinstance(answer, Receipt) else self._failed(answer, draft))
-        self._metrics.sent(
-            draft
-            for draft, answer in zip(drafts, answers, strict=True)
-            if isinstance(answer, Receipt) and not answer.duplicate
-        )
 
     def _failed(self, error: MsgpushError, draft: Draft | None) -> Failed:
         self._metrics.failed(error, draft)
@@ -160,13 +164,12 @@ class PublishBatch:
         return draft
 
     async def _respond(self, send: Send, results: list[Receipt | Failed], limit: Problem | None = None) -> None:
-        statuses = {result.error.status for result in results if isinstance(result, Failed)}
-        rejected = sum(isinstance(result, Failed) for result in results)
-        accepted = len(results) - rejected
+        statuses = [result.error.status for result in results if isinstance(result, Failed)]
+        rejected, accepted = len(statuses), len(results) - len(statuses)
         if limit is None and accepted:
             await respond(send, 202, encode(BatchResult(accepted=accepted, rejected=rejected, results=results)))
             return
-        told = limit or _none_accepted(statuses)
+        told = limit or _none_accepted(set(statuses))
         body = BatchProblem(
             title=told.title,
             status=told.status,
