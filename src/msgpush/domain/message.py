@@ -246,7 +246,7 @@ def _check_data(message: Message) -> None:
             raise Invalid(Fault("/data" + (fault.pointer or "/progress"), fault.detail)) from None
 
 
-_PLACE = re.compile(r"(?s)(.*?)(?: - at `\$(.*)`)?")
+_PLACE = re.compile(r"(?s)(.*?)(?: - at `\$([^`]*)`)?")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 _UNKNOWN = re.compile(r"(?s)Object contains unknown field `(.*)`")
 _MISSING = re.compile(r"(?s)Object missing required field `(.*)`")
@@ -256,6 +256,8 @@ def _fault(body: bytes, error: msgspec.ValidationError) -> Fault:
     # msgspec says where only in its text, and only the first fault.
     match = _PLACE.fullmatch(str(error))
     assert match is not None
+    if (name := _unknown_field(body, str(error))) is not None:
+        return Fault(_pointer([name]), f"{shown(name)} is no field of a message")
     text, place = match[1], match[2] or ""
     steps = [name or index for name, index in _STEP.findall(place)]
     if unknown := _UNKNOWN.fullmatch(text):
@@ -267,6 +269,13 @@ def _fault(body: bytes, error: msgspec.ValidationError) -> Fault:
     pointer = _pointer(steps)
     rule = text[:1].lower() + text[1:].replace("`", "")
     return _wrong(pointer, _look_up(body, steps), rule)
+
+
+def _unknown_field(body: bytes, text: str) -> str | None:
+    # A name may look like the rest of the error's text: so the names that there are decide.
+    value = _decode_any(body)
+    names = value if isinstance(value, dict) else ()
+    return next((name for name in names if text == f"Object contains unknown field `{name}`"), None)
 
 
 def _wrong(pointer: str, value: object, rule: str = "") -> Fault:

@@ -1,0 +1,321 @@
+"""What a message may be, and what becomes of it."""
+
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from msgpush.domain.channel import BROADCAST, is_channel, route
+from msgpush.domain.errors import Fault, Invalid, Malformed, MsgpushError, TooLarge
+from msgpush.domain.message import TYPES, Draft, Message, draft, is_service, normal_timestamp, parse
+
+NOW = 1_753_859_400_123
+
+
+def body(**fields: Any) -> bytes:
+    return msgspec.json.encode({"type": "info", "service": "s", **fields})
+
+
+def made(text: bytes, **options: Any) -> Draft:
+    return draft(parse(text), NOW, "made", 3600, **options)
+
+
+def delivered(text: bytes) -> dict[str, Any]:
+    message: dict[str, Any] = msgspec.json.decode(made(text).body)
+    return message
+
+
+def faults(text: bytes, **options: Any) -> list[Fault]:
+    with pytest.raises(Invalid) as caught:
+        made(text, **options)
+    return list(caught.value.faults)
+
+
+def test_the_least_message_is_completed() -> None:
+    assert delivered(body()) == {
+        "id": "made",
+        "timestamp": "2025-07-30T07:10:00.123Z",
+        "type": "info",
+        "service": "s",
+        "data": {},
+        "metadata": {"priority": "normal", "ttl": 3600, "retry_count": 0},
+    }
+
+
+def test_everything_that_was_published_is_delivered() -> None:
+    given_fields = {
+        "id": "A-z_0.9:x",
+        "timestamp": "2025-07-30T15:10:00.123Z",
+        "type": "custom",
+        "service": "a.b_c-D",
+        "source": "x" * 128,
+        "target": {"user_id": "u", "kb_id": "é:ü"},
+        "channels": ["a", "b"],
+        "data": {"x": [1, None, "\u2028\n\r"]},
+        "metadata": {"priority": "urgent", "ttl": 604800, "retry_count": 7},
+    }
+    expected = {**given_fields, "metadata": {"priority": "urgent", "ttl": 604800, "retry_count": 0}}
+    assert delivered(msgspec.json.encode(given_fields)) == expected
+
+
+def test_null_counts_as_absent_everywhere() -> None:
+    nothing = dict.fromkeys(("id", "timestamp", "source", "target", "channels", "data", "metadata"))
+    assert delivered(body(**nothing)) == delivered(body())
+    assert delivered(body(metadata={"priority": None, "ttl": None})) == delivered(body())
+    assert made(body(target={"user_id": None})).channels == ("service:s",)
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_every_type_of_the_contract_is_taken(type: str) -> None:
+    assert delivered(body(type=type, data={"progress": 0}))["type"] == type
+
+
+@pytest.mark.parametrize(
+    ("fields", "pointer", "named"),
+    [
+        ({"type": "news"}, "/type", "'news'"),
+        ({"type": None}, "/type", "None"),
+        ({"type": 5}, "/type", "5"),
+        ({"service": ""}, "/service", "''"),
+        ({"service": "s" * 65}, "/service", "1-64"),
+        ({"service": "a/b"}, "/service", "'a/b'"),
+        ({"service": "s\n"}, "/service", "'s\\n'"),
+        ({"id": ""}, "/id", "''"),
+        ({"id": "x" * 129}, "/id", "1-128"),
+        ({"id": "x\n"}, "/id", "'x\\n'"),
+        ({"id": 7}, "/id", "7"),
+        ({"source": "x" * 129}, "/source", "128"),
+        ({"timestamp": 5}, "/timestamp", "5"),
+        ({"target": []}, "/target", "[]"),
+        ({"target": {"user": "x"}}, "/target/user", "'user'"),
+        ({"target": {"_id": "x"}}, "/target/_id", "'_id'"),
+        ({"target": {"a/b~_id": "*"}}, "/target/a~1b~0_id", "'a/b~:*'"),
+        ({"target": {"user_id": ""}}, "/target/user_id", "'user:'"),
+        ({"target": {"user_id": True}}, "/target/user_id", "True"),
+        ({"target": {f"k{n}_id": "x" for n in range(9)}}, "/target", "9"),
+        ({"channels": "a"}, "/channels", "'a'"),
+        ({"channels": [5]}, "/channels/0", "5"),
+        ({"channels": ["a", "b", ""]}, "/channels/2", "''"),
+        ({"channels": ["c"] * 33}, "/channels", "33"),
+        ({"data": 5}, "/data", "object"),
+        ({"metadata": {"ttl": 0}}, "/metadata/ttl", "0"),
+        ({"metadata": {"ttl": 604801}}, "/metadata/ttl", "604801"),
+        ({"metadata": {"ttl": 1.5}}, "/metadata/ttl", "1.5"),
+        ({"metadata": {"ttl": "5"}}, "/metadata/ttl", "'5'"),
+        ({"metadata": {"priority": "max"}}, "/metadata/priority", "'max'"),
+        ({"metadata": {"tll": 5}}, "/metadata/tll", "'tll'"),
+        ({"metadata": []}, "/metadata", "[]"),
+        ({"chanels": []}, "/chanels", "'chanels'"),
+        ({"a/b~c": 1}, "/a~1b~0c", "'a/b~c'"),
+        ({"x` - at `$.id": 1}, "/x` - at `$.id", "x`"),
+        ({"type": "progress"}, "/data/progress", "required"),
+        ({"type": "progress", "data": {"progress": "50"}}, "/data/progress", "'50'"),
+        ({"type": "progress", "data": {"progress": True}}, "/data/progress", "True"),
+        ({"type": "progress", "data": {"progress": -0.1}}, "/data/progress", "-0.1"),
+        ({"type": "progress", "data": {"progress": 100.0001}}, "/data/progress", "100.0001"),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_place_its_value_and_what_is_allowed(
+    fields: dict[str, Any], pointer: str, named: str
+) -> None:
+    (fault,) = faults(body(**fields))
+    assert fault.pointer == pointer
+    assert named in fault.detail
+
+
+def test_all_wrong_targets_and_channels_are_named_at_once() -> None:
+    assert [fault.pointer for fault in faults(body(channels=["a b", "ok", "c*"]))] == ["/channels/0", "/channels/2"]
+    assert [fault.pointer for fault in faults(body(target={"a": "x", "b_id": "y", "c_id": "*"}))] == [
+        "/target/a",
+        "/target/c_id",
+    ]
+
+
+def test_a_required_field_that_is_missing_is_named() -> None:
+    assert faults(b'{"service":"s"}')[0].pointer == "/type"
+    assert faults(b'{"type":"info"}')[0].pointer == "/service"
+
+
+@pytest.mark.parametrize("progress", ["0", "-0", "100", "100.0", "1e2", "1e-400", "99.999"])
+def test_progress_may_be_any_number_from_0_to_100(progress: str) -> None:
+    text = f'{{"type":"progress","service":"s","data":{{"progress":{progress}}}}}'.encode()
+    assert f'"progress":{progress}}}'.encode() in made(text).body
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b" ",
+        b"{",
+        b"\xef\xbb\xbf{}",
+        b"\xff",
+        b'{"type":"info","service":"s","source":"\xc3"}',
+        b'{"type":"info","service":"s","data":{"x":"\xed\xa0\x80"}}',
+        b'{"type":"info","service":"s","data":{"x":"\\ud800"}}',
+        b'{"type":"info","service":"s","data":{"x":NaN}}',
+        b'{"type":"info","service":"s","data":{"x":01}}',
+        b'{"type":"info","service":"s","data":{"x":"a\nb"}}',
+        b'{"type":"info","service":"s"} x',
+        b'{"type":"wrong","service":"s"',
+        b'{"type":"info","service":"s","data":' + b"[" * 100_000,
+        b"[" * 100_000,
+    ],
+)
+def test_what_cannot_be_read_is_malformed(text: bytes) -> None:
+    with pytest.raises(Malformed):
+        made(text)
+
+
+def test_digits_and_escapes_of_data_are_kept_and_only_line_ends_between_tokens_go() -> None:
+    data = b'{"a":1.50,"b":1e400,"c":-0,"d":123456789012345678901234567890,"e":"\\u00e9\\/","a":2}'
+    assert b'"data":' + data + b"," in made(b'{"type":"info","service":"s","data":' + data + b"}").body
+    spread = data.replace(b",", b",\r\n\t")
+    one_line = made(b'{"type":"info","service":"s","data":' + spread + b"}").body
+    assert b'"data":' + data + b"," in one_line
+
+
+def test_a_messages_size_times_its_channels_is_bounded() -> None:
+    big = {"x": "y" * 200_000}
+    made(body(data=big, channels=[f"c{n}" for n in range(19)]))
+    with pytest.raises(TooLarge):
+        made(body(data=big, channels=[f"c{n}" for n in range(21)]))
+
+
+def test_a_digest_stands_for_the_content_alone() -> None:
+    first = made(body(id="m1")).digest
+    assert first is not None
+    assert made(body(id="m1", metadata={"priority": "normal"})).digest == first
+    assert draft(parse(body(id="m1")), NOW + 5, "other", 60).digest == first
+    others = [
+        {"data": {"x": 1}},
+        {"source": "x"},
+        {"type": "status"},
+        {"channels": ["a"]},
+        {"target": {"user_id": "u"}},
+        {"metadata": {"ttl": 60}},
+        {"metadata": {"priority": "high"}},
+        {"timestamp": "2025-07-30T15:10:00Z"},
+    ]
+    digests = {made(body(id="m1", **other)).digest for other in others}
+    assert len(digests | {first}) == len(others) + 1
+    assert made(body(id="m1"), broadcast=True).digest != first
+    assert made(body()).digest is None
+
+
+def test_making_a_draft_leaves_the_message_as_it_was() -> None:
+    message = parse(body())
+    first, second = draft(message, NOW, "one", 60), draft(message, NOW, "two", 60)
+    assert (first.id, second.id) == ("one", "two")
+    assert message == parse(body())
+
+
+def test_a_message_made_in_code_is_completed_alike() -> None:
+    text = draft(Message(type="info", service="s"), NOW, "made", 3600).body
+    assert text == made(body()).body
+
+
+@given(st.text(max_size=70))
+def test_a_services_name_is_short_and_plain(name: str) -> None:
+    plain = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
+    assert is_service(name) == (1 <= len(name) <= 64 and set(name) <= plain)
+
+
+# Timestamps
+
+
+@pytest.mark.parametrize(
+    ("given_text", "kept"),
+    [
+        ("2025-07-30T15:10:00Z", "2025-07-30T15:10:00.000Z"),
+        ("2025-07-30t15:10:00.1z", "2025-07-30T15:10:00.100Z"),
+        ("2025-07-30T15:10:00.123999999999+02:00", "2025-07-30T13:10:00.123Z"),
+        ("2025-01-01T00:30:00+01:00", "2024-12-31T23:30:00.000Z"),
+        ("2025-07-30T15:10:00-00:00", "2025-07-30T15:10:00.000Z"),
+        ("2016-12-31T23:59:60Z", "2017-01-01T00:00:00.000Z"),
+        ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00.000Z"),
+        ("2024-02-29T00:00:00Z", "2024-02-29T00:00:00.000Z"),
+    ],
+)
+def test_a_timestamp_is_kept_as_utc_with_milliseconds(given_text: str, kept: str) -> None:
+    assert normal_timestamp(given_text) == kept
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "yesterday",
+        "2025-07-30",
+        "2025-07-30T15:10:00",
+        "2025-07-30T15:10Z",
+        "2025-13-01T00:00:00Z",
+        "2025-02-29T00:00:00Z",
+        "2025-07-30T24:00:00Z",
+        "2025-07-30T15:60:00Z",
+        "2025-07-30T15:10:61Z",
+        "2025-07-30T15:10:00.Z",
+        "2025-07-30T15:10:00+24:00",
+        "2025-07-30T15:10:00+0200",
+        "2025-07-30T15:10:00Z\n",
+        "٢٠٢٥-07-30T15:10:00Z",
+        "0000-01-01T00:00:00Z",
+        "0001-01-01T00:00:00+00:01",
+        "9999-12-31T23:59:59-00:01",
+    ],
+)
+def test_what_is_no_rfc_3339_moment_is_refused(text: str) -> None:
+    assert faults(body(timestamp=text))[0].pointer == "/timestamp"
+
+
+@given(
+    st.datetimes(min_value=datetime(2, 1, 1), max_value=datetime(9998, 1, 1)),  # noqa: DTZ001
+    st.integers(-23 * 60, 23 * 60),
+)
+def test_any_moment_is_kept_to_the_millisecond(moment: datetime, offset: int) -> None:
+    there = moment.replace(tzinfo=timezone(timedelta(minutes=offset)))
+    text = normal_timestamp(there.isoformat())
+    back = datetime.fromisoformat(text)
+    assert timedelta(0) <= there.astimezone(UTC) - back < timedelta(milliseconds=1)
+
+
+# Channels
+
+
+@given(st.text(max_size=210))
+def test_a_channels_name_has_no_character_that_means_something_else(name: str) -> None:
+    forbidden = any(c.isspace() or c in ",*/?#" or ord(c) < 32 or 127 <= ord(c) < 160 for c in name)
+    assert is_channel(name) == (1 <= len(name) <= 200 and not forbidden)
+
+
+def test_a_message_goes_to_the_union_of_its_channels_each_once() -> None:
+    assert route("s", {"user_id": "u", "x_y_id": "z"}, ["a", "user:u", "a"], broadcast=True) == (
+        "user:u",
+        "x_y:z",
+        "a",
+        "service:s",
+        BROADCAST,
+    )
+    assert route("s", None, ["service:s"]) == ("service:s",)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
+def test_any_json_is_a_message_or_a_clear_error(value: Any) -> None:
+    for text in (
+        msgspec.json.encode(value),
+        body(target=value),
+        body(channels=value),
+        body(metadata=value),
+        body(data=value),
+    ):
+        try:
+            made(text)
+        except MsgpushError as error:
+            assert str(error)
