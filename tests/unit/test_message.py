@@ -190,7 +190,7 @@ def test_a_digest_stands_for_the_content_alone() -> None:
     assert first is not None
     assert made(body(id="m1", metadata={"priority": "normal"})).digest == first
     assert draft(parse(body(id="m1")), NOW + 5, "other", 60).digest == first
-    others = [
+    others: list[dict[str, Any]] = [
         {"data": {"x": 1}},
         {"source": "x"},
         {"type": "status"},
