@@ -382,3 +382,25 @@ def test_a_wrong_setting_stops_the_start_with_one_line() -> None:
     process.__exit__()
     assert len(process.log) == 1
     assert "--service-prot" in process.log[0]["event"]
+
+
+def test_fewer_open_files_than_streams_lower_the_limit_with_a_warning() -> None:
+    with ServiceProcess(open_files=140) as process:
+        warning = next(line for line in process.log if "MAX_CONNECTIONS" in line["event"])
+        assert (warning["level"], warning["max_connections"]) == ("warning", 12)
+        streams = [SseClient(process.port, "/sse/stream/a") for _ in range(13)]
+        try:
+            assert streams[11].next().type == "msgpush.open"
+            assert streams[12].rest()[-1].data == '{"reason":"overload","reconnect":true}'
+        finally:
+            for stream in streams:
+                stream.close()
+
+
+def test_under_a_prefix_everything_works_as_without() -> None:
+    with ServiceProcess(ROOT_PATH="/push") as process, SseClient(process.port, "/sse/stream/a") as stream:
+        stream.next()
+        publish(process.port, "p1")
+        assert ids([stream.next()]) == ["p1"]
+        assert request(process.port, "GET", "/static/index.js").status == 200
+        assert request(process.port, "GET", "/").status == 200

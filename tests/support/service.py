@@ -96,10 +96,11 @@ class ServiceProcess:
 
     host = "127.0.0.1"
 
-    def __init__(self, *flags: str, **environ: str) -> None:
+    def __init__(self, *flags: str, open_files: int = 0, **environ: str) -> None:
         clean = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")}
+        limited = ["bash", "-c", f'ulimit -n {open_files}; exec "$@"', "bash"] if open_files else []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "msgpush", "serve", *flags],
+            [*limited, sys.executable, "-m", "msgpush", "serve", *flags],
             env={**clean, "SERVICE_PORT": "0", "LOG_FORMAT": "json", **environ},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from msgpush.adapters.auth import Authenticator
 from msgpush.adapters.sse import HEADERS, EventStream, EventView, refusal
-from msgpush.adapters.web import ProblemResponse, Query, header, problem, respond, segment
+from msgpush.adapters.web import ProblemResponse, Query, header, problem, segment
 from msgpush.domain.channel import BROADCAST, NAME_RULE, is_channel, shown
 from msgpush.domain.errors import BusUnavailable, Malformed, Overloaded
 from msgpush.domain.hub import Start, Subscription
@@ -65,15 +65,14 @@ class Streams:
         grant = await self._auth.authenticate(scope)
         grant.check_listen(subscription.channels)
         if scope["method"] == "HEAD":
-            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-            await send({"type": "http.response.body", "body": b""})
+            await _answer(send, b"")
             return None
         try:
             self._push.admit()
             start = await self._push.start_at(asked)
         except (Overloaded, BusUnavailable):
             # Never a 5xx or 429: a native EventSource would give up for good.
-            await respond(send, 200, refusal(), HEADERS[0][1], HEADERS[1:])
+            await _answer(send, refusal())
             return None
         return self._stream(scope, subscription, start, grant.subject)
 
@@ -107,6 +106,11 @@ class Streams:
         user_agent = (header(scope, b"user-agent") or "")[:256]
         info = ClientInfo(subject, "sse", remote, user_agent, self._clock())
         return EventStream(self._push, secrets.token_hex(8), info, subscription, start)
+
+
+async def _answer(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _last_event_id(scope: Scope, query: Query) -> str | None:
