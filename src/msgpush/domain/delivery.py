@@ -50,9 +50,10 @@ class Delivery:
 
     def start(self, connection: Connection) -> None:
         """Serve a connection that was just attached."""
-        self._hub.take_fallen()
-        if connection.attached and self._hub.advance(connection) not in (Advance.LIVE, Advance.GONE):
-            self._catch_up(connection)
+        if not connection.live:
+            # Most resumes need one step, and no task.
+            self._hub.advance(connection)
+        self._serve_fallen()
 
     def stop(self, connection: Connection) -> None:
         """Forget a connection."""
@@ -118,7 +119,7 @@ class Delivery:
             self._catch_up(connection)
 
     def _catch_up(self, connection: Connection) -> None:
-        if connection.attached and connection not in self._catching_up:
+        if connection.attached and not connection.live and connection not in self._catching_up:
             task = asyncio.create_task(self._see_through(connection), name=f"msgpush catch-up {connection.id}")
             self._catching_up[connection] = task
 

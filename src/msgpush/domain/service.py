@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Self
 
 from msgspec import Raw, Struct
@@ -165,7 +165,7 @@ class Push:
 
     async def listen(
         self, *channels: str, after: str | None = None, broadcast: bool = True
-    ) -> AsyncIterator[Message | Gap]:
+    ) -> AsyncGenerator[Message | Gap, None]:
         """The messages of some channels as they come, for a program that embeds the domain.
 
         Args:
