@@ -1,5 +1,6 @@
 """The service as users run it: real processes, real sockets."""
 
+import contextlib
 import re
 import signal
 import socket
@@ -267,6 +268,26 @@ def test_a_client_that_half_closes_after_its_request_gets_its_answer(service: Th
         connection.send(GET)
         connection.half_close()
         assert b'"status":"ok"' in connection.read_all()
+
+
+def test_a_stream_whose_client_half_closed_at_once_ends(service: ThreadedService) -> None:
+    eventually(lambda: not service.push.hub.connections)
+    tasks = service.tasks()
+    with RawConnection(service.port) as connection:
+        connection.send(STREAM)
+        connection.half_close()
+        with contextlib.suppress(ConnectionError):
+            connection.read_all()
+    eventually(lambda: not service.push.hub.connections)
+    eventually(lambda: service.tasks() <= tasks)
+
+
+def test_a_request_that_was_answered_before_its_body_came_is_not_answered_twice(service: ThreadedService) -> None:
+    with RawConnection(service.port) as connection:
+        connection.send(b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\nxxx")
+        received = connection.read_all()
+    assert received.startswith(b"HTTP/1.1 404 ")
+    assert received.count(b"HTTP/1.1 ") == 1
 
 
 def test_an_upgrade_is_answered_as_a_plain_request(service: ThreadedService) -> None:

@@ -206,7 +206,7 @@ class Protocol(HttpToolsProtocol):
         self._limits = server_state.limits
         self._in_head = True
         self._head_bytes = 0
-        self._streaming = False
+        self._streaming = self._half_closed = False
         self._lingered: int | None = None
         self._refusal = (400, "this is no HTTP request")
         self._answering: RequestResponseCycle | None = None
@@ -244,13 +244,13 @@ class Protocol(HttpToolsProtocol):
             self._head_bytes += len(data)
         super().data_received(data)
         if self._in_head and self._head_bytes > self._limits.header_bytes and self._lingered is None:
-            self._refuse_head()
-            self.send_400_response("")
+            self._refuse(431, self._too_large)
 
     def eof_received(self) -> bool:  # type: ignore[override]
         # A client may half-close after a whole request and still read the answer. Of a stream it is its end.
         if self._unanswered and not self.reading_body and not self._streaming and self._lingered is None:
             self.cycle.keep_alive = False
+            self._half_closed = True
             self._must_end_by(HALF_CLOSED_SECONDS)
             return True
         return False
@@ -261,7 +261,7 @@ class Protocol(HttpToolsProtocol):
         if self._head_bytes > self._limits.header_bytes:
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > self._limits.header_bytes:
-                self._refuse_head()
+                self._refusal = (431, self._too_large)
                 raise ValueError
         self._in_head = False
         self._head_bytes = 0
@@ -310,7 +310,7 @@ class Protocol(HttpToolsProtocol):
 
     def begin_stream(self) -> None:
         self._streaming = True
-        if self.pipeline or self.transport.is_closing():
+        if self.pipeline or self._half_closed:
             self.transport.abort()
         self.server_state.deadlines.pop(self, None)
 
@@ -330,15 +330,18 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()
         elif self._in_head and not self._head_bytes:
             self.transport.close()
+        elif not self._in_head and not self._unanswered:
+            self.linger()  # it was answered before its body was complete
+        elif self._in_head:
+            self._refuse(408, f"the request's headers took longer than {self._limits.header_timeout:g} seconds")
         else:
-            what, seconds = (
-                ("headers", self._limits.header_timeout) if self._in_head else ("body", self._limits.body_timeout)
-            )
-            self._refusal = (408, f"the request's {what} took longer than {seconds:g} seconds")
-            self.send_400_response("")
+            self._refuse(408, f"the request's body took longer than {self._limits.body_timeout:g} seconds")
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what can't become a request, or is one no longer."""
+        self._refuse(*self._refusal)
+
+    def _refuse(self, status: int, detail: str) -> None:
+        # What can't become a request, or is one no longer.
         started = self._unanswered and self.cycle.response_started
         if self._unanswered:
             # Its application is told that the client has gone: what has come isn't the whole.
@@ -347,17 +350,18 @@ class Protocol(HttpToolsProtocol):
         if started:
             self.transport.abort()
             return
-        status, detail = self._refusal
-        body = encode(problem(status, detail))
+        told = problem(status, detail)
+        body = encode(told)
         head = (
-            f"HTTP/1.1 {status} {problem(status, detail).title}\r\ncontent-type: application/problem+json\r\n"
+            f"HTTP/1.1 {status} {told.title}\r\ncontent-type: application/problem+json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
         self.linger()
 
-    def _refuse_head(self) -> None:
-        self._refusal = (431, f"the request's line and headers are larger than {self._limits.header_bytes} bytes")
+    @property
+    def _too_large(self) -> str:
+        return f"the request's line and headers are larger than {self._limits.header_bytes} bytes"
 
     def _must_end_by(self, seconds: float) -> None:
         self.server_state.deadlines[self] = time.monotonic() + seconds
