@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from msgpush.domain.hub import Connection
-from msgpush.entrypoints.server import Limits
+from msgpush.domain.connection import Connection
+from msgpush.entrypoints.protocol import Limits
 from tests.support.client import RawConnection, SseClient, request
 from tests.support.service import ServiceProcess, ThreadedService, eventually
 

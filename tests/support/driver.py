@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
 from msgpush.adapters.memory_bus import MemoryBus
-from msgpush.domain.hub import Advance, Connection, Hub, Start, Subscription
+from msgpush.domain.connection import Connection, Start, Subscription
+from msgpush.domain.hub import Advance, Hub
 from msgpush.domain.log import Ring
 from msgpush.domain.message import Draft, Entry
 from msgpush.domain.ports import Stored, View

@@ -15,7 +15,8 @@ from starlette.applications import Starlette
 
 from msgpush.domain.service import Push
 from msgpush.entrypoints.app import create_app
-from msgpush.entrypoints.server import Limits, Server, listen, make_server
+from msgpush.entrypoints.protocol import Limits
+from msgpush.entrypoints.server import Server, listen, make_server
 from msgpush.entrypoints.settings import Settings
 
 T = TypeVar("T")

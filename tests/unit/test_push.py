@@ -7,9 +7,9 @@ import pytest
 
 from msgpush.adapters.memory_bus import MemoryBus
 from msgpush.domain import Gap, Malformed, Message, Push, parse
+from msgpush.domain.connection import NOW, Connection, Subscription
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.history import Page
-from msgpush.domain.hub import NOW, Connection, Subscription
 from msgpush.domain.position import Position
 from tests.support.fakes import FakeSink, PlainView, make
 

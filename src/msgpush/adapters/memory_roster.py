@@ -3,7 +3,8 @@
 import socket
 from collections import Counter
 
-from msgpush.domain.hub import Connection, Hub
+from msgpush.domain.connection import Connection
+from msgpush.domain.hub import Hub
 from msgpush.domain.message import format_ms
 from msgpush.domain.ports import ConnectionFilter, ConnectionState, ConnectionStats
 

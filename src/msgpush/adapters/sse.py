@@ -10,8 +10,8 @@ from msgspec import Struct
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from msgpush.domain.connection import Connection, Start, Subscription
 from msgpush.domain.history import Gap
-from msgpush.domain.hub import Connection, Start, Subscription
 from msgpush.domain.message import Entry, data_of
 from msgpush.domain.ports import ClientInfo, Sink
 from msgpush.domain.service import Push

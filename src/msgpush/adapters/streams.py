@@ -12,8 +12,8 @@ from msgpush.adapters.auth import Authenticator
 from msgpush.adapters.sse import HEADERS, EventStream, EventView, refusal
 from msgpush.adapters.web import ProblemResponse, Query, header, problem, segment
 from msgpush.domain.channel import BROADCAST, NAME_RULE, is_channel, shown
+from msgpush.domain.connection import Start, Subscription
 from msgpush.domain.errors import BusUnavailable, Malformed, Overloaded
-from msgpush.domain.hub import Start, Subscription
 from msgpush.domain.message import TYPES
 from msgpush.domain.ports import ClientInfo
 from msgpush.domain.position import TERMINAL, check_cursor, is_cursor

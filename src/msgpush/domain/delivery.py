@@ -6,8 +6,9 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import Self
 
+from msgpush.domain.connection import Connection
 from msgpush.domain.errors import BusUnavailable
-from msgpush.domain.hub import Advance, Connection, Hub
+from msgpush.domain.hub import Advance, Hub
 from msgpush.domain.ports import Bus
 
 BUDGET = 0.005  # seconds of fan-out after which the loop gets its turn

@@ -19,45 +19,18 @@ from enum import Enum, auto
 from itertools import count
 from typing import NamedTuple
 
-from msgspec import Struct
-
+from msgpush.domain.connection import Cohort, Connection, Frames, Start, Subscription
 from msgpush.domain.history import Gap, Page, Reason, Replay
 from msgpush.domain.log import Ring
 from msgpush.domain.message import Entry
-from msgpush.domain.ports import UNKNOWN, ClientInfo, Sink, View
+from msgpush.domain.ports import Sink, View
 from msgpush.domain.position import TERMINAL, ZERO, Cursor, Position
+from msgpush.domain.wheel import Wheel
 
 CHUNK = 128 * 1024
 CATCH_UP_CHUNK = 64 * 1024
-FRAMES = 16 * 1024 * 1024
 SCAN = 2_048  # entries that one step of a catch-up looks at, so that no reader holds up the others
 CLOSING = 1.0  # seconds in which a cut reader may still take the closing block
-
-
-class Subscription(Struct, frozen=True):
-    """What a connection listens to, and how it is shown: connections with equal subscriptions share their bytes."""
-
-    channels: frozenset[str]
-    view: View
-    types: frozenset[str] | None = None
-
-    def wants(self, entry: Entry) -> bool:
-        return self.types is None or entry.type in self.types
-
-
-class Start(Struct, frozen=True):
-    """Where a connection begins to read.
-
-    `asked` is the cursor as the client gave it; without one it begins now. `after` None is the earliest retained.
-    `reset` says that the log didn't make this cursor, which the reader is told.
-    """
-
-    asked: str | None = None
-    after: Position | None = None
-    reset: bool = False
-
-
-NOW = Start()
 
 
 class Advance(Enum):
@@ -69,87 +42,6 @@ class Advance(Enum):
     BLOCKED = auto()  # its socket is full
     AHEAD = auto()  # its cursor is ahead of this hub: the tail will pass it
     HISTORY = auto()  # older than the ring: the bus has to be asked
-
-
-class Connection:
-    """One reader."""
-
-    __slots__ = (
-        "asked",
-        "bytes_sent",
-        "cohort",
-        "cursor",
-        "due",
-        "gaps",
-        "id",
-        "info",
-        "live",
-        "messages_sent",
-        "replay",
-        "sink",
-        "written",
-    )
-
-    def __init__(self, id: str, sink: Sink, info: ClientInfo = UNKNOWN) -> None:
-        self.id = id
-        self.sink = sink
-        self.info = info
-        self.cohort: Cohort | None = None
-        self.live = False
-        self.cursor: Position = ZERO
-        self.asked: str | None = None  # the cursor it came with, until it has moved on
-        self.replay: Replay | None = None
-        self.gaps: list[Gap] = []
-        self.messages_sent = 0
-        self.bytes_sent = 0
-        self.written = 0.0
-        self.due = 0
-
-    @property
-    def attached(self) -> bool:
-        return self.cohort is not None
-
-
-class Frames:
-    """Messages as one view shows them, each made once while it is wanted."""
-
-    __slots__ = ("_made", "_size", "view")
-
-    def __init__(self, view: View) -> None:
-        self.view = view
-        self.clear()
-
-    def clear(self) -> None:
-        self._made: dict[Entry, bytes] = {}
-        self._size = 0
-
-    def of(self, entry: Entry, prefix: str) -> bytes:
-        """The frame of an entry; `prefix` is what its cursor begins with."""
-        frame = self._made.get(entry)
-        if frame is None:
-            position = entry.position
-            frame = self.view.message(entry, f"{prefix}{position.ms}-{position.seq}")
-            if self._size > FRAMES:
-                self.clear()
-            self._made[entry] = frame
-            self._size += len(frame)
-        return frame
-
-
-class Cohort:
-    """All connections with one subscription."""
-
-    __slots__ = ("behind", "frames", "live", "marked", "pending", "since", "subscription", "written")
-
-    def __init__(self, subscription: Subscription, frames: Frames) -> None:
-        self.subscription = subscription
-        self.frames = frames
-        self.live: dict[Connection, None] = {}
-        self.behind: set[Connection] = set()
-        self.pending: list[Entry] = []
-        self.since = ZERO  # everything up to here isn't pending; holds while anything is
-        self.marked = False
-        self.written = 0.0
 
 
 class _Round(NamedTuple):
@@ -199,9 +91,7 @@ class Hub:
         self._fallen: list[Connection] = []
         self._blocked: dict[Connection, tuple[float, int]] = {}
         self._closing: dict[Sink, float] = {}
-        self._slots: dict[int, dict[Connection, None]] = {}
-        self._tick = heartbeat / 300
-        self._beaten = 0
+        self._wheel: Wheel[Connection] = Wheel(heartbeat / 300)
         self._phases = count(random.randrange(1024))
 
     # The log
@@ -295,7 +185,7 @@ class Hub:
         connection.cohort = None
         connection.replay = None
         self._blocked.pop(connection, None)
-        self._unschedule(connection)
+        self._wheel.remove(connection)
         self.connections.pop(connection.id, None)
         if not cohort.live and not cohort.behind:
             del self._cohorts[cohort.subscription]
@@ -331,7 +221,7 @@ class Hub:
 
     def leftovers(self) -> int:
         """What is kept for connections; nothing, when there are none."""
-        by_connection = len(self._slots) + len(self._blocked) + len(self._closing) + len(self._fallen)
+        by_connection = len(self._wheel) + len(self._blocked) + len(self._closing) + len(self._fallen)
         return by_connection + len(self._cohorts) + len(self._listening)
 
     def lag_of(self, connection: Connection) -> int:
@@ -572,12 +462,8 @@ class Hub:
     def beat(self) -> None:
         """Send the heartbeats that are due, and cut those that have taken nothing for too long."""
         now = self._monotonic()
-        tick = int(now / self._tick)
-        if self._slots:
-            for slot in range(max(self._beaten, min(self._slots)), tick + 1):
-                for connection in self._slots.pop(slot, ()):
-                    self._beat_one(connection, now)
-        self._beaten = tick
+        for connection in self._wheel.due(now):
+            self._beat_one(connection, now)
         for connection, (since, backlog) in list(self._blocked.items()):
             if connection.sink.writable:
                 del self._blocked[connection]
@@ -616,16 +502,7 @@ class Hub:
         # A tenth of the interval is spread evenly over the connections, or all that got the same message at the same
         # moment would get their heartbeats in step.
         spread = (next(self._phases) * 0.6180339887) % 1 * self._heartbeat / 10
-        due = int((connection.written + self._heartbeat + spread) / self._tick) + 1
-        connection.due = due
-        self._slots.setdefault(due, {})[connection] = None
-
-    def _unschedule(self, connection: Connection) -> None:
-        slot = self._slots.get(connection.due)
-        if slot is not None:
-            slot.pop(connection, None)
-            if not slot:
-                del self._slots[connection.due]
+        self._wheel.put(connection, connection.written + self._heartbeat + spread)
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)

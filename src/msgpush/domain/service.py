@@ -8,10 +8,11 @@ from typing import Self
 from msgspec import Raw, Struct
 
 from msgpush.domain.channel import BROADCAST, is_channel
+from msgpush.domain.connection import NOW, Connection, Start, Subscription
 from msgpush.domain.delivery import Delivery
 from msgpush.domain.errors import BusUnavailable, Conflict, Malformed, MsgpushError, Overloaded
 from msgpush.domain.history import Gap, Replay
-from msgpush.domain.hub import NOW, Connection, Hub, Start, Subscription
+from msgpush.domain.hub import Hub
 from msgpush.domain.inbox import LINES, Inbox
 from msgpush.domain.message import Draft, Message, draft
 from msgpush.domain.ports import Bus

@@ -10,7 +10,8 @@ import structlog
 from msgpush import __version__
 from msgpush.adapters.logs import configure
 from msgpush.entrypoints.app import create_app
-from msgpush.entrypoints.server import Limits, raise_open_files, run
+from msgpush.entrypoints.protocol import Limits
+from msgpush.entrypoints.server import raise_open_files, run
 from msgpush.entrypoints.settings import Settings, SettingsError, help_text
 
 RESERVED_FILES = 128  # for publishers, health checks, the log: not for streams

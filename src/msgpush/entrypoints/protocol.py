@@ -1,0 +1,350 @@
+"""One HTTP connection: uvicorn's protocol, with limits, and streams that cost no task switch a write.
+
+What is added, and why it can't be had from the outside:
+
+- the ASGI extension `msgpush.wire`: bytes that are framed already go straight to a connection's transport;
+- httptools has no limit of headers and no time for them; a body may take for ever; a pipelined request behind an open
+  stream would leave its task behind;
+- closing with unread input sends RST, which destroys an answer on its way: such a connection is half-closed, and what
+  still comes is discarded for a moment.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+import uvicorn
+from msgspec import Struct
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from msgpush.adapters.web import encode, problem
+
+HIGH_WATER = 16 * 1024
+LINGER_SECONDS = 1.0
+LINGER_BYTES = 8 * 1024 * 1024
+HALF_CLOSED_SECONDS = 1.0
+
+
+class Limits(Struct, frozen=True):
+    """What a client may take: bytes of a request's line and headers together, and seconds.
+
+    `header_timeout` counts from connecting, or from the first byte of a later request on the same connection.
+    """
+
+    header_bytes: int = 32 * 1024
+    header_timeout: float = 5.0
+    body_timeout: float = 30.0
+    keep_alive: int = 75
+
+
+class Wire:
+    """The ASGI extension `msgpush.wire` of one GET request over HTTP/1.1.
+
+    The application starts its response by `send`, without a Content-Length, and calls `open`. From then on it writes
+    chunks that are framed already (RFC 9112, section 7.1), and nothing by `send`, until `finish`.
+    """
+
+    __slots__ = ("_cycle", "_flow", "_protocol", "_transport")
+
+    def __init__(self, protocol: "Protocol", cycle: RequestResponseCycle) -> None:
+        self._protocol, self._cycle = protocol, cycle
+        self._flow, self._transport = protocol.flow, protocol.transport
+
+    def open(self) -> None:
+        """The response is a stream: from here on, whatever the client sends ends it."""
+        self._protocol.begin_stream()
+
+    @property
+    def writable(self) -> bool:
+        return not (self._flow.write_paused or self._transport.is_closing())
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that the socket hasn't taken yet."""
+        return self._transport.get_write_buffer_size()
+
+    def write(self, framed: bytes) -> bool:
+        """True: taken whole. False, and nothing taken: the socket is over its high-water mark, or gone."""
+        if self._flow.write_paused or self._transport.is_closing():
+            return False
+        self._transport.write(framed)
+        return True
+
+    def finish(self, framed: bytes) -> None:
+        """Write the last bytes whatever the backlog, end the response, and close once all is flushed."""
+        if self._transport.is_closing():
+            return
+        self._transport.write(framed + b"0\r\n\r\n")
+        self._cycle.response_complete = True
+        self._cycle.message_event.set()
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Cut the connection at once; nothing happens where it has ended already."""
+        self._transport.abort()
+
+    async def drained(self) -> None:
+        """Wait until the socket is under its mark again, or gone."""
+        await self._flow.drain()
+
+
+class Flow(FlowControl):
+    """uvicorn's flow control, whose event is made when somebody waits: an idle stream costs a kilobyte less."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.read_paused = self.write_paused = False
+        self._writable: asyncio.Event | None = None
+
+    async def drain(self) -> None:
+        while self.write_paused:
+            if self._writable is None:
+                self._writable = asyncio.Event()
+            await self._writable.wait()
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
+
+
+class Pipeline(list[Any]):
+    """What uvicorn keeps waiting requests in; an empty deque takes ten times the memory."""
+
+    def appendleft(self, item: Any) -> None:
+        self.insert(0, item)
+
+
+class Lingering:
+    """A request's view of its transport whose `close` waits until the client has read the answer."""
+
+    __slots__ = ("_protocol", "_transport", "is_closing", "write")
+
+    def __init__(self, protocol: "Protocol") -> None:
+        self._protocol, self._transport = protocol, protocol.transport
+        self.write, self.is_closing = self._transport.write, self._transport.is_closing
+
+    def close(self) -> None:
+        if self._protocol.reading_body:
+            self._protocol.linger()
+        else:
+            self._transport.close()
+
+
+class Unchunked:
+    """An HTTP/1.0 request's view of its transport: chunked coding, which such a client can't read, is taken off."""
+
+    __slots__ = ("_chunked", "_transport", "close", "is_closing")
+
+    def __init__(self, protocol: "Protocol") -> None:
+        self._transport = protocol.transport
+        self._chunked: bool | None = None
+        self.close, self.is_closing = Lingering(protocol).close, self._transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if self._chunked is None:
+            self._chunked = b"\r\ntransfer-encoding: chunked\r\n" in data
+            data = data.replace(b"\r\ntransfer-encoding: chunked\r\n", b"\r\n", 1)
+        elif self._chunked:
+            # uvicorn writes one chunk at a time, and the last one's end with it.
+            size, _, rest = data.partition(b"\r\n")
+            data = rest[: int(size, 16)] if size else b""
+        if data:
+            self._transport.write(data)
+
+
+class State(ServerState):
+    """What all connections of a server share.
+
+    Attributes:
+        deadlines: connections that must get on with it, and until when.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__()
+        self.limits = limits
+        self.deadlines: dict[Protocol, float] = {}
+
+    def expire(self, now: float) -> None:
+        """End the connections whose time is up."""
+        for connection, deadline in list(self.deadlines.items()):
+            if now >= deadline:
+                connection.expire()
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection."""
+
+    server_state: State
+
+    def __init__(self, config: uvicorn.Config, server_state: State, app_state: dict[str, Any], **more: Any) -> None:
+        super().__init__(config, server_state, app_state, **more)
+        self.pipeline = Pipeline()  # type: ignore[assignment]
+        self._limits = server_state.limits
+        self._in_head = True
+        self._head_bytes = 0
+        self._streaming = self._half_closed = False
+        self._lingered: int | None = None
+        self._refusal = (400, "this is no HTTP request")
+        self._answering: RequestResponseCycle | None = None
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow = Flow(transport)
+        transport.set_write_buffer_limits(high=HIGH_WATER)
+        self._must_end_by(self._limits.header_timeout)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.server_state.deadlines.pop(self, None)
+        self.pipeline.clear()
+        if self._answering is not None:
+            # uvicorn tells only the request that came last, and leaves the task of the one before it behind.
+            self._answering.disconnected = True
+            self._answering.message_event.set()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._lingered is not None:
+            self._lingered += len(data)
+            if self._lingered > LINGER_BYTES:
+                self.transport.abort()
+            return
+        if self._streaming:
+            if data.strip(b"\r\n"):
+                self.transport.abort()
+            return
+        if self._in_head:
+            if not self._head_bytes and self not in self.server_state.deadlines:
+                self._must_end_by(self._limits.header_timeout)
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > self._limits.header_bytes and self._lingered is None:
+            self._refuse(431, self._too_large)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        # A client may half-close after a whole request and still read the answer. Of a stream it is its end.
+        if self._unanswered and not self.reading_body and not self._streaming and self._lingered is None:
+            self.cycle.keep_alive = False
+            self._half_closed = True
+            self._must_end_by(HALF_CLOSED_SECONDS)
+            return True
+        return False
+
+    # What the parser calls
+
+    def on_headers_complete(self) -> None:
+        if self._head_bytes > self._limits.header_bytes:
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > self._limits.header_bytes:
+                self._refusal = (431, self._too_large)
+                raise ValueError
+        self._in_head = False
+        self._head_bytes = 0
+        version = self.parser.get_http_version()
+        if version == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
+            self._refusal = (400, "a request of HTTP/1.1 has one Host header")
+            raise ValueError
+        if not self._unanswered or self._answering is None or self._answering.response_complete:
+            self._answering = self.cycle if self._unanswered else None
+        super().on_headers_complete()
+        self._equip(self.cycle, version)
+        if self.reading_body:
+            self._must_end_by(self._limits.body_timeout)
+        else:
+            self.server_state.deadlines.pop(self, None)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_head = True
+        self.server_state.deadlines.pop(self, None)
+
+    def _equip(self, cycle: RequestResponseCycle, version: str) -> None:
+        if version != "1.1":
+            cycle.transport = Unchunked(self)  # type: ignore[assignment]
+        elif self.scope["method"] == "GET":
+            self.scope["extensions"] = {"msgpush.wire": Wire(self, cycle)}  # type: ignore[dict-item]
+        if version == "1.1" and self.scope["method"] != "GET":
+            cycle.transport = Lingering(self)  # type: ignore[assignment]
+
+    def _unsupported_upgrade_warning(self) -> None:
+        # Answered as a plain request, and not worth a line in the log; what follows it isn't HTTP.
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    # Ends
+
+    @property
+    def reading_body(self) -> bool:
+        """Whether more of the present request's body is to come."""
+        return not self._in_head
+
+    @property
+    def _unanswered(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def begin_stream(self) -> None:
+        self._streaming = True
+        if self.pipeline or self._half_closed:
+            self.transport.abort()
+        self.server_state.deadlines.pop(self, None)
+
+    def linger(self) -> None:
+        """Half-close, so that the client can read the answer; then discard what it still sends, for a moment."""
+        if self._lingered is not None or self.transport.is_closing():
+            return
+        self._lingered = 0
+        self.flow.resume_reading()
+        self._must_end_by(LINGER_SECONDS)
+        self.transport.write_eof()
+
+    def expire(self) -> None:
+        """The client was too slow."""
+        del self.server_state.deadlines[self]
+        if self._lingered is not None or (self._in_head and self._unanswered):
+            self.transport.abort()
+        elif self._in_head and not self._head_bytes:
+            self.transport.close()
+        elif not self._in_head and not self._unanswered:
+            self.linger()  # it was answered before its body was complete
+        elif self._in_head:
+            self._refuse(408, f"the request's headers took longer than {self._limits.header_timeout:g} seconds")
+        else:
+            self._refuse(408, f"the request's body took longer than {self._limits.body_timeout:g} seconds")
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(*self._refusal)
+
+    def _refuse(self, status: int, detail: str) -> None:
+        # What can't become a request, or is one no longer.
+        started = self._unanswered and self.cycle.response_started
+        if self._unanswered:
+            # Its application is told that the client has gone: what has come isn't the whole.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if started:
+            self.transport.abort()
+            return
+        told = problem(status, detail)
+        body = encode(told)
+        head = (
+            f"HTTP/1.1 {status} {told.title}\r\ncontent-type: application/problem+json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.linger()
+
+    @property
+    def _too_large(self) -> str:
+        return f"the request's line and headers are larger than {self._limits.header_bytes} bytes"
+
+    def _must_end_by(self, seconds: float) -> None:
+        self.server_state.deadlines[self] = time.monotonic() + seconds
