@@ -248,6 +248,23 @@ async def test_a_stalled_reader_catches_up_in_order_and_delays_nobody(client: As
     assert got == [f"m{n}" for n in range(300)]
 
 
+@pytest.mark.parametrize("wire", [True, False])
+async def test_a_reader_that_takes_nothing_is_cut_after_the_write_timeout(wire: bool) -> None:
+    async with lifespan(app := create_app(Settings(write_timeout=0.2))):
+        client = AsgiDriver(app, wire=wire)
+        async with client.stream("/sse/stream/a") as stalled, client.stream("/sse/stream/b") as idle:
+            await stalled.read_until(b"\n\n")
+            stall(stalled, True)
+            for n in range(200):
+                await client.send(message(id=f"m{n}", data='{"x":"%s"}' % ("y" * 1000)))
+            async with asyncio.timeout(5):
+                while len(app.state.push.hub.connections) > 1:  # noqa: ASYNC110 - the service's own clock decides
+                    await asyncio.sleep(0.01)
+                assert stalled.task is not None
+                await asyncio.wait([stalled.task])
+            assert not idle.ended.is_set()
+
+
 async def test_streams_that_end_leave_no_task_and_no_connection(client: AsgiDriver) -> None:
     before = asyncio.all_tasks()
     for _ in range(20):

@@ -87,24 +87,33 @@ class PublishBatch:
         self._max_message_bytes, self._max_batch_bytes = max_message_bytes, max_batch_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        results: list[Receipt | Failed] = []
+        try:
+            limit = await self._publish(scope, receive, results)
+        except MsgpushError as error:
+            self._metrics.failed(error, None)
+            raise
+        await self._respond(send, results, limit)
+
+    async def _publish(self, scope: Scope, receive: Receive, results: list[Receipt | Failed]) -> Problem | None:
+        """Store the batch; what comes back is the limit that has ended it early, if one has."""
         grant = await self._auth.authenticate(scope)
         headers = body_headers(scope, None, "the batch")
         if headers.idempotency_key is not None:
             raise Malformed("the header Idempotency-Key names one message: in a batch each message carries its own id")
-        results: list[Receipt | Failed] = []
         if headers.content_type == "application/x-ndjson":
             try:
                 await self._store_lines(receive, grant, results)
             except TooLarge as error:
-                await self._respond(send, results, problem_of(error))
-                return
-        else:
-            body_headers(scope, self._max_batch_bytes, "the batch")
-            items = split_array(await read_body(receive, self._max_batch_bytes, "the batch"))
-            if len(items) > MAX_ITEMS:
-                raise TooLarge("the batch", MAX_ITEMS, "messages")
-            await self._store(items, grant, results)
-        await self._respond(send, results)
+                self._metrics.failed(error, None)
+                return problem_of(error)
+            return None
+        body_headers(scope, self._max_batch_bytes, "the batch")
+        items = split_array(await read_body(receive, self._max_batch_bytes, "the batch"))
+        if len(items) > MAX_ITEMS:
+            raise TooLarge("the batch", MAX_ITEMS, "messages")
+        await self._store(items, grant, results)
+        return None
 
     async def _store_lines(self, receive: Receive, grant: Grant, results: list[Receipt | Failed]) -> None:
         # Lines are stored as they arrive: those whose newline has come stay accepted, whatever becomes of the rest.
