@@ -2,6 +2,7 @@
 
 import pytest
 
+from msgpush.domain import hub as hub_module
 from msgpush.domain.history import Gap
 from msgpush.domain.hub import Advance
 from tests.support.driver import Driver
@@ -150,6 +151,56 @@ def test_a_slow_reader_is_told_once_the_log_has_moved_on() -> None:
     driver.settle()
     assert slow.sink.gaps == [Gap("a", cursor, "trimmed")]
     assert slow.sink.ids == ["m0", *[f"m{n}" for n in range(15, 20)]]
+
+
+def test_a_slow_reader_gets_what_the_ring_still_has_beyond_the_history() -> None:
+    driver = Driver(ring_length=50, history_length=5)
+    slow = driver.connect("a")
+    (cursor,) = driver.say(make("m0", "a"))
+    slow.sink.full = True
+    for n in range(1, 101):
+        driver.say(make(f"m{n}", "a"))
+    slow.sink.drain()
+    driver.settle()
+    assert slow.sink.gaps == [Gap("a", cursor, "trimmed")]
+    got = slow.sink.ids[1:]
+    assert len(got) >= 50
+    assert got == [f"m{n}" for n in range(101 - len(got), 101)]
+
+
+def test_an_expired_message_is_told_once_however_many_chunks_the_rest_takes() -> None:
+    for ring_length in (2, 1000):
+        driver = Driver(ring_length=ring_length)
+        (cursor,) = driver.say(make("m0", "a"))
+        driver.say(make("m1", "a", ttl=1))
+        driver.say(*[make(f"n{n}", "a", data={"x": "y" * 20_000}) for n in range(12)])
+        driver.clock.advance(2)
+        reader = driver.connect("a", after=cursor)
+        assert reader.sink.gaps == [Gap("a", cursor, "expired")]
+        assert reader.sink.ids == [f"n{n}" for n in range(12)]
+        assert max(map(len, reader.sink.chunks)) < 100_000
+
+
+def test_beyond_a_limit_of_pending_entries_readers_go_on_from_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "PENDING", 20)
+    driver = Driver()
+    readers = [driver.connect("broadcast", f"user:{n}") for n in range(10)]
+    driver.publish(*[make(f"m{n}", "broadcast") for n in range(50)])
+    driver.tail()
+    assert driver.hub.pending <= 20
+    driver.settle()
+    assert all(each.sink.ids == [f"m{n}" for n in range(50)] for each in readers)
+
+
+def test_a_refused_chunk_of_a_catch_up_is_offered_again() -> None:
+    driver = Driver(ring_length=2)
+    cursors = driver.say(*[make(f"m{n}", "a") for n in range(10)])
+    reader = driver.connect("a", after=cursors[0], settle=False)
+    refuse, reader.sink.offer = reader.sink.offer, lambda chunk: False  # type: ignore[method-assign]
+    assert driver.advance(reader.connection) is Advance.BLOCKED
+    reader.sink.offer = refuse  # type: ignore[method-assign]
+    driver.settle()
+    assert reader.sink.ids == [f"m{n}" for n in range(1, 10)]
 
 
 def test_a_message_that_expired_before_its_replay_is_told() -> None:

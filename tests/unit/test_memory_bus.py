@@ -63,3 +63,28 @@ async def test_a_tail_that_is_held_back_too_long_sees_that_entries_are_missing()
     batch = await anext(tail)
     assert batch[0].prev > first.position
     await tail.aclose()
+
+
+async def test_channels_that_come_and_go_leave_nothing_behind() -> None:
+    clock = FakeClock()
+    bus = MemoryBus(clock=clock.now)
+    for _ in range(5):
+        for n in range(2_000):
+            await bus.append([make(None, f"task:{n}-{clock.now()}", ttl=1)])
+        clock.advance(2 * 86_400)
+    for _ in range(2_000):
+        await bus.append([make(None, "often", ttl=1)])
+        clock.advance(2)
+    assert bus.channels == 2
+    assert len(bus._oldest) + len(bus._dues) < 200
+
+
+async def test_the_reason_of_a_gap_stays_when_new_messages_come() -> None:
+    clock = FakeClock()
+    bus = MemoryBus(clock=clock.now)
+    (start,) = await store(bus, make("m0", "a", ttl=1))
+    await store(bus, make("m1", "a", ttl=1))
+    clock.advance(60)
+    assert await read(bus, ["a"], start, clock) == Read([], [("a", "expired")])
+    await store(bus, make("m2", "a"))
+    assert await read(bus, ["a"], start, clock) == Read(["m2"], [("a", "expired")])

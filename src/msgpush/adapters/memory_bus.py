@@ -238,9 +238,20 @@ class MemoryBus:
             history = self._histories.get(channel)
             if history is not None and history.due == due:
                 self._forget_expired(channel, history, ms)
+        if len(self._oldest) + len(self._dues) > 128 + 4 * len(self._histories):
+            self._drop_stale()
         ids = self._ids_by_age
         while ids and (ids[0][0] <= ms - REMEMBERED * 1000 or len(ids) > REMEMBERED_IDS):
             del self._ids[ids.popleft()[1]]
+
+    def _drop_stale(self) -> None:
+        # Channels that come and go leave items behind; when they are the most, the heaps are made anew.
+        for history in self._histories.values():
+            history.queued = bool(history.entries)
+        self._oldest = [(each.entries[0].position, name) for name, each in self._histories.items() if each.queued]
+        self._dues = [(each.due, name) for name, each in self._histories.items()]
+        heapq.heapify(self._oldest)
+        heapq.heapify(self._dues)
 
     def _forget_expired(self, channel: str, history: _History, ms: int) -> None:
         # A history lives until the longest ttl in it, and its newest position for a day beyond.

@@ -7,7 +7,7 @@ from msgpush.domain.message import Entry
 from msgpush.domain.ports import UNKNOWN, ClientInfo, Sink, View
 from msgpush.domain.position import ZERO, Position
 
-FRAMES = 16 * 1024 * 1024
+FRAMES = 16 * 1024 * 1024  # bytes
 
 
 class Subscription(Struct, frozen=True):
@@ -76,15 +76,13 @@ class Connection:
 class Frames:
     """Messages as one view shows them, each made once while it is wanted."""
 
-    __slots__ = ("_made", "_size", "view")
+    __slots__ = ("_cache", "_made", "cohorts", "view")
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, cache: "FrameCache") -> None:
         self.view = view
-        self.clear()
-
-    def clear(self) -> None:
+        self.cohorts = 0
+        self._cache = cache
         self._made: dict[Entry, bytes] = {}
-        self._size = 0
 
     def of(self, entry: Entry, prefix: str) -> bytes:
         """The frame of an entry; `prefix` is what its cursor begins with."""
@@ -92,11 +90,49 @@ class Frames:
         if frame is None:
             position = entry.position
             frame = self.view.message(entry, f"{prefix}{position.ms}-{position.seq}")
-            if self._size > FRAMES:
-                self.clear()
+            self._cache.make_room(len(frame))
             self._made[entry] = frame
-            self._size += len(frame)
         return frame
+
+    def clear(self) -> None:
+        self._made.clear()
+
+
+class FrameCache:
+    """The frames of all views that are in use, within one limit of bytes."""
+
+    def __init__(self) -> None:
+        self._by_view: dict[View, Frames] = {}
+        self._size = 0
+
+    def __len__(self) -> int:
+        return len(self._by_view)
+
+    def enter(self, view: View) -> Frames:
+        """The frames of a view, for one more cohort."""
+        frames = self._by_view.get(view)
+        if frames is None:
+            frames = self._by_view[view] = Frames(view, self)
+        frames.cohorts += 1
+        return frames
+
+    def leave(self, frames: Frames) -> None:
+        """A cohort is gone; with the last one, the view's frames go."""
+        frames.cohorts -= 1
+        if not frames.cohorts:
+            del self._by_view[frames.view]
+
+    def make_room(self, size: int) -> None:
+        self._size += size
+        if self._size > FRAMES:
+            self.clear()
+            self._size = size
+
+    def clear(self) -> None:
+        if self._size:
+            self._size = 0
+            for frames in self._by_view.values():
+                frames.clear()
 
 
 class Cohort:

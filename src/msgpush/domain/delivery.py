@@ -14,6 +14,7 @@ from msgpush.domain.ports import Bus
 BUDGET = 0.005  # seconds of fan-out after which the loop gets its turn
 BEAT = 0.1
 PAGE = 256
+SLICE = 8  # entries of the tail between two looks at the clock: each may concern every cohort
 
 log = logging.getLogger("msgpush.delivery")
 
@@ -25,6 +26,8 @@ class Delivery:
         self._bus, self._hub, self._monotonic = bus, hub, monotonic
         self._work = asyncio.Event()
         self._moved = asyncio.Event()
+        # However many readers catch up, one of them makes one step in a turn of the loop.
+        self._turn = asyncio.Lock()
         self._catching_up: dict[Connection, asyncio.Task[None]] = {}
         self._running: list[asyncio.Task[None]] = []
 
@@ -95,19 +98,27 @@ class Delivery:
     async def _tail(self) -> None:
         async with aclosing(self._bus.tail(self._hub.head)) as tail:
             async for entries in tail:
-                self._hub.append(entries)
+                until = self._monotonic() + BUDGET
+                for start in range(0, len(entries), SLICE):
+                    self._hub.append(entries[start : start + SLICE])
+                    if self._monotonic() >= until:
+                        self._work.set()
+                        await asyncio.sleep(0)
+                        until = self._monotonic() + BUDGET
                 self._work.set()
 
     async def _sweep(self) -> None:
         while True:
             await self._work.wait()
             self._work.clear()
-            while self._hub.sweep(BUDGET):
+            more = True
+            while more:
+                more = self._hub.sweep(BUDGET)
                 self._serve_fallen()
-                await asyncio.sleep(0)
-            self._serve_fallen()
-            moved, self._moved = self._moved, asyncio.Event()
-            moved.set()
+                moved, self._moved = self._moved, asyncio.Event()
+                moved.set()
+                if more:
+                    await asyncio.sleep(0)
 
     async def _beat(self) -> None:
         while True:
@@ -136,7 +147,11 @@ class Delivery:
 
     async def _bring_to_head(self, connection: Connection) -> None:
         while True:
-            match self._hub.advance(connection):
+            async with self._turn:
+                step = self._hub.advance(connection)
+                if step is Advance.WROTE:
+                    await asyncio.sleep(0)
+            match step:
                 case Advance.LIVE | Advance.GONE:
                     return
                 case Advance.BLOCKED:
@@ -147,7 +162,7 @@ class Delivery:
                 case Advance.HISTORY:
                     await self._read_history(connection)
                 case Advance.WROTE:
-                    await asyncio.sleep(0)
+                    pass
 
     async def _read_history(self, connection: Connection) -> None:
         cohort, replay = connection.cohort, connection.replay
@@ -159,9 +174,10 @@ class Delivery:
             pages = await self._bus.history(channels, replay.after, PAGE)
         except BusUnavailable as error:
             await asyncio.sleep(error.retry_after)
-        else:
+            return
+        async with self._turn:
             self._hub.deliver(connection, dict(zip(channels, pages, strict=True)), limit)
-        await asyncio.sleep(0)
+            await asyncio.sleep(0)
 
     async def _next_move(self, deadline: float) -> None:
         try:

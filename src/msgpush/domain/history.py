@@ -36,13 +36,13 @@ class Page(NamedTuple):
         entries: the oldest of those retained, in order, expired ones included.
         last: the channel's newest position; where that has been forgotten, the newest that it can have been.
         more: whether the channel has more entries after these.
-        lost: why entries that are retained no longer have gone, as far as the bus knows.
+        lost: why the newest of the entries that are retained no longer has gone, as far as the bus knows.
     """
 
     entries: list[Linked]
     last: Position
     more: bool
-    lost: Reason = "expired"
+    lost: Reason = "trimmed"
 
 
 class Replayed(NamedTuple):
@@ -71,23 +71,32 @@ class Replay:
         # Up to where a channel's continuity has been settled already, where that is later than `after`.
         self._floors: dict[str, Position] = {}
 
-    def step(self, pages: Mapping[str, Page], limit: Position, now: int) -> Replayed:
+    def step(self, pages: Mapping[str, Page], limit: Position, now: int, size: int | None = None) -> Replayed:
         """Merge one page of each channel, read after `self.after`, and move on.
 
         Args:
             limit: nothing after this position is delivered, nor passed over.
             now: milliseconds since 1970; what has expired by then is missing, not delivered.
+            size: bytes of bodies after which the step ends.
         """
         end = limit
         for page in pages.values():
             if page.more:
                 end = min(end, page.entries[-1].entry.position)
+        merged = merge(*([linked.entry for linked in page.entries] for page in pages.values()), key=_position)
+        entries: list[Entry] = []
+        taken = 0
+        for entry in unique(merged):
+            if entry.position > end:
+                break
+            if entry.expires > now and self.wants(entry):
+                entries.append(entry)
+                taken += len(entry.body)
+                if size is not None and taken >= size:
+                    end = entry.position
+                    break
         missing = [
             (channel, reason) for channel, page in pages.items() if (reason := self._settle(channel, page, end, now))
-        ]
-        merged = merge(*([linked.entry for linked in page.entries] for page in pages.values()), key=_position)
-        entries = [
-            entry for entry in unique(merged) if entry.position <= end and entry.expires > now and self.wants(entry)
         ]
         self.after = end
         return Replayed(entries, missing, end)
@@ -101,7 +110,7 @@ class Replay:
             first = page.entries[0].prev
             if first > known:
                 self._floors[channel] = first
-                return "trimmed"
+                return page.lost
             return self._expired((linked.entry for linked in page.entries), end, now)
         if page.last > known:
             self._floors[channel] = page.last

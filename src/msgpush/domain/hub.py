@@ -19,16 +19,17 @@ from enum import Enum, auto
 from itertools import count
 from typing import NamedTuple
 
-from msgpush.domain.connection import Cohort, Connection, Frames, Start, Subscription
+from msgpush.domain.connection import Cohort, Connection, FrameCache, Start, Subscription
 from msgpush.domain.history import Gap, Page, Reason, Replay
 from msgpush.domain.log import Ring
 from msgpush.domain.message import Entry
-from msgpush.domain.ports import Sink, View
+from msgpush.domain.ports import Sink
 from msgpush.domain.position import TERMINAL, ZERO, Cursor, Position
 from msgpush.domain.wheel import Wheel
 
 CHUNK = 128 * 1024
 CATCH_UP_CHUNK = 64 * 1024
+PENDING = 1_000_000  # entries waiting for a sweep, counted in each cohort; beyond it, cohorts go on from the log
 SCAN = 2_048  # entries that one step of a catch-up looks at, so that no reader holds up the others
 CLOSING = 1.0  # seconds in which a cut reader may still take the closing block
 
@@ -85,7 +86,8 @@ class Hub:
         self._ring = ring if ring is not None else Ring()
         self._cohorts: dict[Subscription, Cohort] = {}
         self._listening: dict[str, dict[Cohort, None]] = {}
-        self._frames: dict[View, Frames] = {}
+        self._frames = FrameCache()
+        self._pending = 0
         self._marked: deque[Cohort] = deque()
         self._round: _Round | None = None
         self._fallen: list[Connection] = []
@@ -121,15 +123,17 @@ class Hub:
                 return
             cohort.since = self.head
             pending.append(entry)
+            self._pending += 1
             if not cohort.marked:
                 cohort.marked = True
                 self._marked.append(cohort)
         elif pending[-1] is not entry and cohort.subscription.wants(entry):
-            if cohort.since < self._ring.floor:
+            if cohort.since < self._ring.floor or self._pending >= PENDING:
                 # The log outruns this cohort's sockets: its readers go on from the log, each at its own pace.
                 self._scatter(cohort)
             else:
                 pending.append(entry)
+                self._pending += 1
 
     def _skip(self, to: Position) -> None:
         # The tail has lost entries: whoever listens goes on from the histories, or is told.
@@ -189,6 +193,7 @@ class Hub:
         self.connections.pop(connection.id, None)
         if not cohort.live and not cohort.behind:
             del self._cohorts[cohort.subscription]
+            self._frames.leave(cohort.frames)
 
     def close(self, connection: Connection, reason: str, *, reconnect: bool) -> None:
         """End a connection in the open; without `reconnect` its client is told never to come back."""
@@ -217,12 +222,12 @@ class Hub:
     @property
     def pending(self) -> int:
         """Entries that are still to be swept, counted in each cohort."""
-        return sum(len(cohort.pending) for cohort in self._cohorts.values())
+        return self._pending
 
     def leftovers(self) -> int:
         """What is kept for connections; nothing, when there are none."""
         by_connection = len(self._wheel) + len(self._blocked) + len(self._closing) + len(self._fallen)
-        return by_connection + len(self._cohorts) + len(self._listening)
+        return by_connection + len(self._cohorts) + len(self._listening) + len(self._frames)
 
     def lag_of(self, connection: Connection) -> int:
         """Milliseconds of the log that a connection has still to be given; 0 where it has everything."""
@@ -240,10 +245,7 @@ class Hub:
     def _cohort(self, subscription: Subscription) -> Cohort:
         cohort = self._cohorts.get(subscription)
         if cohort is None:
-            frames = self._frames.get(subscription.view)
-            if frames is None:
-                frames = self._frames[subscription.view] = Frames(subscription.view)
-            cohort = self._cohorts[subscription] = Cohort(subscription, frames)
+            cohort = self._cohorts[subscription] = Cohort(subscription, self._frames.enter(subscription.view))
         return cohort
 
     def _floor(self, cohort: Cohort) -> Position:
@@ -270,6 +272,7 @@ class Hub:
         connection.live = False
         del cohort.live[connection]
         if not cohort.live:
+            self._pending -= len(cohort.pending)
             cohort.pending.clear()
             for channel in cohort.subscription.channels:
                 cohorts = self._listening[channel]
@@ -309,8 +312,7 @@ class Hub:
                 break
         if self._marked:
             return True
-        for frames in self._frames.values():
-            frames.clear()
+        self._frames.clear()
         return False
 
     def _take(self, cohort: Cohort) -> _Round | None:
@@ -328,6 +330,7 @@ class Hub:
         start, end = cohort.since, cohort.pending[taken - 1].position
         entries = cohort.pending[:taken]
         del cohort.pending[:taken]
+        self._pending -= taken
         cohort.since = end
         chunk = cohort.subscription.view.chunk(frames)
         return _Round(cohort, chunk, entries, start, end, iter(list(cohort.live)))
@@ -383,7 +386,7 @@ class Hub:
         if replay.after > floor:
             return Advance.AHEAD
         now, missing, entries = self._now_ms(), dict[str, Reason](), list[Entry]()
-        last, end = replay.after, floor
+        last, end, size = replay.after, floor, 0
         for scanned, entry in enumerate(self._ring.after(cohort.subscription.channels, replay.after)):
             if entry.position > floor:
                 break
@@ -394,13 +397,20 @@ class Hub:
             if entry.expires > now:
                 if replay.wants(entry):
                     entries.append(entry)
+                    size += len(entry.body)
+                    if size >= CATCH_UP_CHUNK:
+                        end = last
+                        break
             elif replay.owes(entry):
                 missing.update((channel, "expired") for channel in cohort.subscription.channels & {*entry.channels})
         return self._write(connection, entries, list(missing.items()), end)
 
     def floor_of(self, connection: Connection) -> Position:
-        """How far the bus's histories may be delivered to a connection, when they are read after this call."""
-        return self.head if connection.cohort is None else self._floor(connection.cohort)
+        """How far the bus's histories may be delivered to a connection, when they are read after this call.
+
+        From there on the ring has everything, and more than the histories may have.
+        """
+        return self.head if connection.cohort is None else min(self._floor(connection.cohort), self._ring.floor)
 
     def deliver(self, connection: Connection, pages: Mapping[str, Page], limit: Position) -> Advance:
         """Go on with `advance`, with pages of the bus's histories, read after `floor_of` gave `limit`."""
@@ -414,8 +424,12 @@ class Hub:
             return Advance.BLOCKED
         if replay.after is not None and replay.after > limit:
             return Advance.AHEAD
-        entries, missing, end = replay.step(pages, limit, self._now_ms())
-        return self._write(connection, entries, missing, end)
+        start, now = replay.after, self._now_ms()
+        entries, missing, end = replay.step(pages, limit, now, CATCH_UP_CHUNK)
+        written = self._write(connection, entries, missing, end)
+        if written is Advance.BLOCKED:
+            connection.replay = Replay(start, now, connection.cohort.subscription.types)
+        return written
 
     def _write(
         self, connection: Connection, entries: list[Entry], missing: list[tuple[str, Reason]], end: Position
@@ -427,22 +441,14 @@ class Hub:
         before = self.cursor_of(connection)
         frames = [view.gap(gap) for gap in connection.gaps]
         frames += [view.gap(Gap(channel, before, reason)) for channel, reason in missing]
-        size, taken = 0, 0
-        for entry in entries:
-            frame = cohort.frames.of(entry, self._prefix)
-            frames.append(frame)
-            size += len(frame)
-            taken += 1
-            if size >= CATCH_UP_CHUNK and taken < len(entries):
-                end = entry.position
-                break
+        frames += [cohort.frames.of(entry, self._prefix) for entry in entries]
         if frames:
             chunk = view.chunk(frames)
             if not connection.sink.offer(chunk):
                 self._block(connection)
                 return Advance.BLOCKED
             connection.gaps.clear()
-            connection.messages_sent += taken
+            connection.messages_sent += len(entries)
             connection.bytes_sent += len(chunk)
             connection.written = self._monotonic()
         self._blocked.pop(connection, None)
@@ -471,6 +477,8 @@ class Hub:
                 self._blocked[connection] = (now, connection.sink.backlog)
             elif now - since >= self._write_timeout:
                 self.close(connection, "slow", reconnect=True)
+        if not self._marked and self._round is None:
+            self._frames.clear()  # those that catch up fill it, too
         for sink, until in list(self._closing.items()):
             if now >= until:
                 del self._closing[sink]
