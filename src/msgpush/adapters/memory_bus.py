@@ -5,6 +5,7 @@ import heapq
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from operator import attrgetter
 
 from msgpush.domain.errors import BusUnavailable, Conflict
 from msgpush.domain.history import Linked, Page, Reason
@@ -43,7 +44,7 @@ class _Tail:
 
     def __init__(self, entries: list[Entry]) -> None:
         self.entries = deque(entries)
-        self.size = sum(len(entry.body) for entry in entries)
+        self.size = _size(entries)
         self.arrived = asyncio.Event()
 
     def put(self, entries: Sequence[Entry], size: int) -> None:
@@ -58,6 +59,10 @@ class _Tail:
         self.entries.clear()
         self.size = 0
         return entries
+
+
+def _size(entries: Sequence[Entry]) -> int:
+    return sum(map(len, map(attrgetter("body"), entries)))
 
 
 class MemoryBus:
@@ -99,7 +104,7 @@ class MemoryBus:
         entries: list[Entry] = []
         ms = int(now * 1000)
         results: list[Stored | Conflict | BusUnavailable] = [self._append(draft, ms, entries) for draft in drafts]
-        size = sum(len(entry.body) for entry in entries)
+        size = _size(entries)
         for tail in self._tails:
             tail.put(entries, size)
         return results
@@ -193,7 +198,7 @@ class MemoryBus:
 
     def _drop(self, history: _History, number: int, why: Reason) -> None:
         entries = history.entries
-        self._used -= sum(len(entry.body) + OVERHEAD for entry in entries[:number])
+        self._used -= _size(entries[:number]) + OVERHEAD * number
         history.prev = entries[number - 1].position
         history.lost = why
         del entries[:number]

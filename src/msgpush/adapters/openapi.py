@@ -6,11 +6,12 @@ from typing import Any
 import msgspec
 
 from msgpush.adapters.connections import ConnectionList
-from msgpush.adapters.publish import MAX_ITEMS
+from msgpush.adapters.publish import MAX_ITEMS, BatchResult
 from msgpush.adapters.web import Problem
-from msgpush.domain.channel import NAME_RULE
+from msgpush.domain.channel import MAX_CHANNELS, MAX_TARGETS, NAME_RULE
 from msgpush.domain.message import TYPES, Message
 from msgpush.domain.ports import ConnectionStats
+from msgpush.domain.position import MAX_CURSOR
 from msgpush.domain.service import History, Receipt
 
 Json = dict[str, Any]
@@ -18,302 +19,437 @@ Json = dict[str, Any]
 EXAMPLE: Json = {
     "type": "progress",
     "service": "knowledge-service",
-    "target": {"user_id": "user123"},
-    "data": {"progress": 65, "stage": "embedding"},
+    "source": "document_processing",
+    "target": {"user_id": "user123", "session_id": "session456", "kb_id": "kb789"},
+    "channels": ["imports"],
+    "data": {
+        "task_id": "task_abc123",
+        "progress": 65,
+        "stage": "embedding",
+        "details": {"processed_chunks": 13, "total_chunks": 20, "current_file": "document.pdf"},
+    },
+    "metadata": {"priority": "normal", "ttl": 3600},
 }
+BROADCAST_EXAMPLE: Json = {"type": "warning", "service": "gateway", "data": {"message": "Maintenance at 22:00 UTC"}}
+DELIVERED_EXAMPLE: Json = {
+    "id": "msg_1753859400_001",
+    "timestamp": "2025-07-30T15:10:00.123Z",
+    **EXAMPLE,
+    "metadata": {"priority": "normal", "ttl": 3600, "retry_count": 0},
+}
+STREAM_EXAMPLE = """\
+retry: 2750
+event: msgpush.open
+id: 1lgbdur5w.1753859399000-0
+data: {"connection":"9f2c51b7a0d4e863","channels":["broadcast","user:user123"],"resumed":false,"heartbeat":30}
+
+event: progress
+data: {"task_id":"task_abc123","progress":65,"stage":"embedding"}
+id: 1lgbdur5w.1753859400123-0
+
+"""
+
+_ABOUT = """\
+Publish messages over HTTP, receive them over Server-Sent Events, live and without loss.
+
+Every error is a problem (RFC 9457, `application/problem+json`). Unknown fields and parameters are refused, but for \
+parameters whose name begins with `_`.
+"""
+_STREAM = """\
+Server-Sent Events. The types in `events` come as events of that name with the message's `data` alone; all others come \
+without a name, as whole messages. (The event of `error` is named `message.error`.) Besides, there are
+
+- `msgpush.open`: the stream has begun; `id` is a cursor already;
+- `msgpush.heartbeat`: a sign of life, with the cursor now;
+- `msgpush.gap`: `{"channel", "after", "reason"}`: messages are missing (`trimmed`, `expired`, `reset`);
+- `msgpush.close`: `{"reason", "reconnect"}`: the server ends the stream (`drain`, `overload`, `slow`, `expired`, \
+`disconnected`, `revoked`).
+
+Where no more streams can be served, the answer is 200 all the same: `retry` and `msgpush.close` with `overload`.
+"""
 _REF = "#/components/schemas/{name}"
+_PROBLEM_TYPE = "application/problem+json"
+_CURSOR = f"^[A-Za-z0-9_.~-]{{0,{MAX_CURSOR}}}$"
+_EACH = "|".join(TYPES)
+
+# Any request may be answered with these: see entrypoints/protocol.py, and the local mode in auth.py.
+_ALWAYS = (403, 408, 431)
+_GUARDED = (400, 401, 405)
+_PROBLEMS = {
+    400: ("Malformed", "The request can't be read; no fault of a message's content."),
+    401: ("Unauthorized", "Where there is authentication: no token, or one that isn't valid."),
+    403: ("Forbidden", "Not allowed; in local mode: the request doesn't come from this machine."),
+    404: ("NotFound", "There is no such thing."),
+    405: ("MethodNotAllowed", "Not with this method."),
+    408: ("Timeout", "The request's headers or body took too long."),
+    409: ("Conflict", "The service has published the id before, with other content."),
+    413: ("TooLarge", "Larger than a limit allows."),
+    415: ("Unsupported", "The body is compressed."),
+    422: ("Invalid", "JSON, but no message: `errors` say where and why."),
+    431: ("HeadersTooLarge", "The request's headers are too large."),
+    503: ("BusUnavailable", "The bus is away: nothing is stored. A message with an id may be sent again safely."),
+}
+_PROBLEM_HEADERS = {
+    401: {"WWW-Authenticate": {"description": "Bearer, with an RFC 6750 error code.", "schema": {"type": "string"}}},
+    405: {"Allow": {"description": "The methods that are.", "schema": {"type": "string"}}},
+    503: {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}},
+}
 
 
 def openapi(version: str) -> bytes:
     """The description of the whole API, as JSON."""
-    paths = _publishing() | _streams() | _histories() | _connections() | _operations()
-    for path, operations in paths.items():
-        for operation in operations.values():
-            operation["tags"] = [_tag(path)]
+    paths = _publishing() | _streams() | _histories() | _connections() | _operations() | _pages()
     document = {
         "openapi": "3.1.0",
         "info": {
             "title": "msgpush",
             "version": version,
-            "description": "Publish messages over HTTP, receive them over Server-Sent Events, live and without loss.",
+            "description": _ABOUT,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         # Relative to where this document is, so that it is right under a prefix, too.
-        "servers": [{"url": "."}],
+        "servers": [{"url": ".", "description": "this service"}],
+        "tags": [
+            {"name": "Publish", "description": "Send messages."},
+            {"name": "Receive", "description": "Get messages, live or from the history."},
+            {"name": "Operate", "description": "See and end connections; health and metrics."},
+            {"name": "Pages", "description": "For people, and this description."},
+        ],
         "paths": paths,
-        "components": {"schemas": _schemas()},
+        "components": {
+            "schemas": _schemas(),
+            "responses": {name: _problem(status, text) for status, (name, text) in _PROBLEMS.items()},
+        },
     }
     return msgspec.json.encode(document)
 
 
-def _tag(path: str) -> str:
-    if path.startswith("/api/v1/messages/"):
-        return "Publish"
-    return "Receive" if path.startswith(("/sse/", "/api/v1/channels/")) else "Operate"
-
-
 def _schemas() -> Json:
-    _, schemas = msgspec.json.schema_components(
-        [Message, Receipt, History, Problem, ConnectionList, ConnectionStats], ref_template=_REF
-    )
-    message = schemas["Message"]
-    message["description"] = "Unknown fields are refused; null counts as absent."
-    message["properties"]["id"]["anyOf"][0]["pattern"] = "^[A-Za-z0-9_.:-]{1,128}$"
-    message["properties"]["data"] = {
-        "type": "object",
-        "default": {},
-        "description": "Any JSON object, passed on untouched; of a progress message, with `progress`, 0 to 100.",
+    types = [Message, Receipt, History, Problem, ConnectionList, ConnectionStats]
+    _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
+    _message(schemas["Message"]["properties"])
+    schemas["Message"] |= {
+        "description": "One message. Unknown fields are refused; a field that is null counts as absent.",
+        "if": {"properties": {"type": {"const": "progress"}}},
+        "then": {"required": ["data"], "properties": {"data": _ref("Progress")}},
+        "examples": [EXAMPLE],
     }
-    message["properties"]["target"]["anyOf"][0] = {
+    schemas["Metadata"]["properties"]["retry_count"] = {
+        "description": "Deliveries tried and not acknowledged: the server's, ignored on publish.",
+        "default": 0,
+    }
+    schemas["Progress"] = {
         "type": "object",
-        "maxProperties": 8,
-        "propertyNames": {"pattern": "_id$"},
+        "required": ["progress"],
+        "properties": {"progress": {"type": "number", "minimum": 0, "maximum": 100}},
+    }
+    schemas["Delivered"] = {
+        "description": "A message as it is delivered: as published, and complete.",
+        "allOf": [_ref("Message"), {"required": ["id", "timestamp", "data", "metadata"]}],
+        "examples": [DELIVERED_EXAMPLE],
+    }
+    schemas["History"]["properties"]["messages"] = {"type": "array", "items": _ref("Delivered")}
+    _batch(schemas)
+    schemas["Health"] = _object(status={"const": "ok"}) | {"examples": [{"status": "ok"}]}
+    schemas["Unhealthy"] = _object(status={"const": "unavailable"}, reason={"type": "string"})
+    schemas["Details"] = _object(
+        status={"const": "ok"},
+        version={"type": "string"},
+        bus={"type": "string"},
+        connections={"type": "integer", "description": "Streams that are open here."},
+    )
+    portable: Json = _portable(schemas)
+    return portable
+
+
+def _message(fields: Json) -> None:
+    """What the types leave to the code that checks them."""
+    fields["timestamp"]["anyOf"][0]["format"] = "date-time"
+    fields["timestamp"]["description"] = "RFC 3339, of any offset and precision; kept as UTC with milliseconds."
+    fields["id"]["description"] = "A publish with an id is stored once, however often it is sent."
+    fields["target"]["description"] = "Whom it is for: `<kind>_id: v` goes to the channel `<kind>:v`."
+    fields["target"]["anyOf"][0] |= {
+        "maxProperties": MAX_TARGETS,
+        "propertyNames": {"pattern": "^.+_id$"},
         "additionalProperties": {"type": ["string", "null"]},
     }
-    message["properties"]["timestamp"]["description"] = "RFC 3339, with any offset; kept as UTC with milliseconds."
-    message["examples"] = [EXAMPLE]
-    schemas["History"]["properties"]["messages"] = {"type": "array", "items": _ref("Message")}
-    schemas["BatchResult"] = {
-        "type": "object",
-        "required": ["accepted", "rejected", "results"],
-        "properties": {
-            "accepted": {"type": "integer"},
-            "rejected": {"type": "integer"},
-            "results": {
-                "type": "array",
-                "description": "In the batch's order.",
-                "items": {
-                    "anyOf": [
-                        _ref("Receipt"),
-                        {"type": "object", "required": ["error"], "properties": {"error": _ref("Problem")}},
-                    ]
-                },
-            },
-        },
+    fields["channels"]["description"] = f"The topics it belongs to. A channel's name: {NAME_RULE}."
+    fields["channels"]["anyOf"][0] |= {"maxItems": MAX_CHANNELS, "items": {"type": "string", "maxLength": 200}}
+    fields["data"] = {
+        "type": ["object", "null"],
+        "default": {},
+        "description": "Any JSON object, passed on untouched; of a `progress` message, with `progress`, 0 to 100.",
     }
-    schemas["BatchProblem"] = {"allOf": [_ref("Problem"), _ref("BatchResult")]}
-    schemas["Health"] = {
-        "type": "object",
-        "required": ["status"],
-        "properties": {"status": {"enum": ["ok", "unavailable"]}, "reason": {"type": "string"}},
+
+
+def _batch(schemas: Json) -> None:
+    # msgspec describes no unions of structs without tags.
+    failed = _object(error=_ref("Problem")) | {"description": "Not accepted: what `send` would have answered."}
+    result = {"description": "In the batch's order.", "type": "array", "items": {"anyOf": [_ref("Receipt"), failed]}}
+    number = {"type": "integer", "minimum": 0}
+    schemas[BatchResult.__name__] = _object(accepted=number, rejected=number, results=result)
+    schemas["BatchProblem"] = {
+        "description": "A problem, with what became of the items so far.",
+        "allOf": [_ref("Problem"), _ref(BatchResult.__name__)],
     }
-    return schemas
+
+
+def _portable(schema: Any) -> Any:
+    # Python's \A and \Z are unknown to JSON Schema's regular expressions (ECMA-262).
+    if isinstance(schema, dict):
+        return {key: _portable(value) for key, value in schema.items()}
+    if isinstance(schema, list):
+        return [_portable(value) for value in schema]
+    if isinstance(schema, str) and schema.startswith(r"\A") and schema.endswith(r"\Z"):
+        return f"^{schema[2:-2]}$"
+    return schema
+
+
+def _object(**properties: Json) -> Json:
+    return {"type": "object", "required": list(properties), "properties": properties}
 
 
 def _ref(name: str) -> Json:
     return {"$ref": _REF.format(name=name)}
 
 
-def _answers(*problems: int, **good: Json) -> Json:
-    """Responses: those that are as they should be by `_<status>`, and problems."""
-    responses = {name.removeprefix("_"): answer for name, answer in good.items()}
-    for status in (*problems, 403):
-        responses[str(status)] = {
-            "description": _PROBLEMS[status],
-            "content": {"application/problem+json": {"schema": _ref("Problem")}},
-        }
-    return responses
-
-
-_PROBLEMS = {
-    400: "The request can't be read.",
-    403: "Not allowed, or, in local mode, not from this machine.",
-    404: "There is no such thing.",
-    405: "Not with this method.",
-    408: "The body took too long.",
-    409: "The id was published before, with other content.",
-    413: "Too large.",
-    415: "The body is compressed.",
-    422: "JSON, but no message: `errors` say where and why.",
-    503: "The bus is away: try again after Retry-After. A message with an id is stored once, however often it is sent.",
-}
+def _content(media_type: str, schema: Json, **more: Any) -> Json:
+    return {media_type: {"schema": schema, **more}}
 
 
 def _json(description: str, schema: Json) -> Json:
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
+    return {"description": description, "content": _content("application/json", schema)}
+
+
+def _problem(status: int, description: str, schema: str = "Problem") -> Json:
+    content = _content(_PROBLEM_TYPE, _ref(schema))
+    headers = _PROBLEM_HEADERS.get(status)
+    return {"description": description, "content": content} | ({"headers": headers} if headers else {})
+
+
+def _answers(*problems: int, **others: Json) -> Json:
+    """Responses by status: shared problems, and those of the operation's own (`_202=...`), which win."""
+    shared = {
+        str(status): {"$ref": f"#/components/responses/{_PROBLEMS[status][0]}"} for status in (*problems, *_ALWAYS)
+    }
+    responses = shared | {name.removeprefix("_"): answer for name, answer in others.items()}
+    return dict(sorted(responses.items()))
+
+
+def _operation(
+    tag: str, id: str, summary: str, responses: Json, *, parameters: Iterable[Json] = (), body: Json | None = None
+) -> Json:
+    operation: Json = {"tags": [tag], "operationId": id, "summary": summary, "responses": responses}
+    if given := list(parameters):
+        operation["parameters"] = given
+    if body is not None:
+        operation["requestBody"] = {"required": True, "content": body}
+    return operation
 
 
 def _parameter(name: str, description: str, place: str = "query", **schema: Any) -> Json:
-    return {
-        "name": name,
-        "in": place,
-        "required": place == "path",
-        "description": description,
-        "schema": {"type": "string", **schema},
-    }
+    parameter = {"name": name, "in": place, "description": description, "schema": {"type": "string", **schema}}
+    return {**parameter, "required": True} if place == "path" else parameter
+
+
+def _repeatable(name: str, description: str) -> Json:
+    return _parameter(name, f"{description} May be repeated.", type="array", items={"type": "string"})
+
+
+def _limit(what: str) -> Json:
+    return _parameter("limit", f"{what} at most.", type="integer", minimum=1, maximum=1000, default=100)
+
+
+_TOKEN = _parameter("token", "A token or a ticket, where there is authentication.")
 
 
 def _publishing() -> Json:
-    key = _parameter("Idempotency-Key", "The message's id, where the body has none.", "header")
-    problems = (400, 405, 408, 409, 413, 415, 422, 503)
-    receipt = _json("Stored: readable by all.", _ref("Receipt"))
-    message = {"required": True, "content": {"application/json": {"schema": _ref("Message"), "example": EXAMPLE}}}
-    batch = _answers(400, 405, 408, 413, 415, _202=_json("Some or all are stored.", _ref("BatchResult")))
-    for status, why in (("422", "Nothing was valid, or there was nothing."), ("503", "The bus is away.")):
-        batch[status] = {
-            "description": why,
-            "content": {"application/problem+json": {"schema": _ref("BatchProblem")}},
-        }
-    array = {"type": "array", "maxItems": MAX_ITEMS, "items": _ref("Message")}
-    form = {"anyOf": [array, {"type": "object", "required": ["messages"], "properties": {"messages": array}}]}
+    key = _parameter(
+        "Idempotency-Key",
+        "The message's id, where the body has none.",
+        "header",
+        pattern='^("[A-Za-z0-9_.:-]{1,128}"|[A-Za-z0-9_.:-]{1,128})$',
+    )
+    untargeted = {"allOf": [_ref("Message"), {"properties": {"target": {"maxProperties": 0}}}]}
+    answers = _answers(
+        *_GUARDED, 409, 413, 415, 422, 503, _202=_json("Stored: readable by all, from here on.", _ref("Receipt"))
+    )
+
+    def publish(id: str, summary: str, schema: Json, example: Json) -> Json:
+        body = _content("application/json", schema, example=example)
+        return {"post": _operation("Publish", id, summary, answers, parameters=[key], body=body)}
+
     return {
-        "/api/v1/messages/send": {
-            "post": _operation("send", "Publish a message", [key], _answers(*problems, _202=receipt), message)
-        },
-        "/api/v1/messages/broadcast": {
-            "post": _operation(
-                "broadcast",
-                "Publish a message, without target, to every stream",
-                [key],
-                _answers(*problems, _202=receipt),
-                message,
-            )
-        },
-        "/api/v1/messages/batch": {
-            "post": _operation(
-                "batch",
-                "Publish many messages, each by itself, in their order",
-                [],
-                batch,
-                {
-                    "required": True,
-                    "content": {
-                        "application/json": {"schema": form},
-                        "application/x-ndjson": {
-                            "schema": {"type": "string", "description": "A message a line, stored as they arrive."}
-                        },
-                    },
-                },
-            )
-        },
+        "/api/v1/messages/send": publish("send", "Publish a message", _ref("Message"), EXAMPLE),
+        "/api/v1/messages/broadcast": publish(
+            "broadcast", "Publish a message, without target, to every stream", untargeted, BROADCAST_EXAMPLE
+        ),
+        "/api/v1/messages/batch": {"post": _publish_batch()},
     }
+
+
+def _publish_batch() -> Json:
+    answers = _answers(
+        *_GUARDED,
+        415,
+        _202=_json("One is stored, or more: see the results.", _ref("BatchResult")),
+        _403=_either(403, "None may be published."),
+        _413=_either(413, "Too large, or too many. Lines that had come before are stored."),
+        _422=_either(422, "None is valid, or there was none."),
+        _503=_either(503, "The bus is away, and took none."),
+    )
+    array = {"type": "array", "maxItems": MAX_ITEMS, "items": _ref("Message")}
+    form = {"anyOf": [array, {**_object(messages=array), "additionalProperties": False}]}
+    lines = {"type": "string", "description": "A message a line (NDJSON), stored as they arrive."}
+    example = [EXAMPLE, BROADCAST_EXAMPLE]
+    body = {
+        **_content("application/json", form, example=example),
+        **_content("application/x-ndjson", lines, example="".join(f"{_line(each)}\n" for each in example)),
+    }
+    return _operation("Publish", "batch", "Publish many messages, each by itself, in their order", answers, body=body)
+
+
+def _either(status: int, description: str) -> Json:
+    """A problem of the whole request, or of all its items."""
+    answer = _problem(status, description)
+    answer["content"] = _content(_PROBLEM_TYPE, {"anyOf": [_ref("BatchProblem"), _ref("Problem")]})
+    return answer
+
+
+def _line(message: Json) -> str:
+    return msgspec.json.encode(message).decode()
 
 
 def _streams() -> Json:
-    types = ", ".join(TYPES)
-    resume = "Continue after this cursor; `earliest`: all that is retained; `latest`: from now."
+    resume = "Continue after this cursor. `earliest`: all that is retained; `latest`, or none: from now."
+    types = f"({_EACH})(,({_EACH}))*"
     parameters = [
-        _parameter("Last-Event-ID", f"{resume} It wins over the query.", "header", maxLength=128),
-        *(_parameter(name, resume, maxLength=128) for name in ("last_event_id", "lastEventId", "lastEventID")),
-        _parameter("channel", "A further channel; may be repeated.", type="array", items={"type": "string"}),
-        _parameter("types", f"Only these types, separated by commas: {types}."),
-        _parameter("events", "Types that come as events of their name; `*`: all; `none`: none."),
-        _parameter("broadcast", "Whether to get broadcasts.", type="boolean", default=True),
-        _parameter("token", "A token or ticket, where there is authentication."),
+        _parameter("Last-Event-ID", f"{resume} It wins over the query.", "header", pattern=_CURSOR),
+        _parameter("last_event_id", resume, pattern=_CURSOR),
+        *(_parameter(name, "As last_event_id.", pattern=_CURSOR) for name in ("lastEventId", "lastEventID")),
+        _repeatable("channel", "A further channel."),
+        _parameter("types", "Only these types, separated by commas.", pattern=f"^{types}$"),
+        _parameter(
+            "events",
+            "Types that come as events of their name; `*`: all; `none`: none.",
+            pattern=rf"^(\*|none|{types})$",
+        ),
+        _parameter("broadcast", "Whether to listen to broadcasts, too.", type="boolean", default=True),
+        _TOKEN,
     ]
-    answers = _answers(
-        400,
-        405,
-        _200={
-            "description": "The stream. Where no more can be served, it ends at once with `msgpush.close`, `overload`.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
-        },
-        _204={"description": "The cursor is terminal: this client was told never to come back."},
-    )
-    kinds = {
-        "/sse/stream/{channel}": ("stream", "channel", f"A channel, or several, separated by commas. {NAME_RULE}"),
-        "/sse/user/{user_id}": ("userStream", "user_id", "The user whose messages are wanted."),
-        "/sse/service/{service_name}": ("serviceStream", "service_name", "The service whose messages are wanted."),
-    }
-    return {
-        path: {
-            "get": _operation(id, "Receive messages, live", [_parameter(name, text, "path"), *parameters], answers),
-            "head": _operation(id + "Head", "Only the headers", [_parameter(name, text, "path"), *parameters], answers),
+    over = {"description": "The cursor is terminal: this client was told never to come back."}
+
+    def stream(id: str, summary: str, name: str, text: str) -> Json:
+        given = [_parameter(name, text, "path"), *parameters]
+        content = _content("text/event-stream", {"type": "string"}, example=STREAM_EXAMPLE)
+        headers = {
+            name: {"schema": {"const": value}}
+            for name, value in (("Cache-Control", "no-store, no-transform"), ("X-Accel-Buffering", "no"))
         }
-        for path, (id, name, text) in kinds.items()
+        got = _answers(*_GUARDED, _200={"description": _STREAM, "headers": headers, "content": content}, _204=over)
+        heads = {"description": "There is such a stream.", "headers": headers, "content": {"text/event-stream": {}}}
+        return {
+            "get": _operation("Receive", id, summary, got, parameters=given),
+            "head": _operation(
+                "Receive",
+                id + "Head",
+                f"{summary}: only the headers",
+                _answers(*_GUARDED, _200=heads, _204=over),
+                parameters=given,
+            ),
+        }
+
+    return {
+        "/sse/stream/{channel}": stream(
+            "stream",
+            "Listen to channels",
+            "channel",
+            f"A channel, or several, separated by commas. Each: {NAME_RULE}.",
+        ),
+        "/sse/user/{user_id}": stream("userStream", "Listen to a user's channel", "user_id", "The user."),
+        "/sse/service/{service_name}": stream(
+            "serviceStream", "Listen to all messages of a service", "service_name", "The publishing service."
+        ),
     }
 
 
 def _histories() -> Json:
     parameters = [
-        _parameter("channel", f"The channel. {NAME_RULE}", "path"),
-        _parameter("after", "A cursor; without one, from the earliest that is retained.", maxLength=128),
-        _parameter("limit", "Messages at most.", type="integer", minimum=1, maximum=1000, default=100),
-        _parameter("token", "A token or ticket, where there is authentication."),
+        _parameter("channel", f"The channel: {NAME_RULE}.", "path"),
+        _parameter("after", "A cursor; without one, from the earliest that is retained.", pattern=_CURSOR),
+        _limit("Messages"),
+        _TOKEN,
     ]
-    answers = _answers(400, 405, 503, _200=_json("Messages, and the cursor after them.", _ref("History")))
+    answers = _answers(*_GUARDED, 503, _200=_json("Messages, and the cursor after them.", _ref("History")))
+    summary = "Read a channel's messages without a stream"
     return {
         "/api/v1/channels/{channel}/messages": {
-            "get": _operation("history", "Read a channel's messages without a stream", parameters, answers)
+            "get": _operation("Receive", "history", summary, answers, parameters=parameters)
         }
     }
 
 
 def _connections() -> Json:
     filters = [
-        _parameter("user", "Those that listen to this user's channel."),
-        _parameter("service", "Those that listen to this service's channel."),
-        _parameter("channel", "Those that listen to this channel; may be repeated."),
+        _repeatable("user", "Those that listen to this user's channel."),
+        _repeatable("service", "Those that listen to this service's channel."),
+        _repeatable("channel", "Those that listen to this channel."),
         _parameter("subject", "Those of this subject."),
         _parameter("node", "Those at this instance."),
-        _parameter("limit", "Connections at most.", type="integer", minimum=1, maximum=1000, default=100),
+        _limit("Connections"),
         _parameter("next", "Where the last answer said that the list goes on."),
     ]
     close = [
         _parameter("id", "The connection's id.", "path"),
         _parameter("reconnect", "Whether its client may come back.", type="boolean", default=True),
     ]
+    page = _answers(*_GUARDED, _200=_json("A page of them.", _ref("ConnectionList")))
+    totals = _answers(*_GUARDED, _200=_json("The totals.", _ref("ConnectionStats")))
+    closed = _answers(*_GUARDED, 404, _204={"description": "It is closed."})
     return {
         "/api/v1/connections": {
             "get": _operation(
-                "connections",
-                "The live connections of all instances",
-                filters,
-                _answers(400, 405, _200=_json("A page of them.", _ref("ConnectionList"))),
+                "Operate", "connections", "The live connections of all instances", page, parameters=filters
             )
         },
         "/api/v1/connections/stats": {
-            "get": _operation(
-                "connectionStats",
-                "Totals over all instances",
-                [],
-                _answers(400, 405, _200=_json("The totals.", _ref("ConnectionStats"))),
-            )
+            "get": _operation("Operate", "connectionStats", "Totals over all instances", totals)
         },
         "/api/v1/connections/{id}": {
             "delete": _operation(
-                "closeConnection",
-                "Close a connection, wherever it is",
-                close,
-                _answers(400, 404, 405, _204={"description": "It is closed."}),
+                "Operate", "closeConnection", "Close a connection, wherever it is", closed, parameters=close
             )
         },
     }
 
 
 def _operations() -> Json:
-    def health(id: str, summary: str) -> Json:
-        answers = _answers(405, _200=_json("Yes.", _ref("Health")), _503=_json("No, and why.", _ref("Health")))
-        return {"get": _operation(id, summary, [], answers)}
+    def health(id: str, summary: str, schema: str = "Health") -> Json:
+        answers = _answers(405, _200=_json("Yes.", _ref(schema)), _503=_json("No, and why.", _ref("Unhealthy")))
+        return {"get": _operation("Operate", id, summary, answers)}
 
-    def page(id: str, summary: str, content_type: str) -> Json:
-        content = {content_type: {"schema": {"type": "string"}}}
-        return {"get": _operation(id, summary, [], _answers(405, _200={"description": "It.", "content": content}))}
-
+    metrics = {"description": "In Prometheus's text format.", "content": _content("text/plain", {"type": "string"})}
     return {
-        "/health": health("health", "Whether the service does its work"),
+        "/health": health("health", "Whether the service does its work", "Details"),
         "/health/live": health("live", "Whether the process works"),
         "/health/ready": health("ready", "Whether new requests should come here"),
-        "/metrics": page("metrics", "Metrics for Prometheus", "text/plain"),
-        "/openapi.json": page("openapi", "This description", "application/json"),
-        "/docs": page("docs", "This description, as a page", "text/html"),
-        "/": page("start", "The start page, with a live stream", "text/html"),
-        "/static/{path}": {
-            "get": _operation(
-                "static",
-                "What the pages are made of",
-                [_parameter("path", "The file.", "path")],
-                _answers(
-                    404,
-                    405,
-                    _200={"description": "The file.", "content": {"*/*": {}}},
-                    _304={"description": "As it was."},
-                ),
-            )
-        },
+        "/metrics": {"get": _operation("Operate", "metrics", "Metrics", _answers(*_GUARDED[1:], _200=metrics))},
     }
 
 
-def _operation(id: str, summary: str, parameters: Iterable[Json], responses: Json, body: Json | None = None) -> Json:
-    operation = {"operationId": id, "summary": summary, "parameters": list(parameters), "responses": responses}
-    return operation if body is None else {**operation, "requestBody": body}
+def _pages() -> Json:
+    def page(id: str, summary: str, media_type: str, schema: Json) -> Json:
+        answer = {"description": summary, "content": _content(media_type, schema)}
+        return {"get": _operation("Pages", id, summary, _answers(405, _200=answer))}
+
+    file = {"description": "The file.", "content": {"*/*": {}}}
+    answers = _answers(404, 405, _200=file, _304={"description": "It is as it was."})
+    path = _parameter("path", "The file's path.", "path")
+    return {
+        "/": page("start", "The start page, with a live stream", "text/html", {"type": "string"}),
+        "/docs": page("docs", "This description, as a page", "text/html", {"type": "string"}),
+        "/openapi.json": page("openapi", "This description", "application/json", {"type": "object"}),
+        "/static/{path}": {
+            "get": _operation("Pages", "static", "What the pages are made of", answers, parameters=[path])
+        },
+    }
