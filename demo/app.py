@@ -1,6 +1,8 @@
-"""The demo's service: msgpush mounted in an application of its own, beside the demo's page."""
+"""The demo's service: msgpush mounted in an application of its own, beside the demo's page.
 
-import os
+Takes the flags of `msgpush serve`. Says on stdout when it is ready.
+"""
+
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +16,7 @@ from starlette.staticfiles import StaticFiles
 
 from msgpush.adapters.logs import configure
 from msgpush.entrypoints.app import create_app, lifespan
+from msgpush.entrypoints.protocol import Limits
 from msgpush.entrypoints.server import run
 from msgpush.entrypoints.settings import Settings
 
@@ -26,6 +29,7 @@ def create_demo(settings: Settings) -> Starlette:
 
     @asynccontextmanager
     async def run_service(app: Starlette) -> AsyncIterator[None]:
+        # Starlette runs the lifespan of the outermost application alone.
         async with lifespan(service):
             yield
 
@@ -44,19 +48,22 @@ def create_demo(settings: Settings) -> Starlette:
     return app
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
     """Serve until a signal; returns the exit status."""
-    settings = Settings.from_environ(os.environ)
+    # The environment is left out: what a user has set there is meant for a service of theirs.
+    settings = Settings.from_environ({}, argv)
     configure("warning", settings.log_format)
     app = create_demo(settings)
     return run(
         app,
         host=settings.service_host,
         port=settings.service_port,
+        limits=Limits(header_timeout=settings.header_timeout, body_timeout=settings.body_timeout),
         drain=lambda: app.state.push.drain(settings.drain_seconds),
         drain_seconds=settings.drain_seconds,
+        on_ready=lambda host, port: print(f"ready on {host} port {port}", flush=True),
     )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

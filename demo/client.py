@@ -2,18 +2,26 @@
 
 import json
 import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http.client import HTTPException
 from typing import Any
 
-LONGEST_WAIT = 2.0
+LONGEST_WAIT = 1.0
+# Longer than the service's heartbeats are apart: a stream that is silent for so long is dead.
+SILENCE = 60.0
+
+# The service is on this machine: no proxy that the environment names is asked for it.
+_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
 class Stopped(Exception):
     """The demo ends; what has not been published by now isn't wanted any more."""
+
+
+class Refused(Exception):
+    """The service will never accept this message. Its text is the service's reason."""
 
 
 class Publisher:
@@ -33,19 +41,19 @@ class Publisher:
 
         Raises:
             Stopped: the demo has ended first.
-            ValueError: the service refuses the message.
+            Refused: the service says what is wrong with the message.
         """
         body = json.dumps(message).encode()
         wait = 0.05
         while not self._stop.is_set():
             try:
                 request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"})
-                with urllib.request.urlopen(request, timeout=5):
+                with _open(request, timeout=5):
                     return
             except urllib.error.HTTPError as error:
                 with error:
                     if error.code < 500:
-                        raise ValueError(error.read().decode()) from None
+                        raise Refused(error.read().decode()) from None
             except (OSError, HTTPException):
                 pass
             self._stop.wait(wait)
@@ -53,32 +61,43 @@ class Publisher:
         raise Stopped
 
 
-def listen(base: str, channel: str, on_reset: Callable[[], None], stop: threading.Event) -> None:
-    """Follow a channel until `stop`, and call back when the log was lost: what was published must be said again."""
+def listen(
+    base: str, channel: str, *, on_open: Callable[[], None], on_reset: Callable[[], None], stop: threading.Event
+) -> None:
+    """Follow a channel until `stop`.
+
+    Args:
+        on_open: called each time the stream opens. From the first time on, no reset is missed.
+        on_reset: called when the log was lost: what was published must be said again.
+    """
     last_id = ""
     while not stop.is_set():
         try:
             headers = {"Last-Event-ID": last_id} if last_id else {}
             request = urllib.request.Request(f"{base}/sse/stream/{channel}?events=none", headers=headers)
-            with urllib.request.urlopen(request, timeout=60) as stream:
-                for event in _events(stream):
+            with _open(request, timeout=SILENCE) as stream:
+                for event in events(stream):
                     last_id = event.get("id", last_id)
-                    if event.get("event") == "msgpush.gap" and json.loads(event["data"])["reason"] == "reset":
+                    if event.get("event") == "msgpush.open":
+                        on_open()
+                    elif event.get("event") == "msgpush.gap" and json.loads(event["data"])["reason"] == "reset":
                         on_reset()
-                    if stop.is_set():
-                        return
         except (OSError, HTTPException):
             pass
-        time.sleep(0.2)
+        except Stopped:
+            return
+        # Not what `retry:` asks for: that spreads a crowd, and this is one client, whom the pages wait for.
+        stop.wait(0.2)
 
 
-def _events(stream: Any) -> Iterator[dict[str, str]]:
+def events(lines: Iterable[bytes]) -> Iterator[dict[str, str]]:
+    """The blocks of a stream, each as its fields. What comes after the last empty line is cut off, and no event."""
     event: dict[str, str] = {}
-    for raw in stream:
-        line = raw.decode().rstrip("\n")
-        if not line:
+    for line in lines:
+        field, _, value = line.decode().rstrip("\r\n").partition(":")
+        value = value.removeprefix(" ")
+        if field:
+            event[field] = f"{event[field]}\n{value}" if field == "data" and "data" in event else value
+        elif event and not line.startswith(b":"):
             yield event
             event = {}
-        else:
-            field, _, value = line.partition(": ")
-            event[field] = value

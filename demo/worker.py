@@ -6,7 +6,6 @@ import re
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,22 @@ from demo.client import Publisher
 
 CHANNEL = "demo"
 CHUNK_LINES = 40
-STEPS = 4  # progress messages a file at most: the history of a channel is 1000 messages long
+LARGEST = 4 * 1024 * 1024
+LONGEST_WORD = 40
+STEPS = 4
+# What is published about a file at most: its start, its steps, its end. And the same again after each reset.
+MESSAGES_A_FILE = STEPS + 2
+# A page that is opened days later shows the job, too.
+TTL = 604_800
+# A file's bar is full when its terms are found: that takes all documents, and comes last.
+READ = 90
 SKIPPED = {"__pycache__", "node_modules", "swagger-ui"}
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
+
+
+class Unreadable(Exception):
+    """A file that is no document. Its text says why."""
 
 
 def documents(folder: Path, limit: int) -> list[Path]:
@@ -26,6 +37,8 @@ def documents(folder: Path, limit: int) -> list[Path]:
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name not in SKIPPED and not name.startswith("."))
         found += [Path(root) / name for name in sorted(names) if not name.startswith(".")]
+        if len(found) >= limit:
+            break
     return found[:limit]
 
 
@@ -47,21 +60,25 @@ class Worker:
         self._state: dict[str, dict[str, Any]] = {}
 
     def run(self) -> None:
-        """Do the whole job; returns when its end has been published."""
+        """Do the whole job; returns when its end has been published.
+
+        Raises:
+            Stopped: the demo has ended first.
+            Refused: by the service, which no message of this job should be.
+        """
         files = documents(self._folder, self._limit)
-        self._tell("", "status", {"state": "started", "folder": str(self._folder), "files": len(files)})
+        job = {"folder": self._folder.name or str(self._folder), "files": len(files)}
+        self._tell("", "status", {"state": "started", **job})
         counts: dict[str, Counter[str]] = {}
         for path in files:
-            name = path.relative_to(self._folder).as_posix()
+            name = _shown(path.relative_to(self._folder))
             try:
-                counts[name] = self._read(name, path)
-            except (OSError, UnicodeDecodeError) as error:
-                self._tell(name, "error", {"file": name, "message": _why(error)})
+                counts[name] = self._index(name, _chunks(_text(path)))
+            except Unreadable as reason:
+                self._tell(name, "error", {"file": name, "message": str(reason)})
         for name, terms in _top_terms(counts).items():
-            words = counts[name].total()
-            self._tell(name, "success", {"file": name, "words": words, "terms": terms})
-        failed = len(files) - len(counts)
-        self._tell("", "status", {"state": "finished", "files": len(files), "failed": failed})
+            self._tell(name, "success", {"file": name, "words": counts[name].total(), "terms": terms})
+        self._tell("", "status", {"state": "finished", **job, "failed": len(files) - len(counts)})
 
     def tell_again(self) -> None:
         """Publish the present state anew, under new ids: the log that had it is gone."""
@@ -69,20 +86,17 @@ class Worker:
             for key, message in list(self._state.items()):
                 self._publish(key, message)
 
-    def _read(self, name: str, path: Path) -> Counter[str]:
-        chunks = list(_chunks(path.read_text("utf-8")))
+    def _index(self, name: str, chunks: list[str]) -> Counter[str]:
+        self._tell(name, "status", {"file": name, "state": "started", "chunks": len(chunks)})
         words: Counter[str] = Counter()
         told = 0
         for number, chunk in enumerate(chunks, 1):
-            words.update(word.lower() for word in _WORD.findall(chunk))
+            words.update(word.lower() for word in _WORD.findall(chunk) if len(word) <= LONGEST_WORD)
             self._stop.wait(self._pace)
-            if number * STEPS // len(chunks) > told:
-                told = number * STEPS // len(chunks)
-                progress = round(100 * number / len(chunks))
-                details = {"chunk": number, "chunks": len(chunks)}
-                self._tell(
-                    name, "progress", {"file": name, "progress": progress, "stage": "reading", "details": details}
-                )
+            step = number * STEPS // len(chunks)
+            if step > told:
+                told = step
+                self._tell(name, "progress", _progress(name, number, len(chunks)))
         return words
 
     def _tell(self, key: str, type: str, data: dict[str, Any]) -> None:
@@ -99,31 +113,52 @@ class Worker:
                 "source": "folder",
                 "target": {"task_id": self._task},
                 "channels": [CHANNEL],
+                "metadata": {"ttl": TTL},
                 **message,
             }
         )
 
 
-def _chunks(text: str) -> Iterator[str]:
+def _progress(name: str, number: int, chunks: int) -> dict[str, Any]:
+    return {
+        "file": name,
+        "progress": READ * number // chunks,
+        "stage": "counting words" if number < chunks else "waiting for the other documents",
+        "details": {"chunk": number, "chunks": chunks},
+    }
+
+
+def _shown(path: Path) -> str:
+    # A file's name is bytes, and JSON's text is not: what isn't UTF-8 is shown as its digits.
+    return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
+
+
+def _text(path: Path) -> str:
+    try:
+        # A pipe would be waited for, and a device may never end.
+        if not path.is_file():
+            raise Unreadable("it is no regular file" if path.exists() else "it is a link to nothing")
+        if path.stat().st_size > LARGEST:
+            raise Unreadable(f"it is larger than {LARGEST // 1024 // 1024} MiB")
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"it is no UTF-8 text (byte {error.start} is {error.object[error.start]:#04x})") from None
+    except OSError as error:
+        raise Unreadable(f"it can't be read: {error.strerror or error}") from None
+
+
+def _chunks(text: str) -> list[str]:
     lines = text.splitlines() or [""]
-    for start in range(0, len(lines), CHUNK_LINES):
-        yield "\n".join(lines[start : start + CHUNK_LINES])
+    return ["\n".join(lines[start : start + CHUNK_LINES]) for start in range(0, len(lines), CHUNK_LINES)]
 
 
 def _top_terms(counts: dict[str, Counter[str]]) -> dict[str, list[str]]:
     """The words that tell each document from the others: frequent in it, and rare elsewhere."""
     seen_in = Counter(word for words in counts.values() for word in words)
+    rarity = {word: math.log((1 + len(counts)) / number) for word, number in seen_in.items()}
 
-    def weight(words: Counter[str], word: str) -> float:
-        return words[word] / words.total() * math.log((1 + len(counts)) / seen_in[word])
+    def top(words: Counter[str]) -> list[str]:
+        # The document's length would scale all its words alike.
+        return sorted(words, key=lambda word: (-words[word] * rarity[word], word))[:5]
 
-    return {
-        name: sorted(words, key=lambda word, words=words: (-weight(words, word), word))[:5]
-        for name, words in counts.items()
-    }
-
-
-def _why(error: OSError | UnicodeDecodeError) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return f"no UTF-8 text (byte {error.start})"
-    return error.strerror or str(error)
+    return {name: top(words) for name, words in counts.items()}

@@ -1,68 +1,142 @@
 "use strict";
 
-const files = new Map();
+const MOST_NOTICES = 8;
+const GAPS = {
+  trimmed: "the history is shorter",
+  expired: "their time was over",
+  reset: "the service has started anew and forgotten everything; the worker says its state again",
+};
 const list = document.querySelector("#files");
 const job = document.querySelector("#job");
-const total = document.querySelector("#total");
-const notice = document.querySelector("#notice");
+const state = document.querySelector("#state");
+const notices = document.querySelector("#notices");
+const files = new Map();
+let expected = 0;
 
-function row(name) {
-  if (!files.has(name)) {
-    const item = document.createElement("li");
-    item.innerHTML = '<span class="name"></span><progress max="100" value="0"></progress><span class="note"></span>';
-    item.querySelector(".name").textContent = name;
-    item.querySelector("progress").setAttribute("aria-label", name);
-    list.append(item);
-    files.set(name, item);
-  }
-  return files.get(name);
+function element(tag, kind) {
+  const made = document.createElement(tag);
+  made.className = kind;
+  return made;
 }
 
-function update(name, kind, percent, note) {
-  const item = row(name);
-  item.className = kind;
-  if (percent !== null) item.querySelector("progress").value = percent;
-  item.querySelector(".note").textContent = note;
-  const done = list.querySelectorAll(".success, .error").length;
-  total.value = done;
+function fileOf(name) {
+  let file = files.get(name);
+  if (file === undefined) {
+    file = { item: element("li", ""), percent: 0, bar: document.createElement("progress") };
+    file.number = element("span", "percent");
+    file.note = element("span", "note");
+    file.bar.max = 100;
+    file.bar.setAttribute("aria-label", name);
+    const title = element("span", "name");
+    // A long path is broken after its slashes.
+    title.append(...name.split(/(?<=\/)/).flatMap((part) => [part, document.createElement("wbr")]));
+    const bar = element("span", "bar");
+    bar.append(file.bar, file.number);
+    file.item.append(title, bar, file.note);
+    list.prepend(file.item);
+    files.set(name, file);
+  }
+  return file;
+}
+
+function showFile(name, kind, percent, note) {
+  const file = fileOf(name);
+  file.item.className = kind;
+  file.percent = percent;
+  file.bar.value = percent;
+  file.number.textContent = kind === "error" ? "error" : `${Math.floor(percent)} %`;
+  file.note.textContent = note;
+  showTotal();
+}
+
+function showTotal() {
+  const all = [...files.values()];
+  // What can't be read is done with, too.
+  const done = all.reduce((sum, file) => sum + file.percent, 0);
+  const percent = Math.floor(done / Math.max(1, expected, all.length));
+  const failed = all.filter((file) => file.item.className === "error").length;
+  const indexed = all.filter((file) => file.item.className === "success").length;
+  document.querySelector("#total").value = percent;
+  document.querySelector("#percent").textContent = `${percent} %`;
+  document.querySelector("#counts").textContent =
+    all.length === 0 ? "" : `${all.length} of ${plural(expected)} opened: ${indexed} indexed, ${failed} unreadable`;
+}
+
+function plural(number) {
+  return `${number} ${number === 1 ? "file" : "files"}`;
+}
+
+function showJob(data) {
+  expected = data.files;
+  const working = `Indexing ${plural(data.files)} of the folder “${data.folder}”.`;
+  const { failed } = data;
+  const done = `Done: ${plural(data.files - failed)} of the folder “${data.folder}” indexed, ${failed} could not be read.`;
+  job.textContent = data.state === "finished" ? done : working;
+  showTotal();
 }
 
 const handlers = {
-  status({ state, folder, files: number, failed }) {
-    if (state === "started") {
-      total.max = Math.max(1, number);
-      job.textContent = `${number} files of ${folder}`;
-    } else {
-      total.max = Math.max(1, number);
-      job.textContent = `Done: ${number - failed} files indexed, ${failed} could not be read.`;
-    }
+  status(data) {
+    if (data.file === undefined) showJob(data);
+    else showFile(data.file, "status", 0, `${data.chunks} ${data.chunks === 1 ? "chunk" : "chunks"} to read`);
   },
-  progress: ({ file, progress, details }) => update(file, "progress", progress, `chunk ${details.chunk} of ${details.chunks}`),
-  success: ({ file, words, terms }) => update(file, "success", 100, `${words} words: ${terms.join(", ")}`),
-  error: ({ file, message }) => update(file, "error", null, message),
+  progress({ file, progress, stage, details }) {
+    showFile(file, "progress", progress, `chunk ${details.chunk} of ${details.chunks}: ${stage}`);
+  },
+  success({ file, words, terms }) {
+    showFile(file, "success", 100, terms.length ? `${words} words: ${terms.join(", ")}` : "no words");
+  },
+  error: ({ file, message }) => showFile(file, "error", 100, message),
 };
 
+function say(text) {
+  state.textContent = text;
+  state.className = text;
+}
+
+function notice(text) {
+  const items = notices.querySelector("ol");
+  let item = items.lastElementChild;
+  if (item?.dataset.text !== text) {
+    item = document.createElement("li");
+    item.dataset.text = text;
+    item.dataset.times = 0;
+    items.append(item);
+    if (items.children.length > MOST_NOTICES) items.firstElementChild.remove();
+  }
+  item.dataset.times++;
+  const said = document.createElement("span");
+  said.textContent = item.dataset.times > 1 ? `${text} (${item.dataset.times} times)` : text;
+  const moment = document.createElement("time");
+  const now = new Date();
+  moment.dateTime = now.toISOString();
+  moment.textContent = now.toLocaleTimeString();
+  item.replaceChildren(said, moment);
+  notices.hidden = false;
+}
+
+function forget() {
+  files.clear();
+  list.replaceChildren();
+  expected = 0;
+  job.textContent = "Waiting for the worker.";
+  showTotal();
+}
+
+// The header that the browser sends when it reconnects wins over `earliest`: then it continues where it was.
 const stream = new EventSource("../sse/stream/demo?events=none&last_event_id=earliest");
 stream.onmessage = (event) => {
   const { type, data } = JSON.parse(event.data);
   handlers[type]?.(data);
 };
-stream.addEventListener("msgpush.open", () => {
-  if (notice.dataset.kind === "away") notice.textContent = "";
-});
+stream.addEventListener("msgpush.open", () => say("live"));
+stream.addEventListener("error", () => say(stream.readyState === EventSource.CLOSED ? "closed" : "reconnecting"));
 stream.addEventListener("msgpush.gap", (event) => {
   const { reason } = JSON.parse(event.data);
-  notice.dataset.kind = "gap";
-  if (reason === "reset") {
-    files.clear();
-    list.replaceChildren();
-    total.value = 0;
-    notice.textContent = "The service has started anew and forgotten everything (reset). The worker tells its state again.";
-  } else {
-    notice.textContent = `Some messages are missing (${reason}).`;
-  }
+  if (reason === "reset") forget();
+  notice(`Messages may be missing (${reason}): ${GAPS[reason] ?? "it is not known why"}.`);
 });
-stream.addEventListener("error", () => {
-  notice.dataset.kind = "away";
-  notice.textContent = "The service is away. The page continues where it was when it is back.";
+stream.addEventListener("msgpush.close", (event) => {
+  const { reason, reconnect } = JSON.parse(event.data);
+  notice(`The service has closed the stream (${reason})${reconnect ? "; it opens again soon" : ""}.`);
 });

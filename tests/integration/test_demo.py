@@ -1,36 +1,44 @@
-"""The demo, as `make demo` runs it: real documents, the real service, a restart in the middle."""
+"""The demo, as `make demo` runs it: real documents, the real service, restarts of it, a real browser."""
 
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 import pytest
+from demo.client import Publisher, Refused, Stopped, events
 
 from tests.support.client import SseClient, request
-from tests.support.service import eventually
+from tests.support.eventsource import Event
+from tests.support.service import ThreadedService, eventually
 
 ROOT = Path(__file__).parents[2]
-STREAM = "/sse/stream/demo?events=none&last_event_id=earliest"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+STREAM = "/sse/stream/demo?events=none"
+Message = dict[str, Any]
 
 
 class Demo:
     """`python -m demo`, and what it prints."""
 
-    def __init__(self, folder: Path) -> None:
-        environ = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")}
+    def __init__(self, folder: Path, *flags: str, **environ: str) -> None:
+        clean = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "demo", "--folder", str(folder), "--pace", "0"],
+            [sys.executable, "-m", "demo", "--folder", str(folder), *flags],
             cwd=ROOT,
-            env=environ,
+            env={**clean, **environ},
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
             text=True,
         )
         self.printed = ""
@@ -41,11 +49,23 @@ class Demo:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.send_signal(signal.SIGINT)
-        assert self._process.wait(20) == 0
-        self._reader.join(10)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        if self._process.poll() is None:
+            self.end(signal.SIGINT)
+
+    def end(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+        assert self.wait() == 0
+
+    def wait(self) -> int:
+        """The exit status, which must come in time."""
+        try:
+            return self._process.wait(20)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            self._reader.join(10)
+            assert self._process.stdout is not None
+            self._process.stdout.close()
 
     @property
     def port(self) -> int:
@@ -54,8 +74,13 @@ class Demo:
 
     @property
     def services(self) -> list[int]:
-        """The service's process ids, the newest last."""
-        return [int(pid) for pid in re.findall(r"runs as process (\d+)", self.printed)]
+        """The service's process ids, the newest last, each once it is ready."""
+        return [int(pid) for pid in re.findall(r"kill (\d+)", self.printed)]
+
+    def restart_service(self) -> None:
+        before = self.services
+        os.kill(before[-1], signal.SIGTERM)
+        eventually(lambda: len(self.services) > len(before))
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -65,49 +90,93 @@ class Demo:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "whale.txt").write_text("whale sea ship captain\n" * 100)
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "garden.md").write_text("garden rose tulip sea\n" * 30)
-    (tmp_path / "picture.bin").write_bytes(b"\x89PNG\xff\xfe")
-    (tmp_path / ".hidden").write_text("not read")
-    return tmp_path
+    folder = tmp_path / "documents"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "whale.txt").write_text("whale sea ship captain\n" * 200)
+    (folder / "deep" / "garden.md").write_text("garden rose tulip sea\n" * 30)
+    (folder / "empty").write_text("")
+    (folder / "picture.bin").write_bytes(b"\x89PNG\xff\xfe")
+    (folder / ".hidden").write_text("not read")
+    return folder
 
 
 @pytest.fixture
 def demo(folder: Path) -> Iterator[Demo]:
-    with Demo(folder) as running:
+    with Demo(folder, "--pace", "0") as running:
         eventually(lambda: running.port)
         yield running
 
 
-def until_finished(port: int) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """What a page shows once the job is done: the newest message about each file; and the types in their order."""
-    state: dict[str, dict[str, Any]] = {}
-    types = []
-    with SseClient(port, STREAM) as stream:
-        while True:
-            event = stream.next()
-            types.append(event.type)
-            if event.type != "message":
-                continue
-            message = msgspec.json.decode(event.data)
-            state[message["data"].get("file", "")] = message
-            types[-1] = message["type"]
-            if message["data"].get("state") == "finished":
-                return state, types
+def message_of(event: Event) -> Message:
+    assert event.type == "message", event
+    message: Message = msgspec.json.decode(event.data)
+    return message
 
 
-def test_every_file_ends_indexed_or_with_an_error_and_a_reload_shows_the_same(demo: Demo) -> None:
-    state, types = until_finished(demo.port)
-    assert state["whale.txt"]["type"] == "success"
-    assert state["whale.txt"]["data"]["words"] == 400
-    assert set(state["whale.txt"]["data"]["terms"]) == {"whale", "ship", "captain", "sea"}
-    assert state["whale.txt"]["data"]["terms"][-1] == "sea", "what every document has says least"
-    assert state["deep/garden.md"]["type"] == "success"
-    assert state["picture.bin"]["type"] == "error"
-    assert ".hidden" not in state
-    assert types.count("progress") >= 4
-    assert until_finished(demo.port)[0] == state
+def whole_job(port: int) -> list[Message]:
+    """What a page gets that is loaded now, until the job is finished."""
+    with SseClient(port, f"{STREAM}&last_event_id=earliest") as stream:
+        assert stream.next().type == "msgpush.open"
+        messages = [message_of(stream.next())]
+        while messages[-1]["data"].get("state") != "finished":
+            messages.append(message_of(stream.next()))
+        return messages
+
+
+def newest(messages: list[Message]) -> dict[str, Message]:
+    """What a page shows: the newest data about each file; the job's own are under the empty name."""
+    return {message["data"].get("file", ""): message["data"] for message in messages}
+
+
+def test_every_file_is_indexed_or_has_an_error_and_a_reload_shows_the_same(demo: Demo) -> None:
+    messages = whole_job(demo.port)
+    state = newest(messages)
+    assert state.keys() == {"", "whale.txt", "deep/garden.md", "empty", "picture.bin"}, "the hidden one is left out"
+    assert (state[""]["files"], state[""]["failed"]) == (4, 1)
+    assert state["whale.txt"]["words"] == 800
+    assert state["whale.txt"]["terms"] == ["captain", "ship", "whale", "sea"], "what others have too comes last"
+    assert state["deep/garden.md"]["words"] == 120
+    assert state["empty"]["terms"] == []
+    assert state["picture.bin"]["message"] == "it is no UTF-8 text (byte 0 is 0x89)"
+    assert whole_job(demo.port) == messages
+
+
+def test_the_messages_about_a_file_come_in_their_order(demo: Demo) -> None:
+    messages = whole_job(demo.port)
+    assert [messages[0]["data"]["state"], messages[-1]["data"]["state"]] == ["started", "finished"]
+    steps = [
+        (message["type"], message["data"].get("progress"))
+        for message in messages
+        if message["data"].get("file") == "whale.txt"
+    ]
+    assert steps == [
+        ("status", None),
+        ("progress", 36),
+        ("progress", 54),
+        ("progress", 72),
+        ("progress", 90),
+        ("success", None),
+    ]
+    ids = [message["id"] for message in messages]
+    assert ids == sorted(set(ids)), "each once"
+
+
+def test_whatever_cannot_be_read_is_an_error_in_words(tmp_path: Path) -> None:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    os.mkfifo(folder / "a pipe")
+    (folder / "a link").symlink_to("nowhere")
+    (folder / "large").write_bytes(b"a" * (4 * 1024 * 1024 + 1))
+    (folder / "one word").write_text("b" * 300_000)
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9")).write_text("coffee")
+    with Demo(folder, "--pace", "0") as demo:
+        eventually(lambda: demo.port)
+        state = newest(whole_job(demo.port))
+    assert state["a pipe"]["message"] == "it is no regular file"
+    assert state["a link"]["message"] == "it is a link to nothing"
+    assert state["large"]["message"] == "it is larger than 4 MiB"
+    assert state["one word"]["terms"] == []
+    assert state[r"caf\xe9"]["terms"] == ["coffee"], "a name that is no UTF-8 is no reason to stop"
 
 
 def test_the_page_is_served_and_needs_nothing_else(demo: Demo) -> None:
@@ -115,32 +184,192 @@ def test_the_page_is_served_and_needs_nothing_else(demo: Demo) -> None:
         answer = request(demo.port, "GET", f"/demo/{path}")
         assert answer.status == 200
         assert answer.headers["content-type"].startswith(content_type)
+        assert b"://" not in answer.body
     assert request(demo.port, "GET", "/demo").headers["location"] == "demo/"
 
 
-def test_after_a_restart_the_page_is_told_and_the_worker_says_its_state_again(demo: Demo) -> None:
-    before, _ = until_finished(demo.port)
-    with SseClient(demo.port, STREAM) as stream:
-        stream.take(3)
-        last = stream.last_event_id
-    os.kill(demo.services[-1], signal.SIGTERM)
-    eventually(lambda: len(demo.services) == 2)
-    eventually(lambda: answers(demo.port))
-    with SseClient(demo.port, "/sse/stream/demo?events=none", {"Last-Event-ID": last}) as stream:
-        opened, gap = stream.take(2)
-        assert (opened.type, gap.type) == ("msgpush.open", "msgpush.gap")
-        assert msgspec.json.decode(gap.data)["reason"] == "reset"
-        after: dict[str, dict[str, Any]] = {}
-        while len(after) < len(before):
-            event = stream.next()
-            if event.type == "message":
-                message = msgspec.json.decode(event.data)
-                after[message["data"].get("file", "")] = message
-    assert {name: each["data"] for name, each in after.items()} == {name: each["data"] for name, each in before.items()}
+def test_a_restart_in_the_middle_is_told_and_the_worker_says_its_state_again(tmp_path: Path) -> None:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    for number in range(20):
+        (folder / f"{number:02d}.txt").write_text(f"word{'abcdefghijklmnopqrst'[number]}\n" * 200)
+    (folder / "00.bin").write_bytes(b"\xff")
+    with Demo(folder, "--pace", "0.02") as demo:
+        eventually(lambda: demo.port)
+        with SseClient(demo.port, f"{STREAM}&last_event_id=earliest") as stream:
+            assert stream.next().type == "msgpush.open"
+            before = [message_of(event) for event in stream.take(9)]
+            assert {"00.bin", "00.txt"} <= newest(before).keys()
+            os.kill(demo.services[-1], signal.SIGTERM)
+            rest = stream.rest()
+            assert rest[-1].type == "msgpush.close"
+            assert msgspec.json.decode(rest[-1].data) == {"reason": "drain", "reconnect": True}
+            last = stream.last_event_id
+        eventually(lambda: len(demo.services) == 2)
+        with SseClient(demo.port, STREAM, {"Last-Event-ID": last}) as stream:
+            opened, gap = stream.take(2)
+            assert (opened.type, gap.type) == ("msgpush.open", "msgpush.gap")
+            assert msgspec.json.decode(gap.data)["reason"] == "reset"
+            after: list[Message] = []
+            while len(newest(after)) < 22 or newest(after)[""]["state"] != "finished":
+                after.append(message_of(stream.next()))
+    state = newest(after)
+    assert state.pop("")["failed"] == 1
+    assert state.pop("00.bin")["message"].startswith("it is no UTF-8 text")
+    assert [file["words"] for file in state.values()] == [200] * 20
 
 
-def answers(port: int) -> bool:
-    try:
-        return request(port, "GET", "/health").status == 200
-    except OSError:
-        return False
+def test_a_restart_after_the_job_leads_to_the_same_state(demo: Demo) -> None:
+    before = whole_job(demo.port)
+    demo.restart_service()
+    with SseClient(demo.port, f"{STREAM}&last_event_id=earliest") as stream:
+        assert stream.next().type == "msgpush.open"
+        after = [message_of(event) for event in stream.take(len(newest(before)))]
+    assert newest(after) == newest(before)
+    assert not {message["id"] for message in after} & {message["id"] for message in before}
+
+
+@pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium")
+def test_a_browser_shows_every_file_the_reset_and_then_the_same_again(demo: Demo, tmp_path: Path) -> None:
+    whole_job(demo.port)
+
+    def act() -> None:
+        eventually(lambda: browsers(demo.port))
+        demo.restart_service()
+        (id,) = eventually(lambda: browsers(demo.port))
+        eventually(lambda: len(history(demo.port)) == 5)
+        assert request(demo.port, "DELETE", f"/api/v1/connections/{id}?reconnect=false").status == 204
+
+    with ThreadPoolExecutor() as pool:
+        acting = pool.submit(act)
+        page = dom(f"http://127.0.0.1:{demo.port}/demo/", tmp_path / "profile")
+        acting.result()
+    assert page.count("<li class=") == 4, "the reset has cleared the page"
+    assert page.count('<li class="success">') == 3
+    assert "800 words: captain, ship, whale, sea" in page
+    assert "it is no UTF-8 text (byte 0 is 0x89)" in page
+    assert "Done: 3 files of the folder “documents” indexed, 1 could not be read." in page
+    assert '<span class="percent" id="percent">100 %</span>' in page
+    places = [page.index(text) for text in ("the stream (drain)", "(reset)", "the stream (disconnected)")]
+    assert places == sorted(places)
+    assert ">closed</span>" in page
+
+
+def dom(url: str, profile: Path) -> str:
+    """What a page has become in a browser when its stream has ended for good.
+
+    The browser's virtual time stands still while a stream is open. While the service is away it passes at once, and the
+    page tries to reconnect so often that only hours of it are enough.
+    """
+    assert CHROMIUM is not None, "CI installs Chromium"
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={profile}",
+        "--virtual-time-budget=36000000",
+        "--dump-dom",
+    ]
+    return subprocess.run([CHROMIUM, *flags, url], capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def browsers(port: int) -> list[str]:
+    """The ids of the streams that pages have open."""
+    found = request(port, "GET", "/api/v1/connections?channel=demo").json()["connections"]
+    return [connection["id"] for connection in found if "Chrome" in (connection["user_agent"] or "")]
+
+
+def history(port: int) -> list[Message]:
+    messages: list[Message] = request(port, "GET", "/api/v1/channels/demo/messages").json()["messages"]
+    return messages
+
+
+def test_once_ends_when_the_job_is_done_whatever_the_environment_says(folder: Path) -> None:
+    with Demo(folder, "--pace", "0", "--once", HTTP_PROXY="http://127.0.0.1:9", SERVICE_HOST="0.0.0.0") as demo:
+        assert demo.wait() == 0
+        assert "The job is done." in demo.printed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_demo_and_its_service(folder: Path, number: signal.Signals) -> None:
+    with Demo(folder, "--pace", "1") as demo:
+        eventually(lambda: demo.port)
+        demo.end(number)
+        assert not Path(f"/proc/{demo.services[-1]}").exists()
+        assert "Traceback" not in demo.printed
+
+
+def test_a_port_that_is_taken_ends_the_demo_and_nothing_is_published_to_another(folder: Path) -> None:
+    with (
+        ThreadedService() as other,
+        Demo(folder, "--port", str(other.port)) as demo,
+    ):
+        assert demo.wait() == 1
+        assert "Address already in use" in demo.printed
+        assert "Traceback" not in demo.printed
+        assert history(other.port) == []
+
+
+class Forgetful(BaseHTTPRequestHandler):
+    """A proxy that gives the service's answer on the second try, and before that none."""
+
+    service = 0
+    tries = 0
+
+    def do_POST(self) -> None:
+        type(self).tries += 1
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        answer = request(self.service, "POST", self.path, body)
+        if self.tries > 1:
+            self.send_response(answer.status)
+            self.end_headers()
+            self.wfile.write(answer.body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_an_answer_that_was_lost_is_asked_for_again_and_the_message_stored_once() -> None:
+    with ThreadedService() as service, HTTPServer(("127.0.0.1", 0), Forgetful) as proxy:
+        Forgetful.service, Forgetful.tries = service.port, 0
+        server = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01})
+        server.start()
+        message = {"id": "m1", "type": "info", "service": "demo-worker", "channels": ["demo"]}
+        Publisher(f"http://127.0.0.1:{proxy.server_port}", threading.Event()).publish(message)
+        proxy.shutdown()
+        server.join()
+        assert Forgetful.tries == 2
+        assert [each["id"] for each in history(service.port)] == ["m1"]
+
+
+def test_a_publisher_tries_until_it_is_stopped_and_not_at_all_where_it_is_refused() -> None:
+    stop = threading.Event()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        away = Publisher(f"http://127.0.0.1:{closed.getsockname()[1]}", stop)
+        threading.Timer(0.2, stop.set).start()
+        with pytest.raises(Stopped):
+            away.publish({})
+    with ThreadedService() as service, pytest.raises(Refused, match="type"):
+        Publisher(f"http://127.0.0.1:{service.port}", threading.Event()).publish({"service": "demo-worker"})
+
+
+def test_the_small_reader_takes_blocks_as_the_format_has_them() -> None:
+    lines = [
+        b": note\n",
+        b"\n",
+        b"id:1\r\n",
+        b"data: a\n",
+        b"data: b: c\n",
+        b"\n",
+        b"\n",
+        b"event: x\n",
+        b"\n",
+        b"data: cut",
+    ]
+    assert list(events(lines)) == [{"id": "1", "data": "a\nb: c"}, {"event": "x"}]
