@@ -27,9 +27,23 @@ BAD_LISTS = ["x", "[", "{}", "null", "[1]", '["x"', '"x"', '[["x"]]', "[null]"]
 GOOD: dict[str, list[tuple[str, Any]]] = {
     "SERVICE_HOST": [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("localhost", "localhost"), ("127.8.9.10",) * 2],
     "SERVICE_PORT": [("0", 0), ("1", 1), ("65535", 65535)],
+    "REDIS_HOST": [("redis", "redis"), ("10.0.0.1", "10.0.0.1")],
     "REDIS_PORT": [("1", 1), ("65535", 65535)],
     "REDIS_PASSWORD": [("a b'\"=\n", "a b'\"=\n"), (" ", " ")],
     "REDIS_DB": [("0", 0), ("15", 15)],
+    "REDIS_URL": [
+        (url, url)
+        for url in (
+            "redis://r",
+            "redis://r:1/3",
+            "redis://[::1]:6379",
+            "rediss://u:p@r:6380/2?ssl_ca_certs=/ca.pem",
+            "redis+sentinel://a,b/name/1?ssl=true&sentinel_password=x",
+            "redis+cluster://a:1,b",
+        )
+    ],
+    "REDIS_WAIT_REPLICAS": [("0", 0), ("64", 64)],
+    "LOG_LENGTH": [("1000", 1000), ("100000000", 100_000_000)],
     "MEMORY_BUS_BYTES": [("8388608", 8388608), ("1099511627776", 1099511627776)],
     "HISTORY_LENGTH": [("1", 1), ("1000000", 1000000)],
     "MESSAGE_TTL": [("1", 1), ("604800", 604800)],
@@ -69,11 +83,6 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
 
 # What a setting takes that stops the start for another reason: this version doesn't have what it asks for.
 LATER: dict[str, list[tuple[str, Any]]] = {
-    "REDIS_HOST": [("redis", "redis"), ("10.0.0.1", "10.0.0.1")],
-    "REDIS_URL": [
-        (url, url)
-        for url in ("redis://r", "rediss://u:p@r:6380/2", "redis+sentinel://a,b/name", "redis+cluster://a:1,b")
-    ],
     "ENABLE_AUTH": [("true", True), ("1", True), ("yes", True), ("on", True), ("True", True)],
     "JWT_SECRET": [("s" * 32,) * 2, ("é" * 16,) * 2],
     "JWT_PUBLIC_KEY": [("-----BEGIN PUBLIC KEY-----\nMCow\n-----END PUBLIC KEY-----",) * 2],
@@ -94,7 +103,26 @@ BAD: dict[str, tuple[list[str], str]] = {
     "REDIS_HOST": (["[::1]", "redis:6379", "redis://r"], "an IP address such as"),
     "REDIS_PORT": ([*BAD_WHOLE, "0", "65536"], "a whole number from 1 to 65535"),
     "REDIS_DB": ([*BAD_WHOLE, "65536"], "a whole number from 0 to 65535"),
-    "REDIS_URL": (["redis", "http://r", "redis://", "redis:///0", "redis://a b", "unix:///x"], "redis+cluster://"),
+    "REDIS_URL": (
+        [
+            "redis",
+            "http://r",
+            "redis://",
+            "redis:///0",
+            "redis://a b",
+            "unix:///x",
+            "redis://a,b",
+            "redis://a/x",
+            "redis://a/0/1",
+            "redis://a:99999",
+            "redis+sentinel://a",
+            "redis+cluster://a/0",
+            "redis+cluster://a,,b",
+        ],
+        "redis+cluster://",
+    ),
+    "REDIS_WAIT_REPLICAS": ([*BAD_WHOLE, "65"], "a whole number from 0 to 64"),
+    "LOG_LENGTH": ([*BAD_WHOLE, "999", "100000001"], "a whole number from 1000 to 100000000"),
     "MEMORY_BUS_BYTES": ([*BAD_WHOLE, "0", "8388607", "1099511627777"], "a whole number of bytes from 8388608 to"),
     "HISTORY_LENGTH": ([*BAD_WHOLE, "0", "1000001"], "a whole number from 1 to 1000000"),
     "MESSAGE_TTL": ([*BAD_WHOLE, "0", "604801"], "a whole number of seconds from 1 to 604800"),
@@ -187,6 +215,8 @@ def test_the_defaults_are_the_contracts() -> None:
         "SERVICE_PORT": "8089",
         "REDIS_PORT": "6379",
         "REDIS_DB": "2",
+        "REDIS_WAIT_REPLICAS": "0",
+        "LOG_LENGTH": "100000",
         "MEMORY_BUS_BYTES": "268435456",
         "HISTORY_LENGTH": "1000",
         "MESSAGE_TTL": "3600",
@@ -328,7 +358,7 @@ def test_an_argument_that_is_no_flag_is_told_by_its_place_and_what_it_may_have_m
         ({"JWT_SECRET": "hunter2" * 9, "SERVICE_HOST": "0.0.0.0"}, []),
         ({"METRICS_TOKEN": "hunter2"}, []),
         ({"METRICS_TOKEN": "hunter2 "}, []),
-        ({"REDIS_URL": "redis://:hunter2@r"}, []),
+        ({"REDIS_URL": "redis://:hunter2@r/x"}, []),
         ({"REDIS_URL": "reddis://:hunter2@r"}, []),
         ({"REDIS_URL": "redis://r?password=hunter2"}, []),
         ({"REDIS_URL": "redis://:hunter2@r", "REDIS_HOST": "r"}, []),

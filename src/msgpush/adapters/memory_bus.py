@@ -12,7 +12,7 @@ from msgpush.domain.history import Linked, Page, Reason
 from msgpush.domain.log import index_after
 from msgpush.domain.message import Draft, Entry
 from msgpush.domain.ports import Stored
-from msgpush.domain.position import ZERO, Position, new_epoch
+from msgpush.domain.position import ZERO, Cursor, Position, new_epoch
 
 DAY = 86_400
 OVERHEAD = 400  # bytes that an entry costs in a history beyond its body, and about what a channel costs
@@ -82,6 +82,8 @@ class MemoryBus:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.epoch = new_epoch()
+        self.cut: Cursor | None = None
+        self.reachable = True
         self._clock = clock
         self._history_length, self._size = history_length, size
         self._most = history_length + history_length // 64

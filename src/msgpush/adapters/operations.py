@@ -37,8 +37,10 @@ class Operations:
         """Whether new requests should come here."""
         if self._push.draining:
             return _unavailable("draining")
-        if (reason := await self._trouble()) is not None:
-            return _unavailable(reason)
+        if not self._push.alive:
+            return _unavailable("delivery has stopped")
+        if not self._push.ready:
+            return _unavailable(await self._trouble() or "what is published doesn't come back from the bus")
         return _json(200, {"status": "ok"})
 
     async def metrics(self, _: Request) -> Response:

@@ -1,7 +1,10 @@
 """The tasks behind the hub: the tail of the log, the sweep, the beat, and one for each connection that catches up."""
 
 import asyncio
+import contextlib
 import logging
+import random
+import secrets
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Self
@@ -9,11 +12,14 @@ from typing import Self
 from msgpush.domain.connection import Connection
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.hub import Advance, Hub
-from msgpush.domain.ports import Bus
+from msgpush.domain.message import Draft
+from msgpush.domain.ports import Bus, Cut
 
 BUDGET = 0.005  # seconds of fan-out after which the loop gets its turn
 BEAT = 0.1
 PAGE = 256
+PROBE_INTERVAL = 5.0
+SILENCE = 15.0  # seconds without a probe's return after which something is wrong
 SLICE = 8  # entries of the tail between two looks at the clock: each may concern every cohort
 
 log = logging.getLogger("msgpush.delivery")
@@ -30,17 +36,32 @@ class Delivery:
         self._turn = asyncio.Lock()
         self._catching_up: dict[Connection, asyncio.Task[None]] = {}
         self._running: list[asyncio.Task[None]] = []
+        self._name = f"probe.{secrets.token_hex(8)}"
+        self._probed: float | None = None  # since when a probe hasn't come back
 
     @property
     def alive(self) -> bool:
         """Whether all the tasks that everything depends on still run."""
         return bool(self._running) and not any(task.done() for task in self._running)
 
+    @property
+    def begun(self) -> bool:
+        """Whether the log has been reached: before that there is nothing to deliver."""
+        return bool(self._hub.epoch)
+
+    @property
+    def ready(self) -> bool:
+        """Whether what is published comes back, as far as the bus takes it."""
+        return self.begun and (self._probed is None or self._monotonic() - self._probed < SILENCE)
+
     async def __aenter__(self) -> Self:
-        self._hub.begin(self._bus.epoch, await self._bus.end())
+        try:
+            await self._begin()
+        except BusUnavailable as error:
+            log.warning("%s; waiting for it", error)
         self._running = [
             asyncio.create_task(work(), name=f"msgpush {work.__name__.strip('_')}")
-            for work in (self._tail, self._sweep, self._beat)
+            for work in (self._tail, self._sweep, self._beat, self._probe)
         ]
         for task in self._running:
             task.add_done_callback(_report)
@@ -95,9 +116,23 @@ class Delivery:
                 return
             await asyncio.sleep(0)
 
+    async def _begin(self) -> None:
+        end = await self._bus.end()
+        self._hub.begin(self._bus.epoch, end)
+
     async def _tail(self) -> None:
+        while not self.begun:
+            await asyncio.sleep(random.uniform(0.5, 1))
+            with contextlib.suppress(BusUnavailable):
+                await self._begin()
         async with aclosing(self._bus.tail(self._hub.head)) as tail:
             async for entries in tail:
+                if isinstance(entries, Cut):
+                    self._hub.cut(entries.epoch, entries.end)
+                    self._work.set()
+                    continue
+                if self._probed is not None and any(entry.service == self._name for entry in entries):
+                    self._probed = None
                 until = self._monotonic() + BUDGET
                 for start in range(0, len(entries), SLICE):
                     self._hub.append(entries[start : start + SLICE])
@@ -125,6 +160,17 @@ class Delivery:
             await asyncio.sleep(BEAT)
             self._hub.beat()
             self._serve_fallen()
+
+    async def _probe(self) -> None:
+        # An entry that goes the way of all messages, and concerns nobody.
+        probe = Draft("", "", (), "probe", self._name, 60, b"{}", None)
+        while True:
+            if self._probed is None:
+                self._probed = self._monotonic()
+            (result,) = await self._bus.append([probe])
+            if isinstance(result, BusUnavailable):
+                self._probed = None  # nothing comes back of what wasn't taken
+            await asyncio.sleep(PROBE_INTERVAL)
 
     def _serve_fallen(self) -> None:
         for connection in self._hub.take_fallen():
@@ -176,7 +222,9 @@ class Delivery:
             await asyncio.sleep(error.retry_after)
             return
         async with self._turn:
-            self._hub.deliver(connection, dict(zip(channels, pages, strict=True)), limit)
+            # Else it was sent elsewhere while the bus was read.
+            if connection.replay is replay:
+                self._hub.deliver(connection, dict(zip(channels, pages, strict=True)), limit)
             await asyncio.sleep(0)
 
     async def _next_move(self, deadline: float) -> None:

@@ -104,6 +104,23 @@ class Hub:
         self._prefix = Cursor(epoch, head).prefix
         self._ring.clear(head)
 
+    def cut(self, epoch: str, end: Position) -> None:
+        """Go on as another log after `end`: what came after that is lost, or may be, and every reader is told."""
+        readers = [each for cohort in self._cohorts.values() for each in (*cohort.live, *cohort.behind)]
+        for connection, position in [(each, self.position_of(each)) for each in readers]:
+            self._restart(connection, min(position, end))
+        self._round = None
+        self._ring.cut(end)
+        self._frames.clear()  # they carry cursors of the former log
+        self.epoch, self.head = epoch, end
+        self._prefix = Cursor(epoch, end).prefix
+
+    def _restart(self, connection: Connection, after: Position) -> None:
+        if not any(gap.reason == "reset" for gap in connection.gaps):
+            connection.gaps.append(Gap(None, self.cursor_of(connection), "reset"))
+        connection.asked = None
+        self._fall_behind(connection, after)
+
     def append(self, entries: Iterable[Entry]) -> None:
         """Take the log's next entries; `sweep` delivers them."""
         for entry in entries:
@@ -285,7 +302,8 @@ class Hub:
         assert cohort is not None
         self._leave(connection)
         connection.cursor = cursor
-        connection.replay = Replay(cursor, self._now_ms(), cohort.subscription.types)
+        # Before the log's first entry nothing can be missing.
+        connection.replay = Replay(cursor if cursor > ZERO else None, self._now_ms(), cohort.subscription.types)
         cohort.behind.add(connection)
         self._fallen.append(connection)
 

@@ -68,6 +68,13 @@ class Ring:
             else:
                 del entries[:count]
 
+    def cut(self, end: Position) -> None:
+        """Forget what comes after `end`; nothing at or below it is added to what is here."""
+        kept = self._all[: index_after(self._all, end)]
+        self.clear(min(self.floor, end))
+        for entry in kept:
+            self.append(entry)
+
     def after(self, channels: frozenset[str], after: Position) -> Iterator[Entry]:
         """The entries of any of `channels` after a position, in order, each once."""
         found = [_after(self._by_channel[channel], after) for channel in channels if channel in self._by_channel]

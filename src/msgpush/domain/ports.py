@@ -8,7 +8,7 @@ from msgspec import Struct
 from msgpush.domain.errors import BusUnavailable, Conflict
 from msgpush.domain.history import Gap, Page
 from msgpush.domain.message import Draft, Entry
-from msgpush.domain.position import Position
+from msgpush.domain.position import Cursor, Position
 
 
 class Stored(Struct, frozen=True, gc=False):
@@ -19,20 +19,40 @@ class Stored(Struct, frozen=True, gc=False):
     duplicate: bool
 
 
+class Cut(Struct, frozen=True):
+    """The log goes on as `epoch` after `end`; what was read of it after that is no longer part of it."""
+
+    epoch: str
+    end: Position
+
+
 class Bus(Protocol):
     """One append-only log, and each channel's history."""
 
     @property
     def epoch(self) -> str:
-        """The log's name, part of every cursor."""
+        """The log's name, part of every cursor; empty before the bus was reached for the first time."""
+
+    @property
+    def cut(self) -> Cursor | None:
+        """The last position that this log shares with its predecessor, as the predecessor's cursor."""
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the log could be read, the last time it was tried."""
+
+    @property
+    def length(self) -> int:
+        """Messages retained, as far as is known without asking."""
 
     async def append(self, drafts: Sequence[Draft]) -> list[Stored | Conflict | BusUnavailable]:
         """Store messages in this order, each by itself; readable by all once this returns. One result each."""
 
-    def tail(self, after: Position) -> AsyncGenerator[Sequence[Entry], None]:
-        """All entries of the log after a position, as they come, for ever.
+    def tail(self, after: Position) -> AsyncGenerator[Sequence[Entry] | Cut, None]:
+        """All entries of the log after a position, as they come, for ever, however long the bus is away meanwhile.
 
-        A first entry whose `prev` isn't the position last given means that the entries between have been lost.
+        A first entry whose `prev` is later than the position last given means that the log no longer has those
+        between. A `Cut` means that the log has lost its end; the entries after it follow.
         """
 
     async def history(self, channels: Sequence[str], after: Position | None, limit: int) -> list[Page]:

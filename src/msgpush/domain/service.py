@@ -76,6 +76,11 @@ class Push:
         """Whether everything that delivery depends on runs."""
         return self._delivery.alive
 
+    @property
+    def ready(self) -> bool:
+        """Whether the bus has been reached, and what it takes comes back."""
+        return self._delivery.ready
+
     async def __aenter__(self) -> Self:
         await self._delivery.__aenter__()
         return self
@@ -131,20 +136,29 @@ class Push:
 
         Raises:
             Malformed: that is no cursor at all.
+            BusUnavailable: the bus has never been reached, or can't be asked about a cursor from another instance.
         """
+        if not self._delivery.begun:
+            raise BusUnavailable("the bus has not been reached yet")
         if not cursor or check_cursor(cursor) == LATEST:
             return NOW
         if cursor == EARLIEST:
             return Start(EARLIEST)
         position = parse_cursor(cursor, self.bus.epoch)
-        if position is None or (position > self.hub.head and position > await self.bus.end()):
+        if position is not None and (position <= self.hub.head or position <= await self.bus.end()):
+            return Start(cursor, position)
+        cut = self.bus.cut
+        former = None if cut is None else parse_cursor(cursor, cut.epoch)
+        if cut is None or former is None or cut.position == ZERO:
             return Start(cursor, reset=True)
-        return Start(cursor, position)
+        return Start(cursor, min(former, cut.position), reset=True)
 
     def admit(self) -> None:
         """Raise `Overloaded` where no further stream can be served."""
         if self.draining:
             raise Overloaded("draining")
+        if not (self._delivery.begun and self.bus.reachable):
+            raise Overloaded("bus")
         if len(self.hub.connections) >= self._max_connections:
             raise Overloaded("connections")
 

@@ -1,7 +1,7 @@
 """The composition root: everything is made and wired here, and nowhere else."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,6 +19,7 @@ from msgpush.adapters.metrics import Gauges, Metrics
 from msgpush.adapters.operations import Operations
 from msgpush.adapters.pages import page_routes
 from msgpush.adapters.publish import Publish, PublishBatch
+from msgpush.adapters.redis_bus import RedisBus
 from msgpush.adapters.streams import Streams
 from msgpush.adapters.web import ClientGone, on_client_gone, on_crash, on_error, on_http_exception
 from msgpush.domain.errors import MsgpushError
@@ -32,7 +33,7 @@ def create_app(settings: Settings) -> Starlette:
     An application that mounts it must enter `lifespan(app)` in its own lifespan: Starlette runs that of the outermost
     application alone.
     """
-    bus = MemoryBus(history_length=settings.history_length, size=settings.memory_bus_bytes)
+    bus = _bus(settings)
     push = Push(
         bus,
         message_ttl=settings.message_ttl,
@@ -59,15 +60,30 @@ def create_app(settings: Settings) -> Starlette:
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    app.state.push = push
+    app.state.push, app.state.bus = push, bus
     return app
 
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     """Runs the service while it is open."""
-    async with app.state.push:
+    async with AsyncExitStack() as resources:
+        if isinstance(app.state.bus, RedisBus):
+            await resources.enter_async_context(app.state.bus)
+        await resources.enter_async_context(app.state.push)
         yield
+
+
+def _bus(settings: Settings) -> MemoryBus | RedisBus:
+    target = settings.redis
+    if target is None:
+        return MemoryBus(history_length=settings.history_length, size=settings.memory_bus_bytes)
+    return RedisBus(
+        target,
+        log_length=settings.log_length,
+        history_length=settings.history_length,
+        wait_replicas=settings.redis_wait_replicas,
+    )
 
 
 def _routes(settings: Settings, push: Push, metrics: Metrics) -> list[BaseRoute]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 import msgspec
 from msgspec import Struct
 
+from msgpush.adapters.redis_link import RedisTarget
 from msgpush.adapters.streams import read_events
 from msgpush.domain.channel import shown
 from msgpush.domain.errors import Malformed, MsgpushError
@@ -139,6 +140,11 @@ def _events(text: str) -> frozenset[str]:
         raise ValueError from error
 
 
+def _redis_url(text: str) -> str:
+    RedisTarget.from_url(text)
+    return text
+
+
 def _secret(text: str) -> str:
     if len(text.encode(errors="surrogateescape")) < 32:
         raise ValueError
@@ -159,9 +165,9 @@ ORIGINS = json_list(_origin, 'origins, scheme://host or scheme://host:port, such
 NETWORKS = json_list(ipaddress.ip_network, 'IP addresses and networks, such as ["10.0.0.0/8", "::1"]')
 EVENTS = Kind(_events, f"a comma-separated list of {', '.join(TYPES)}; or *, all of them; or none")
 PATH = matching(r"(/[A-Za-z0-9._~%-]+)+", "a path such as /push: with a slash before it and none after it")
-REDIS = matching(
-    r"(redis|rediss|redis\+sentinel|redis\+cluster)://[^\s/]\S*",
-    "redis://host, rediss://host, redis+sentinel://host,host/name or redis+cluster://host,host",
+REDIS = Kind(
+    _redis_url,
+    "redis://host, rediss://host, redis+sentinel://host,host/name or redis+cluster://host,host; see docs/redis.md",
 )
 HTTP_URL = matching(r"https?://[^\s/]\S*", "a URL that begins with https:// or http://")
 TOKEN = matching(r"[A-Za-z0-9._~+/=-]+", "text of A-Za-z0-9._~+/=-")
@@ -202,6 +208,12 @@ class Settings(Struct, frozen=True, kw_only=True):
     redis_password: Annotated[str | None, Setting(ANY_TEXT, "With REDIS_HOST: its password.", _always)] = None
     redis_db: Annotated[int, Setting(whole(0, 65535), "With REDIS_HOST: its database.")] = 2
     redis_url: Annotated[str | None, Setting(REDIS, "Instead of REDIS_HOST: a URL.", _may_hold_password)] = None
+    redis_wait_replicas: Annotated[
+        int, Setting(whole(0, 64), "With Redis: replicas that must have a message before it is accepted.")
+    ] = 0
+    log_length: Annotated[
+        int, Setting(whole(1000, 100_000_000), "With Redis: messages that the log keeps for instances that were away.")
+    ] = 100_000
     memory_bus_bytes: Annotated[int, Setting(BUS_SIZE, "What the embedded bus keeps at most.")] = 256 * MIB
     history_length: Annotated[int, Setting(whole(1, 1_000_000), "Messages kept for each channel.")] = 1000
     message_ttl: Annotated[int, Setting(TTL, "How long messages are kept that don't say it.")] = 3600
@@ -263,6 +275,16 @@ class Settings(Struct, frozen=True, kw_only=True):
         self.check()
         return "open" if self.enable_auth is False else "local"
 
+    @property
+    def redis(self) -> RedisTarget | None:
+        """The Redis that is the bus; None: the bus is embedded."""
+        if self.redis_url:
+            return RedisTarget.from_url(self.redis_url)
+        if not self.redis_host:
+            return None
+        password = {"password": self.redis_password} if self.redis_password else {}
+        return RedisTarget("server", ((self.redis_host, self.redis_port),), {"db": self.redis_db, **password})
+
     def check(self) -> None:
         """Refuse settings that don't fit together, or that ask for what this version can't do.
 
@@ -290,14 +312,11 @@ NO_TOKENS = (
     "leave it unset, and serve this machine alone (SERVICE_HOST=127.0.0.1), or set ENABLE_AUTH=false behind something "
     "that protects the service"
 )
-NO_REDIS = "leave it unset to use the embedded bus, which serves one process and forgets at exit"
 NO_LIMIT = "leave it 0 and limit that in a proxy; MAX_CONNECTIONS limits the process"
 
 # What is asked for by setting it: what that is, and what to do instead. Ignoring it would leave a service unprotected,
 # or forgetful, whose operator believes otherwise.
 NOT_YET: Mapping[str, tuple[str, str]] = {
-    "redis_host": ("the Redis bus", NO_REDIS),
-    "redis_url": ("the Redis bus", NO_REDIS),
     "jwt_secret": ("tokens", NO_TOKENS),
     "jwt_public_key": ("tokens", NO_TOKENS),
     "jwks_url": ("tokens", NO_TOKENS),

@@ -1,0 +1,99 @@
+-- Append messages to the log, each by itself and all of them in one step: checked first, written after.
+--
+-- KEYS[1]  the log's head, a hash: epoch, ms, seq, tag
+-- KEYS[2]  the log, a stream
+-- then for each distinct channel its history (a stream) and its newest position (a string),
+-- then for each distinct id that a publisher chose what was accepted under it (a string)
+--
+-- ARGV[1]  MessagePack: {epoch, tag, known ms, known seq, known tag, log length, history length, now or 0, messages},
+--          each message {ttl in ms, number of its id or 0, digest, timestamp, {numbers of its channels}}
+-- then each message as it is stored
+--
+-- Answers {"ok", ms, seq of the first, index, what was accepted before or "", ...}; or, with nothing written,
+-- {"epoch", the log's} where the log has another name, and {"lost"} where it lacks what the writer knows to be in it.
+
+local DAY = 86400000
+local REMEMBERED = 600000
+local UNKNOWN = '------'
+
+local call, format, sub = redis.call, string.format, string.sub
+local epoch, tag, known_ms, known_seq, known_tag, log_length, history_length, now, messages =
+  unpack(cmsgpack.unpack(ARGV[1]))
+
+local head = call('HMGET', KEYS[1], 'epoch', 'ms', 'seq', 'tag')
+if head[1] ~= epoch then return {'epoch', head[1] or ''} end
+local ms, seq, last_tag = tonumber(head[2]), tonumber(head[3]), head[4]
+if ms < known_ms or (ms == known_ms and (seq < known_seq or (seq == known_seq and known_tag ~= UNKNOWN and last_tag ~= known_tag))) then
+  return {'lost'}
+end
+local link = format('%.0f-%.0f-%s', ms, seq, last_tag)
+
+if now == 0 then
+  local time = call('TIME')
+  now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+-- The clock may step back; positions may not.
+if now > ms then ms, seq = now, -1 end
+local first = seq + 1
+local prefix = format('%.0f-', ms)
+
+local channels = 0
+for i = 1, #messages do
+  for _, c in ipairs(messages[i][5]) do if c > channels then channels = c end end
+end
+local log, history, last, ids = KEYS[2], {}, {}, {}
+for c = 1, channels do
+  history[c] = KEYS[2 * c + 1]
+  last[c] = KEYS[2 * c + 2]
+end
+local prev, longest = {}, {}
+if channels > 0 then
+  -- Where a channel's newest position has been forgotten, that was longer ago than it is kept.
+  local forgotten = format('%.0f-0', math.max(0, now - DAY))
+  local found = call('MGET', unpack(last))
+  for c = 1, channels do prev[c] = found[c] or forgotten end
+end
+local offset = 2 + 2 * channels
+if #KEYS > offset then
+  ids = call('MGET', unpack(KEYS, offset + 1, #KEYS))
+end
+
+local answer = {'ok', ms, first}
+for i = 1, #messages do
+  local message = messages[i]
+  local ttl, key, digest = message[1], message[2], message[3]
+  local before = key > 0 and ids[key]
+  if before and now - tonumber(string.match(before, '^(%d+)-', 33)) >= REMEMBERED then before = nil end
+  if before then
+    answer[#answer + 1] = i
+    answer[#answer + 1] = sub(before, 1, 32) == digest and sub(before, 33) or ''
+  else
+    seq = seq + 1
+    local id = prefix .. format('%.0f', seq)
+    local stored = ARGV[i + 1]
+    call('XADD', log, 'MAXLEN', '~', log_length, id, 'p', link, 'm', stored)
+    link = id .. '-' .. tag
+    for _, c in ipairs(message[5]) do
+      call('XADD', history[c], 'MAXLEN', '~', history_length, id, 'p', prev[c], 'm', stored)
+      prev[c] = id
+      if ttl > (longest[c] or 0) then longest[c] = ttl end
+    end
+    if key > 0 then
+      ids[key] = digest .. id .. ' ' .. message[4]
+      call('SET', KEYS[offset + key], ids[key], 'PX', REMEMBERED)
+    end
+  end
+end
+
+-- A history lives until the longest ttl in it, and a channel's newest position at least as long, and a day.
+for c, ttl in pairs(longest) do
+  local left = call('PTTL', history[c])
+  if left < ttl then
+    -- A sixteenth more, so that a busy channel doesn't need this each time.
+    left = ttl + math.floor(ttl / 16)
+    call('PEXPIRE', history[c], left)
+  end
+  call('SET', last[c], prev[c], 'PX', math.max(DAY, left))
+end
+if seq >= first then call('HSET', KEYS[1], 'ms', ms, 'seq', seq, 'tag', tag) end
+return answer

@@ -1,0 +1,466 @@
+"""The bus over Redis: any number of instances, one log.
+
+Every instance reads the whole log, over a connection of its own, and drops what it has nobody for. Nothing travels by
+Pub/Sub, which loses what is sent while a connection is down. Writes are committed in groups: what was published while
+the last group was under way is the next.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from importlib.resources import files
+from typing import Any, Final, NamedTuple, Self
+
+import msgspec
+
+from msgpush.adapters.redis_link import HASH_TAG, TIMEOUT, Backoff, Link, NotNow, RedisTarget, Script
+from msgpush.adapters.redis_log import (
+    EPOCH,
+    NO_TAG,
+    ORIGIN,
+    TAG,
+    Chain,
+    Decoder,
+    Mark,
+    id_of,
+    new_tag,
+    payload,
+    position_of,
+)
+from msgpush.domain.errors import BusUnavailable, Conflict
+from msgpush.domain.history import Page, Reason
+from msgpush.domain.message import Draft, Entry
+from msgpush.domain.ports import Cut, Stored
+from msgpush.domain.position import ZERO, Cursor, Position, new_epoch
+
+GROUP = 256
+GROUP_BYTES = 1024 * 1024
+GROUP_CHANNELS = 1_000
+BLOCK = 1.0  # seconds for which one read of the tail waits
+READ = 1_000
+READ_BYTES = 4 * 1024 * 1024  # what one read of the tail should come to
+DAY_MS = 86_400_000
+
+HEAD: Final = f"{HASH_TAG}:head"
+LOG: Final = f"{HASH_TAG}:log"
+
+log = logging.getLogger("msgpush.redis")
+
+_pack = msgspec.msgpack.Encoder().encode
+_scripts = files("msgpush.adapters")
+APPEND = (_scripts / "append.lua").read_text()
+BEGIN = (_scripts / "begin.lua").read_text()
+
+
+class _Waiting(NamedTuple):
+    """A publish that waits for its group."""
+
+    drafts: Sequence[Draft]
+    results: list[Stored | Conflict | BusUnavailable]
+    done: asyncio.Future[None]
+
+
+class _State(NamedTuple):
+    """What the log says of itself."""
+
+    epoch: str
+    cut: Cursor | None
+    end: Mark
+
+
+class RedisBus:
+    """The log and its histories in Redis or Valkey. An async context manager.
+
+    Args:
+        log_length: entries that the log keeps, so that an instance which was away finds them.
+        history_length: messages retained a channel; up to a hundred more are kept.
+        wait_replicas: replicas that must have a message before it counts as accepted.
+        clock: seconds since 1970; None takes Redis's own, which all instances share.
+    """
+
+    def __init__(
+        self,
+        target: RedisTarget,
+        *,
+        log_length: int = 100_000,
+        history_length: int = 1000,
+        wait_replicas: int = 0,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self.epoch = ""
+        self.cut: Cursor | None = None
+        self.reachable = False
+        self.length = 0
+        self._target = target
+        self._log_length, self._history_length = log_length, history_length
+        self._wait_replicas = wait_replicas
+        self._clock = clock
+        self._writer = Link(target, "msgpush-writer")
+        self._reader = Link(target, "msgpush-reader")
+        self._tail_link = Link(target, "msgpush-tail", BLOCK + TIMEOUT)
+        self._append_script, self._begin_script = Script(APPEND), Script(BEGIN)
+        self._decoder = Decoder()
+        self._chain = Chain(ORIGIN)
+        self._doubt = False
+        self._count = READ
+        self._waiting: deque[_Waiting] = deque()
+        self._arrived = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [asyncio.create_task(self._write(), name="msgpush redis writer")]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._refuse(BusUnavailable("the bus is closed"))
+        for link in (self._writer, self._reader, self._tail_link):
+            await link.drop()
+
+    # Writing
+
+    async def append(self, drafts: Sequence[Draft]) -> list[Stored | Conflict | BusUnavailable]:
+        if not drafts:
+            return []
+        waiting = _Waiting(drafts, [], asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self._arrived.set()
+        await waiting.done
+        return waiting.results
+
+    async def _write(self) -> None:
+        while True:
+            while not self._waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+            group, owners = self._next_group()
+            try:
+                results = await self._commit(group)
+            except (BusUnavailable, NotNow) as error:
+                # Those behind it would find the same, and have waited as long already.
+                self._refuse(BusUnavailable(str(error)))
+                continue
+            except Exception:
+                # Publishing must outlive a mistake.
+                log.exception("a group of messages can't be stored")
+                self._refuse(BusUnavailable("the messages can't be stored"))
+                continue
+            for waiting, result in zip(owners, results, strict=True):
+                waiting.results.append(result)
+                if len(waiting.results) == len(waiting.drafts):
+                    self._waiting.popleft()
+                    if not waiting.done.done():
+                        waiting.done.set_result(None)
+
+    def _next_group(self) -> tuple[list[Draft], list[_Waiting]]:
+        group: list[Draft] = []
+        owners: list[_Waiting] = []
+        size = channels = 0
+        for waiting in self._waiting:
+            for draft in waiting.drafts[len(waiting.results) :]:
+                size += len(draft.body)
+                channels += len(draft.channels)
+                if group and (len(group) == GROUP or size > GROUP_BYTES or channels > GROUP_CHANNELS):
+                    return group, owners
+                group.append(draft)
+                owners.append(waiting)
+        return group, owners
+
+    def _refuse(self, error: BusUnavailable) -> None:
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            waiting.results.extend([error] * (len(waiting.drafts) - len(waiting.results)))
+            if not waiting.done.done():
+                waiting.done.set_result(None)
+
+    async def _commit(self, group: list[Draft]) -> list[Stored | Conflict | BusUnavailable]:
+        tag = new_tag()
+        keys, args = self._plan(group, tag)
+        answer = await self._ask_until(time.monotonic() + TIMEOUT, keys, args)
+        if answer[0] != b"ok":
+            self._doubt = True
+            raise BusUnavailable("the log has begun anew, or has lost its end: this instance is finding out which")
+        results = _results(group, answer)
+        await self._wait_for_replicas()
+        stored = [each.position for each in results if isinstance(each, Stored) and not each.duplicate]
+        if stored:
+            self._chain.written(Mark(stored[-1], tag))
+        return results
+
+    async def _ask_until(self, until: float, keys: list[str], args: list[bytes]) -> list[Any]:
+        backoff = Backoff()
+        while True:
+            try:
+                async with asyncio.timeout(until - time.monotonic()):
+                    reply: list[Any] = await self._writer.script(self._append_script, keys, args)
+                    return reply
+            except TimeoutError:
+                raise BusUnavailable(f"Redis ({self._target}) doesn't answer") from None
+            except NotNow:
+                # It wasn't done, so it may be sent again, while there is time.
+                if time.monotonic() + 0.1 > until:
+                    raise
+                await backoff.pause()
+
+    def _plan(self, group: list[Draft], tag: bytes) -> tuple[list[str], list[bytes]]:
+        channels: dict[str, int] = {}
+        ids: dict[str, int] = {}
+        messages: list[object] = []
+        for draft in group:
+            number = 0
+            if draft.digest is not None:
+                number = ids.setdefault(f"{HASH_TAG}:id:{draft.service}:{draft.id}", len(ids) + 1)
+            mine = [channels.setdefault(channel, len(channels) + 1) for channel in draft.channels]
+            digest = "" if draft.digest is None else draft.digest.hex()
+            messages.append((draft.ttl * 1000, number, digest, draft.timestamp, mine))
+        keys = [HEAD, LOG]
+        for channel in channels:
+            keys += (f"{HASH_TAG}:history:{channel}", f"{HASH_TAG}:last:{channel}")
+        keys += ids
+        known = self._chain.known
+        lengths = (self._log_length, self._history_length)
+        now = self._now_ms()
+        # All of it text: Redis's MessagePack knows no binary.
+        head = (self.epoch, tag.decode(), known.position.ms, known.position.seq, known.tag.decode())
+        plan = (*head, *lengths, now, messages)
+        return keys, [_pack(plan), *(payload(tag, draft) for draft in group)]
+
+    async def _wait_for_replicas(self) -> None:
+        if self._wait_replicas:
+            number = await self._writer.call("WAIT", self._wait_replicas, 1000)
+            if number < self._wait_replicas:
+                detail = f"only {number} of {self._wait_replicas} replicas have confirmed the message"
+                raise BusUnavailable(detail)
+
+    def _now_ms(self) -> int:
+        return 0 if self._clock is None else int(self._clock() * 1000)
+
+    # Reading
+
+    async def history(self, channels: Sequence[str], after: Position | None, limit: int) -> list[Page]:
+        start = "-" if after is None else f"({id_of(after)}"
+        # The newest position first: what comes in between is then among the entries.
+        commands: list[Sequence[str | bytes | int]] = [("TIME",)]
+        for channel in channels:
+            key = f"{HASH_TAG}:history:{channel}"
+            commands.append(("GET", f"{HASH_TAG}:last:{channel}"))
+            commands.append(("XRANGE", key, start, "+", "COUNT", limit + 1))
+            commands.append(("XLEN", key))
+        (seconds, _), *replies = await self._read(commands)
+        now = self._now_ms() or int(seconds) * 1000
+        forgotten = Position(max(0, now - DAY_MS), 0)
+        return [self._page(limit, forgotten, *replies[n : n + 3]) for n in range(0, len(replies), 3)]
+
+    def _page(self, limit: int, forgotten: Position, last: bytes | None, items: list[Any], length: int) -> Page:
+        entries = self._decoder.history(items[:limit])
+        newest = forgotten if last is None else position_of(last)
+        # A history that isn't full has been trimmed by nobody: what it lacks went with its ttl.
+        lost: Reason = "trimmed" if length >= self._history_length else "expired"
+        return Page(entries, newest, len(items) > limit, lost)
+
+    async def end(self) -> Position:
+        state = await self._state()
+        if not self.epoch:
+            state = await self._settle_first(state)
+        elif state.epoch != self.epoch:
+            self._doubt = True
+            raise BusUnavailable("the log has begun anew: this instance is finding out where")
+        return state.end.position
+
+    async def _state(self) -> _State:
+        fields, length = await self._read(
+            [("HMGET", HEAD, "epoch", "previous", "cut", "ms", "seq", "tag"), ("XLEN", LOG)]
+        )
+        self.length = length
+        epoch, previous, cut, ms, seq, tag = fields
+        end = Mark(Position(int(ms), int(seq)), tag) if ms is not None else ORIGIN
+        before = Cursor(previous.decode(), position_of(cut)) if previous else None
+        return _State((epoch or b"").decode(), before, end)
+
+    async def _read(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
+        try:
+            return await self._reader.calls(commands)
+        except NotNow as error:
+            raise BusUnavailable(str(error)) from error
+
+    # The tail
+
+    async def tail(self, after: Position) -> AsyncGenerator[Sequence[Entry] | Cut, None]:
+        backoff = Backoff()
+        self._chain.begin(await self._mark_at(after, backoff))
+        self._doubt = True
+        broken = False
+        while True:
+            try:
+                if self._doubt:
+                    cut = await self._settle(broken)
+                    self._doubt = broken = False
+                    if cut is not None:
+                        yield cut
+                entries, broken = await self._next()
+            except BusUnavailable as error:
+                self._lose(error)
+                await backoff.pause()
+                continue
+            if not self.reachable:
+                self.reachable = True
+                log.info("reading the log of Redis (%s)", self._target)
+            backoff.reset()
+            if entries:
+                yield entries
+
+    def _lose(self, error: BusUnavailable) -> None:
+        # Whatever it comes back as has to be looked at first.
+        self._doubt = True
+        if self.reachable:
+            self.reachable = False
+            log.warning("%s; streams stay open, and continue when it is back", error)
+
+    async def _mark_at(self, position: Position, backoff: Backoff) -> Mark:
+        while True:
+            try:
+                (found,) = await self._read([("XRANGE", LOG, id_of(position), id_of(position))])
+            except BusUnavailable as error:
+                self._lose(error)
+                await backoff.pause()
+                continue
+            return Mark(position, found[0][1][3][:TAG] if found else NO_TAG)
+
+    async def _next(self) -> tuple[list[Entry], bool]:
+        """The next entries; and whether they, or their lack, show that the log isn't what this instance has seen."""
+        chain = self._chain
+        unread = chain.unread
+        head = chain.head
+        try:
+            reply = await self._tail_link.call(
+                "XREAD", "COUNT", self._count, "BLOCK", int(BLOCK * 1000), "STREAMS", LOG, id_of(head.position)
+            )
+        except NotNow as error:
+            raise BusUnavailable(str(error)) from error
+        if not reply:
+            if unread:
+                # What we have written isn't here: this server isn't the one that we write to, or it has lost it.
+                await self._tail_link.drop()
+                self._doubt = True
+            return [], False
+        entries, marks, before = self._decoder.log(reply[0][1], head)
+        self._fit_count(entries)
+        if before.position <= head.position and not head.names(before):
+            self._doubt = True
+            return [], True
+        # Where the log was trimmed past us, the word of a new epoch may have been in what is gone.
+        renamed = before.position > head.position or any(map(self._is_news, entries))
+        if renamed and (await self._state()).epoch != self.epoch:
+            self._doubt = True
+            return [], False
+        if not chain.read(marks):
+            self._doubt = True
+            return [], True
+        return entries, False
+
+    def _is_news(self, entry: Entry) -> bool:
+        return not entry.channels and entry.type == EPOCH and entry.service != self.epoch
+
+    def _fit_count(self, entries: Sequence[Entry]) -> None:
+        # XREAD counts entries, whatever their size.
+        if len(entries) < self._count:
+            self._count = min(READ, 2 * self._count)
+        else:
+            size = sum(len(entry.body) for entry in entries)
+            self._count = max(READ // 64, min(READ, READ_BYTES * len(entries) // max(size, 1)))
+
+    # Epochs
+
+    async def _settle_first(self, state: _State) -> _State:
+        while not state.epoch:
+            await self._begin("", "", ZERO)
+            state = await self._state()
+        self.epoch, self.cut = state.epoch, state.cut
+        self._chain.begin(state.end)
+        return state
+
+    async def _settle(self, broken: bool) -> Cut | None:
+        """Compare what this instance has seen with what the log says of itself; None where they agree."""
+        for link in (self._writer, self._reader, self._tail_link):
+            await link.drop()
+        while True:
+            state = await self._state()
+            chain = self._chain
+            common = await self._newest_common(state)
+            if state.epoch == self.epoch:
+                whole = not broken and common == chain.head and await self._holds_all(chain.unread)
+                if whole:
+                    return None
+            if state.epoch in ("", self.epoch):
+                if not await self._begin(state.epoch, self.epoch, common.position):
+                    continue
+                state = await self._state()
+            return self._adopt(state, common)
+
+    def _adopt(self, state: _State, common: Mark) -> Cut:
+        cut = ZERO
+        if state.cut is not None and state.cut.epoch == self.epoch:
+            cut = state.cut.position
+        end = common if common.position <= cut else Mark(cut, NO_TAG)
+        log.warning(
+            "the log goes on as epoch %s after %s: what this instance knew after that is lost, or may be",
+            state.epoch,
+            id_of(end.position),
+        )
+        self.epoch, self.cut = state.epoch, state.cut
+        self._chain.begin(end)
+        return Cut(state.epoch, end.position)
+
+    async def _begin(self, seen: str, previous: str, cut: Position) -> bool:
+        name = new_epoch()
+        args = (seen, name, previous, id_of(cut), new_tag(), self._now_ms(), self._log_length)
+        try:
+            won = await self._reader.script(self._begin_script, [HEAD, LOG], args)
+        except NotNow as error:
+            raise BusUnavailable(str(error)) from error
+        return bool(won)
+
+    async def _newest_common(self, state: _State) -> Mark:
+        """The newest entry that this instance has read and the log still holds, or has trimmed since."""
+        marks = self._chain.marks()
+        (oldest,) = await self._read([("XRANGE", LOG, "-", "+", "COUNT", 1)])
+        if not oldest and not state.epoch:
+            return ORIGIN
+        first = position_of(oldest[0][0]) if oldest else state.end.position
+        low, high = 0, len(marks)  # marks[:low] are common, marks[high:] are not
+        while low < high:
+            middle = (low + high) // 2
+            mark = marks[middle]
+            if mark.names(state.end) or mark.position < first or await self._holds(mark):
+                low = middle + 1
+            else:
+                high = middle
+        return marks[low - 1] if low else ORIGIN
+
+    async def _holds(self, mark: Mark) -> bool:
+        (found,) = await self._read([("XRANGE", LOG, id_of(mark.position), id_of(mark.position))])
+        return bool(found) and mark.names(Mark(mark.position, found[0][1][3][:TAG]))
+
+    async def _holds_all(self, marks: Sequence[Mark]) -> bool:
+        return all([await self._holds(mark) for mark in marks])
+
+
+def _results(group: list[Draft], answer: list[Any]) -> list[Stored | Conflict | BusUnavailable]:
+    _, ms, seq, *known = answer
+    before = dict(zip(known[::2], known[1::2], strict=True))
+    results: list[Stored | Conflict | BusUnavailable] = []
+    for number, draft in enumerate(group, 1):
+        found = before.get(number)
+        if found is None:
+            results.append(Stored(Position(ms, seq), draft.timestamp, False))
+            seq += 1
+        elif found:
+            id, _, timestamp = found.partition(b" ")
+            results.append(Stored(position_of(id), timestamp.decode(), True))
+        else:
+            results.append(Conflict(draft.service, draft.id))
+    return results

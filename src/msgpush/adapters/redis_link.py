@@ -1,0 +1,353 @@
+"""Connections to the Redis that has the log now: one server, the master that Sentinels name, or a Cluster's primary.
+
+A `Link` is one connection, used by one part of the service. Whatever goes wrong with it, it is dropped, and the next
+call looks for the server anew: a failover needs nothing else. Nothing is retried in here, since only the caller knows
+whether a command may be sent twice.
+"""
+
+import asyncio
+import random
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from msgspec import Struct
+from redis.asyncio.connection import Connection, SSLConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.crc import key_slot
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.maint_notifications import MaintNotificationsConfig
+
+from msgpush.domain.errors import BusUnavailable, MsgpushError
+
+HASH_TAG = "{msgpush}"  # all keys have it, so that a Cluster keeps them on one primary
+TIMEOUT = 1.5  # seconds; less than the two in which a publisher is promised an answer
+ASK_TIMEOUT = 0.4  # for each server that is asked where the log is
+
+Address = tuple[str, int]
+Command = Sequence[str | bytes | int]
+
+
+class NotNow(MsgpushError):
+    """The server has refused the command without doing it: here or elsewhere, it may be sent again."""
+
+
+class RedisTarget(Struct, frozen=True):
+    """Which Redis: where to look, and what each connection needs.
+
+    Args:
+        hosts: the server; or those that know where it is.
+        master: the name that Sentinels know it by.
+        options: for redis-py's connections: database, password, certificates.
+        sentinel_options: for connections to Sentinels.
+    """
+
+    kind: Literal["server", "sentinel", "cluster"]
+    hosts: tuple[Address, ...]
+    options: Mapping[str, Any]
+    master: str = ""
+    sentinel_options: Mapping[str, Any] = {}
+
+    @classmethod
+    def from_url(cls, url: str) -> "RedisTarget":
+        """The target that a URL names.
+
+        `redis://[[user]:password@]host[:port][/database]`, `rediss://` with TLS,
+        `redis+sentinel://host[:port],.../master[/database]`, `redis+cluster://host[:port],...`. Parameters are
+        redis-py's for TLS (`ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`, `ssl_check_hostname`), `ssl=true` for
+        Sentinel and Cluster, and `sentinel_username`, `sentinel_password`.
+
+        Raises:
+            ValueError: it says what is wrong with it.
+        """
+        parts = urlsplit(url)
+        login, _, hosts = parts.netloc.rpartition("@")
+        username, colon, password = login.partition(":")
+        tls, sentinel = _read_options(parts.query)
+        if parts.scheme == "rediss":
+            tls["ssl"] = True
+        options: dict[str, Any] = tls | _login(username, password if colon else "")
+        path = [unquote(step) for step in parts.path.split("/") if step]
+        if parts.scheme == "redis+cluster":
+            if path:
+                raise ValueError("a Cluster has no databases: the path must be empty")
+            return cls("cluster", _hosts(hosts, 6379), options)
+        if parts.scheme == "redis+sentinel":
+            if not path:
+                raise ValueError("it must end with the master's name: redis+sentinel://host,host/name")
+            options["db"] = _database(path[1:])
+            knows = {key: value for key, value in tls.items() if key.startswith("ssl")} | sentinel
+            return cls("sentinel", _hosts(hosts, 26379), options, path[0], knows)
+        if parts.scheme not in ("redis", "rediss"):
+            raise ValueError("it must begin with redis://, rediss://, redis+sentinel:// or redis+cluster://")
+        options["db"] = _database(path)
+        found = _hosts(hosts, 6379)
+        if len(found) != 1:
+            raise ValueError("a single server is meant: several take redis+sentinel:// or redis+cluster://")
+        return cls("server", found, options)
+
+    def __str__(self) -> str:
+        hosts = ",".join(f"{host}:{port}" for host, port in self.hosts)
+        return f"{self.kind} {hosts}" + (f" ({self.master})" if self.master else "")
+
+
+def _login(username: str, password: str) -> dict[str, Any]:
+    given = {"username": unquote(username), "password": unquote(password)}
+    return {name: value for name, value in given.items() if value}
+
+
+def _hosts(text: str, default_port: int) -> tuple[Address, ...]:
+    found = []
+    for each in text.split(","):
+        parts = urlsplit(f"//{each}")
+        if not parts.hostname or not re.fullmatch(r"[A-Za-z0-9._:-]+", parts.hostname):
+            raise ValueError("a host is missing, or no host's name")
+        found.append((parts.hostname, parts.port or default_port))
+    return tuple(found)
+
+
+def _database(path: list[str]) -> int:
+    if len(path) > 1 or not all(step.isdecimal() for step in path):
+        raise ValueError("the path's last part must be the number of a database")
+    return int(path[0]) if path else 0
+
+
+_OPTIONS = ("ssl", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
+
+
+def _read_options(query: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    tls: dict[str, Any] = {}
+    sentinel: dict[str, Any] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name in ("sentinel_username", "sentinel_password"):
+            sentinel[name.removeprefix("sentinel_")] = value
+        elif name in ("ssl", "ssl_check_hostname"):
+            if value not in ("true", "false"):
+                raise ValueError(f"the parameter {name} must be true or false")
+            tls[name] = value == "true"
+        elif name in _OPTIONS:
+            tls[name] = value
+        else:
+            raise ValueError(f"there is no parameter {name!r}: {', '.join(_OPTIONS)} are known")
+    return tls, sentinel
+
+
+class Script:
+    """A Lua script, and the name that servers know it by."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.sha = ""
+
+
+class Link:
+    """One connection to wherever the log is. Calls on it follow one another.
+
+    Args:
+        name: shown by Redis's CLIENT LIST.
+        timeout: seconds that a call may take, finding the server and connecting included.
+    """
+
+    def __init__(self, target: RedisTarget, name: str, timeout: float = TIMEOUT) -> None:
+        self._target, self._name, self._timeout = target, name, timeout
+        self._hosts = list(target.hosts)
+        self._connection: Connection | None = None
+        self._lock = asyncio.Lock()
+
+    async def call(self, *command: str | bytes | int) -> Any:
+        """A command's reply; bytes stay bytes.
+
+        Raises:
+            NotNow: it was refused, and not done.
+            BusUnavailable: no answer, or an error; whether it was done isn't known.
+        """
+        (reply,) = await self.calls([command])
+        return reply
+
+    async def calls(self, commands: Sequence[Command]) -> list[Any]:
+        """The replies of commands that are sent together; as `call`, where one of them fails."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                async with self._lock:
+                    return await self._exchange(commands)
+        except (RedisError, OSError) as error:
+            raise _translated(error, self._target) from error
+
+    async def script(self, script: Script, keys: Sequence[str | bytes], args: Sequence[str | bytes | int]) -> Any:
+        """A script's reply; it is loaded where the server doesn't know it. Raises as `call` does."""
+        try:
+            if script.sha:
+                return await self.call("EVALSHA", script.sha, len(keys), *keys, *args)
+        except NotNow as error:
+            if not isinstance(error.__cause__, NoScriptError):
+                raise
+        sha, reply = await self.calls([("SCRIPT", "LOAD", script.text), ("EVAL", script.text, len(keys), *keys, *args)])
+        script.sha = sha.decode()
+        return reply
+
+    async def drop(self) -> None:
+        """Close the connection, at once; the next call looks for the server anew."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await _cut(connection)
+
+    async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+        try:
+            return await self._send(await self._connected(), commands)
+        except ResponseError as error:
+            if _is_elsewhere(error):
+                await self.drop()
+            raise
+        except BaseException:
+            # Also when the caller has gone: the replies that are still to come would be taken for others'.
+            await self.drop()
+            raise
+
+    async def _send(self, connection: Connection, commands: Sequence[Command]) -> list[Any]:
+        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        replies: list[Any] = []
+        failed: ResponseError | None = None
+        for _ in commands:
+            try:
+                replies.append(await connection.read_response(disable_decoding=True))
+            except ResponseError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        return replies
+
+    async def _connected(self) -> Connection:
+        connection = self._connection
+        if connection is not None:
+            if not await connection.can_read():
+                return connection
+            # It has been closed while nobody looked, as when the server was restarted.
+            await self.drop()
+        connection = self._new(await self._locate(), self._target.options)
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+            await _check_role(connection)
+        except BaseException:
+            await _cut(connection)
+            raise
+        self._connection = connection
+        return connection
+
+    async def _locate(self) -> Address:
+        if self._target.kind == "server":
+            return self._hosts[0]
+        failed: Exception = ConnectionError("nobody to ask")
+        for address in list(self._hosts):
+            try:
+                async with asyncio.timeout(ASK_TIMEOUT):
+                    found = await self._ask(address)
+            except (RedisError, OSError, TimeoutError) as error:
+                failed = error
+                continue
+            # The next time, those come first that have answered.
+            known = [address, *(each for each in self._hosts if each != address)]
+            self._hosts = list(dict.fromkeys(known))
+            return found
+        raise failed
+
+    async def _ask(self, address: Address) -> Address:
+        sentinel = self._target.kind == "sentinel"
+        connection = self._new(address, self._target.sentinel_options if sentinel else self._target.options)
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+            if sentinel:
+                await connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._target.master)
+                found = await connection.read_response(disable_decoding=True)
+                if found is None:
+                    raise ConnectionError(f"this Sentinel knows no master {self._target.master!r}")
+                return found[0].decode(), int(found[1])
+            await connection.send_command("CLUSTER", "SLOTS")
+            return self._primary(address, await connection.read_response(disable_decoding=True))
+        finally:
+            await _cut(connection)
+
+    def _primary(self, asked: Address, ranges: list[Any]) -> Address:
+        slot = key_slot(HASH_TAG.encode())
+        for start, end, *nodes in ranges:
+            if start <= slot <= end:
+                # A server that doesn't know its own name means the one by which it was reached.
+                addresses = [((node[0] or b"").decode() or asked[0], int(node[1])) for node in nodes]
+                self._hosts += [each for each in addresses if each not in self._hosts]
+                return addresses[0]
+        raise ClusterDownError(f"no primary has slot {slot}")
+
+    def _new(self, address: Address, options: Mapping[str, Any]) -> Connection:
+        options = dict(options)
+        kind = SSLConnection if options.pop("ssl", False) else Connection
+        if self._target.kind == "cluster":
+            options.pop("db", None)
+        return kind(
+            host=address[0],
+            port=address[1],
+            client_name=self._name,
+            # The timeout is ours, and so is the decision to try again: redis-py's ten retries have written twice.
+            socket_timeout=None,
+            socket_connect_timeout=None,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+            # Hides dead connections.
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
+            **options,
+        )
+
+
+async def _check_role(connection: Connection) -> None:
+    # A demoted master would take reads for ever, and say nothing new.
+    await connection.send_command("ROLE")
+    role = await connection.read_response(disable_decoding=True)
+    if role[0] != b"master":
+        raise ReadOnlyError(f"the server at {connection.host}:{connection.port} is a {role[0].decode()}")
+
+
+async def _cut(connection: Connection) -> None:
+    # Without waiting for the end: the server that it would wait for may be the one that doesn't answer.
+    await connection.disconnect(nowait=True)
+
+
+def _is_elsewhere(error: Exception) -> bool:
+    moved = isinstance(error, ReadOnlyError | MovedError | AskError | ClusterDownError | MasterDownError)
+    # What a master tells a reader that waits when it becomes a replica; redis-py has no class for it.
+    return moved or str(error).startswith("UNBLOCKED")
+
+
+def _translated(error: Exception, target: RedisTarget) -> MsgpushError:
+    if _is_elsewhere(error) or isinstance(error, BusyLoadingError | TryAgainError | NoScriptError):
+        return NotNow(f"Redis ({target}) has refused: {error}")
+    if isinstance(error, TimeoutError):
+        return BusUnavailable(f"Redis ({target}) doesn't answer")
+    if isinstance(error, ResponseError):
+        return BusUnavailable(f"Redis ({target}) has failed: {error}")
+    return BusUnavailable(f"Redis ({target}) can't be reached: {error}")
+
+
+class Backoff:
+    """Pauses between tries: from 50 ms, doubled each time, at most two seconds, with jitter."""
+
+    def __init__(self) -> None:
+        self._next = 0.05
+
+    def reset(self) -> None:
+        self._next = 0.05
+
+    async def pause(self) -> None:
+        delay = self._next * random.uniform(0.5, 1)
+        self._next = min(2.0, self._next * 2)
+        await asyncio.sleep(delay)
