@@ -2,10 +2,13 @@
 
 import pytest
 
+from msgpush.adapters.memory_bus import MemoryBus
 from msgpush.domain import hub as hub_module
 from msgpush.domain.history import Gap
 from msgpush.domain.hub import Advance
-from tests.support.driver import Driver
+from msgpush.domain.message import Entry
+from msgpush.domain.position import ZERO, Position, parse_cursor
+from tests.support.driver import Driver, at_once
 from tests.support.fakes import PlainView, make
 
 
@@ -459,3 +462,92 @@ def test_a_blocked_connection_says_so() -> None:
 
 def heartbeats(lines: list[str]) -> list[str]:
     return [line.removeprefix("heartbeat ") for line in lines if line.startswith("heartbeat")]
+
+
+def lost_end(driver: Driver, kept: str) -> None:
+    """The log goes on under another name after a cursor of it, as after a failover to a replica that lagged."""
+    position = parse_cursor(kept, driver.hub.epoch)
+    assert position is not None
+    driver.hub.cut("newepoch", position)
+    driver.waiting.clear()
+
+
+def follow(driver: Driver, *ids: str) -> None:
+    """The log's next entries, after its new end."""
+    prev = driver.hub.head
+    for number, id in enumerate(ids, 1):
+        position = Position(prev.ms + 1000 + number, 0)
+        draft = make(id, "a")
+        expires = position.ms + draft.ttl * 1000
+        driver.hub.append([Entry(position, prev, draft.channels, draft.type, draft.service, expires, draft.body)])
+        prev = position
+    driver.settle()
+
+
+def test_a_log_that_has_lost_its_end_is_told_and_what_follows_is_delivered_under_its_new_name() -> None:
+    driver = Driver()
+    reader = driver.connect("a")
+    kept, lost = driver.say(make("m1", "a"), make("m2", "a"))
+    lost_end(driver, kept)
+    driver.settle()
+    assert reader.sink.gaps == [Gap(None, lost, "reset")]
+    follow(driver, "m3")
+    assert reader.sink.ids == ["m1", "m2", "m3"]
+    assert reader.sink.cursors[-1].startswith("1newepoch.")
+
+
+def test_a_reader_that_was_before_the_cut_gets_what_is_left_and_no_message_that_was_lost() -> None:
+    driver = Driver()
+    reader = driver.connect("a")
+    (start,) = driver.say(make("m0", "a"))
+    reader.sink.full = True
+    kept, _ = driver.say(make("m1", "a"), make("m2", "a"))
+    lost_end(driver, kept)
+    reader.sink.drain()
+    follow(driver, "m3")
+    assert reader.sink.ids == ["m0", "m1", "m3"]
+    assert reader.sink.gaps == [Gap(None, start, "reset")]
+    assert reader.sink.lines[2].startswith("gap")
+
+
+def test_a_log_that_loses_its_end_twice_is_told_once_to_a_reader_that_was_not_there() -> None:
+    driver = Driver()
+    reader = driver.connect("a")
+    kept, newest = driver.say(make("m1", "a"), make("m2", "a"))
+    reader.sink.full = True
+    lost_end(driver, kept)
+    driver.hub.cut("another1", driver.hub.head)
+    reader.sink.drain()
+    driver.settle()
+    assert reader.sink.gaps == [Gap(None, newest, "reset")]
+
+
+def test_a_cut_in_the_middle_of_a_round_gives_nobody_a_cursor_of_the_former_log_again() -> None:
+    driver = Driver()
+    readers = [driver.connect("a") for _ in range(100)]
+    (kept,) = driver.say(make("m1", "a"))
+    driver.publish(make("m2", "a"))
+    driver.tail()
+    driver.hub.sweep(budget=0)
+    served = [each for each in readers if each.sink.ids == ["m1", "m2"]]
+    assert 0 < len(served) < 100
+    lost_end(driver, kept)
+    follow(driver, "m3")
+    for reader in readers:
+        assert reader.sink.ids == (["m1", "m2", "m3"] if reader in served else ["m1", "m3"])
+        assert len(reader.sink.gaps) == 1
+        gap = next(n for n, line in enumerate(reader.sink.lines) if line.startswith("gap"))
+        assert all("1newepoch." in line.split(" ")[0] for line in reader.sink.lines[gap + 1 :])
+
+
+def test_a_log_that_begins_anew_gives_everything_that_it_has() -> None:
+    driver = Driver()
+    reader = driver.connect("a")
+    (old,) = driver.say(make("m1", "a"))
+    driver.bus = MemoryBus(clock=driver.clock.now)
+    driver.hub.cut("newepoch", ZERO)
+    at_once(driver.bus.append([make("m2", "a")]))
+    driver.hub.append(at_once(anext(driver.bus.tail(ZERO))))
+    driver.settle()
+    assert reader.sink.ids == ["m1", "m2"]
+    assert reader.sink.gaps == [Gap(None, old, "reset")]
