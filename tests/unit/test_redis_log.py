@@ -100,5 +100,5 @@ def test_sentinels_have_logins_of_their_own() -> None:
     "url", ["redis://a?timeout=1", "redis+sentinel://a/m?ssl=maybe", "redis+cluster://a/0", "redis://a,b", "x://a"]
 )
 def test_a_url_that_asks_for_what_there_is_not_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         RedisTarget.from_url(url)

@@ -1,7 +1,7 @@
 """The roster of a single process: its own hub's connections."""
 
-import socket
 from collections import Counter
+from collections.abc import Iterable
 
 from msgpush.domain.connection import Connection
 from msgpush.domain.hub import Hub
@@ -16,9 +16,8 @@ class MemoryRoster:
         node: the process's name in the list.
     """
 
-    def __init__(self, hub: Hub, node: str = "") -> None:
-        self._hub = hub
-        self._node = node or socket.gethostname()
+    def __init__(self, hub: Hub, node: str) -> None:
+        self._hub, self._node = hub, node
 
     async def connections(
         self, wanted: ConnectionFilter, limit: int, after: str | None
@@ -27,7 +26,7 @@ class MemoryRoster:
         for id in sorted(self._hub.connections):
             if after is not None and id <= after:
                 continue
-            state = self._state(self._hub.connections[id])
+            state = _state(self._hub, self._hub.connections[id], self._node)
             if wanted.matches(state):
                 if len(found) == limit:
                     return found, found[-1].id
@@ -35,7 +34,7 @@ class MemoryRoster:
         return found, None
 
     async def stats(self) -> ConnectionStats:
-        states = [self._state(connection) for connection in self._hub.connections.values()]
+        states = self.states(self._hub.connections)
         kinds = Counter(kind for state in states for kind in {name.partition(":")[0] for name in state.channels})
         return ConnectionStats(
             total=len(states),
@@ -46,6 +45,11 @@ class MemoryRoster:
             by_state=dict(Counter(state.state for state in states)),
         )
 
+    def states(self, ids: Iterable[str]) -> list[ConnectionState]:
+        """The states of those connections that are still there."""
+        connections = self._hub.connections
+        return [_state(self._hub, connections[id], self._node) for id in ids if id in connections]
+
     async def close(self, id: str, *, reconnect: bool) -> bool:
         connection = self._hub.connections.get(id)
         if connection is None:
@@ -53,19 +57,20 @@ class MemoryRoster:
         self._hub.close(connection, "disconnected", reconnect=reconnect)
         return True
 
-    def _state(self, connection: Connection) -> ConnectionState:
-        info = connection.info
-        return ConnectionState(
-            id=connection.id,
-            node=self._node,
-            subject=info.subject,
-            transport=info.transport,
-            channels=tuple(sorted(self._hub.channels_of(connection))),
-            remote=info.remote,
-            user_agent=info.user_agent,
-            connected_at=format_ms(int(info.connected_at * 1000)),
-            messages_sent=connection.messages_sent,
-            bytes_sent=connection.bytes_sent,
-            state="live" if connection.live else "behind",
-            lag=self._hub.lag_of(connection),
-        )
+
+def _state(hub: Hub, connection: Connection, node: str) -> ConnectionState:
+    info = connection.info
+    return ConnectionState(
+        id=connection.id,
+        node=node,
+        subject=info.subject,
+        transport=info.transport,
+        channels=tuple(sorted(hub.channels_of(connection))),
+        remote=info.remote,
+        user_agent=info.user_agent,
+        connected_at=format_ms(int(info.connected_at * 1000)),
+        messages_sent=connection.messages_sent,
+        bytes_sent=connection.bytes_sent,
+        state="live" if connection.live else "behind",
+        lag=hub.lag_of(connection),
+    )

@@ -299,6 +299,7 @@ class RedisBus:
                 if self._doubt:
                     cut = await self._settle(broken)
                     self._doubt = broken = False
+                    self._find()
                     if cut is not None:
                         yield cut
                 entries, broken = await self._next()
@@ -306,12 +307,14 @@ class RedisBus:
                 self._lose(error)
                 await backoff.pause()
                 continue
-            if not self.reachable:
-                self.reachable = True
-                log.info("reading the log of Redis (%s)", self._target)
             backoff.reset()
             if entries:
                 yield entries
+
+    def _find(self) -> None:
+        if not self.reachable:
+            self.reachable = True
+            log.info("reading the log of Redis (%s)", self._target)
 
     def _lose(self, error: BusUnavailable) -> None:
         # Whatever it comes back as has to be looked at first.

@@ -37,7 +37,11 @@ NOW = Start()
 
 
 class Connection:
-    """One reader."""
+    """One reader.
+
+    Args:
+        listed: whether it counts among the clients.
+    """
 
     __slots__ = (
         "asked",
@@ -47,6 +51,7 @@ class Connection:
         "gaps",
         "id",
         "info",
+        "listed",
         "live",
         "messages_sent",
         "replay",
@@ -54,8 +59,9 @@ class Connection:
         "written",
     )
 
-    def __init__(self, id: str, sink: Sink, info: ClientInfo = UNKNOWN) -> None:
+    def __init__(self, id: str, sink: Sink, info: ClientInfo = UNKNOWN, *, listed: bool = True) -> None:
         self.id = id
+        self.listed = listed
         self.sink = sink
         self.info = info
         self.cohort: Cohort | None = None

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import Self
 
-from msgpush.domain.connection import Connection
+from msgpush.domain.connection import NOW, Connection, Subscription
+from msgpush.domain.control import CHANNEL, Command, Commands
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.hub import Advance, Hub
 from msgpush.domain.message import Draft
@@ -119,6 +120,14 @@ class Delivery:
     async def _begin(self) -> None:
         end = await self._bus.end()
         self._hub.begin(self._bus.epoch, end)
+        commands = Commands(self._obey)
+        connection = Connection("control", commands, listed=False)
+        self._hub.attach(connection, Subscription(frozenset({CHANNEL}), commands), NOW, lambda _: b"")
+
+    def _obey(self, command: Command) -> None:
+        connection = self._hub.connections.get(command.id)
+        if connection is not None:
+            self._hub.close(connection, "disconnected", reconnect=command.reconnect)
 
     async def _tail(self) -> None:
         while not self.begun:

@@ -175,8 +175,9 @@ class Hub:
         """
         cohort = self._cohort(subscription)
         connection.cohort = cohort
-        self.connections[connection.id] = connection
-        self.peak = max(self.peak, len(self.connections))
+        if connection.listed:
+            self.connections[connection.id] = connection
+            self.peak = max(self.peak, len(self.connections))
         connection.asked = start.asked
         if start.asked is None:
             connection.cursor = self._floor(cohort)
@@ -242,7 +243,7 @@ class Hub:
         return self._pending
 
     def leftovers(self) -> int:
-        """What is kept for connections; nothing, when there are none."""
+        """How much is kept for connections; without any, nothing but what an instance's own connection needs."""
         by_connection = len(self._wheel) + len(self._blocked) + len(self._closing) + len(self._fallen)
         return by_connection + len(self._cohorts) + len(self._listening) + len(self._frames)
 

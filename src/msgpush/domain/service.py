@@ -9,6 +9,7 @@ from msgspec import Raw, Struct
 
 from msgpush.domain.channel import BROADCAST, is_channel
 from msgpush.domain.connection import NOW, Connection, Start, Subscription
+from msgpush.domain.control import Command, control
 from msgpush.domain.delivery import Delivery
 from msgpush.domain.errors import BusUnavailable, Conflict, Malformed, MsgpushError, Overloaded
 from msgpush.domain.history import Gap, Replay
@@ -128,6 +129,16 @@ class Push:
         if isinstance(result, MsgpushError):
             raise result
         return result
+
+    async def command(self, command: Command) -> None:
+        """Have a command obeyed by all instances, those that are away included, once they are back.
+
+        Raises:
+            BusUnavailable: nothing is known to be stored.
+        """
+        (result,) = await self.bus.append([control(command)])
+        if isinstance(result, MsgpushError):
+            raise result
 
     # Subscribing
 

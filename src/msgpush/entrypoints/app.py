@@ -1,7 +1,9 @@
 """The composition root: everything is made and wired here, and nowhere else."""
 
+import secrets
+import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,9 +22,12 @@ from msgpush.adapters.operations import Operations
 from msgpush.adapters.pages import page_routes
 from msgpush.adapters.publish import Publish, PublishBatch
 from msgpush.adapters.redis_bus import RedisBus
+from msgpush.adapters.redis_link import RedisTarget
+from msgpush.adapters.redis_roster import RedisRoster
 from msgpush.adapters.streams import Streams
 from msgpush.adapters.web import ClientGone, on_client_gone, on_crash, on_error, on_http_exception
 from msgpush.domain.errors import MsgpushError
+from msgpush.domain.ports import Bus, Roster
 from msgpush.domain.service import Push
 from msgpush.entrypoints.settings import Settings
 
@@ -33,14 +38,23 @@ def create_app(settings: Settings) -> Starlette:
     An application that mounts it must enter `lifespan(app)` in its own lifespan: Starlette runs that of the outermost
     application alone.
     """
-    bus = _bus(settings)
-    push = Push(
-        bus,
-        message_ttl=settings.message_ttl,
-        heartbeat=settings.heartbeat_interval,
-        write_timeout=settings.write_timeout,
-        max_connections=settings.max_connections,
-    )
+    # What has to be opened, in this order, and closed again.
+    resources: list[AbstractAsyncContextManager[object]] = []
+    bus: Bus
+    roster: Roster
+    # No other process has this name, nor has this one had it before it was started anew.
+    node = f"{socket.gethostname()}-{secrets.token_hex(3)}"
+    target = settings.redis
+    if target is None:
+        bus = MemoryBus(history_length=settings.history_length, size=settings.memory_bus_bytes)
+        push = _push(settings, bus)
+        roster = MemoryRoster(push.hub, node)
+        resources = [push]
+    else:
+        bus = _redis_bus(settings, target)
+        push = _push(settings, bus)
+        roster = RedisRoster(target, push.hub, push.command, node=node)
+        resources = [bus, push, roster]
     metrics = Metrics()
     push.hub.on_delivered = metrics.delivered
     metrics.registry.register(
@@ -49,7 +63,7 @@ def create_app(settings: Settings) -> Starlette:
         )
     )
     app = Starlette(
-        routes=_routes(settings, push, metrics),
+        routes=_routes(settings, push, roster, metrics),
         middleware=_middleware(settings),
         exception_handlers={
             MsgpushError: on_error,
@@ -60,24 +74,20 @@ def create_app(settings: Settings) -> Starlette:
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    app.state.push, app.state.bus = push, bus
+    app.state.push, app.state.resources = push, resources
     return app
 
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     """Runs the service while it is open."""
-    async with AsyncExitStack() as resources:
-        if isinstance(app.state.bus, RedisBus):
-            await resources.enter_async_context(app.state.bus)
-        await resources.enter_async_context(app.state.push)
+    async with AsyncExitStack() as opened:
+        for resource in app.state.resources:
+            await opened.enter_async_context(resource)
         yield
 
 
-def _bus(settings: Settings) -> MemoryBus | RedisBus:
-    target = settings.redis
-    if target is None:
-        return MemoryBus(history_length=settings.history_length, size=settings.memory_bus_bytes)
+def _redis_bus(settings: Settings, target: RedisTarget) -> RedisBus:
     return RedisBus(
         target,
         log_length=settings.log_length,
@@ -86,12 +96,22 @@ def _bus(settings: Settings) -> MemoryBus | RedisBus:
     )
 
 
-def _routes(settings: Settings, push: Push, metrics: Metrics) -> list[BaseRoute]:
+def _push(settings: Settings, bus: Bus) -> Push:
+    return Push(
+        bus,
+        message_ttl=settings.message_ttl,
+        heartbeat=settings.heartbeat_interval,
+        write_timeout=settings.write_timeout,
+        max_connections=settings.max_connections,
+    )
+
+
+def _routes(settings: Settings, push: Push, roster: Roster, metrics: Metrics) -> list[BaseRoute]:
     auth = OpenAuthenticator()
     events = settings.default_events
     one = settings.max_message_bytes
     channels = Channels(push, auth)
-    connections = Connections(MemoryRoster(push.hub), auth)
+    connections = Connections(roster, auth)
     operations = Operations(push, metrics, __version__)
     api = "/api/v1"
     # The hot endpoints first, and as ASGI applications: that saves a Request and a wrapper each time.

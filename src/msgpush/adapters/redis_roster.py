@@ -1,0 +1,215 @@
+"""The roster of many instances: each writes down its own connections, and that it lives.
+
+What an instance has changed is written once a second, in one call, however many connections came and went; what it
+has written goes when its lease runs out. Nothing here is needed to deliver: it is for those who look.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from heapq import merge
+from importlib.resources import files
+from itertools import islice
+from typing import Any, Final, Self
+
+import msgspec
+
+from msgpush.adapters.memory_roster import MemoryRoster
+from msgpush.adapters.redis_link import HASH_TAG, Link, NotNow, RedisTarget, Script
+from msgpush.domain.control import Close, Command
+from msgpush.domain.errors import BusUnavailable
+from msgpush.domain.hub import Hub
+from msgpush.domain.ports import ConnectionFilter, ConnectionState, ConnectionStats
+
+SYNC = 1.0  # seconds between two writes
+LEASE = 10.0  # seconds after which an instance that writes no more is gone
+REFRESHED = 1_000  # connections a write whose counts have changed; the others' turn comes with the next
+CHUNK = 500
+
+NODES: Final = f"{HASH_TAG}:nodes"
+TOTALS: Final = f"{HASH_TAG}:totals"
+STATS: Final = f"{HASH_TAG}:stats"
+PEAK: Final = f"{HASH_TAG}:peak"
+
+log = logging.getLogger("msgpush.redis")
+
+_encode = msgspec.json.Encoder().encode
+_state = msgspec.json.Decoder(ConnectionState).decode
+_stats = msgspec.json.Decoder(ConnectionStats).decode
+SYNC_SCRIPT = (files("msgpush.adapters") / "roster.lua").read_text()
+
+
+class RedisRoster:
+    """The live connections of all instances. An async context manager.
+
+    Args:
+        command: has a command obeyed by all instances.
+        node: this instance's name, which no other has.
+    """
+
+    def __init__(
+        self, target: RedisTarget, hub: Hub, command: Callable[[Command], Awaitable[None]], *, node: str
+    ) -> None:
+        self._hub, self._command, self._node = hub, command, node
+        self._local = MemoryRoster(hub, node)
+        self._link = Link(target, "msgpush-roster")
+        self._script = Script(SYNC_SCRIPT)
+        self._written: dict[str, tuple[int, bool]] = {}
+        self._anew = True
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name="msgpush redis roster")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        with contextlib.suppress(BusUnavailable):  # the lease runs out by itself
+            await self._call(("ZREM", NODES, self._node), ("HDEL", TOTALS, self._node), ("HDEL", STATS, self._node))
+        await self._link.drop()
+
+    async def connections(
+        self, wanted: ConnectionFilter, limit: int, after: str | None
+    ) -> tuple[list[ConnectionState], str | None]:
+        others = await self._others() if wanted.node != self._node else []
+        nodes = [node for node in others if wanted.node in (None, node)]
+        found: list[ConnectionState] = []
+        while True:
+            ids = await self._ids_after(nodes, after or "")
+            for state in await self._states(ids):
+                if wanted.matches(state):
+                    if len(found) == limit:
+                        return found, found[-1].id
+                    found.append(state)
+            if len(ids) < CHUNK:
+                return found, None
+            after = ids[-1][0]
+
+    async def stats(self) -> ConnectionStats:
+        others = await self._others()
+        peak, *written = await self._call(("GET", PEAK), *(("HGET", STATS, node) for node in others))
+        parts = [await self._local.stats(), *(_stats(text) for text in written if text is not None)]
+        total = sum(part.total for part in parts)
+        return ConnectionStats(
+            total=total,
+            peak=max(int(peak or 0), total),
+            by_node=_sum(part.by_node for part in parts),
+            by_transport=_sum(part.by_transport for part in parts),
+            by_channel_kind=_sum(part.by_channel_kind for part in parts),
+            by_state=_sum(part.by_state for part in parts),
+        )
+
+    async def close(self, id: str, *, reconnect: bool) -> bool:
+        if await self._local.close(id, reconnect=reconnect):
+            return True
+        nodes = await self._others()
+        if not any(await self._call(*(("HEXISTS", _states_of(node), id) for node in nodes))):
+            return False
+        await self._command(Close(id, reconnect))
+        return True
+
+    # Writing
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.sync()
+            except BusUnavailable:
+                pass  # the bus says so already
+            except Exception:
+                log.exception("the list of connections can't be written")
+            await asyncio.sleep(SYNC)
+
+    async def sync(self) -> None:
+        """Write down what has changed since the last time.
+
+        Raises:
+            BusUnavailable: it could not be written.
+        """
+        connections = self._hub.connections
+        removed = [id for id in self._written if id not in connections]
+        changed = self._changed()
+        states = self._local.states(changed)
+        stats = await self._local.stats()
+        head = (self._node, int(LEASE * 1000), stats.total, _encode(stats), int(self._anew), len(removed))
+        args: list[str | bytes | int] = [*head, *removed]
+        for state in states:
+            args += (state.id, _encode(state))
+        keys = [NODES, TOTALS, STATS, PEAK, _states_of(self._node), _ids_of(self._node)]
+        try:
+            number = await self._link.script(self._script, keys, args)
+        except NotNow as error:
+            raise BusUnavailable(str(error)) from error
+        for id in removed:
+            del self._written[id]
+        for state in states:
+            # To the end of the order: the others' turn comes first.
+            self._written.pop(state.id, None)
+            self._written[state.id] = (state.messages_sent, state.state == "live")
+        # Redis may have been away for longer than the lease, or have lost what it had.
+        self._anew = number != len(self._written)
+        if self._anew:
+            self._written.clear()
+
+    def _changed(self) -> list[str]:
+        connections, written = self._hub.connections, self._written
+        stale = (
+            id
+            for id, (messages, live) in written.items()
+            if id in connections and (connections[id].messages_sent, connections[id].live) != (messages, live)
+        )
+        return [*(id for id in connections if id not in written), *islice(stale, REFRESHED)]
+
+    # Reading
+
+    async def _others(self) -> list[str]:
+        (seconds, _), leases = await self._call(("TIME",), ("ZRANGE", NODES, "0", "-1", "WITHSCORES"))
+        now = int(seconds) * 1000
+        nodes = zip(leases[::2], leases[1::2], strict=True)
+        return [name for node, lease in nodes if float(lease) > now and (name := node.decode()) != self._node]
+
+    async def _ids_after(self, nodes: Sequence[str], after: str) -> list[tuple[str, str | None]]:
+        """The next ids of all instances, in order, each with the instance that has it; None: this one."""
+        start = f"({after}" if after else "-"
+        replies = await self._call(*(("ZRANGEBYLEX", _ids_of(node), start, "+", "LIMIT", 0, CHUNK) for node in nodes))
+        mine = sorted(id for id in self._hub.connections if id > after)
+        lists: list[list[tuple[str, str | None]]] = [[(id, None) for id in mine]]
+        for node, ids in zip(nodes, replies, strict=True):
+            lists.append([(id.decode(), node) for id in ids])
+        return list(islice(merge(*lists), CHUNK))
+
+    async def _states(self, ids: Sequence[tuple[str, str | None]]) -> list[ConnectionState]:
+        by_node: dict[str, list[str]] = {}
+        for id, node in ids:
+            if node is not None:
+                by_node.setdefault(node, []).append(id)
+        replies = await self._call(*(("HMGET", _states_of(node), *mine) for node, mine in by_node.items()))
+        states = {state.id: state for state in self._local.states([id for id, node in ids if node is None])}
+        others = [_state(text) for texts in replies for text in texts if text is not None]
+        states |= {state.id: state for state in others}
+        return [states[id] for id, _ in ids if id in states]
+
+    async def _call(self, *commands: Sequence[str | bytes | int]) -> list[Any]:
+        try:
+            return await self._link.calls(commands) if commands else []
+        except NotNow as error:
+            raise BusUnavailable(str(error)) from error
+
+
+def _states_of(node: str) -> str:
+    return f"{HASH_TAG}:connections:{node}"
+
+
+def _ids_of(node: str) -> str:
+    return f"{HASH_TAG}:ids:{node}"
+
+
+def _sum(parts: Any) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return dict(total)

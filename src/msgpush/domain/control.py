@@ -1,0 +1,77 @@
+"""Commands to all instances: messages of a channel that no client can name.
+
+They travel in the log as everything does, and each instance reads them as a client reads its channels: whoever was
+away gets them when it is back.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import msgspec
+from msgspec import Struct
+
+from msgpush.domain.history import Gap
+from msgpush.domain.message import Draft, Entry
+
+CHANNEL = "/control"  # a slash can be in no client's channel
+KEPT = 86_400  # seconds
+
+
+class Close(Struct, frozen=True, tag="close"):
+    """Close a connection, wherever it is."""
+
+    id: str
+    reconnect: bool
+
+
+Command = Close
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Command).decode
+
+
+def control(command: Command) -> Draft:
+    """A command as the bus takes it."""
+    return Draft("", "", (CHANNEL,), "control", "msgpush", KEPT, _encode(command), None)
+
+
+class Commands:
+    """View and sink of an instance's own connection: each command is obeyed in the loop's next turn.
+
+    Not at once: the hub, which would be changed, is in the middle of a sweep.
+    """
+
+    writable = True
+    backlog = 0
+
+    def __init__(self, obey: Callable[[Command], None]) -> None:
+        self._obey = obey
+
+    def message(self, entry: Entry, cursor: str) -> bytes:
+        return entry.body + b"\n"
+
+    def gap(self, gap: Gap) -> bytes:
+        return b""
+
+    def heartbeat(self, cursor: str) -> bytes:
+        return b""
+
+    def close(self, reason: str, reconnect: bool, cursor: str) -> bytes:
+        return b""
+
+    def chunk(self, frames: Sequence[bytes]) -> bytes:
+        return b"".join(frames)
+
+    def offer(self, chunk: bytes) -> bool:
+        for line in chunk.splitlines():
+            asyncio.get_running_loop().call_soon(self._obey, _decode(line))
+        return True
+
+    def finish(self, chunk: bytes) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+    async def drained(self) -> bool:
+        return True
