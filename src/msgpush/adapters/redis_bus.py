@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from importlib.resources import files
+from operator import attrgetter
 from typing import Any, Final, NamedTuple, Self
 
 import msgspec
@@ -48,6 +49,7 @@ LOG: Final = f"{HASH_TAG}:log"
 
 log = logging.getLogger("msgpush.redis")
 
+_body, _channels = attrgetter("body"), attrgetter("channels")
 _pack = msgspec.msgpack.Encoder().encode
 _scripts = files("msgpush.adapters")
 APPEND = (_scripts / "append.lua").read_text()
@@ -107,16 +109,16 @@ class RedisBus:
         self._count = READ
         self._waiting: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._tasks = [asyncio.create_task(self._write(), name="msgpush redis writer")]
+        self._task = asyncio.create_task(self._write(), name="msgpush redis writer")
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
         self._refuse(BusUnavailable("the bus is closed"))
         for link in (self._writer, self._reader, self._tail_link):
             await link.drop()
@@ -137,38 +139,51 @@ class RedisBus:
             while not self._waiting:
                 self._arrived.clear()
                 await self._arrived.wait()
-            group, owners = self._next_group()
+            group = self._next_group()
             try:
                 results = await self._commit(group)
             except (BusUnavailable, NotNow) as error:
                 # Those behind it would find the same, and have waited as long already.
                 self._refuse(BusUnavailable(str(error)))
-                continue
             except Exception:
                 # Publishing must outlive a mistake.
                 log.exception("a group of messages can't be stored")
                 self._refuse(BusUnavailable("the messages can't be stored"))
-                continue
-            for waiting, result in zip(owners, results, strict=True):
-                waiting.results.append(result)
-                if len(waiting.results) == len(waiting.drafts):
-                    self._waiting.popleft()
-                    if not waiting.done.done():
-                        waiting.done.set_result(None)
+            else:
+                self._hand_out(results)
 
-    def _next_group(self) -> tuple[list[Draft], list[_Waiting]]:
+    def _next_group(self) -> list[Draft]:
         group: list[Draft] = []
-        owners: list[_Waiting] = []
         size = channels = 0
         for waiting in self._waiting:
-            for draft in waiting.drafts[len(waiting.results) :]:
-                size += len(draft.body)
-                channels += len(draft.channels)
-                if group and (len(group) == GROUP or size > GROUP_BYTES or channels > GROUP_CHANNELS):
-                    return group, owners
-                group.append(draft)
-                owners.append(waiting)
-        return group, owners
+            done = len(waiting.results)
+            some = waiting.drafts[done : done + GROUP - len(group)]
+            while True:
+                more_size = sum(map(len, map(_body, some)))
+                more_channels = sum(map(len, map(_channels, some)))
+                if size + more_size <= GROUP_BYTES and channels + more_channels <= GROUP_CHANNELS:
+                    break
+                if len(some) <= 1:
+                    return group or list(some)
+                some = some[: len(some) // 2]
+            group += some
+            size += more_size
+            channels += more_channels
+            if len(group) == GROUP or done + len(some) < len(waiting.drafts):
+                break
+        return group
+
+    def _hand_out(self, results: list[Stored | Conflict | BusUnavailable]) -> None:
+        given = 0
+        while given < len(results):
+            waiting = self._waiting[0]
+            wanted = len(waiting.drafts) - len(waiting.results)
+            waiting.results.extend(results[given : given + wanted])
+            given += wanted
+            if len(waiting.results) == len(waiting.drafts):
+                self._waiting.popleft()
+                if not waiting.done.done():
+                    waiting.done.set_result(None)
 
     def _refuse(self, error: BusUnavailable) -> None:
         while self._waiting:

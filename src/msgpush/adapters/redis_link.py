@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+import hiredis
 from msgspec import Struct
 from redis.asyncio.connection import Connection, SSLConnection
 from redis.asyncio.retry import Retry
@@ -217,7 +218,9 @@ class Link:
             raise
 
     async def _send(self, connection: Connection, commands: Sequence[Command]) -> list[Any]:
-        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        # In C; what redis-py does for asyncio costs ten times that.
+        packed = [hiredis.pack_command(tuple[Any, ...](each)) for each in commands]
+        await connection.send_packed_command(packed, check_health=False)
         replies: list[Any] = []
         failed: ResponseError | None = None
         for _ in commands:
