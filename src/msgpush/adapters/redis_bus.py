@@ -107,6 +107,7 @@ class RedisBus:
         self._chain = Chain(ORIGIN)
         self._doubt = False
         self._count = READ
+        self._failures = 0
         self._waiting: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -121,7 +122,7 @@ class RedisBus:
         await asyncio.gather(self._task, return_exceptions=True)
         self._refuse(BusUnavailable("the bus is closed"))
         for link in (self._writer, self._reader, self._tail_link):
-            await link.drop()
+            await link.close()
 
     # Writing
 
@@ -327,14 +328,16 @@ class RedisBus:
                 yield entries
 
     def _find(self) -> None:
+        self._failures = 0
         if not self.reachable:
             self.reachable = True
             log.info("reading the log of Redis (%s)", self._target)
 
     def _lose(self, error: BusUnavailable) -> None:
-        # Whatever it comes back as has to be looked at first.
+        # Whatever it comes back as has to be looked at first. A connection that is merely cut is no word about Redis.
         self._doubt = True
-        if self.reachable:
+        self._failures += 1
+        if self.reachable and self._failures > 1:
             self.reachable = False
             log.warning("%s; streams stay open, and continue when it is back", error)
 

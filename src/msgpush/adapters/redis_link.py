@@ -6,6 +6,7 @@ whether a command may be sent twice.
 """
 
 import asyncio
+import contextlib
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,7 @@ from msgpush.domain.errors import BusUnavailable, MsgpushError
 
 HASH_TAG = "{msgpush}"  # all keys have it, so that a Cluster keeps them on one primary
 TIMEOUT = 1.5  # seconds; less than the two in which a publisher is promised an answer
+CLOSING = 0.5
 ASK_TIMEOUT = 0.4  # for each server that is asked where the log is
 
 Address = tuple[str, int]
@@ -204,6 +206,14 @@ class Link:
         connection, self._connection = self._connection, None
         if connection is not None:
             await _cut(connection)
+
+    async def close(self) -> None:
+        """Close the connection in the open, which takes TLS a moment."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(RedisError, OSError):
+                async with asyncio.timeout(CLOSING):
+                    await connection.disconnect()
 
     async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
         try:

@@ -70,7 +70,7 @@ class RedisRoster:
         await asyncio.gather(self._task, return_exceptions=True)
         with contextlib.suppress(BusUnavailable):  # the lease runs out by itself
             await self._call(("ZREM", NODES, self._node), ("HDEL", TOTALS, self._node), ("HDEL", STATS, self._node))
-        await self._link.drop()
+        await self._link.close()
 
     async def connections(
         self, wanted: ConnectionFilter, limit: int, after: str | None
