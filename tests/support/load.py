@@ -319,7 +319,9 @@ class Load:
                 answer = await reader.read()
             finally:
                 writer.transport.abort()
-        head, _, content = answer.decode().partition("\r\n\r\n")
+        head, end, content = answer.decode().partition("\r\n\r\n")
+        if not end:
+            raise ValueError("cut short")
         return int(head.split(" ")[1]), json.loads(content)
 
     def _check_joined(self) -> None:

@@ -215,11 +215,13 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 class SentinelGroup:
     """A master, a replica and three Sentinels, which promote the replica when the master has died.
 
-    The replica gets its data through a relay that can be cut: then it lacks what is written after that.
+    Args:
+        relayed: the replica gets its data through a relay that can be cut: then it lacks what is written after that.
     """
 
-    def __init__(self, binary: str | None = None, *, down_after: int = 1000) -> None:
+    def __init__(self, binary: str | None = None, *, relayed: bool = True, down_after: int = 1000) -> None:
         self._binary = binary or valkey_binary()
+        self._relayed = relayed
         self._down_after = down_after
         self._stack = contextlib.ExitStack()
         self._sentinels: list[RedisServer] = []
@@ -229,7 +231,8 @@ class SentinelGroup:
             self.master = stack.enter_context(RedisServer(self._binary, extra=("--repl-timeout", "2")))
             self.relay = Relay(self.master.port)
             stack.callback(self.relay.cut)
-            options = ("--replicaof", "127.0.0.1", str(self.relay.port), "--repl-diskless-sync-delay", "0")
+            source = self.relay.port if self._relayed else self.master.port
+            options = ("--replicaof", "127.0.0.1", str(source), "--repl-diskless-sync-delay", "0")
             self.replica = stack.enter_context(RedisServer(self._binary, extra=options))
             wait_for("replication", lambda: info(self.replica)["master_link_status"] == "up")
             for _ in range(3):

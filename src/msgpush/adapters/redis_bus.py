@@ -315,7 +315,8 @@ class RedisBus:
                 if self._doubt:
                     cut = await self._settle(broken)
                     self._doubt = broken = False
-                    self._find()
+                    if not self._failures:
+                        self._find()
                     if cut is not None:
                         yield cut
                 entries, broken = await self._next()
@@ -324,11 +325,12 @@ class RedisBus:
                 await backoff.pause()
                 continue
             backoff.reset()
+            self._failures = 0
+            self._find()
             if entries:
                 yield entries
 
     def _find(self) -> None:
-        self._failures = 0
         if not self.reachable:
             self.reachable = True
             log.info("reading the log of Redis (%s)", self._target)
@@ -356,9 +358,11 @@ class RedisBus:
         chain = self._chain
         unread = chain.unread
         head = chain.head
+        # After a failure the question is whether it answers at all.
+        wait = 1 if self._failures else int(BLOCK * 1000)
         try:
             reply = await self._tail_link.call(
-                "XREAD", "COUNT", self._count, "BLOCK", int(BLOCK * 1000), "STREAMS", LOG, id_of(head.position)
+                "XREAD", "COUNT", self._count, "BLOCK", wait, "STREAMS", LOG, id_of(head.position)
             )
         except NotNow as error:
             raise BusUnavailable(str(error)) from error
