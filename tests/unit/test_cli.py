@@ -18,6 +18,7 @@ from msgpush.entrypoints.cli import main
         ([], 2, "usage: msgpush serve"),
         (["server"], 2, "there is no command 'server'"),
         (["serve", "--service-port", "x"], 2, "--service-port"),
+        (["serve", "--workers", "2"], 2, "--workers is '2': several processes need a bus that they share"),
         (["serve", "--jwt-secret", "hunter2" * 6], 2, "not in this version yet"),
     ],
 )

@@ -27,6 +27,7 @@ BAD_LISTS = ["x", "[", "{}", "null", "[1]", '["x"', '"x"', '[["x"]]', "[null]"]
 GOOD: dict[str, list[tuple[str, Any]]] = {
     "SERVICE_HOST": [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("localhost", "localhost"), ("127.8.9.10",) * 2],
     "SERVICE_PORT": [("0", 0), ("1", 1), ("65535", 65535)],
+    "WORKERS": [("1", 1)],
     "REDIS_HOST": [("redis", "redis"), ("10.0.0.1", "10.0.0.1")],
     "REDIS_PORT": [("1", 1), ("65535", 65535)],
     "REDIS_PASSWORD": [("a b'\"=\n", "a b'\"=\n"), (" ", " ")],
@@ -100,6 +101,7 @@ LATER: dict[str, list[tuple[str, Any]]] = {
 BAD: dict[str, tuple[list[str], str]] = {
     "SERVICE_HOST": (["[::1]", "a b", "http://x", "127.0.0.1:80", "*", " ", "-", "é", "::g"], "an IP address such as"),
     "SERVICE_PORT": ([*BAD_WHOLE, "65536"], "a whole number from 0 to 65535"),
+    "WORKERS": ([*BAD_WHOLE, "0", "65"], "a whole number from 1 to 64"),
     "REDIS_HOST": (["[::1]", "redis:6379", "redis://r"], "an IP address such as"),
     "REDIS_PORT": ([*BAD_WHOLE, "0", "65536"], "a whole number from 1 to 65535"),
     "REDIS_DB": ([*BAD_WHOLE, "65536"], "a whole number from 0 to 65535"),
@@ -213,6 +215,7 @@ def test_the_defaults_are_the_contracts() -> None:
     assert {name.upper(): text for name, text in DEFAULTS.items() if text} == {
         "SERVICE_HOST": "127.0.0.1",
         "SERVICE_PORT": "8089",
+        "WORKERS": "1",
         "REDIS_PORT": "6379",
         "REDIS_DB": "2",
         "REDIS_WAIT_REPLICAS": "0",
@@ -390,6 +393,14 @@ def test_settings_printed_hide_their_secrets() -> None:
 def test_redis_url_excludes_redis_host() -> None:
     line = refusal({"REDIS_URL": "redis://r", "REDIS_HOST": "r"})
     assert line.startswith("REDIS_URL excludes REDIS_HOST")
+
+
+def test_several_workers_need_redis_and_that_is_said_with_what_to_do() -> None:
+    for label, line in (("WORKERS", refusal({"WORKERS": "64"})), ("--workers", refusal({}, ["--workers", "64"]))):
+        assert line.startswith(f"{label} is '64': several processes need a bus that they share")
+        assert line.endswith("set REDIS_HOST or REDIS_URL, or leave it 1")
+    with pytest.raises(SettingsError, match=r"^WORKERS "):
+        _ = Settings(workers=2, enable_auth=False).mode
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.255.0.9", "::1", "localhost", "LocalHost"])

@@ -1,10 +1,14 @@
 """What Prometheus is told. No label takes values that a client chooses, beyond a bounded number of services."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Literal, Self
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
 from msgpush.domain.errors import (
@@ -31,9 +35,81 @@ _REASONS: dict[type[MsgpushError], str] = {
     BusUnavailable: "unavailable",
 }
 
+# What a gauge of all workers is made of, among those that run.
+_TOGETHER: Mapping[str, Literal["livesum", "livemostrecent", "livemin"]] = {
+    "message_push_connections_total": "livesum",
+    "message_push_bus_length": "livemostrecent",
+    "message_push_up": "livemin",
+}
+
+
+class Shared:
+    """The metrics of all workers of a service, each of which writes files of its own in one directory.
+
+    That is prometheus_client's multiprocess mode, with a worker's number where that takes its process id: a successor
+    goes on counting where its predecessor ended, and however often workers die, the files don't get more. A gauge is
+    written by `refresh`; the others' are as old as their last.
+    """
+
+    # prometheus_client decides for a process as a whole where its values live, and so is this the process's.
+    joined: ClassVar["Shared | None"] = None
+
+    # prometheus_client itself reads this variable: it must be set before the process starts.
+    DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+
+    def __init__(self, directory: str, worker: int) -> None:
+        self.gauges: Gauges | None = None
+        self._directory, self._worker = Path(directory), worker
+        self._registry = CollectorRegistry(auto_describe=False)
+        MultiProcessCollector(self._registry, directory)  # type: ignore[no-untyped-call]
+        self._written: dict[str, Gauge] = {}
+
+    @classmethod
+    def join(cls, directory: str, worker: int) -> Self:
+        """From here on all metrics that this process makes are those of a worker."""
+        values.ValueClass = values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]
+        cls.joined = shared = cls(directory, worker)
+        return shared
+
+    @staticmethod
+    def forget(directory: str, worker: int) -> None:
+        """A worker has ended: its gauges count no longer, its counters stay."""
+        mark_process_dead(worker, directory)  # type: ignore[no-untyped-call]
+
+    def leave(self) -> None:
+        """Remove this worker's files, and the directory after the last one's: there is nobody else who would."""
+        for file in self._directory.glob(f"*_{self._worker}.db"):
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it isn't empty
+            self._directory.rmdir()
+
+    def services(self) -> set[str]:
+        """The services that any worker has counted."""
+        samples = (sample for metric in self._registry.collect() for sample in metric.samples)
+        return {sample.labels.get("service", "") for sample in samples} - {"", OTHER}
+
+    def refresh(self) -> None:
+        """Tell the others this worker's gauges."""
+        for family in self.gauges.collect() if self.gauges else ():
+            for sample in family.samples:
+                gauge = self._written.get(family.name)
+                if gauge is None:
+                    mode = _TOGETHER[family.name]
+                    gauge = Gauge(
+                        family.name, family.documentation, list(sample.labels), registry=None, multiprocess_mode=mode
+                    )
+                    self._written[family.name] = gauge
+                (gauge.labels(**sample.labels) if sample.labels else gauge).set(sample.value)
+
+    def text(self) -> bytes:
+        self.refresh()
+        return generate_latest(self._registry)
+
 
 class Metrics:
     """The service's counters, in a registry of their own: an application that embeds the service keeps its.
+
+    A worker's speak for all workers; see `Shared`.
 
     Args:
         clock: seconds since 1970.
@@ -61,7 +137,9 @@ class Metrics:
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
             registry=self.registry,
         )
-        self._services: set[str] = set()
+        self._shared = Shared.joined
+        # With them, a successor doesn't bring as many services again.
+        self._services = self._shared.services() if self._shared else set()
         self._sent_children: dict[tuple[str, str], Counter] = {}
         self._duration_children: dict[tuple[str, str], Histogram] = {}
 
@@ -97,7 +175,7 @@ class Metrics:
             child.observe(max(0.0, now - entry.position.ms / 1000))
 
     def text(self) -> bytes:
-        return generate_latest(self.registry)
+        return self._shared.text() if self._shared else generate_latest(self.registry)
 
     def _service(self, service: str) -> str:
         if service not in self._services:
@@ -114,6 +192,8 @@ class Gauges(Collector):
         self, connections: Callable[[], dict[str, int]], bus_length: Callable[[], int], up: Callable[[], bool]
     ) -> None:
         self._connections, self._bus_length, self._up = connections, bus_length, up
+        if Shared.joined is not None:
+            Shared.joined.gauges = self
 
     def collect(self) -> Iterator[Metric]:
         connections = GaugeMetricFamily("message_push_connections_total", "Streams open now.", labels=["transport"])

@@ -1,20 +1,27 @@
 """The `msgpush` command."""
 
 import os
+import socket
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 
 import msgspec
 import structlog
 
 from msgpush import __version__
 from msgpush.adapters.logs import configure
+from msgpush.adapters.metrics import Shared
 from msgpush.entrypoints.app import create_app
 from msgpush.entrypoints.protocol import Limits
 from msgpush.entrypoints.server import raise_open_files, run
 from msgpush.entrypoints.settings import Settings, SettingsError, help_text
+from msgpush.entrypoints.supervisor import Supervisor, Worker, listen_together, worker_command
 
 RESERVED_FILES = 128  # for publishers, health checks, the log: not for streams
+DRAIN_GRACE = 5.0  # what a worker may take beyond DRAIN_SECONDS before it is ended
+
+BUSES = {"memory": "from memory, which it forgets at exit", "redis": "with Redis"}
 
 USAGE = """\
 usage: msgpush serve [--SETTING VALUE ...]   run the service (--help lists the settings)
@@ -47,7 +54,10 @@ def _main(argv: list[str]) -> int:
             except SettingsError as error:
                 print(f"msgpush: {error}", file=sys.stderr)
                 return 2
-            return serve(settings)
+            worker = Worker.from_environ(os.environ)
+            if worker is not None:
+                return work(settings, worker)
+            return supervise(settings, flags) if settings.workers > 1 else serve(settings)
         case [command, *_]:
             print(f"msgpush: there is no command {command!r}\n{USAGE}", end="", file=sys.stderr)
             return 2
@@ -58,38 +68,85 @@ def _main(argv: list[str]) -> int:
 def serve(settings: Settings) -> int:
     """Run the service until a signal ends it; returns the exit status."""
     configure(settings.log_level, settings.log_format)
-    if settings.mode == "open":
-        log.warning("authentication is off: whoever reaches this address may publish and listen to everything")
-    settings = _fit_open_files(settings)
-    app = create_app(settings)
+    _warn(settings)
+    return _run(settings, on_ready=lambda host, port: _greet(settings, host, port))
+
+
+def supervise(settings: Settings, flags: Sequence[str]) -> int:
+    """Run the service in workers, which get these flags, until a signal ends them; returns the exit status."""
+    configure(settings.log_level, settings.log_format)
+    _warn(settings)
+    try:
+        listeners = listen_together(settings.service_host, settings.service_port, settings.workers)
+    except OSError as error:
+        told = error.strerror or error
+        log.error("can't listen on %s port %d: %s", settings.service_host, settings.service_port, told)
+        return 1
+    host, port = listeners[0].getsockname()[:2]
+    with tempfile.TemporaryDirectory(prefix="msgpush-") as directory:
+        return Supervisor(
+            worker_command(flags),
+            listeners,
+            environ={**os.environ, Shared.DIRECTORY: directory},
+            patience=settings.drain_seconds + DRAIN_GRACE,
+            on_ready=lambda: _greet(settings, host, port),
+            on_exit=lambda number: Shared.forget(directory, number),
+        ).run()
+
+
+def work(settings: Settings, worker: Worker) -> int:
+    """Run the service as a supervisor's worker until a signal ends it; returns the exit status."""
+    configure(settings.log_level, settings.log_format)
+    structlog.contextvars.bind_contextvars(pid=os.getpid())
+    worker.watch(settings.drain_seconds + DRAIN_GRACE)
+    shared = Shared.join(os.environ[Shared.DIRECTORY], worker.number)
+
+    def ready(*_: object) -> None:
+        log.info("a worker serves", worker=worker.number)
+        worker.serves(shared.refresh)
+
+    status = _run(settings, listener=worker.listener, on_ready=ready)
+    if worker.orphaned:
+        shared.leave()
+    return status
+
+
+def _run(settings: Settings, *, listener: socket.socket | None = None, on_ready: Callable[[str, int], None]) -> int:
+    app = create_app(msgspec.structs.replace(settings, max_connections=_fitting(settings)))
     return run(
         app,
         host=settings.service_host,
         port=settings.service_port,
+        listener=listener,
         root_path=settings.root_path,
         limits=Limits(header_timeout=settings.header_timeout, body_timeout=settings.body_timeout),
         drain=lambda: app.state.push.drain(settings.drain_seconds),
         drain_seconds=settings.drain_seconds,
-        on_ready=lambda host, port: _greet(settings, host, port),
+        on_ready=on_ready,
     )
 
 
-def _fit_open_files(settings: Settings) -> Settings:
-    room = raise_open_files() - RESERVED_FILES
-    if settings.max_connections <= room:
-        return settings
-    log.warning("MAX_CONNECTIONS is lowered to what the limit of open files allows", max_connections=room)
-    return msgspec.structs.replace(settings, max_connections=room)
+def _warn(settings: Settings) -> None:
+    if settings.mode == "open":
+        log.warning("authentication is off: whoever reaches this address may publish and listen to everything")
+    if (room := _fitting(settings)) < settings.max_connections:
+        log.warning("MAX_CONNECTIONS is lowered to what the limit of open files allows", max_connections=room)
+
+
+def _fitting(settings: Settings) -> int:
+    """The streams that this process can serve, and is allowed to."""
+    return min(settings.max_connections, raise_open_files() - RESERVED_FILES)
 
 
 def _greet(settings: Settings, host: str, port: int) -> None:
-    log.info("ready", version=__version__, host=host, port=port, bus="memory")
+    bus = "redis" if settings.redis_host or settings.redis_url else "memory"
+    log.info("ready", version=__version__, host=host, port=port, bus=bus, workers=settings.workers)
     if settings.log_format == "json":
         return
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     message = '{"type":"info","service":"me","channels":["demo"],"data":{"hello":"world"}}'
     print(
-        f"\n  msgpush {__version__} serves {url}/ from memory, which it forgets at exit."
+        f"\n  msgpush {__version__} serves {url}/ {BUSES[bus]}."
         f"\n  Try it in two other terminals:\n"
         f"\n    curl -N {url}/sse/stream/demo"
         f"\n    curl {url}/api/v1/messages/send -d '{message}'\n"

@@ -35,6 +35,7 @@ class Server(uvicorn.Server):
         drain: ends the application's streams; called while everything is still served.
         drain_seconds: what the drain may take.
         on_ready: called once, with the address that is listened on.
+        supervised: whether a second signal is for a supervisor to act on, and changes nothing here.
     """
 
     def __init__(
@@ -45,10 +46,12 @@ class Server(uvicorn.Server):
         drain: Callable[[], Awaitable[None]] | None = None,
         drain_seconds: float = 10.0,
         on_ready: Callable[[str, int], None] | None = None,
+        supervised: bool = False,
     ) -> None:
         super().__init__(config)
         self.server_state: State = State(limits)
         self._drain, self._drain_seconds, self._on_ready = drain, drain_seconds, on_ready
+        self._supervised = supervised
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -95,7 +98,7 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:
+        if self.should_exit and not self._supervised:
             os._exit(128 + sig)
         self.should_exit = True
 
@@ -105,6 +108,7 @@ def run(
     *,
     host: str,
     port: int,
+    listener: socket.socket | None = None,
     root_path: str = "",
     limits: Limits | None = None,
     drain: Callable[[], Awaitable[None]] | None = None,
@@ -113,11 +117,15 @@ def run(
 ) -> int:
     """Serve an application until SIGTERM or SIGINT; a second one ends the process at once.
 
+    Args:
+        listener: a supervisor's socket that listens there already; a second signal is then for the supervisor.
+
     Returns:
         the process's exit status: 0, or 1 where the service could not start.
     """
+    supervised = listener is not None
     try:
-        listener = listen(host, port)
+        listener = listener or listen(host, port)
     except OSError as error:
         log.error("can't listen on %s port %d: %s", host, port, error.strerror or error)
         return 1
@@ -128,7 +136,13 @@ def run(
             on_ready(host, port)
 
     server = make_server(
-        app, root_path=root_path, limits=limits, drain=drain, drain_seconds=drain_seconds, on_ready=ready
+        app,
+        root_path=root_path,
+        limits=limits,
+        drain=drain,
+        drain_seconds=drain_seconds,
+        on_ready=ready,
+        supervised=supervised,
     )
     with listener, contextlib.suppress(SystemExit):
         server.run(sockets=[listener])
@@ -143,6 +157,7 @@ def make_server(
     drain: Callable[[], Awaitable[None]] | None = None,
     drain_seconds: float = 10.0,
     on_ready: Callable[[str, int], None] | None = None,
+    supervised: bool = False,
 ) -> Server:
     """A server that is ready to run on a listening socket."""
     limits = limits or Limits()
@@ -159,11 +174,16 @@ def make_server(
         timeout_keep_alive=limits.keep_alive,
         backlog=4096,
     )
-    return Server(config, limits=limits, drain=drain, drain_seconds=drain_seconds, on_ready=on_ready)
+    return Server(
+        config, limits=limits, drain=drain, drain_seconds=drain_seconds, on_ready=on_ready, supervised=supervised
+    )
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """A listening socket, whose options its connections inherit.
+
+    Args:
+        shared: whether others of this user may listen there, too; the kernel then spreads the connections over them.
 
     Raises:
         OSError: no such address, or it is taken.
@@ -174,6 +194,8 @@ def listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if sys.platform == "linux":

@@ -203,6 +203,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     service_host: Annotated[str, Setting(HOST, "Address to listen on.")] = "127.0.0.1"
     service_port: Annotated[int, Setting(whole(0, 65535), "Port to listen on; 0: any free one.")] = 8089
+    workers: Annotated[int, Setting(whole(1, 64), "Processes that serve; more than one need Redis.")] = 1
     redis_host: Annotated[str | None, Setting(HOST, "The Redis server that is the bus.")] = None
     redis_port: Annotated[int, Setting(whole(1, 65535), "With REDIS_HOST: its port.")] = 6379
     redis_password: Annotated[str | None, Setting(ANY_TEXT, "With REDIS_HOST: its password.", _always)] = None
@@ -297,6 +298,8 @@ class Settings(Struct, frozen=True, kw_only=True):
             if value := getattr(self, name):
                 problem = f"{_value(name, _text(value))}: that asks for {what}, not in this version yet; {instead}"
                 raise SettingsError(name.upper(), problem)
+        if self.workers > 1 and not (self.redis_host or self.redis_url):
+            raise SettingsError("WORKERS", f"{_value('workers', _text(self.workers))}: {ALONE}")
         if self.enable_auth is None and not _is_loopback(self.service_host):
             raise SettingsError("SERVICE_HOST", f"{_value('service_host', self.service_host)}: {UNPROTECTED}")
 
@@ -328,6 +331,10 @@ NOT_YET: Mapping[str, tuple[str, str]] = {
     "trusted_proxies": ("clients' addresses from proxies", "leave it []; the proxy's address is shown for its clients"),
 }
 
+ALONE = (
+    "several processes need a bus that they share, and the embedded one serves one process; set REDIS_HOST or "
+    "REDIS_URL, or leave it 1"
+)
 UNPROTECTED = (
     "others could use the service there without authentication; to allow that, behind something that protects it, "
     "set ENABLE_AUTH=false; else stay on 127.0.0.1, ::1 or localhost; the other way, a key for tokens (JWT_SECRET, "
