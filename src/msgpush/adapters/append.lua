@@ -9,7 +9,7 @@
 --          each message {ttl in ms, number of its id or 0, digest, timestamp, {numbers of its channels}}
 -- then each message as it is stored
 --
--- Answers {"ok", ms, seq of the first, index, what was accepted before or "", ...}; or, with nothing written,
+-- Answers {"ok", ms, seq of the first, the log's length before, index, what was accepted before or "", ...}; or, with nothing written,
 -- {"epoch", the log's} where the log has another name, and {"lost"} where it lacks what the writer knows to be in it.
 
 local DAY = 86400000
@@ -58,7 +58,7 @@ if #KEYS > offset then
   ids = call('MGET', unpack(KEYS, offset + 1, #KEYS))
 end
 
-local answer = {'ok', ms, first}
+local answer = {'ok', ms, first, call('XLEN', log)}
 for i = 1, #messages do
   local message = messages[i]
   local ttl, key, digest = message[1], message[2], message[3]

@@ -200,6 +200,7 @@ class RedisBus:
         if answer[0] != b"ok":
             self._doubt = True
             raise BusUnavailable("the log has begun anew, or has lost its end: this instance is finding out which")
+        self.length = answer[3]
         results = _results(group, answer)
         await self._wait_for_replicas()
         stored = [each.position for each in results if isinstance(each, Stored) and not each.duplicate]
@@ -475,7 +476,7 @@ class RedisBus:
 
 
 def _results(group: list[Draft], answer: list[Any]) -> list[Stored | Conflict | BusUnavailable]:
-    _, ms, seq, *known = answer
+    _, ms, seq, _, *known = answer
     before = dict(zip(known[::2], known[1::2], strict=True))
     results: list[Stored | Conflict | BusUnavailable] = []
     for number, draft in enumerate(group, 1):

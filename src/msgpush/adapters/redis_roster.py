@@ -167,8 +167,8 @@ class RedisRoster:
     # Reading
 
     async def _others(self) -> list[str]:
-        (seconds, _), leases = await self._call(("TIME",), ("ZRANGE", NODES, "0", "-1", "WITHSCORES"))
-        now = int(seconds) * 1000
+        (seconds, micros), leases = await self._call(("TIME",), ("ZRANGE", NODES, "0", "-1", "WITHSCORES"))
+        now = int(seconds) * 1000 + int(micros) // 1000
         nodes = zip(leases[::2], leases[1::2], strict=True)
         return [name for node, lease in nodes if float(lease) > now and (name := node.decode()) != self._node]
 

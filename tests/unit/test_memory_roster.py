@@ -1,0 +1,15 @@
+"""The roster of a single process keeps the contract."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from msgpush.adapters.memory_roster import MemoryRoster
+from tests.contracts.roster import Opened, RosterContract
+from tests.support.driver import Driver
+
+
+class TestMemoryRoster(RosterContract):
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Opened]:
+        hub = Driver().hub
+        yield Opened(MemoryRoster(hub, "here"), [hub])
