@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from bench import load
+from bench.redis_server import NoServer, memory_costs, redis_process
 
 _KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR")
 _START_SECONDS = 20.0
@@ -102,12 +103,16 @@ class Bench:
             ("bc", self._burst),
             ("d", self._single),
             ("e", self._batch),
+            ("fghi", self._over_redis),
+            ("j", self._redis_memory),
         ]
         for name, measure in parts:
             if not self.plan.only & set(name):
                 continue
             try:
                 measure()
+            except NoServer as error:
+                self.report.notes.append(f"{name}: not measured: {error}")
             except (load.Spoiled, BrokenProcessPool, OSError) as error:
                 self.report.faults.append(f"{name}: {error}")
 
@@ -168,6 +173,57 @@ class Bench:
         self._keep("e", ours, ours.busy)
         self._check("e", 0, 0, ours.refused, ours.refusal)
 
+    def _over_redis(self) -> None:
+        connections, batch, seconds = self.plan.connections, self.plan.batch, self.plan.seconds
+        say("f, g, h, i: over Redis, which shares the load client's core")
+        with redis_process(free_port()) as redis:
+            os.sched_setaffinity(redis.pid, self._client_cores)
+            self.report.notes.append(f"f to j: {redis.version}, without persistence")
+            with self._service(16, redis.url) as service:
+                if "f" in self.plan.only:
+                    ours = self._load(load.publish, service.port, connections, batch, seconds, 1)
+                    self._figure(f"f  Redis: messages/s in batches of {batch}, delivered", ours.messages_per_second)
+                    self._keep("f", ours, 0.0)
+                    self._check("f", ours.missing, ours.surplus, ours.refused, ours.refusal)
+                if "g" in self.plan.only:
+                    ours = self._load(load.publish, service.port, connections, 1, seconds, 1)
+                    self._figure(f"g  Redis: single publishes/s, {connections} connections", ours.messages_per_second)
+                    self._keep("g", ours, 0.0)
+                    self._check("g", ours.missing, ours.surplus, ours.refused, ours.refusal)
+                if "h" in self.plan.only:
+                    self._idle(service)
+                if "i" in self.plan.only:
+                    self._bystander(service.port, redis.url)
+
+    def _idle(self, service: Server) -> None:
+        rounds = 50 * self.plan.rounds
+        ours = self._load(load.burst, service.port, 1, rounds, service.pid, 0.005)
+        with self._service(16) as embedded:
+            floor = self._load(load.burst, embedded.port, 1, rounds, embedded.pid, 0.005)
+        self._figure("h  Redis: publish to receive when idle, p50", ours.p50, floor.p50, "ms")
+        self._figure("   p99", ours.p99, floor.p99, "ms")
+        for name, result in (("h", ours), ("h, floor", floor)):
+            self._keep(name, result, 0.0)
+            self._check(name, result.missing, result.surplus)
+
+    def _bystander(self, port: int, redis: str) -> None:
+        # It shares the core of the one that is published at: what it is charged for is what counts.
+        with self._service(16, redis) as other:
+            before = cpu_seconds(other.pid)
+            ours = self._load(load.publish, port, self.plan.connections, self.plan.batch, self.plan.seconds)
+            spent = cpu_seconds(other.pid) - before
+        self._figure("i  Redis: CPU of an instance without readers, a message", 1e6 * spent / ours.accepted, None, "us")
+        self._check("i", 0, 0, ours.refused, ours.refusal)
+
+    def _redis_memory(self) -> None:
+        say("j: what messages cost Redis's memory")
+        with redis_process(free_port()) as redis:
+            costs = memory_costs(redis.url)
+        self._figure(f"j  Redis: bytes of a message of {costs.body}, in the log", costs.in_log)
+        self._figure("   in the history of each of its channels", costs.in_history)
+        self._figure("   a channel", costs.channel)
+        self._figure("   an id that a publisher chose, for 10 minutes", costs.id)
+
     def _figure(self, what: str, value: float, floor: float | None = None, unit: str = "") -> None:
         self.report.figures.append(Figure(what, value, floor, unit))
 
@@ -191,7 +247,7 @@ class Bench:
             return client.submit(measure, *args, **kwargs).result()
 
     @contextmanager
-    def _service(self, streams: int) -> Iterator[Server]:
+    def _service(self, streams: int, redis: str = "") -> Iterator[Server]:
         port = free_port()
         settings = {
             "SERVICE_HOST": "127.0.0.1",
@@ -199,6 +255,7 @@ class Bench:
             "ENABLE_AUTH": "false",
             "MAX_CONNECTIONS": str(streams + 16),
             "LOG_LEVEL": "error",
+            "REDIS_URL": redis,
         }
         with serving([sys.executable, "-m", "msgpush", "serve"], port, self._server_cores, settings) as server:
             yield server
@@ -261,6 +318,12 @@ def free_port() -> int:
         return port
 
 
+def cpu_seconds(pid: int) -> float:
+    """The CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def say(text: str) -> None:
     """Progress, apart from the result."""
     print(text, file=sys.stderr, flush=True)
@@ -277,7 +340,7 @@ def machine() -> dict[str, str]:
     """What the figures were measured on."""
     models = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     memory = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal:")), 0)
-    packages = ("msgpush", "uvicorn", "uvloop", "httptools", "starlette", "msgspec")
+    packages = ("msgpush", "uvicorn", "uvloop", "httptools", "starlette", "msgspec", "redis", "hiredis")
     return {
         "machine": f"{models[0] if models else platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
         f"{memory / 2**20:.1f} GiB, {platform.system()} {platform.release()}",
@@ -314,7 +377,8 @@ def print_table(about: dict[str, str], report: Report, took: float) -> None:
         ratio = "-" if figure.ratio is None else f"{figure.ratio:.2f}"
         print(f"{figure.what:48}{value:>14}{floor:>14}{ratio:>9}")
     print()
-    print("floors: a, b a bare epoll send loop in Python; d a bare uvicorn app that reads the body and answers 202")
+    print("floors: a, b a bare epoll send loop in Python; d a bare uvicorn app that reads the body and answers 202;")
+    print("        h the embedded bus")
     for note in report.notes:
         print(f"note: {note}")
     for fault in report.faults:
@@ -337,14 +401,14 @@ def write_json(path: Path, about: dict[str, str], report: Report) -> None:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure msgpush beside bare floors.")
-    parser.add_argument("--only", default="a,b,c,d,e", help="parts to measure, as in a,b (default: all)")
+    parser.add_argument("--only", default="a,b,c,d,e,f,g,h,i,j", help="parts to measure, as in a,b (default: all)")
     parser.add_argument("--seconds", type=float, help="how long each throughput is measured (default: 5; quick: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
     parser.add_argument("--quick", action="store_true", help="fewer streams, about 15 s: does it run?")
     options = parser.parse_args(arguments)
     options.only = frozenset(filter(None, options.only.replace(" ", "").split(",")))
-    if not options.only or options.only - set("abcde"):
-        parser.error("--only takes a, b, c, d and e, separated by commas")
+    if not options.only or options.only - set("abcdefghij"):
+        parser.error("--only takes letters from a to j, separated by commas")
     if options.seconds is not None and not 0 < options.seconds <= 600:
         parser.error("--seconds takes a number up to 600")
     return options

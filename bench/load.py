@@ -79,11 +79,13 @@ class Burst:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What publishers got accepted, flat out, with no stream open."""
+    """What publishers got accepted, flat out, and what of that didn't reach the streams that were open."""
 
     messages_per_second: float
     accepted: int
     refused: int
+    missing: int
+    surplus: int
     busy: float
     refusal: str
 
@@ -395,7 +397,7 @@ def _at(share: float, ordered: list[int]) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] / 1e6 if ordered else 0.0
 
 
-def burst(port: int, count: int, rounds: int, server: int) -> Burst:
+def burst(port: int, count: int, rounds: int, server: int, pause: float = 0.1) -> Burst:
     """Open idle streams, see what they cost the server in memory, then send one message at a time to all of them."""
     with select.epoll() as poll:
         streams = Streams(poll, port)
@@ -418,7 +420,7 @@ def burst(port: int, count: int, rounds: int, server: int) -> Burst:
             done += 1
             if reached < count:
                 break
-            _read_for(poll, streams, 0.1)
+            _read_for(poll, streams, pause)
         missing, surplus = _difference(streams, done)
         latencies.sort()
         return Burst(
@@ -464,11 +466,14 @@ def _resident(pid: int) -> int:
     raise Spoiled("the server has ended")
 
 
-def publish(port: int, connections: int, batch: int, seconds: float) -> Published:
-    """Publish flat out with no stream open, single messages or batches."""
+def publish(port: int, connections: int, batch: int, seconds: float, count: int = 0) -> Published:
+    """Publish flat out with `count` streams open, single messages or batches."""
     body = message(0) if batch == 1 else b"[" + b",".join(message(n) for n in range(batch)) + b"]"
     path = "/api/v1/messages/send" if batch == 1 else "/api/v1/messages/batch"
     with select.epoll() as poll:
+        streams = Streams(poll, port)
+        if count:
+            streams.open(count)
         publishers = Publishers(poll, port, path, connections, len(body))
         for fd in publishers:
             publishers.send(fd, body)
@@ -480,6 +485,9 @@ def publish(port: int, connections: int, batch: int, seconds: float) -> Publishe
         while publishing or answers_due:
             publishing = publishing and window.running()
             for fd, _ in poll.poll(0.05):
+                if fd not in publishers:
+                    streams.read(fd)
+                    continue
                 messages = publishers.read(fd)
                 if messages is None:
                     continue
@@ -490,10 +498,15 @@ def publish(port: int, connections: int, batch: int, seconds: float) -> Publishe
                     answers_due += 1
             if time.monotonic() > deadline:
                 raise Spoiled(f"{answers_due} publishes were not answered")
+        while count and any(_difference(streams, publishers.accepted)) and time.monotonic() < deadline:
+            _read_for(poll, streams, 0.1)
+        missing, surplus = _difference(streams, publishers.accepted) if count else (0, 0)
         return Published(
             messages_per_second=window.rate,
             accepted=publishers.accepted,
             refused=rejected,
+            missing=missing,
+            surplus=surplus,
             busy=window.busy,
             refusal=publishers.refusal,
         )

@@ -20,6 +20,9 @@ local call, format, sub = redis.call, string.format, string.sub
 local epoch, tag, known_ms, known_seq, known_tag, log_length, history_length, now, messages =
   unpack(cmsgpack.unpack(ARGV[1]))
 
+-- As text, once: Redis writes each number that it is called with anew, and slowly.
+log_length, history_length = format('%.0f', log_length), format('%.0f', history_length)
+
 local head = call('HMGET', KEYS[1], 'epoch', 'ms', 'seq', 'tag')
 if head[1] ~= epoch then return {'epoch', head[1] or ''} end
 local ms, seq, last_tag = tonumber(head[2]), tonumber(head[3]), head[4]
@@ -69,11 +72,13 @@ for i = 1, #messages do
     answer[#answer + 1] = sub(before, 1, 32) == digest and sub(before, 33) or ''
   else
     seq = seq + 1
-    local id = prefix .. format('%.0f', seq)
+    local id = prefix .. seq
     local stored = ARGV[i + 1]
     call('XADD', log, 'MAXLEN', '~', log_length, id, 'p', link, 'm', stored)
     link = id .. '-' .. tag
-    for _, c in ipairs(message[5]) do
+    local mine = message[5]
+    for n = 1, #mine do
+      local c = mine[n]
       call('XADD', history[c], 'MAXLEN', '~', history_length, id, 'p', prev[c], 'm', stored)
       prev[c] = id
       if ttl > (longest[c] or 0) then longest[c] = ttl end
