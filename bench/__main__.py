@@ -219,9 +219,9 @@ class Bench:
         say("j: what messages cost Redis's memory")
         with redis_process(free_port()) as redis:
             costs = memory_costs(redis.url)
-        self._figure(f"j  Redis: bytes of a message of {costs.body}, in the log", costs.in_log)
-        self._figure("   in the history of each of its channels", costs.in_history)
-        self._figure("   a channel", costs.channel)
+        self._figure(f"j  Redis: bytes of a message of {costs.body}", costs.message)
+        self._figure("   in one more channel", costs.further)
+        self._figure("   in a channel that has nothing else", costs.channel)
         self._figure("   an id that a publisher chose, for 10 minutes", costs.id)
 
     def _figure(self, what: str, value: float, floor: float | None = None, unit: str = "") -> None:

@@ -79,11 +79,16 @@ def _version(port: int) -> str:
 
 
 class Costs(NamedTuple):
-    """Bytes of Redis's memory; `body` is a message's own size."""
+    """Bytes of Redis's memory; `body` is a message's own size.
+
+    Attributes:
+        message: in the log, and in its service's history.
+        further: in the history of one more channel.
+    """
 
     body: int
-    in_log: float
-    in_history: float
+    message: float
+    further: float
     channel: float
     id: float
 
@@ -108,10 +113,10 @@ async def _memory_costs(url: str) -> Costs:
 
         one = await grown([_message(data, (), None) for _ in range(number)])
         two = await grown([_message(data, ("c",), None) for _ in range(number)])
-        ids = await grown([_message(data, (), f"order-{n:08}") for n in range(number)])
+        ids = await grown([_message(data, (), f"order-{n:025}") for n in range(number)])
         channels = await grown([_message(data, (f"user:{n:08}",), None) for n in range(number)])
     body = len(_message(data, (), None).body)
-    return Costs(body=body, in_log=2 * one - two, in_history=two - one, channel=channels - two, id=ids - one)
+    return Costs(body=body, message=one, further=two - one, channel=channels - one, id=ids - one)
 
 
 def _message(data: bytes, channels: tuple[str, ...], id: str | None) -> Draft:

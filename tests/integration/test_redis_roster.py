@@ -34,7 +34,8 @@ class Instances(Opened):
 
     async def written(self) -> None:
         for roster in self.rosters:
-            await roster.sync()
+            while await roster.sync():
+                pass
 
 
 async def no_command(_: Command) -> None:
@@ -86,7 +87,7 @@ async def test_ten_thousand_connections_are_paged_without_a_look_at_other_keys(s
         assert not used & {"cmdstat_keys", "cmdstat_scan", "cmdstat_hgetall", "cmdstat_hscan"}
 
 
-async def test_a_thousand_connects_and_disconnects_are_one_call(server: RedisServer) -> None:
+async def test_a_thousand_connects_and_disconnects_are_a_call_or_two(server: RedisServer) -> None:
     async with instances(server, 1) as opened:
         hub = opened.hubs[0]
         await opened.written()
@@ -98,7 +99,7 @@ async def test_a_thousand_connects_and_disconnects_are_one_call(server: RedisSer
                     hub.detach(connection)
             await opened.written()
             stats = client.info("commandstats")
-        assert stats["cmdstat_evalsha"]["calls"] == 1
+        assert stats["cmdstat_evalsha"]["calls"] <= 3  # its own turn may come in between
         assert stats["cmdstat_hset"]["calls"] <= 510
 
 
@@ -108,8 +109,7 @@ async def test_a_redis_that_has_forgotten_everything_is_told_again(server: Redis
         await opened.written()
         with server.client() as client:
             client.flushall()
-        await opened.written()  # notices
-        await opened.written()  # writes everything
+        await opened.written()
         found, _ = await opened.roster.connections(ConnectionFilter(), 10, None)
         assert [each.id for each in found] == ["c1"]
 

@@ -34,16 +34,10 @@ class MemoryRoster:
         return found, None
 
     async def stats(self) -> ConnectionStats:
-        states = self.states(self._hub.connections)
-        kinds = Counter(kind for state in states for kind in {name.partition(":")[0] for name in state.channels})
-        return ConnectionStats(
-            total=len(states),
-            peak=self._hub.peak,
-            by_node=dict(Counter(state.node for state in states)),
-            by_transport=dict(Counter(state.transport for state in states)),
-            by_channel_kind=dict(kinds),
-            by_state=dict(Counter(state.state for state in states)),
-        )
+        connections = self._hub.connections.values()
+        transports = Counter(each.info.transport for each in connections)
+        kinds = Counter(kind for each in connections for kind in kinds_of(self._hub.channels_of(each)))
+        return stats_of(self._hub, self._node, transports, kinds)
 
     def states(self, ids: Iterable[str]) -> list[ConnectionState]:
         """The states of those connections that are still there."""
@@ -56,6 +50,19 @@ class MemoryRoster:
             return False
         self._hub.close(connection, "disconnected", reconnect=reconnect)
         return True
+
+
+def kinds_of(channels: frozenset[str]) -> set[str]:
+    """What channels are named for: `user` for `user:123`; a plain channel's kind is its name."""
+    return {name.partition(":")[0] for name in channels}
+
+
+def stats_of(hub: Hub, node: str, transports: Counter[str], kinds: Counter[str]) -> ConnectionStats:
+    """The statistics of one process, whose connections have been counted by transport and by kind of channel."""
+    total = len(hub.connections)
+    states = Counter("live" if each.live else "behind" for each in hub.connections.values())
+    by_node = {node: total} if total else {}
+    return ConnectionStats(total, hub.peak, by_node, dict(+transports), dict(+kinds), dict(states))
 
 
 def _state(hub: Hub, connection: Connection, node: str) -> ConnectionState:

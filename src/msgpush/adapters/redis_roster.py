@@ -1,7 +1,7 @@
 """The roster of many instances: each writes down its own connections, and that it lives.
 
-What an instance has changed is written once a second, in one call, however many connections came and went; what it
-has written goes when its lease runs out. Nothing here is needed to deliver: it is for those who look.
+What has changed at an instance is written twice a second, in one call, however many connections came and went; what
+it has written goes when its lease runs out. Nothing here is needed to deliver: it is for those who look.
 """
 
 import asyncio
@@ -12,20 +12,21 @@ from collections.abc import Awaitable, Callable, Sequence
 from heapq import merge
 from importlib.resources import files
 from itertools import islice
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 
-from msgpush.adapters.memory_roster import MemoryRoster
+from msgpush.adapters.memory_roster import MemoryRoster, kinds_of, stats_of
 from msgpush.adapters.redis_link import HASH_TAG, Link, NotNow, RedisTarget, Script
 from msgpush.domain.control import Close, Command
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.hub import Hub
 from msgpush.domain.ports import ConnectionFilter, ConnectionState, ConnectionStats
 
-SYNC = 1.0  # seconds between two writes
+SYNC = 0.5  # seconds between two writes
 LEASE = 10.0  # seconds after which an instance that writes no more is gone
-REFRESHED = 1_000  # connections a write whose counts have changed; the others' turn comes with the next
+ADDED = 1_000  # connections a write that are new; after an outage all are
+REFRESHED = 150  # connections a write whose counts have changed; the others' turn comes with the next
 CHUNK = 500
 
 NODES: Final = f"{HASH_TAG}:nodes"
@@ -39,6 +40,15 @@ _encode = msgspec.json.Encoder().encode
 _state = msgspec.json.Decoder(ConnectionState).decode
 _stats = msgspec.json.Decoder(ConnectionStats).decode
 SYNC_SCRIPT = (files("msgpush.adapters") / "roster.lua").read_text()
+
+
+class _Written(NamedTuple):
+    """What was last written down of a connection, as far as it changes or is counted."""
+
+    messages: int
+    live: bool
+    transport: str
+    kinds: set[str]
 
 
 class RedisRoster:
@@ -56,8 +66,12 @@ class RedisRoster:
         self._local = MemoryRoster(hub, node)
         self._link = Link(target, "msgpush-roster")
         self._script = Script(SYNC_SCRIPT)
-        self._written: dict[str, tuple[int, bool]] = {}
+        self._written: dict[str, _Written] = {}
+        # Kept as connections come and go: to count ten thousand anew each second would hold everything up.
+        self._transports: Counter[str] = Counter()
+        self._kinds: Counter[str] = Counter()
         self._anew = True
+        self._syncing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -124,17 +138,21 @@ class RedisRoster:
                 log.exception("the list of connections can't be written")
             await asyncio.sleep(SYNC)
 
-    async def sync(self) -> None:
-        """Write down what has changed since the last time.
+    async def sync(self) -> bool:
+        """Write down what has changed since the last time; True where there is more.
 
         Raises:
             BusUnavailable: it could not be written.
         """
+        async with self._syncing:
+            return await self._sync()
+
+    async def _sync(self) -> bool:
         connections = self._hub.connections
         removed = [id for id in self._written if id not in connections]
-        changed = self._changed()
-        states = self._local.states(changed)
-        stats = await self._local.stats()
+        states = self._local.states(self._changed())
+        self._count(removed, states)
+        stats = stats_of(self._hub, self._node, self._transports, self._kinds)
         head = (self._node, int(LEASE * 1000), stats.total, _encode(stats), int(self._anew), len(removed))
         args: list[str | bytes | int] = [*head, *removed]
         for state in states:
@@ -142,27 +160,46 @@ class RedisRoster:
         keys = [NODES, TOTALS, STATS, PEAK, _states_of(self._node), _ids_of(self._node)]
         try:
             number = await self._link.script(self._script, keys, args)
-        except NotNow as error:
+        except (NotNow, BusUnavailable) as error:
+            self._anew = True
+            self._forget()
             raise BusUnavailable(str(error)) from error
-        for id in removed:
-            del self._written[id]
-        for state in states:
-            # To the end of the order: the others' turn comes first.
-            self._written.pop(state.id, None)
-            self._written[state.id] = (state.messages_sent, state.state == "live")
         # Redis may have been away for longer than the lease, or have lost what it had.
         self._anew = number != len(self._written)
         if self._anew:
-            self._written.clear()
+            self._forget()
+        return len(self._written) < len(connections)
 
     def _changed(self) -> list[str]:
         connections, written = self._hub.connections, self._written
         stale = (
             id
-            for id, (messages, live) in written.items()
+            for id, (messages, live, _, _) in written.items()
             if id in connections and (connections[id].messages_sent, connections[id].live) != (messages, live)
         )
-        return [*(id for id in connections if id not in written), *islice(stale, REFRESHED)]
+        new = (id for id in connections if id not in written)
+        return [*islice(new, ADDED), *islice(stale, REFRESHED)]
+
+    def _count(self, removed: Sequence[str], states: Sequence[ConnectionState]) -> None:
+        # Before they are written: should that fail, everything is written anew.
+        for id in removed:
+            gone = self._written.pop(id)
+            self._transports[gone.transport] -= 1
+            self._kinds.subtract(gone.kinds)
+        for state in states:
+            # To the end of the order: the others' turn comes first.
+            before = self._written.pop(state.id, None)
+            if before is None:
+                kinds = kinds_of(frozenset(state.channels))
+                self._transports[state.transport] += 1
+                self._kinds.update(kinds)
+                before = _Written(0, False, state.transport, kinds)
+            self._written[state.id] = before._replace(messages=state.messages_sent, live=state.state == "live")
+
+    def _forget(self) -> None:
+        self._written.clear()
+        self._transports.clear()
+        self._kinds.clear()
 
     # Reading
 
