@@ -1,7 +1,7 @@
 """The facade, with the tasks that deliver."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
@@ -134,3 +134,23 @@ async def test_a_mistake_in_one_catch_up_closes_that_connection_alone(
     await push.publish(message("m1"))
     await until(lambda: healthy.ids == ["m1"])
     assert push.alive
+
+
+async def test_a_replay_of_large_messages_reads_few_of_them_at_a_time() -> None:
+    asked: list[int] = []
+
+    class Watched(MemoryBus):
+        async def history(self, channels: Sequence[str], after: Position | None, limit: int) -> list[Page]:
+            asked.append(limit)
+            return await super().history(channels, after, limit)
+
+    bus = Watched()
+    await bus.append([make(f"m{n}", "a", data={"x": "y" * 100_000}) for n in range(30)])
+    async with Push(bus) as push:
+        sink = FakeSink()
+        connection = Connection("c1", sink)
+        push.subscribe(
+            connection, Subscription(frozenset({"a"}), PlainView()), await push.start_at("earliest"), lambda _: b""
+        )
+        await until(lambda: len(sink.ids) == 30)
+    assert set(asked[1:]) == {8}

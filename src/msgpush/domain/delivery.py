@@ -12,13 +12,15 @@ from typing import Self
 from msgpush.domain.connection import NOW, Connection, Subscription
 from msgpush.domain.control import CHANNEL, Command, Commands
 from msgpush.domain.errors import BusUnavailable
-from msgpush.domain.hub import Advance, Hub
+from msgpush.domain.hub import CATCH_UP_CHUNK, Advance, Hub
 from msgpush.domain.message import Draft
 from msgpush.domain.ports import Bus, Cut
 
 BUDGET = 0.005  # seconds of fan-out after which the loop gets its turn
 BEAT = 0.1
-PAGE = 256
+PAGE = 8, 256  # entries of a channel that one read of histories asks for, at least and at most
+PAGE_BYTES = 2 * CATCH_UP_CHUNK  # what a read should come to, since a step delivers no more than half of it
+TYPICAL = 512  # bytes of a message, before one has been seen
 PROBE_INTERVAL = 5.0
 SILENCE = 15.0  # seconds without a probe's return after which something is wrong
 SLICE = 8  # entries of the tail between two looks at the clock: each may concern every cohort
@@ -201,6 +203,7 @@ class Delivery:
             self._catching_up.pop(connection, None)
 
     async def _bring_to_head(self, connection: Connection) -> None:
+        size = TYPICAL
         while True:
             async with self._turn:
                 step = self._hub.advance(connection)
@@ -215,26 +218,30 @@ class Delivery:
                 case Advance.AHEAD:
                     await self._moved.wait()
                 case Advance.HISTORY:
-                    await self._read_history(connection)
+                    size = await self._read_history(connection, size)
                 case Advance.WROTE:
                     pass
 
-    async def _read_history(self, connection: Connection) -> None:
+    async def _read_history(self, connection: Connection, size: int) -> int:
+        """Go on from the histories, where messages have been of about this size; returns what they are."""
         cohort, replay = connection.cohort, connection.replay
         assert cohort is not None
         assert replay is not None
         limit = self._hub.floor_of(connection)
         channels = list(cohort.subscription.channels)
+        number = max(PAGE[0], min(PAGE[1], PAGE_BYTES // (size * len(channels))))
         try:
-            pages = await self._bus.history(channels, replay.after, PAGE)
+            pages = await self._bus.history(channels, replay.after, number)
         except BusUnavailable as error:
             await asyncio.sleep(error.retry_after)
-            return
+            return size
         async with self._turn:
             # Else it was sent elsewhere while the bus was read.
             if connection.replay is replay:
                 self._hub.deliver(connection, dict(zip(channels, pages, strict=True)), limit)
             await asyncio.sleep(0)
+        sizes = [len(linked.entry.body) for page in pages for linked in page.entries]
+        return sum(sizes) // len(sizes) if sizes else size
 
     async def _next_move(self, deadline: float) -> None:
         try:
