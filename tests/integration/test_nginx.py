@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.client import PATIENCE, RawConnection, SseClient, request
 from tests.support.eventsource import EventStreamParser
+from tests.support.redis_servers import RedisServer
 from tests.support.service import ServiceProcess, eventually
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx.conf"
@@ -419,3 +420,90 @@ def test_an_instance_that_is_marked_down_keeps_its_streams_over_the_reload_and_g
         for instance in instances:
             publish(instance.port, "still")
         assert [id_of(client.next()) for client in clients] == ["still", "still"]
+
+
+class Publisher:
+    """Publishes one message after the other, each until it is accepted, while it is open."""
+
+    def __init__(self, port: int) -> None:
+        self.ids: list[str] = []
+        self._port, self._stop = port, threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(PATIENCE)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            id = f"p{len(self.ids)}"
+            eventually(lambda id=id: publish(self._port, id) == 202)  # type: ignore[misc]
+            self.ids.append(id)
+
+
+class Reader:
+    """Reads as an EventSource does, but doesn't wait before it comes back: what came of messages, and of gaps."""
+
+    def __init__(self, port: int) -> None:
+        self.ids: list[object] = []
+        self.gaps: list[str] = []
+        self.streams = 0
+        self._port, self._last, self._stop = port, "earliest", threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(PATIENCE)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self.streams += 1
+            with SseClient(self._port, "/sse/stream/a", {"Last-Event-ID": self._last}) as stream:
+                self._read(stream)
+                self._last = stream.last_event_id or self._last
+
+    def _read(self, stream: SseClient) -> None:
+        while not self._stop.is_set() and (event := stream.next()).type != "msgpush.close":
+            if event.type == "message":
+                self.ids.append(id_of(event))
+            elif event.type == "msgpush.gap":
+                self.gaps.append(event.data)
+
+
+def test_instances_that_are_restarted_one_after_the_other_lose_nothing(tmp_path: Path) -> None:
+    with ExitStack() as running:
+        redis = running.enter_context(RedisServer())
+
+        def start(port: int = 0) -> ServiceProcess:
+            return running.enter_context(
+                ServiceProcess(
+                    ENABLE_AUTH="false",
+                    REDIS_URL=redis.url,
+                    SERVICE_PORT=str(port),
+                    DRAIN_SECONDS="0.5",
+                    HEARTBEAT_INTERVAL="0.2",  # so that the reader notices when it is to stop
+                )
+            )
+
+        instances = [start(), start()]
+        nginx = running.enter_context(Nginx(tmp_path, instances[0].port, instances[1].port))
+        with Reader(nginx.port) as reader:
+            with Publisher(nginx.port) as publisher:
+                for n in (0, 1):
+                    enough = len(publisher.ids) + 10
+                    eventually(lambda enough=enough: len(publisher.ids) >= enough)  # type: ignore[misc]
+                    instances[n].signal(signal.SIGTERM)
+                    assert instances[n].wait() == 0
+                    instances[n] = start(instances[n].port)
+            eventually(lambda: len(reader.ids) >= len(publisher.ids))
+    assert reader.ids == publisher.ids
+    assert reader.gaps == []
+    assert reader.streams > 2

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from msgpush.entrypoints.cli import DRAIN_GRACE
 from msgpush.entrypoints.protocol import Limits
 from msgpush.entrypoints.settings import DEFAULTS, Settings
 
@@ -61,8 +62,7 @@ def test_the_environment_of_an_instance_is_valid_and_its_numbers_are_the_default
 
 
 def test_an_instance_is_given_longer_than_its_drain_takes() -> None:
-    # The drain, half a second over, and a second for the requests under way.
-    assert number(r"stop_grace_period: (\d+)s", INSTANCE) > int(ENVIRONMENT["DRAIN_SECONDS"]) + 2
+    assert number(r"stop_grace_period: (\d+)s", INSTANCE) > int(ENVIRONMENT["DRAIN_SECONDS"]) + DRAIN_GRACE
 
 
 def test_redis_deletes_nothing_that_is_still_needed() -> None:

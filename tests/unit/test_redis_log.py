@@ -102,3 +102,14 @@ def test_sentinels_have_logins_of_their_own() -> None:
 def test_a_url_that_asks_for_what_there_is_not_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         RedisTarget.from_url(url)
+
+
+def test_what_was_trimmed_before_it_was_read_is_no_break() -> None:
+    chain = Chain(mark(1, b"before"))
+    chain.written(mark(2))
+    chain.written(mark(4))
+    chain.skip(mark(3, b"others"))
+    assert chain.unread == [mark(4)]
+    assert chain.read([mark(4)])
+    chain.written(mark(3))  # its answer came late
+    assert chain.read([mark(5)])

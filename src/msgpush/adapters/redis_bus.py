@@ -378,11 +378,13 @@ class RedisBus:
         if before.position <= head.position and not head.names(before):
             self._doubt = True
             return [], True
+        trimmed = before.position > head.position
         # Where the log was trimmed past us, the word of a new epoch may have been in what is gone.
-        renamed = before.position > head.position or any(map(self._is_news, entries))
-        if renamed and (await self._state()).epoch != self.epoch:
+        if (trimmed or any(map(self._is_news, entries))) and (await self._state()).epoch != self.epoch:
             self._doubt = True
             return [], False
+        if trimmed:
+            chain.skip(before)
         if not chain.read(marks):
             self._doubt = True
             return [], True
@@ -418,7 +420,8 @@ class RedisBus:
             chain = self._chain
             common = await self._newest_common(state)
             if state.epoch == self.epoch:
-                whole = not broken and common == chain.head and await self._holds_all(chain.unread)
+                unread = chain.unread
+                whole = not broken and common == chain.head and await self._holding(unread, state) == len(unread)
                 if whole:
                     return None
             if state.epoch in ("", self.epoch):
@@ -453,11 +456,16 @@ class RedisBus:
     async def _newest_common(self, state: _State) -> Mark:
         """The newest entry that this instance has read and the log still holds, or has trimmed since."""
         marks = self._chain.marks()
+        number = await self._holding(marks, state)
+        return marks[number - 1] if number else ORIGIN
+
+    async def _holding(self, marks: Sequence[Mark], state: _State) -> int:
+        """How many of these entries, which follow one another, the log still holds, or has trimmed since."""
         (oldest,) = await self._read([("XRANGE", LOG, "-", "+", "COUNT", 1)])
         if not oldest and not state.epoch:
-            return ORIGIN
+            return 0
         first = position_of(oldest[0][0]) if oldest else state.end.position
-        low, high = 0, len(marks)  # marks[:low] are common, marks[high:] are not
+        low, high = 0, len(marks)  # it holds marks[:low], and doesn't hold marks[high:]
         while low < high:
             middle = (low + high) // 2
             mark = marks[middle]
@@ -465,14 +473,11 @@ class RedisBus:
                 low = middle + 1
             else:
                 high = middle
-        return marks[low - 1] if low else ORIGIN
+        return low
 
     async def _holds(self, mark: Mark) -> bool:
         (found,) = await self._read([("XRANGE", LOG, id_of(mark.position), id_of(mark.position))])
         return bool(found) and mark.names(Mark(mark.position, found[0][1][3][:TAG]))
-
-    async def _holds_all(self, marks: Sequence[Mark]) -> bool:
-        return all([await self._holds(mark) for mark in marks])
 
 
 def _results(group: list[Draft], answer: list[Any]) -> list[Stored | Conflict | BusUnavailable]:

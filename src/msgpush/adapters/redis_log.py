@@ -146,7 +146,14 @@ class Chain:
         self.head = head
         self.known = head  # the newest that is known to be in the log, read or written
         self._read: list[Mark] = []  # the last entry of each call
+        self._unseen = head.position  # not all up to here has been read
         self._written: deque[Mark] = deque()  # the same, of our own calls that haven't been read yet
+
+    def skip(self, to: Mark) -> None:
+        """What comes next follows on `to`: what was between the head and that has been trimmed, unread."""
+        self._unseen = to.position
+        while self._written and self._written[0].position <= to.position:
+            self._written.popleft()
 
     def read(self, marks: Sequence[Mark]) -> bool:
         """Take what was read after the head; False where something isn't there that we have written."""
@@ -178,9 +185,9 @@ class Chain:
         return self._read or [self.head]
 
     def _has(self, mark: Mark) -> bool:
+        if mark.position <= self._unseen or not self._read or mark.position < self._read[0].position:
+            return True  # nobody can say
         index = bisect_left(self._read, mark.position, key=itemgetter(0))
-        if index == 0 and (not self._read or mark.position < self._read[0].position):
-            return True  # older than what is remembered
         return index < len(self._read) and self._read[index] == mark
 
 
