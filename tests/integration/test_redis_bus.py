@@ -13,6 +13,7 @@ from msgpush.adapters.redis_bus import LOG, RedisBus
 from msgpush.adapters.redis_link import HASH_TAG, RedisTarget
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.ports import Bus, Stored
+from msgpush.domain.service import Push
 from tests.contracts.bus import BusContract, Read, read, store
 from tests.support.fakes import FakeClock, make
 from tests.support.redis_servers import Certificates, ClusterGroup, RedisServer, info, redis_binary, wait_for
@@ -211,3 +212,51 @@ async def test_a_server_that_is_only_a_replica_is_no_bus(server: RedisServer) ->
         bus = await stack.enter_async_context(RedisBus(RedisTarget.from_url(replica.url)))
         with pytest.raises(BusUnavailable, match="is a slave"):
             await bus.end()
+
+
+async def test_a_retry_elsewhere_waits_for_replicas_as_well(server: RedisServer) -> None:
+    with RedisServer(extra=("--replicaof", "127.0.0.1", str(server.port))) as replica:
+        wait_for("replication", lambda: info(replica)["master_link_status"] == "up")
+        async with opened(server, wait_replicas=1) as one, opened(server, wait_replicas=1) as two:
+            await store(one, make("m0", "a"))
+            replica.pause()
+            for bus in (one, two):
+                (refused,) = await bus.append([make("m1", "a")])
+                assert isinstance(refused, BusUnavailable)
+            replica.resume()
+            (stored,) = await two.append([make("m1", "a")])
+            assert isinstance(stored, Stored)
+            assert stored.duplicate
+
+
+async def test_a_cursor_of_an_epoch_that_another_instance_has_learnt_first_is_not_taken_for_a_stranger(
+    server: RedisServer,
+) -> None:
+    async with opened(server) as one, opened(server) as two, Push(one) as push:
+        await store(two, make("m1", "a"))
+        end = await two.end()
+        link = one._tail_link
+        call, late = link.call, asyncio.Event()
+
+        async def wait(*command: str | bytes | int) -> object:
+            await late.wait()
+            return await call(*command)
+
+        setattr(link, "call", wait)  # noqa: B010 - a method, for once
+        with server.client() as client:
+            client.hset(f"{HASH_TAG}:head", mapping={"epoch": "newepoch", "previous": two.epoch, "cut": "1-0"})
+        with pytest.raises(BusUnavailable):
+            await push.start_at(f"1newepoch.{end.ms}-{end.seq}")
+        late.set()
+
+
+async def test_an_instance_that_has_only_been_asked_for_its_health_begins_with_the_log_as_it_is(
+    server: RedisServer,
+) -> None:
+    async with opened(server) as bus:
+        before = bus.epoch
+        with server.client() as client:
+            client.flushall()
+        await bus.end()
+        assert bus.epoch != before
+        await store(bus, make("m1", "a"))

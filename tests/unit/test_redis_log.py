@@ -10,7 +10,7 @@ from msgpush.domain.position import Position
 from tests.support.fakes import make
 
 
-def mark(ms: int, tag: bytes = b"aaaaaa") -> Mark:
+def mark(ms: int, tag: bytes = b"aaaaaaaa") -> Mark:
     return Mark(Position(ms, 0), tag)
 
 
@@ -23,7 +23,7 @@ def stored(before: Mark, at: Mark, *channels: str) -> list[object]:
 def test_what_is_written_is_read_again(channels: list[str], ttl: int) -> None:
     draft = make("m1", *channels, ttl=ttl)
     at = Mark(Position(1_800_000_000_000, 7), new_tag())
-    item = [id_of(at.position).encode(), [b"p", b"1-2-cccccc", b"m", payload(at.tag, draft)]]
+    item = [id_of(at.position).encode(), [b"p", b"1-2-cccccccc", b"m", payload(at.tag, draft)]]
     (entry,), marks, before = Decoder().log([item], mark(1))
     assert (entry.channels, entry.type, entry.service, entry.body) == (
         draft.channels,
@@ -33,11 +33,11 @@ def test_what_is_written_is_read_again(channels: list[str], ttl: int) -> None:
     )
     assert entry.expires == 1_800_000_000_000 + ttl * 1000
     assert marks == [at]
-    assert before == Mark(Position(1, 2), b"cccccc")
+    assert before == Mark(Position(1, 2), b"cccccccc")
 
 
 def test_entries_of_one_call_leave_one_mark() -> None:
-    first, second, third = mark(1), mark(2), mark(3, b"bbbbbb")
+    first, second, third = mark(1), mark(2), mark(3, b"bbbbbbbb")
     items = [stored(ORIGIN, first), stored(first, second), stored(second, third)]
     entries, marks, before = Decoder().log(items, ORIGIN)
     assert [entry.prev.ms for entry in entries] == [0, 1, 2]
@@ -49,16 +49,16 @@ def test_a_chain_that_reads_what_was_written_is_whole() -> None:
     chain = Chain(ORIGIN)
     chain.written(mark(2))
     assert chain.unread == [mark(2)]
-    assert chain.read([mark(1, b"other1"), mark(2)])
+    assert chain.read([mark(1, b"anothers"), mark(2)])
     assert chain.unread == []
-    chain.written(mark(1, b"other1"))  # its answer came after it was read
-    assert chain.read([mark(3, b"cccccc")])
+    chain.written(mark(1, b"anothers"))  # its answer came after it was read
+    assert chain.read([mark(3, b"cccccccc")])
 
 
-@pytest.mark.parametrize("read", [mark(2, b"other1"), mark(3)])
+@pytest.mark.parametrize("read", [mark(2, b"anothers"), mark(3)])
 def test_a_chain_that_passes_what_was_written_without_seeing_it_is_broken(read: Mark) -> None:
     chain = Chain(ORIGIN)
-    chain.read([mark(1, b"before")])
+    chain.read([mark(1, b"earlier0")])
     chain.written(mark(2))
     assert not chain.read([read])
 
@@ -76,7 +76,7 @@ def test_the_newest_that_is_known_is_what_was_read_or_written() -> None:
 def test_a_mark_without_a_tag_names_whatever_stands_there() -> None:
     assert mark(1).names(mark(1, NO_TAG))
     assert mark(1, NO_TAG).names(mark(1))
-    assert not mark(1).names(mark(1, b"bbbbbb"))
+    assert not mark(1).names(mark(1, b"bbbbbbbb"))
     assert not mark(1, NO_TAG).names(mark(2))
 
 
@@ -105,11 +105,32 @@ def test_a_url_that_asks_for_what_there_is_not_is_refused(url: str) -> None:
 
 
 def test_what_was_trimmed_before_it_was_read_is_no_break() -> None:
-    chain = Chain(mark(1, b"before"))
+    chain = Chain(mark(1, b"earlier0"))
     chain.written(mark(2))
     chain.written(mark(4))
-    chain.skip(mark(3, b"others"))
+    chain.skip(mark(3, b"another0"))
     assert chain.unread == [mark(4)]
     assert chain.read([mark(4)])
     chain.written(mark(3))  # its answer came late
     assert chain.read([mark(5)])
+
+
+def test_a_break_takes_nothing_of_what_was_read() -> None:
+    chain = Chain(mark(1, b"earlier0"))
+    chain.written(mark(2))
+    assert not chain.read([mark(3, b"anothers")])
+    assert chain.head == mark(1, b"earlier0")
+    assert chain.unread == [mark(2)]
+
+
+def test_what_was_read_before_its_answer_came_is_not_waited_for() -> None:
+    chain = Chain(mark(1, b"earlier0"))
+    chain.read([mark(2)])
+    chain.written(mark(2))
+    assert chain.unread == []
+
+
+def test_tags_differ_and_have_no_dash() -> None:
+    tags = {new_tag() for _ in range(1000)}
+    assert len(tags) == 1000
+    assert not any(b"-" in tag or b" " in tag for tag in tags)

@@ -5,7 +5,8 @@
 -- then for each distinct channel its history (a stream) and its newest position (a string),
 -- then for each distinct id that a publisher chose what was accepted under it (a string)
 --
--- ARGV[1]  MessagePack: {epoch, tag, known ms, known seq, known tag, log length, history length, now or 0, messages},
+-- ARGV[1]  MessagePack: {epoch, tag, known ms, known seq, known tag, log length, history length, now or 0,
+--          whether replicas are waited for, messages},
 --          each message {ttl in ms, number of its id or 0, digest, timestamp, {numbers of its channels}}
 -- then each message as it is stored
 --
@@ -14,10 +15,10 @@
 
 local DAY = 86400000
 local REMEMBERED = 600000
-local UNKNOWN = '------'
+local UNKNOWN = '--------'
 
 local call, format, sub = redis.call, string.format, string.sub
-local epoch, tag, known_ms, known_seq, known_tag, log_length, history_length, now, messages =
+local epoch, tag, known_ms, known_seq, known_tag, log_length, history_length, now, waits, messages =
   unpack(cmsgpack.unpack(ARGV[1]))
 
 -- As text, once: Redis writes each number that it is called with anew, and slowly.
@@ -100,5 +101,10 @@ for c, ttl in pairs(longest) do
   end
   call('SET', last[c], prev[c], 'PX', math.max(DAY, left))
 end
-if seq >= first then call('HSET', KEYS[1], 'ms', ms, 'seq', seq, 'tag', tag) end
+if seq >= first then
+  call('HSET', KEYS[1], 'ms', ms, 'seq', seq, 'tag', tag)
+elseif waits then
+  -- WAIT waits for what this connection has written: where all was there already, written by another, for this.
+  call('HSET', KEYS[1], 'tag', last_tag)
+end
 return answer

@@ -11,14 +11,14 @@ local epoch, name, previous, cut, tag, now, log_length = unpack(ARGV)
 if (redis.call('HGET', KEYS[1], 'epoch') or '') ~= epoch then return 0 end
 
 local head = redis.call('HMGET', KEYS[1], 'ms', 'seq', 'tag')
-local ms, seq, last_tag = tonumber(head[1] or 0), tonumber(head[2] or 0), head[3] or '------'
+local ms, seq, last_tag = tonumber(head[1] or 0), tonumber(head[2] or 0), head[3] or '--------'
 local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if newest then
   -- The head may have gone while the log is still there.
   local last_ms, last_seq = string.match(newest[1], '(%d+)-(%d+)')
   last_ms, last_seq = tonumber(last_ms), tonumber(last_seq)
   if last_ms > ms or (last_ms == ms and last_seq > seq) then
-    ms, seq, last_tag = last_ms, last_seq, string.sub(newest[2][4], 1, 6)
+    ms, seq, last_tag = last_ms, last_seq, string.sub(newest[2][4], 1, 8)
   end
 end
 local link = string.format('%.0f-%.0f-%s', ms, seq, last_tag)

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 
-from msgpush.adapters.redis_link import HASH_TAG, TIMEOUT, Backoff, Link, NotNow, RedisTarget, Script
+from msgpush.adapters.redis_link import HASH_TAG, TIMEOUT, Backoff, Command, Link, NotNow, RedisTarget, Script
 from msgpush.adapters.redis_log import (
     EPOCH,
     NO_TAG,
@@ -39,6 +39,7 @@ from msgpush.domain.position import ZERO, Cursor, Position, new_epoch
 GROUP = 256
 GROUP_BYTES = 1024 * 1024
 GROUP_CHANNELS = 1_000
+WAIT_MS = 1000
 BLOCK = 1.0  # seconds for which one read of the tail waits
 READ = 1_000
 READ_BYTES = 4 * 1024 * 1024  # what one read of the tail should come to
@@ -101,10 +102,13 @@ class RedisBus:
         self._clock = clock
         self._writer = Link(target, "msgpush-writer")
         self._reader = Link(target, "msgpush-reader")
+        self._asker = Link(target, "msgpush-asker")  # apart from the histories, which may be long
         self._tail_link = Link(target, "msgpush-tail", BLOCK + TIMEOUT)
         self._append_script, self._begin_script = Script(APPEND), Script(BEGIN)
         self._decoder = Decoder()
         self._chain = Chain(ORIGIN)
+        self._links = (self._writer, self._reader, self._asker, self._tail_link)
+        self._tailing = False
         self._doubt = False
         self._count = READ
         self._failures = 0
@@ -121,7 +125,7 @@ class RedisBus:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._refuse(BusUnavailable("the bus is closed"))
-        for link in (self._writer, self._reader, self._tail_link):
+        for link in self._links:
             await link.close()
 
     # Writing
@@ -196,13 +200,14 @@ class RedisBus:
     async def _commit(self, group: list[Draft]) -> list[Stored | Conflict | BusUnavailable]:
         tag = new_tag()
         keys, args = self._plan(group, tag)
-        answer = await self._ask_until(time.monotonic() + TIMEOUT, keys, args)
+        answer, *confirmed = await self._ask_until(time.monotonic() + TIMEOUT, keys, args)
         if answer[0] != b"ok":
             self._doubt = True
             raise BusUnavailable("the log has begun anew, or has lost its end: this instance is finding out which")
         self.length = answer[3]
         results = _results(group, answer)
-        await self._wait_for_replicas()
+        if confirmed and confirmed[0] < self._wait_replicas:
+            raise BusUnavailable(f"only {confirmed[0]} of {self._wait_replicas} replicas have confirmed the message")
         stored = [each.position for each in results if isinstance(each, Stored) and not each.duplicate]
         if stored:
             self._chain.written(Mark(stored[-1], tag))
@@ -210,11 +215,12 @@ class RedisBus:
 
     async def _ask_until(self, until: float, keys: list[str], args: list[bytes]) -> list[Any]:
         backoff = Backoff()
+        # Over the same connection, or it would wait for nothing.
+        wait: list[Command] = [("WAIT", self._wait_replicas, WAIT_MS)] if self._wait_replicas else []
         while True:
             try:
                 async with asyncio.timeout(until - time.monotonic()):
-                    reply: list[Any] = await self._writer.script(self._append_script, keys, args)
-                    return reply
+                    return await self._writer.script(self._append_script, keys, args, *wait)
             except TimeoutError:
                 raise BusUnavailable(f"Redis ({self._target}) doesn't answer") from None
             except NotNow:
@@ -243,15 +249,8 @@ class RedisBus:
         now = self._now_ms()
         # All of it text: Redis's MessagePack knows no binary.
         head = (self.epoch, tag.decode(), known.position.ms, known.position.seq, known.tag.decode())
-        plan = (*head, *lengths, now, messages)
+        plan = (*head, *lengths, now, self._wait_replicas > 0, messages)
         return keys, [_pack(plan), *(payload(tag, draft) for draft in group)]
-
-    async def _wait_for_replicas(self) -> None:
-        if self._wait_replicas:
-            number = await self._writer.call("WAIT", self._wait_replicas, 1000)
-            if number < self._wait_replicas:
-                detail = f"only {number} of {self._wait_replicas} replicas have confirmed the message"
-                raise BusUnavailable(detail)
 
     def _now_ms(self) -> int:
         return 0 if self._clock is None else int(self._clock() * 1000)
@@ -261,13 +260,16 @@ class RedisBus:
     async def history(self, channels: Sequence[str], after: Position | None, limit: int) -> list[Page]:
         start = "-" if after is None else f"({id_of(after)}"
         # The newest position first: what comes in between is then among the entries.
-        commands: list[Sequence[str | bytes | int]] = [("TIME",)]
+        commands: list[Command] = [("TIME",)]
         for channel in channels:
             key = f"{HASH_TAG}:history:{channel}"
             commands.append(("GET", f"{HASH_TAG}:last:{channel}"))
             commands.append(("XRANGE", key, start, "+", "COUNT", limit + 1))
             commands.append(("XLEN", key))
-        (seconds, _), *replies = await self._read(commands)
+        try:
+            (seconds, _), *replies = await self._reader.calls(commands)
+        except NotNow as error:
+            raise BusUnavailable(str(error)) from error
         now = self._now_ms() or int(seconds) * 1000
         forgotten = Position(max(0, now - DAY_MS), 0)
         return [self._page(limit, forgotten, *replies[n : n + 3]) for n in range(0, len(replies), 3)]
@@ -281,7 +283,7 @@ class RedisBus:
 
     async def end(self) -> Position:
         state = await self._state()
-        if not self.epoch:
+        if not self._tailing:
             state = await self._settle_first(state)
         elif state.epoch != self.epoch:
             self._doubt = True
@@ -289,24 +291,23 @@ class RedisBus:
         return state.end.position
 
     async def _state(self) -> _State:
-        fields, length = await self._read(
-            [("HMGET", HEAD, "epoch", "previous", "cut", "ms", "seq", "tag"), ("XLEN", LOG)]
-        )
+        fields, length = await self._ask(("HMGET", HEAD, "epoch", "previous", "cut", "ms", "seq", "tag"), ("XLEN", LOG))
         self.length = length
         epoch, previous, cut, ms, seq, tag = fields
         end = Mark(Position(int(ms), int(seq)), tag) if ms is not None else ORIGIN
         before = Cursor(previous.decode(), position_of(cut)) if previous else None
         return _State((epoch or b"").decode(), before, end)
 
-    async def _read(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
+    async def _ask(self, *commands: Command) -> list[Any]:
         try:
-            return await self._reader.calls(commands)
+            return await self._asker.calls(commands)
         except NotNow as error:
             raise BusUnavailable(str(error)) from error
 
     # The tail
 
     async def tail(self, after: Position) -> AsyncGenerator[Sequence[Entry] | Cut, None]:
+        self._tailing = True
         backoff = Backoff()
         self._chain.begin(await self._mark_at(after, backoff))
         self._doubt = True
@@ -347,7 +348,7 @@ class RedisBus:
     async def _mark_at(self, position: Position, backoff: Backoff) -> Mark:
         while True:
             try:
-                (found,) = await self._read([("XRANGE", LOG, id_of(position), id_of(position))])
+                (found,) = await self._ask(("XRANGE", LOG, id_of(position), id_of(position)))
             except BusUnavailable as error:
                 self._lose(error)
                 await backoff.pause()
@@ -370,7 +371,7 @@ class RedisBus:
         if not reply:
             if unread:
                 # What we have written isn't here: this server isn't the one that we write to, or it has lost it.
-                await self._tail_link.drop()
+                self._expire()
                 self._doubt = True
             return [], False
         entries, marks, before = self._decoder.log(reply[0][1], head)
@@ -413,8 +414,8 @@ class RedisBus:
 
     async def _settle(self, broken: bool) -> Cut | None:
         """Compare what this instance has seen with what the log says of itself; None where they agree."""
-        for link in (self._writer, self._reader, self._tail_link):
-            await link.drop()
+        if broken:
+            self._expire()
         while True:
             state = await self._state()
             chain = self._chain
@@ -444,11 +445,16 @@ class RedisBus:
         self._chain.begin(end)
         return Cut(state.epoch, end.position)
 
+    def _expire(self) -> None:
+        # They may lead to different servers, one of which is no longer the master.
+        for link in self._links:
+            link.expire()
+
     async def _begin(self, seen: str, previous: str, cut: Position) -> bool:
         name = new_epoch()
         args = (seen, name, previous, id_of(cut), new_tag(), self._now_ms(), self._log_length)
         try:
-            won = await self._reader.script(self._begin_script, [HEAD, LOG], args)
+            (won,) = await self._asker.script(self._begin_script, [HEAD, LOG], args)
         except NotNow as error:
             raise BusUnavailable(str(error)) from error
         return bool(won)
@@ -461,7 +467,7 @@ class RedisBus:
 
     async def _holding(self, marks: Sequence[Mark], state: _State) -> int:
         """How many of these entries, which follow one another, the log still holds, or has trimmed since."""
-        (oldest,) = await self._read([("XRANGE", LOG, "-", "+", "COUNT", 1)])
+        (oldest,) = await self._ask(("XRANGE", LOG, "-", "+", "COUNT", 1))
         if not oldest and not state.epoch:
             return 0
         first = position_of(oldest[0][0]) if oldest else state.end.position
@@ -476,7 +482,7 @@ class RedisBus:
         return low
 
     async def _holds(self, mark: Mark) -> bool:
-        (found,) = await self._read([("XRANGE", LOG, id_of(mark.position), id_of(mark.position))])
+        (found,) = await self._ask(("XRANGE", LOG, id_of(mark.position), id_of(mark.position)))
         return bool(found) and mark.names(Mark(mark.position, found[0][1][3][:TAG]))
 
 

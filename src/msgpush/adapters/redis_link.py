@@ -168,6 +168,7 @@ class Link:
         self._target, self._name, self._timeout = target, name, timeout
         self._hosts = list(target.hosts)
         self._connection: Connection | None = None
+        self._expired = False
         self._lock = asyncio.Lock()
 
     async def call(self, *command: str | bytes | int) -> Any:
@@ -189,17 +190,27 @@ class Link:
         except (RedisError, OSError) as error:
             raise _translated(error, self._target) from error
 
-    async def script(self, script: Script, keys: Sequence[str | bytes], args: Sequence[str | bytes | int]) -> Any:
-        """A script's reply; it is loaded where the server doesn't know it. Raises as `call` does."""
+    async def script(
+        self, script: Script, keys: Sequence[str | bytes], args: Sequence[str | bytes | int], *then: Command
+    ) -> list[Any]:
+        """A script's reply, and those of commands that follow it over the same connection.
+
+        The script is loaded where the server doesn't know it. Raises as `call` does.
+        """
         try:
             if script.sha:
-                return await self.call("EVALSHA", script.sha, len(keys), *keys, *args)
+                return await self.calls([("EVALSHA", script.sha, len(keys), *keys, *args), *then])
         except NotNow as error:
             if not isinstance(error.__cause__, NoScriptError):
                 raise
-        sha, reply = await self.calls([("SCRIPT", "LOAD", script.text), ("EVAL", script.text, len(keys), *keys, *args)])
+        load: Command = ("SCRIPT", "LOAD", script.text)
+        sha, *replies = await self.calls([load, ("EVAL", script.text, len(keys), *keys, *args), *then])
         script.sha = sha.decode()
-        return reply
+        return replies
+
+    def expire(self) -> None:
+        """Have the next call look for the server anew; one that is under way isn't disturbed."""
+        self._expired = True
 
     async def drop(self) -> None:
         """Close the connection, at once; the next call looks for the server anew."""
@@ -245,10 +256,11 @@ class Link:
     async def _connected(self) -> Connection:
         connection = self._connection
         if connection is not None:
-            if not await connection.can_read():
+            # What is there to read unasked is the end: it was closed, as when the server was restarted.
+            if not self._expired and not await connection.can_read():
                 return connection
-            # It has been closed while nobody looked, as when the server was restarted.
             await self.drop()
+        self._expired = False
         connection = self._new(await self._locate(), self._target.options)
         try:
             await connection.connect()  # type: ignore[no-untyped-call]

@@ -2,11 +2,12 @@
 
 An entry of a stream has two fields. `m` is made by the publishing instance: a header line and the message's body.
 `p` is made by the script: in the log, the *link* to the entry before it; in a history, its channel's position before
-it. A link is a position and a tag, six random characters of the call that wrote the entry. The tag tells two entries
+it. A link is a position and a tag, eight random characters of the call that wrote the entry. The tag tells two entries
 apart that two servers have given the same position: one that a failover has lost, and one that came in its place.
 """
 
-import secrets
+import os
+from base64 import b64encode
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -17,8 +18,8 @@ from msgpush.domain.history import Linked
 from msgpush.domain.message import Draft, Entry
 from msgpush.domain.position import ZERO, Position
 
-TAG = 6
-NO_TAG: Final = b"------"
+TAG = 8
+NO_TAG: Final = b"--------"
 CALLS = 16_384  # as many calls are remembered, to find what the log still holds of them
 HEADERS = 8_192
 
@@ -37,8 +38,8 @@ class Mark(NamedTuple):
 
 
 def new_tag() -> bytes:
-    """A tag that no other call has, as far as neighbours go."""
-    return secrets.token_hex(TAG // 2).encode()
+    """A tag that no other call has: 48 random bits, in characters among which there is no dash."""
+    return b64encode(os.urandom(6))
 
 
 def payload(tag: bytes, draft: Draft) -> bytes:
@@ -156,7 +157,13 @@ class Chain:
             self._written.popleft()
 
     def read(self, marks: Sequence[Mark]) -> bool:
-        """Take what was read after the head; False where something isn't there that we have written."""
+        """Take what was read after the head; False, with nothing taken, where that lacks what we have written."""
+        end = marks[-1].position if marks else self.head.position
+        while self._written and self._written[0].position <= end:
+            mark = self._written[0]
+            if not (_has(marks, mark) if mark.position > self.head.position else self._saw(mark)):
+                return False
+            self._written.popleft()
         if marks:
             if self._read and self._read[-1].tag == marks[0].tag:
                 self._read.pop()
@@ -165,9 +172,6 @@ class Chain:
             self.known = max(self.known, self.head)
             if len(self._read) > 2 * CALLS:
                 del self._read[:CALLS]
-        while self._written and self._written[0].position <= self.head.position:
-            if not self._has(self._written.popleft()):
-                return False
         return True
 
     def written(self, mark: Mark) -> None:
@@ -178,17 +182,21 @@ class Chain:
     @property
     def unread(self) -> list[Mark]:
         """What we have written and not read yet."""
-        return list(self._written)
+        return [mark for mark in self._written if mark.position > self.head.position]
 
     def marks(self) -> list[Mark]:
         """What was read and is remembered, the oldest first."""
         return self._read or [self.head]
 
-    def _has(self, mark: Mark) -> bool:
+    def _saw(self, mark: Mark) -> bool:
         if mark.position <= self._unseen or not self._read or mark.position < self._read[0].position:
             return True  # nobody can say
-        index = bisect_left(self._read, mark.position, key=itemgetter(0))
-        return index < len(self._read) and self._read[index] == mark
+        return _has(self._read, mark)
+
+
+def _has(marks: Sequence[Mark], mark: Mark) -> bool:
+    index = bisect_left(marks, mark.position, key=itemgetter(0))
+    return index < len(marks) and marks[index] == mark
 
 
 ORIGIN = Mark(ZERO, NO_TAG)

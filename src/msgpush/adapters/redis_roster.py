@@ -159,7 +159,7 @@ class RedisRoster:
             args += (state.id, _encode(state))
         keys = [NODES, TOTALS, STATS, PEAK, _states_of(self._node), _ids_of(self._node)]
         try:
-            number = await self._link.script(self._script, keys, args)
+            (number,) = await self._link.script(self._script, keys, args)
         except (NotNow, BusUnavailable) as error:
             self._anew = True
             self._forget()

@@ -234,7 +234,7 @@ class Delivery:
             pages = await self._bus.history(channels, replay.after, number)
         except BusUnavailable as error:
             await asyncio.sleep(error.retry_after)
-            return size
+            return min(2 * size, PAGE_BYTES)  # it may have been too much to be read in time
         async with self._turn:
             # Else it was sent elsewhere while the bus was read.
             if connection.replay is replay:

@@ -160,6 +160,9 @@ class Push:
             return Start(cursor, position)
         cut = self.bus.cut
         former = None if cut is None else parse_cursor(cursor, cut.epoch)
+        if former is None:
+            # Another instance may have learnt of a new epoch before this one: then the bus says so.
+            await self.bus.end()
         if cut is None or former is None or cut.position == ZERO:
             return Start(cursor, reset=True)
         return Start(cursor, min(former, cut.position), reset=True)
