@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -11,11 +11,12 @@ import pytest
 
 from msgpush.adapters.redis_bus import LOG, RedisBus
 from msgpush.adapters.redis_link import HASH_TAG, RedisTarget
+from msgpush.domain.connection import Connection, Subscription
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.ports import Bus, Stored
 from msgpush.domain.service import Push
 from tests.contracts.bus import BusContract, Read, read, store
-from tests.support.fakes import FakeClock, make
+from tests.support.fakes import FakeClock, FakeSink, PlainView, make
 from tests.support.redis_servers import Certificates, ClusterGroup, RedisServer, info, redis_binary, wait_for
 
 
@@ -244,7 +245,7 @@ async def test_a_cursor_of_an_epoch_that_another_instance_has_learnt_first_is_no
 
         setattr(link, "call", wait)  # noqa: B010 - a method, for once
         with server.client() as client:
-            client.hset(f"{HASH_TAG}:head", mapping={"epoch": "newepoch", "previous": two.epoch, "cut": "1-0"})
+            client.hset(f"{HASH_TAG}:head", mapping={"epoch": "newepoch", "number": 99})
         with pytest.raises(BusUnavailable):
             await push.start_at(f"1newepoch.{end.ms}-{end.seq}")
         late.set()
@@ -260,3 +261,60 @@ async def test_an_instance_that_has_only_been_asked_for_its_health_begins_with_t
         await bus.end()
         assert bus.epoch != before
         await store(bus, make("m1", "a"))
+
+
+async def test_a_log_that_falls_back_into_a_former_epoch_begins_a_new_one(server: RedisServer) -> None:
+    async with opened(server) as bus, Push(bus) as push:
+        first = bus.epoch
+        (position,) = await store(bus, make("m1", "a"))
+        with server.client() as client:
+            kept = {key: client.dump(key) for key in client.scan_iter()}
+            client.hdel(f"{HASH_TAG}:head", "epoch")
+            await become(lambda: bus.epoch != first)
+            second = bus.epoch
+            client.flushall()
+            for key, value in kept.items():
+                client.restore(key, 0, value)
+        await become(lambda: bus.epoch != second)
+        assert bus.epoch != first
+        # A cursor of the epoch that it fell back into would hide what came after it and is lost.
+        assert (await push.start_at(f"1{first}.{position.ms}-{position.seq}")).reset
+
+
+async def become(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - the tail's own time decides
+            await asyncio.sleep(0.01)
+
+
+async def test_a_log_that_is_emptied_under_open_connections_begins_anew_and_is_told(server: RedisServer) -> None:
+    async with opened(server) as one, opened(server) as two, Push(one) as push, Push(two):
+        sink = FakeSink()
+        subscription = Subscription(frozenset({"a"}), PlainView())
+        push.subscribe(Connection("c", sink), subscription, await push.start_at(None), lambda _: b"open\n")
+        await store(two, make("m1", "a"))
+        await become(lambda: sink.ids == ["m1"])
+        with server.client() as client:
+            client.flushall()
+        await become(lambda: one.epoch == two.epoch and len(sink.gaps) == 1)
+        await store(two, make("m2", "a"))
+        await become(lambda: sink.ids == ["m1", "m2"])
+        assert [gap.reason for gap in sink.gaps] == ["reset"]
+        assert push.alive
+
+
+async def test_an_entry_that_someone_else_has_written_does_not_end_delivery(server: RedisServer) -> None:
+    async with opened(server) as bus, Push(bus) as push:
+        with server.client() as client:
+            client.xadd(LOG, {"p": "what", "m": "is this"})
+            await become(lambda: not bus.reachable)
+            client.xtrim(LOG, maxlen=0, approximate=False)
+        await become(lambda: bus.reachable)
+        assert push.alive
+
+
+async def test_a_bus_that_is_closed_refuses(server: RedisServer) -> None:
+    async with opened(server) as bus:
+        pass
+    (refused,) = await bus.append([make("m1", "a")])
+    assert isinstance(refused, BusUnavailable)

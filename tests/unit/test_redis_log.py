@@ -134,3 +134,8 @@ def test_tags_differ_and_have_no_dash() -> None:
     tags = {new_tag() for _ in range(1000)}
     assert len(tags) == 1000
     assert not any(b"-" in tag or b" " in tag for tag in tags)
+
+
+def test_the_first_entry_of_all_links_to_no_call() -> None:
+    (entry,), _, before = Decoder().log([stored(ORIGIN, mark(5), "a")], mark(3))
+    assert (before, entry.prev) == (ORIGIN, ORIGIN.position)

@@ -10,7 +10,8 @@
 --          each message {ttl in ms, number of its id or 0, digest, timestamp, {numbers of its channels}}
 -- then each message as it is stored
 --
--- Answers {"ok", ms, seq of the first, the log's length before, index, what was accepted before or "", ...}; or, with nothing written,
+-- Answers {"ok", ms, seq of the first, the log's length before, index, what was accepted before or "", ...}; or, with
+-- nothing written,
 -- {"epoch", the log's} where the log has another name, and {"lost"} where it lacks what the writer knows to be in it.
 
 local DAY = 86400000
@@ -27,9 +28,8 @@ log_length, history_length = format('%.0f', log_length), format('%.0f', history_
 local head = call('HMGET', KEYS[1], 'epoch', 'ms', 'seq', 'tag')
 if head[1] ~= epoch then return {'epoch', head[1] or ''} end
 local ms, seq, last_tag = tonumber(head[2]), tonumber(head[3]), head[4]
-if ms < known_ms or (ms == known_ms and (seq < known_seq or (seq == known_seq and known_tag ~= UNKNOWN and last_tag ~= known_tag))) then
-  return {'lost'}
-end
+local same = known_tag == UNKNOWN or last_tag == known_tag
+if ms < known_ms or (ms == known_ms and (seq < known_seq or (seq == known_seq and not same))) then return {'lost'} end
 local link = format('%.0f-%.0f-%s', ms, seq, last_tag)
 
 if now == 0 then

@@ -1,16 +1,17 @@
 -- Give the log a new name, if it still has the one that the caller has seen: of several callers, one does.
 --
--- KEYS[1]  the log's head, a hash: epoch, ms, seq, tag, previous, cut
+-- KEYS[1]  the log's head, a hash: epoch, number, ms, seq, tag, previous, cut
 -- KEYS[2]  the log, a stream
--- ARGV     the name seen ("" for none), the new name, its predecessor, the last position that both have, a tag,
---          now in milliseconds or 0, the log's length
+-- ARGV     the name seen ("" for none), the new name, the number of the caller's epoch, its name, the last position
+--          that both have, a tag, now in milliseconds or 0, the log's length
 --
 -- Answers 1 where the name was given, else 0.
 
-local epoch, name, previous, cut, tag, now, log_length = unpack(ARGV)
+local epoch, name, number, previous, cut, tag, now, log_length = unpack(ARGV)
 if (redis.call('HGET', KEYS[1], 'epoch') or '') ~= epoch then return 0 end
 
-local head = redis.call('HMGET', KEYS[1], 'ms', 'seq', 'tag')
+local head = redis.call('HMGET', KEYS[1], 'ms', 'seq', 'tag', 'number')
+number = math.max(tonumber(number), tonumber(head[4] or 0)) + 1
 local ms, seq, last_tag = tonumber(head[1] or 0), tonumber(head[2] or 0), head[3] or '--------'
 local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if newest then
@@ -31,5 +32,6 @@ end
 if now > ms then ms, seq = now, 0 else seq = seq + 1 end
 local stored = tag .. ' 60 epoch ' .. name .. ' \n{}'
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', log_length, string.format('%.0f-%.0f', ms, seq), 'p', link, 'm', stored)
-redis.call('HSET', KEYS[1], 'epoch', name, 'previous', previous, 'cut', cut, 'ms', ms, 'seq', seq, 'tag', tag)
+redis.call('HSET', KEYS[1], 'epoch', name, 'number', number, 'previous', previous, 'cut', cut)
+redis.call('HSET', KEYS[1], 'ms', ms, 'seq', seq, 'tag', tag)
 return 1

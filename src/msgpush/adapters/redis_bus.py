@@ -69,6 +69,7 @@ class _State(NamedTuple):
     """What the log says of itself."""
 
     epoch: str
+    number: int  # of the epoch, counted from the first
     cut: Cursor | None
     end: Mark
 
@@ -108,6 +109,7 @@ class RedisBus:
         self._decoder = Decoder()
         self._chain = Chain(ORIGIN)
         self._links = (self._writer, self._reader, self._asker, self._tail_link)
+        self._number = 0
         self._tailing = False
         self._doubt = False
         self._count = READ
@@ -133,6 +135,8 @@ class RedisBus:
     async def append(self, drafts: Sequence[Draft]) -> list[Stored | Conflict | BusUnavailable]:
         if not drafts:
             return []
+        if self._task is None or self._task.done():
+            return [BusUnavailable("the bus is not open")] * len(drafts)
         waiting = _Waiting(drafts, [], asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._arrived.set()
@@ -291,12 +295,14 @@ class RedisBus:
         return state.end.position
 
     async def _state(self) -> _State:
-        fields, length = await self._ask(("HMGET", HEAD, "epoch", "previous", "cut", "ms", "seq", "tag"), ("XLEN", LOG))
+        fields, length = await self._ask(
+            ("HMGET", HEAD, "epoch", "number", "previous", "cut", "ms", "seq", "tag"), ("XLEN", LOG)
+        )
         self.length = length
-        epoch, previous, cut, ms, seq, tag = fields
+        epoch, number, previous, cut, ms, seq, tag = fields
         end = Mark(Position(int(ms), int(seq)), tag) if ms is not None else ORIGIN
         before = Cursor(previous.decode(), position_of(cut)) if previous else None
-        return _State((epoch or b"").decode(), before, end)
+        return _State((epoch or b"").decode(), int(number or 0), before, end)
 
     async def _ask(self, *commands: Command) -> list[Any]:
         try:
@@ -315,8 +321,9 @@ class RedisBus:
         while True:
             try:
                 if self._doubt:
+                    self._doubt = False
                     cut = await self._settle(broken)
-                    self._doubt = broken = False
+                    broken = False
                     if not self._failures:
                         self._find()
                     if cut is not None:
@@ -324,6 +331,12 @@ class RedisBus:
                 entries, broken = await self._next()
             except BusUnavailable as error:
                 self._lose(error)
+                await backoff.pause()
+                continue
+            except Exception:
+                # Delivery must outlive a mistake, or an entry that someone else has written.
+                log.exception("the log can't be read")
+                self._lose(BusUnavailable("the log can't be read"))
                 await backoff.pause()
                 continue
             backoff.reset()
@@ -341,6 +354,7 @@ class RedisBus:
         # Whatever it comes back as has to be looked at first. A connection that is merely cut is no word about Redis.
         self._doubt = True
         self._failures += 1
+        self._count = max(1, self._count // 2)  # it may have been too much to be read in time
         if self.reachable and self._failures > 1:
             self.reachable = False
             log.warning("%s; streams stay open, and continue when it is back", error)
@@ -400,7 +414,7 @@ class RedisBus:
             self._count = min(READ, 2 * self._count)
         else:
             size = sum(len(entry.body) for entry in entries)
-            self._count = max(READ // 64, min(READ, READ_BYTES * len(entries) // max(size, 1)))
+            self._count = max(1, min(READ, READ_BYTES * len(entries) // max(size, 1)))
 
     # Epochs
 
@@ -408,9 +422,12 @@ class RedisBus:
         while not state.epoch:
             await self._begin("", "", ZERO)
             state = await self._state()
-        self.epoch, self.cut = state.epoch, state.cut
+        self._enter(state)
         self._chain.begin(state.end)
         return state
+
+    def _enter(self, state: _State) -> None:
+        self.epoch, self._number, self.cut = state.epoch, state.number, state.cut
 
     async def _settle(self, broken: bool) -> Cut | None:
         """Compare what this instance has seen with what the log says of itself; None where they agree."""
@@ -425,7 +442,9 @@ class RedisBus:
                 whole = not broken and common == chain.head and await self._holding(unread, state) == len(unread)
                 if whole:
                     return None
-            if state.epoch in ("", self.epoch):
+            # Where it has an earlier name, it has lost its end, and the word of the later one with it: cursors of the
+            # earlier one can't be trusted either.
+            if state.epoch == self.epoch or state.number <= self._number:
                 if not await self._begin(state.epoch, self.epoch, common.position):
                     continue
                 state = await self._state()
@@ -441,7 +460,7 @@ class RedisBus:
             state.epoch,
             id_of(end.position),
         )
-        self.epoch, self.cut = state.epoch, state.cut
+        self._enter(state)
         self._chain.begin(end)
         return Cut(state.epoch, end.position)
 
@@ -452,7 +471,7 @@ class RedisBus:
 
     async def _begin(self, seen: str, previous: str, cut: Position) -> bool:
         name = new_epoch()
-        args = (seen, name, previous, id_of(cut), new_tag(), self._now_ms(), self._log_length)
+        args = (seen, name, self._number, previous, id_of(cut), new_tag(), self._now_ms(), self._log_length)
         try:
             (won,) = await self._asker.script(self._begin_script, [HEAD, LOG], args)
         except NotNow as error:

@@ -282,9 +282,11 @@ class Link:
             except (RedisError, OSError, TimeoutError) as error:
                 failed = error
                 continue
-            # The next time, those come first that have answered.
-            known = [address, *(each for each in self._hosts if each != address)]
-            self._hosts = list(dict.fromkeys(known))
+            finally:
+                # Who has answered comes first the next time, and who hasn't, last: before the time is up.
+                self._hosts.remove(address)
+                self._hosts.append(address)
+            self._hosts.insert(0, self._hosts.pop())
             return found
         raise failed
 

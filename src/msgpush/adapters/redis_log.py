@@ -128,8 +128,7 @@ class Decoder:
 
 
 def _read_link(text: bytes) -> Mark:
-    id, _, tag = text.rpartition(b"-")
-    return Mark(position_of(id), tag)
+    return Mark(position_of(text[: -TAG - 1]), text[-TAG:])
 
 
 class Chain:

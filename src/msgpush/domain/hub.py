@@ -106,6 +106,7 @@ class Hub:
 
     def cut(self, epoch: str, end: Position) -> None:
         """Go on as another log after `end`: what came after that is lost, or may be, and every reader is told."""
+        end = min(end, self.head)
         readers = [each for cohort in self._cohorts.values() for each in (*cohort.live, *cohort.behind)]
         for connection, position in [(each, self.position_of(each)) for each in readers]:
             self._restart(connection, min(position, end))
@@ -519,11 +520,14 @@ class Hub:
         if busy and connection.live:
             return  # what is pending is a sign of life itself
         view = cohort.subscription.view
-        if connection.gaps or not connection.sink.offer(view.chunk([view.heartbeat(self.cursor_of(connection))])):
-            if connection.live:
-                self._fall_behind(connection, self.position_of(connection))
-            elif not connection.sink.writable:
-                self._block(connection)
+        # What is missing comes first: the cursor is after it.
+        frames = [*map(view.gap, connection.gaps), view.heartbeat(self.cursor_of(connection))]
+        if connection.sink.offer(view.chunk(frames)):
+            connection.gaps.clear()
+        elif connection.live:
+            self._fall_behind(connection, self.position_of(connection))
+        elif not connection.sink.writable:
+            self._block(connection)
 
     def _schedule(self, connection: Connection) -> None:
         # A tenth of the interval is spread evenly over the connections, or all that got the same message at the same

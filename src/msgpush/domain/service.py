@@ -155,14 +155,18 @@ class Push:
             return NOW
         if cursor == EARLIEST:
             return Start(EARLIEST)
-        position = parse_cursor(cursor, self.bus.epoch)
-        if position is not None and (position <= self.hub.head or position <= await self.bus.end()):
-            return Start(cursor, position)
-        cut = self.bus.cut
+        epoch, cut = self.bus.epoch, self.bus.cut
+        position = parse_cursor(cursor, epoch)
         former = None if cut is None else parse_cursor(cursor, cut.epoch)
+        if position is not None and position <= self.hub.head:
+            return Start(cursor, position)
         if former is None:
-            # Another instance may have learnt of a new epoch before this one: then the bus says so.
-            await self.bus.end()
+            # It may come from another instance, which is further, or has learnt of a new epoch before this one.
+            end = await self.bus.end()
+            if self.bus.epoch != epoch:
+                return await self.start_at(cursor)
+            if position is not None and position <= end:
+                return Start(cursor, position)
         if cut is None or former is None or cut.position == ZERO:
             return Start(cursor, reset=True)
         return Start(cursor, min(former, cut.position), reset=True)
