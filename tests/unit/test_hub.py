@@ -551,3 +551,15 @@ def test_a_log_that_begins_anew_gives_everything_that_it_has() -> None:
     driver.settle()
     assert reader.sink.ids == ["m1", "m2"]
     assert reader.sink.gaps == [Gap(None, old, "reset")]
+
+
+def test_a_reader_that_waits_for_the_bus_gets_its_gap_and_heartbeats_meanwhile() -> None:
+    driver = Driver()
+    reader = driver.connect("a", after="foreign", settle=False)
+    for _ in range(2):
+        driver.clock.advance(34)
+        driver.hub.beat()
+    assert [line.split(" ")[0] for line in reader.sink.lines] == ["open", "gap", "heartbeat", "heartbeat"]
+    driver.say(make("m1", "a"))
+    assert reader.sink.ids == ["m1"]
+    assert len(reader.sink.gaps) == 1

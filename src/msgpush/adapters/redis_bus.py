@@ -486,23 +486,27 @@ class RedisBus:
 
     async def _holding(self, marks: Sequence[Mark], state: _State) -> int:
         """How many of these entries, which follow one another, the log still holds, or has trimmed since."""
-        (oldest,) = await self._ask(("XRANGE", LOG, "-", "+", "COUNT", 1))
-        if not oldest and not state.epoch:
-            return 0
-        first = position_of(oldest[0][0]) if oldest else state.end.position
         low, high = 0, len(marks)  # it holds marks[:low], and doesn't hold marks[high:]
         while low < high:
             middle = (low + high) // 2
-            mark = marks[middle]
-            if mark.names(state.end) or mark.position < first or await self._holds(mark):
+            if await self._holds(marks[middle], state):
                 low = middle + 1
             else:
                 high = middle
         return low
 
-    async def _holds(self, mark: Mark) -> bool:
-        (found,) = await self._ask(("XRANGE", LOG, id_of(mark.position), id_of(mark.position)))
-        return bool(found) and mark.names(Mark(mark.position, found[0][1][3][:TAG]))
+    async def _holds(self, mark: Mark, state: _State) -> bool:
+        if mark.names(state.end):
+            return True
+        # In this order: what is trimmed between the two isn't taken for lost.
+        found, oldest = await self._ask(
+            ("XRANGE", LOG, id_of(mark.position), id_of(mark.position)), ("XRANGE", LOG, "-", "+", "COUNT", 1)
+        )
+        if found:
+            return mark.names(Mark(mark.position, found[0][1][3][:TAG]))
+        if oldest:
+            return mark.position < position_of(oldest[0][0])
+        return bool(state.epoch)  # all of it trimmed; or all of it gone, head and all
 
 
 def _results(group: list[Draft], answer: list[Any]) -> list[Stored | Conflict | BusUnavailable]:
