@@ -318,3 +318,8 @@ async def test_a_bus_that_is_closed_refuses(server: RedisServer) -> None:
         pass
     (refused,) = await bus.append([make("m1", "a")])
     assert isinstance(refused, BusUnavailable)
+
+
+async def test_streams_are_admitted_from_the_moment_that_the_bus_was_reached(server: RedisServer) -> None:
+    async with opened(server) as bus, Push(bus) as push:
+        push.admit()

@@ -424,6 +424,7 @@ class RedisBus:
             state = await self._state()
         self._enter(state)
         self._chain.begin(state.end)
+        self._find()
         return state
 
     def _enter(self, state: _State) -> None:
