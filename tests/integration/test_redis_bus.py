@@ -50,8 +50,8 @@ class TestOldestRedisOverTls(RedisContract):
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
     def serve(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-        certificates = Certificates(tmp_path_factory.mktemp("tls"))
-        with RedisServer(redis_binary(), tls=certificates) as cls.server:
+        binary = redis_binary()
+        with RedisServer(binary, tls=Certificates(tmp_path_factory.mktemp("tls"))) as cls.server:
             cls.url = cls.server.url
             yield
 
