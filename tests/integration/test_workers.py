@@ -1,7 +1,7 @@
 """Several processes on one port: workers of the real service, and the supervisor that keeps them running.
 
-Here each worker has an embedded bus, which `msgpush serve` refuses for good reason: whose stream it is shows in its
-cursors, since every log has a name of its own.
+In most tests each worker has an embedded bus, which `msgpush serve` refuses for good reason: whose stream it is shows
+in its cursors, since every log has a name of its own.
 """
 
 import os
@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from msgpush.entrypoints.supervisor import Backoff, Supervisor, listen_together, worker_command
 from tests.support.client import RawConnection, SseClient, request
+from tests.support.redis_servers import RedisServer
 from tests.support.service import ServiceProcess, eventually
 
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -226,6 +227,28 @@ def test_workers_do_not_join_a_port_that_is_served_already(tmp_path: Path) -> No
         other.__exit__()
         (line,) = other.log
         assert line["event"].startswith(f"can't listen on 127.0.0.1 port {service.port}: ")
+
+
+def test_the_command_serves_with_several_workers_on_redis() -> None:
+    with (
+        RedisServer() as redis,
+        ServiceProcess("--workers", "2", REDIS_URL=redis.url, DRAIN_SECONDS="1") as service,
+        ExitStack() as opened,
+    ):
+        # Each worker reaches the bus by itself, and a request may go to either.
+        eventually(lambda: all(request(service.port, "GET", "/health/ready").status == 200 for _ in range(20)))
+        found = [opened.enter_context(SseClient(service.port, "/sse/stream/a")) for _ in range(40)]
+        assert {stream.next().type for stream in found} == {"msgpush.open"}
+        eventually(lambda: len(request(service.port, "GET", "/api/v1/connections/stats").json()["by_node"]) == 2)
+        ids = [f"m{n}" for n in range(10)]
+        for id in ids:
+            publish(service.port, id)
+        for stream in found:
+            assert [msgspec.json.decode(event.data)["id"] for event in stream.take(10)] == ids
+        service.signal(signal.SIGTERM)
+        for stream in found:
+            assert stream.rest()[-1].data == '{"reason":"drain","reconnect":true}'
+        assert service.wait() == 0
 
 
 # The supervisor, with workers that are no service
