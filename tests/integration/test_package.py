@@ -15,6 +15,7 @@ import pytest
 from msgpush import __version__
 from tests.support.client import request
 from tests.support.service import eventually
+from tests.support.tokens import SECRET
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,24 +50,39 @@ def test_the_image_starts_is_healthy_and_ends_on_sigterm(installed: Path, tmp_pa
     block = re.search(r"ENV (.*?)\n[A-Z]", text, re.DOTALL)
     assert block is not None
     environ = dict(re.findall(r"(\w+)=(\S+)", block[1]))
-    assert environ["ENABLE_AUTH"] == "false", "until there are tokens, the image says openly that it has none"
+    without_key = subprocess.run(
+        [installed / "msgpush", "serve"],
+        env=environ,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert without_key.returncode == 2
+    assert "set a key for tokens (JWT_SECRET, JWT_PUBLIC_KEY or JWKS_URL)" in without_key.stderr
     check = re.search(r'CMD \["/app/bin/python", "-c", "(.*?)"\]', text)
     assert check is not None
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environ |= {"SERVICE_HOST": "127.0.0.1", "SERVICE_PORT": str(port), "PATH": os.environ["PATH"]}
+    environ |= {
+        "JWT_SECRET": SECRET,
+        "SERVICE_HOST": "127.0.0.1",
+        "SERVICE_PORT": str(port),
+        "PATH": os.environ["PATH"],
+    }
     process = subprocess.Popen(
         [installed / "msgpush", "serve"], env=environ, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     try:
         health = [installed / "python", "-c", check[1]]
         eventually(lambda: subprocess.run(health, env=environ, capture_output=True, check=False).returncode == 0)
-        assert request(port, "GET", "/health").json()["version"] == __version__
+        assert request(port, "GET", "/health").status == 200
+        assert request(port, "GET", "/sse/stream/a").status == 401
         process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=15)
+        process.communicate(timeout=15)
         assert process.returncode == 0
-        assert b"authentication is off" in log
     finally:
         if process.poll() is None:
             process.kill()

@@ -19,7 +19,10 @@ from msgpush.entrypoints.cli import main
         (["server"], 2, "there is no command 'server'"),
         (["serve", "--service-port", "x"], 2, "--service-port"),
         (["serve", "--workers", "2"], 2, "--workers is '2': several processes need a bus that they share"),
-        (["serve", "--jwt-secret", "hunter2" * 6], 2, "not in this version yet"),
+        (["serve", "--jwt-secret", "hunter2"], 2, "--jwt-secret (its value is not shown)"),
+        (["token"], 2, "usage: msgpush token"),
+        (["token", "--help"], 0, "issue|inspect"),
+        (["token", "issue", "--sub", "me"], 2, "JWT_SECRET has no value"),
     ],
 )
 def test_every_way_to_ask_has_its_answer_and_status(

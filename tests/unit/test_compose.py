@@ -6,6 +6,7 @@ from pathlib import Path
 from msgpush.entrypoints.cli import DRAIN_GRACE
 from msgpush.entrypoints.protocol import Limits
 from msgpush.entrypoints.settings import DEFAULTS, Settings
+from tests.support.tokens import SECRET
 
 ROOT = Path(__file__).parents[2]
 NGINX = (ROOT / "deploy" / "nginx.conf").read_text()
@@ -54,11 +55,17 @@ def test_nginx_alone_can_be_reached_and_from_this_machine_alone() -> None:
 
 
 def test_the_environment_of_an_instance_is_valid_and_its_numbers_are_the_defaults() -> None:
-    settings = Settings.from_environ({**ENVIRONMENT, "SERVICE_HOST": "0.0.0.0"})
-    assert (settings.mode, settings.redis_host) == ("open", "redis")
+    proxies = re.findall(r"TRUSTED_PROXIES: '(.*)'", INSTANCE)[0]
+    given = {"SERVICE_HOST": "0.0.0.0", "JWT_SECRET": SECRET, "TRUSTED_PROXIES": proxies}
+    settings = Settings.from_environ({**ENVIRONMENT, **given})
+    assert (settings.mode, settings.redis_host) == ("tokens", "redis")
     assert "redis" in names(SERVICES)
-    others = {name: text for name, text in ENVIRONMENT.items() if name not in ("REDIS_HOST", "ENABLE_AUTH")}
+    others = {name: text for name, text in ENVIRONMENT.items() if name not in ("REDIS_HOST", *given)}
     assert others == {name: DEFAULTS[name.lower()] for name in others}
+
+
+def test_compose_starts_nothing_without_a_key_and_says_so() -> None:
+    assert re.search(r"JWT_SECRET: \$\{JWT_SECRET:\?[^}]*openssl rand -hex 32", INSTANCE)
 
 
 def test_an_instance_is_given_longer_than_its_drain_takes() -> None:

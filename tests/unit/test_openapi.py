@@ -14,7 +14,7 @@ from msgpush.entrypoints.app import create_app, lifespan
 from msgpush.entrypoints.settings import Settings
 from tests.support.asgi import AsgiDriver
 
-DOCUMENT: dict[str, Any] = msgspec.json.decode(openapi("1.2.3"))
+DOCUMENT: dict[str, Any] = msgspec.json.decode(openapi())
 OPERATIONS = [
     (method, path, operation) for path, methods in DOCUMENT["paths"].items() for method, operation in methods.items()
 ]
@@ -72,12 +72,14 @@ def test_every_route_is_described_and_every_description_has_its_route() -> None:
 
 def test_it_says_its_version_and_where_it_is_served_from() -> None:
     assert DOCUMENT["openapi"].startswith("3.1.")
-    assert DOCUMENT["info"]["version"] == "1.2.3"
+    assert DOCUMENT["info"]["version"] == "1"
     assert [server["url"] for server in DOCUMENT["servers"]] == ["."], "beside the document, under any prefix"
 
 
 def test_every_reference_resolves_and_nothing_is_there_that_nobody_refers_to() -> None:
     references = {each["$ref"] for each in walk(DOCUMENT) if "$ref" in each}
+    schemes = {name for _, _, each in OPERATIONS for way in each.get("security", ()) for name in way}
+    references |= {f"#/components/securitySchemes/{name}" for name in schemes}
     kept = {f"#/components/{kind}/{name}" for kind, all in DOCUMENT["components"].items() for name in all}
     assert references == kept
 
@@ -113,7 +115,7 @@ def test_a_stream_describes_every_spelling_of_every_parameter(path: str, method:
         ),
         (
             "/api/v1/channels/a/messages",
-            {"after": "earliest", "limit": "1", "token": "t"},
+            {"after": "earliest", "limit": "1"},
         ),
         (
             "/api/v1/connections",

@@ -1,4 +1,4 @@
-"""Settings: one table; a wrong one stops the start with one line, and none asks for what isn't there."""
+"""Settings: one table; a wrong one stops the start with one line, and none is ignored."""
 
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
@@ -7,17 +7,23 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from joserfc.errors import SecurityWarning
+from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from msgpush.domain.message import TYPES
 from msgpush.entrypoints.settings import (
     DEFAULTS,
-    NOT_YET,
     SETTINGS,
     Settings,
     SettingsError,
     help_text,
     markdown_table,
 )
+from tests.support.tokens import ED25519, P256, RSA, SECRET, private_pem, public_pem
+
+with pytest.warns(SecurityWarning):
+    SHORT_RSA = public_pem(RSAKey.generate_key(1024))
+PEMS = [public_pem(RSA), public_pem(P256), public_pem(ED25519)]
 
 BAD_NUMBERS = ["x", "-1", "+1", " 1", "1 ", "1\n", "1_0", "1e3", "0x10", "nan", "inf", "-0", "١", "9" * 400]
 BAD_WHOLE = [*BAD_NUMBERS, "1.5", "1.0"]
@@ -51,9 +57,6 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "MAX_MESSAGE_BYTES": [("1024", 1024), ("16777216", 16777216)],
     "MAX_BATCH_BYTES": [("1024", 1024), ("1073741824", 1073741824)],
     "MAX_CONNECTIONS": [("1", 1), ("1000000", 1000000)],
-    "MAX_CONNECTIONS_PER_SUBJECT": [("0", 0)],
-    "MAX_CONNECTIONS_PER_ADDRESS": [("0", 0)],
-    "PUBLISH_RATE": [("0", 0.0), ("0.0", 0.0)],
     "HEARTBEAT_INTERVAL": [("0.2", 0.2), ("0.01", 0.01), ("30", 30.0), ("3600", 3600.0)],
     "DEFAULT_EVENTS": [
         ("progress,error", {"progress", "error"}),
@@ -72,30 +75,29 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
         ('["http://[::1]:8080"]', ("http://[::1]:8080",)),
         ('["HTTPS://A.Example:443", "http://a:80"]', ("https://a.example", "http://a")),
     ],
-    "TRUSTED_PROXIES": [("[]", ())],
+    "TRUSTED_PROXIES": [
+        ("[]", ()),
+        ('["10.0.0.0/8", "::1"]', (IPv4Network("10.0.0.0/8"), IPv6Network("::1/128"))),
+        ('["192.0.2.1"]', (IPv4Network("192.0.2.1/32"),)),
+    ],
     "ROOT_PATH": [("/push", "/push"), ("/a/b-c.d", "/a/b-c.d")],
     "ENABLE_AUTH": [("false", False), ("0", False), ("no", False), ("off", False), ("FALSE", False)],
+    "JWT_SECRET": [("s" * 32,) * 2, ("é" * 16,) * 2],
+    "JWT_PUBLIC_KEY": [
+        *((pem, pem) for pem in PEMS),
+        (PEMS[0].replace("\n", "\\n"), PEMS[0].replace("\n", "\\n")),
+    ],
+    "JWKS_URL": [("https://id.example/jwks",) * 2, ("http://keys",) * 2],
+    "MAX_TOKEN_LIFETIME": [("60", 60), ("2592000", 2_592_000)],
+    "METRICS_TOKEN": [("abc-_.~+/=",) * 2],
+    "MAX_CONNECTIONS_PER_SUBJECT": [("0", 0), ("1", 1)],
+    "MAX_CONNECTIONS_PER_ADDRESS": [("0", 0), ("1000000", 1000000)],
+    "PUBLISH_RATE": [("0", 0.0), ("0.0", 0.0), ("0.5", 0.5), ("1000000", 1000000.0)],
     "JWT_ISSUER": [("https://id.example", "https://id.example")],
     "JWT_AUDIENCE": [("msgpush", "msgpush")],
     "JWT_LEEWAY": [("0", 0.0), ("2.5", 2.5)],
     "LOG_LEVEL": [("debug",) * 2, ("info",) * 2, ("warning",) * 2, ("error",) * 2, ("INFO", "info")],
     "LOG_FORMAT": [("console",) * 2, ("json",) * 2, ("JSON", "json")],
-}
-
-# What a setting takes that stops the start for another reason: this version doesn't have what it asks for.
-LATER: dict[str, list[tuple[str, Any]]] = {
-    "ENABLE_AUTH": [("true", True), ("1", True), ("yes", True), ("on", True), ("True", True)],
-    "JWT_SECRET": [("s" * 32,) * 2, ("é" * 16,) * 2],
-    "JWT_PUBLIC_KEY": [("-----BEGIN PUBLIC KEY-----\nMCow\n-----END PUBLIC KEY-----",) * 2],
-    "JWKS_URL": [("https://id.example/jwks",) * 2, ("http://keys",) * 2],
-    "METRICS_TOKEN": [("abc-_.~+/=",) * 2],
-    "MAX_CONNECTIONS_PER_SUBJECT": [("1", 1)],
-    "MAX_CONNECTIONS_PER_ADDRESS": [("1000000", 1000000)],
-    "PUBLISH_RATE": [("0.5", 0.5), ("1000000", 1000000.0)],
-    "TRUSTED_PROXIES": [
-        ('["10.0.0.0/8", "::1"]', (IPv4Network("10.0.0.0/8"), IPv6Network("::1/128"))),
-        ('["192.0.2.1"]', (IPv4Network("192.0.2.1/32"),)),
-    ],
 }
 
 BAD: dict[str, tuple[list[str], str]] = {
@@ -165,7 +167,22 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "ROOT_PATH": (["/", "push", "/push/", "//push", "/a//b", "/a b", "/a?x", "https://a/x"], "a path such as /push"),
     "ENABLE_AUTH": (["x", "2", "tru", " true", "null"], "true or false"),
-    "JWT_SECRET": (["s" * 31, "é" * 15, " "], "at least 32 bytes long"),
+    "JWT_SECRET": (["s" * 31, "é" * 15, " ", PEMS[0]], "at least 32 bytes long"),
+    "JWT_PUBLIC_KEY": (
+        [
+            "x",
+            "-----BEGIN PUBLIC KEY-----\nMCow\n-----END PUBLIC KEY-----",
+            private_pem(RSA),
+            private_pem(P256),
+            private_pem(ED25519),
+            SHORT_RSA,
+            public_pem(ECKey.generate_key("P-384")),
+            public_pem(OKPKey.generate_key("X25519")),
+            PEMS[0][:-40],
+        ],
+        "a public key in PEM: RSA of 2048 bits or more, EC on P-256, or Ed25519",
+    ),
+    "MAX_TOKEN_LIFETIME": ([*BAD_WHOLE, "59"], "a whole number of seconds from 60 to"),
     "JWKS_URL": (["id.example/jwks", "ftp://x", "https://", "https:///jwks", "https://a b"], "https:// or http://"),
     "JWT_LEEWAY": (BAD_SECONDS, "a number of seconds from 0 to 3600"),
     "METRICS_TOKEN": (["a b", "é", "a\n", '"'], "text of A-Za-z0-9._~+/=-"),
@@ -173,8 +190,9 @@ BAD: dict[str, tuple[list[str], str]] = {
     "LOG_FORMAT": (["text", "console,json"], "console or json"),
 }
 
-ANYTHING_GOES = {"REDIS_PASSWORD", "JWT_PUBLIC_KEY", "JWT_ISSUER", "JWT_AUDIENCE"}
-ALWAYS_SECRET = {"JWT_SECRET", "REDIS_PASSWORD", "METRICS_TOKEN"}
+ANYTHING_GOES = {"REDIS_PASSWORD", "JWT_ISSUER", "JWT_AUDIENCE"}
+# What stands for the public key may be the private one, by mistake.
+ALWAYS_SECRET = {"JWT_SECRET", "JWT_PUBLIC_KEY", "REDIS_PASSWORD", "METRICS_TOKEN"}
 
 
 def cases(table: dict[str, list[Any]]) -> list[tuple[str, Any]]:
@@ -206,9 +224,8 @@ def outcome(environ: dict[str, str], argv: list[str]) -> str | None:
 
 def test_these_tables_cover_every_setting() -> None:
     names = {name.upper() for name in SETTINGS}
-    assert GOOD.keys() | LATER.keys() == names
+    assert GOOD.keys() == names
     assert BAD.keys() | ANYTHING_GOES == names
-    assert {name.upper() for name in NOT_YET} == LATER.keys()
 
 
 def test_the_defaults_are_the_contracts() -> None:
@@ -238,6 +255,7 @@ def test_the_defaults_are_the_contracts() -> None:
         "CORS_ORIGINS": "[]",
         "TRUSTED_PROXIES": "[]",
         "JWT_LEEWAY": "30",
+        "MAX_TOKEN_LIFETIME": "2592000",
         "LOG_LEVEL": "info",
         "LOG_FORMAT": "console",
     }
@@ -277,30 +295,6 @@ def test_a_wrong_value_is_refused_in_a_line_with_the_setting_the_value_and_what_
         assert allowed in line
         if name not in ALWAYS_SECRET:
             assert repr(text)[:70] in line
-
-
-@pytest.mark.parametrize(("name", "case"), cases(LATER))
-def test_what_this_version_cannot_do_stops_the_start_and_says_what_to_do(name: str, case: tuple[str, Any]) -> None:
-    text, value = case
-    assert SETTINGS[name.lower()].kind.parse(text) == value
-    # Switching authentication off doesn't excuse asking for it, or for anything else that would be ignored.
-    open_mode = {} if name == "ENABLE_AUTH" else {"ENABLE_AUTH": "false"}
-    for label, line in (
-        (name, refusal({name: text})),
-        (name, refusal({name: text, **open_mode})),
-        (name, refusal({name: text, "SERVICE_HOST": "0.0.0.0", **open_mode})),
-        (flag(name), refusal({}, [flag(name), text])),
-    ):
-        assert line.startswith(label + " ")
-        assert "not in this version yet; leave it" in line
-
-
-@pytest.mark.parametrize("name", [name.upper() for name in NOT_YET])
-def test_settings_made_in_code_do_not_open_a_service_that_was_asked_to_be_protected(name: str) -> None:
-    _, value = LATER[name][0]
-    settings = Settings(**{name.lower(): value})
-    with pytest.raises(SettingsError, match=f"^{name} "):
-        _ = settings.mode
 
 
 def test_an_empty_variable_counts_as_unset() -> None:
@@ -357,21 +351,20 @@ def test_an_argument_that_is_no_flag_is_told_by_its_place_and_what_it_may_have_m
     ("environ", "argv"),
     [
         ({"JWT_SECRET": "hunter2"}, []),
-        ({"JWT_SECRET": "hunter2" * 9}, []),
-        ({"JWT_SECRET": "hunter2" * 9, "SERVICE_HOST": "0.0.0.0"}, []),
-        ({"METRICS_TOKEN": "hunter2"}, []),
+        ({"JWT_SECRET": "hunter2" * 9, "SERVICE_PORT": "x"}, []),
+        ({"JWT_PUBLIC_KEY": "hunter2"}, []),
         ({"METRICS_TOKEN": "hunter2 "}, []),
         ({"REDIS_URL": "redis://:hunter2@r/x"}, []),
         ({"REDIS_URL": "reddis://:hunter2@r"}, []),
         ({"REDIS_URL": "redis://r?password=hunter2"}, []),
         ({"REDIS_URL": "redis://:hunter2@r", "REDIS_HOST": "r"}, []),
         ({"REDIS_PASSWORD": "hunter2", "SERVICE_PORT": "x"}, []),
-        ({"JWKS_URL": "https://u:hunter2@id.example"}, []),
+        ({"JWKS_URL": "htps://u:hunter2@id.example"}, []),
         ({}, ["--jwt-secret", "hunter2"]),
         ({}, ["--jwt-secret=hunter2"]),
         ({}, ["--jwt-secrte=hunter2"]),
         ({}, ["--jwt-secret", "unquoted", "hunter2"]),
-        ({}, ["--metrics-token", "--hunter2"]),
+        ({}, ["--metrics-token", "hunter2 "]),
     ],
 )
 def test_a_secret_is_never_shown(environ: dict[str, str], argv: list[str]) -> None:
@@ -384,7 +377,11 @@ def test_a_redis_url_without_a_password_is_shown() -> None:
 
 def test_settings_printed_hide_their_secrets() -> None:
     settings = Settings(
-        jwt_secret="hunter2", metrics_token="hunter2", redis_password="hunter2", redis_url="redis://:hunter2@r"
+        jwt_secret="hunter2",
+        jwt_public_key="hunter2",
+        metrics_token="hunter2",
+        redis_password="hunter2",
+        redis_url="redis://:hunter2@r",
     )
     assert "hunter2" not in repr(settings)
     assert "service_port='8089'" in repr(settings)
@@ -411,15 +408,41 @@ def test_a_loopback_address_is_served_in_local_mode(host: str) -> None:
 @pytest.mark.parametrize(
     "host", ["0.0.0.0", "::", "10.0.0.1", "localhost.example.com", "127.0.0.1.example", "0", "128.0.0.1", "fe80::1"]
 )
-def test_another_address_needs_authentication_switched_off_and_both_ways_out_are_named(host: str) -> None:
+def test_another_address_needs_a_key_or_authentication_switched_off_and_both_ways_out_are_named(host: str) -> None:
     for label, line in (
         ("SERVICE_HOST", refusal({"SERVICE_HOST": host})),
         ("--service-host", refusal({}, ["--service-host", host])),
     ):
         assert line.startswith(f"{label} is '{host}'")
         assert "ENABLE_AUTH=false" in line
-        assert "a key for tokens (JWT_SECRET, JWT_PUBLIC_KEY or JWKS_URL), is not in this version yet" in line
+        assert "set a key for tokens (JWT_SECRET, JWT_PUBLIC_KEY or JWKS_URL)" in line
     assert Settings.from_environ({"SERVICE_HOST": host, "ENABLE_AUTH": "false"}).mode == "open"
+    assert Settings.from_environ({"SERVICE_HOST": host, "JWT_SECRET": SECRET}).mode == "tokens"
+
+
+@pytest.mark.parametrize("text", ["true", "1", "yes", "on", "True"])
+def test_authentication_switched_on_without_a_key_stops_the_start_and_both_ways_out_are_named(text: str) -> None:
+    for label, line in (
+        ("ENABLE_AUTH", refusal({"ENABLE_AUTH": text})),
+        ("--enable-auth", refusal({"SERVICE_HOST": "0.0.0.0"}, ["--enable-auth", text])),
+    ):
+        assert line.startswith(f"{label} is true, and there is no key")
+        assert "JWT_SECRET, JWT_PUBLIC_KEY or JWKS_URL" in line
+        assert "ENABLE_AUTH=false" in line
+
+
+@pytest.mark.parametrize(
+    "key", [{"JWT_SECRET": SECRET}, {"JWT_PUBLIC_KEY": PEMS[1]}, {"JWKS_URL": "https://id.example/jwks"}]
+)
+def test_any_key_switches_tokens_on_unless_authentication_is_switched_off(key: dict[str, str]) -> None:
+    assert Settings.from_environ(key).mode == "tokens"
+    assert Settings.from_environ({**key, "ENABLE_AUTH": "true"}).mode == "tokens"
+    assert Settings.from_environ({**key, "ENABLE_AUTH": "false"}).mode == "open"
+
+
+def test_settings_made_in_code_do_not_open_a_service_that_was_asked_to_be_protected() -> None:
+    with pytest.raises(SettingsError, match=r"^ENABLE_AUTH "):
+        _ = Settings(enable_auth=True).mode
 
 
 def test_authentication_switched_off_is_open_on_a_loopback_address_too() -> None:
@@ -472,8 +495,3 @@ def test_the_table_has_a_row_of_three_cells_for_every_setting() -> None:
     assert [line.split("`")[1].lower() for line in lines[2:]] == list(SETTINGS)
     assert all(line.count("|") == 4 and line.endswith(" |") for line in lines[2:])
     assert "| `SERVICE_PORT` | `8089` | Port to listen on; 0: any free one." in lines[3]
-
-
-def test_help_and_table_say_of_what_is_missing_that_it_is() -> None:
-    assert markdown_table().count("Not in this version yet") == len(NOT_YET)
-    assert " ".join(help_text().split()).count("Not in this version yet") == len(NOT_YET)

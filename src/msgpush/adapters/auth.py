@@ -1,36 +1,125 @@
-"""Who a request comes from: the Authenticator port, and the open modes, in which that isn't asked."""
+"""Who a request comes from: by its token or ticket, or by nothing in the open modes, in which that isn't asked."""
 
+import hmac
 import ipaddress
 import re
 from collections.abc import Sequence
 from typing import Protocol
 
+from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from msgpush.adapters.web import error_response
-from msgpush.domain.errors import Denied
+from msgpush.adapters.tokens import Tokens
+from msgpush.adapters.web import error_response, header
+from msgpush.domain.credentials import PREFIX
+from msgpush.domain.errors import Denied, Unauthorized
 from msgpush.domain.grant import EVERYTHING, Grant
+from msgpush.domain.service import NO_TICKET, Push
+
+COOKIE = "msgpush_token"
 
 
 class Authenticator(Protocol):
     """Finds out what the sender of a request may do."""
 
-    async def authenticate(self, scope: Scope) -> Grant:
-        """What the credentials in this request allow."""
+    async def authenticate(self, scope: Scope, token: str | None = None) -> Grant:
+        """What the credentials in this request allow.
+
+        Args:
+            token: what the request's query says, where a token is read there.
+
+        Raises:
+            Unauthorized: there are none, or they aren't valid.
+            Denied: they came along without having been sent: from another origin's page.
+            KeysUnavailable, BusUnavailable: that can't be found out now.
+        """
 
 
 class OpenAuthenticator:
     """Anybody may do anything: authentication is switched off, or the service is in local mode."""
 
-    async def authenticate(self, scope: Scope) -> Grant:
+    async def authenticate(self, scope: Scope, token: str | None = None) -> Grant:
         return EVERYTHING
+
+
+class TokenAuthenticator:
+    """By a token in the header `Authorization`, in the query, or in a cookie: the first that is there decides.
+
+    In the query, a ticket stands for a token.
+
+    Args:
+        origins: further origins whose pages may have a browser send the cookie.
+    """
+
+    def __init__(self, tokens: Tokens, push: Push, origins: Sequence[str] = ()) -> None:
+        self._tokens, self._push = tokens, push
+        self._origins = frozenset(origins)
+
+    async def authenticate(self, scope: Scope, token: str | None = None) -> Grant:
+        bearer = _bearer(scope)
+        if bearer is not None:
+            grant = await self._tokens.read(bearer)
+        elif token is not None:
+            grant = await (self._ticket(token) if token.startswith(PREFIX) else self._tokens.read(token))
+        elif (cookie := _cookie(scope)) is not None:
+            grant = await self._tokens.read(cookie)
+            if not self._is_wanted(scope):
+                raise Denied(_FOREIGN_COOKIE)
+        else:
+            raise Unauthorized("there is no token: send it as `Authorization: Bearer <token>`")
+        self._push.check(grant)
+        return grant
+
+    async def _ticket(self, ticket: str) -> Grant:
+        grant = await self._push.ticket(ticket)
+        if grant is None:
+            raise Unauthorized(NO_TICKET)
+        return grant
+
+    def _is_wanted(self, scope: Scope) -> bool:
+        """Whether a request whose cookie a browser has added was made by a page that may."""
+        origin = header(scope, b"origin")
+        if origin is not None:
+            own = f"{scope['scheme']}://{header(scope, b'host')}".lower()
+            return origin == own or origin in self._origins
+        site = header(scope, b"sec-fetch-site")
+        return scope["method"] in ("GET", "HEAD") and site in (None, "same-origin", "none")
+
+
+_FOREIGN_COOKIE = (
+    "the cookie was sent by another origin's page: CORS_ORIGINS says whose pages may; where a proxy serves this one, "
+    "TRUSTED_PROXIES makes its scheme and name count"
+)
+
+
+def _bearer(scope: Scope) -> str | None:
+    """The token in the header `Authorization` (RFC 6750, section 2.1); other schemes are for others."""
+    given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
+    tokens = [
+        token.strip() for scheme, _, token in (value.partition(" ") for value in given) if scheme.lower() == "bearer"
+    ]
+    if len(tokens) > 1:
+        raise Unauthorized("there is more than one token")
+    return tokens[0] if tokens else None
+
+
+def _cookie(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"cookie" and (token := cookie_parser(value.decode("latin-1")).get(COOKIE)):
+            return token
+    return None
+
+
+def has_token(scope: Scope, token: str) -> bool:
+    """Whether a request carries this very token."""
+    return hmac.compare_digest((_bearer(scope) or "").encode(), token.encode())
 
 
 _HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\[\]:@/]+))(?::[0-9]{1,5})?")
 _PROXY_HEADERS = frozenset((b"forwarded", b"x-real-ip", b"via"))
 _ADVICE = (
-    "the service is in local mode, without authentication, and serves this machine alone; "
-    "to serve others, set ENABLE_AUTH=false behind something that protects it"
+    "the service is in local mode, without authentication, and serves this machine alone; to serve others, set a key "
+    "for tokens (JWT_SECRET, JWT_PUBLIC_KEY or JWKS_URL), or ENABLE_AUTH=false behind something that protects it"
 )
 
 

@@ -23,7 +23,6 @@ class Channels:
         query = Query(request.scope)
         after = query.one("after")
         limit = query.integer("limit", 100, 1, 1000)
-        query.one("token")
         query.done()
         grant = await self._auth.authenticate(request.scope)
         grant.check_listen([channel])

@@ -11,6 +11,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from msgpush.adapters.web import KeysUnavailable, RateExceeded
 from msgpush.domain.errors import (
     BusUnavailable,
     Conflict,
@@ -19,6 +20,7 @@ from msgpush.domain.errors import (
     Malformed,
     MsgpushError,
     TooLarge,
+    Unauthorized,
 )
 from msgpush.domain.message import Draft, Entry
 
@@ -33,7 +35,12 @@ _REASONS: dict[type[MsgpushError], str] = {
     Conflict: "conflict",
     Denied: "denied",
     BusUnavailable: "unavailable",
+    KeysUnavailable: "unavailable",
+    Unauthorized: "unauthorized",
+    RateExceeded: "rate",
 }
+
+_REFUSALS = (Denied, KeysUnavailable, RateExceeded, TooLarge, Unauthorized)
 
 # What a gauge of all workers is made of, among those that run.
 _TOGETHER: Mapping[str, Literal["livesum", "livemostrecent", "livemin"]] = {
@@ -138,6 +145,12 @@ class Metrics:
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
             registry=self.registry,
         )
+        self._refused = Counter(
+            "message_push_refused_total",
+            "Streams, requests and connections refused: by a limit, for want of permission, or broken.",
+            ["reason"],
+            registry=self.registry,
+        )
         self._shared = Shared.joined
         # With them, a successor doesn't bring as many services again.
         self._services = self._shared.services() if self._shared else set()
@@ -162,6 +175,15 @@ class Metrics:
         """A message was refused or not stored; without a draft, before its service and type were known."""
         service = self._service(draft.service) if draft else ""
         self._failed.labels(service, draft.type if draft else "", _REASONS.get(type(error), "other")).inc()
+
+    def error(self, error: MsgpushError) -> None:
+        """A request was answered with an error; those of the limits and permissions are counted as refused."""
+        if isinstance(error, _REFUSALS):
+            self.refused(_REASONS[type(error)])
+
+    def refused(self, reason: str) -> None:
+        """A stream, a request or a connection was refused."""
+        self._refused.labels(reason).inc()
 
     def delivered(self, entries: Sequence[Entry]) -> None:
         """A set of like connections has been given these entries."""

@@ -5,16 +5,20 @@ from typing import Any
 
 import msgspec
 
+from msgpush.adapters.access import NewTicket, Revoked
+from msgpush.adapters.auth import COOKIE
 from msgpush.adapters.connections import ConnectionList
 from msgpush.adapters.publish import MAX_ITEMS, BatchResult
 from msgpush.adapters.web import Problem
-from msgpush.domain.channel import MAX_CHANNELS, MAX_TARGETS, NAME_RULE
+from msgpush.domain.channel import MAX_CHANNELS, MAX_LISTENED, MAX_TARGETS, NAME_RULE
 from msgpush.domain.message import TYPES, Message
 from msgpush.domain.ports import ConnectionStats
 from msgpush.domain.position import MAX_CURSOR
 from msgpush.domain.service import History, Receipt
 
 Json = dict[str, Any]
+
+API_VERSION = "1"  # of the API, as in its paths; which release serves it, nobody has to know
 
 EXAMPLE: Json = {
     "type": "progress",
@@ -86,24 +90,30 @@ _PROBLEMS = {
     413: ("TooLarge", "Larger than a limit allows."),
     415: ("Unsupported", "The body is compressed."),
     422: ("Invalid", "JSON, but no message: `errors` say where and why."),
+    429: ("TooMany", "More than this subject may ask for now."),
     431: ("HeadersTooLarge", "The request's headers are too large."),
     503: ("BusUnavailable", "The bus is away: nothing is stored. A message with an id may be sent again safely."),
 }
 _PROBLEM_HEADERS = {
     401: {"WWW-Authenticate": {"description": "Bearer, with an RFC 6750 error code.", "schema": {"type": "string"}}},
+    429: {
+        "Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}},
+        "RateLimit": {"description": "What is left, and when there is more.", "schema": {"type": "string"}},
+        "RateLimit-Policy": {"description": "What is allowed.", "schema": {"type": "string"}},
+    },
     405: {"Allow": {"description": "The methods that are.", "schema": {"type": "string"}}},
     503: {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}},
 }
 
 
-def openapi(version: str) -> bytes:
+def openapi() -> bytes:
     """The description of the whole API, as JSON."""
-    paths = _publishing() | _streams() | _histories() | _connections() | _operations() | _pages()
+    paths = _publishing() | _streams() | _histories() | _access() | _connections() | _operations() | _pages()
     document = {
         "openapi": "3.1.0",
         "info": {
             "title": "msgpush",
-            "version": version,
+            "version": API_VERSION,
             "description": _ABOUT,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
@@ -119,13 +129,17 @@ def openapi(version: str) -> bytes:
         "components": {
             "schemas": _schemas(),
             "responses": {name: _problem(status, text) for status, (name, text) in _PROBLEMS.items()},
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+                "cookie": {"type": "apiKey", "in": "cookie", "name": COOKIE},
+            },
         },
     }
     return msgspec.json.encode(document)
 
 
 def _schemas() -> Json:
-    types = [Message, Receipt, History, Problem, ConnectionList, ConnectionStats]
+    types = [Message, Receipt, History, Problem, ConnectionList, ConnectionStats, NewTicket, Revoked]
     _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
     _message(schemas["Message"]["properties"])
     schemas["Message"] |= {
@@ -154,7 +168,6 @@ def _schemas() -> Json:
     schemas["Unhealthy"] = _object(status={"const": "unavailable"}, reason={"type": "string"})
     schemas["Details"] = _object(
         status={"const": "ok"},
-        version={"type": "string"},
         bus={"type": "string"},
         connections={"type": "integer", "description": "Streams that are open here."},
     )
@@ -240,6 +253,9 @@ def _operation(
     tag: str, id: str, summary: str, responses: Json, *, parameters: Iterable[Json] = (), body: Json | None = None
 ) -> Json:
     operation: Json = {"tags": [tag], "operationId": id, "summary": summary, "responses": responses}
+    if "401" in responses:
+        # Or none: the open modes ask for none.
+        operation["security"] = [{"token": []}, {"cookie": []}, {}]
     if given := list(parameters):
         operation["parameters"] = given
     if body is not None:
@@ -260,7 +276,7 @@ def _limit(what: str) -> Json:
     return _parameter("limit", f"{what} at most.", type="integer", minimum=1, maximum=1000, default=100)
 
 
-_TOKEN = _parameter("token", "A token or a ticket, where there is authentication.")
+_TOKEN = _parameter("token", "A token, or a ticket, for who can't send the header Authorization.")
 
 
 def _publishing() -> Json:
@@ -272,7 +288,7 @@ def _publishing() -> Json:
     )
     untargeted = {"allOf": [_ref("Message"), {"properties": {"target": {"maxProperties": 0}}}]}
     answers = _answers(
-        *_GUARDED, 409, 413, 415, 422, 503, _202=_json("Stored: readable by all, from here on.", _ref("Receipt"))
+        *_GUARDED, 409, 413, 415, 422, 429, 503, _202=_json("Stored: readable by all, from here on.", _ref("Receipt"))
     )
 
     def publish(id: str, summary: str, schema: Json, example: Json) -> Json:
@@ -296,6 +312,7 @@ def _publish_batch() -> Json:
         _403=_either(403, "None may be published."),
         _413=_either(413, "Too large, or too many. Lines that had come before are stored."),
         _422=_either(422, "None is valid, or there was none."),
+        _429=_either(429, "More than this subject may publish now; none is stored."),
         _503=_either(503, "The bus is away, and took none."),
     )
     array = {"type": "array", "maxItems": MAX_ITEMS, "items": _ref("Message")}
@@ -378,7 +395,6 @@ def _histories() -> Json:
         _parameter("channel", f"The channel: {NAME_RULE}.", "path"),
         _parameter("after", "A cursor; without one, from the earliest that is retained.", pattern=_CURSOR),
         _limit("Messages"),
-        _TOKEN,
     ]
     answers = _answers(*_GUARDED, 503, _200=_json("Messages, and the cursor after them.", _ref("History")))
     summary = "Read a channel's messages without a stream"
@@ -386,6 +402,42 @@ def _histories() -> Json:
         "/api/v1/channels/{channel}/messages": {
             "get": _operation("Receive", "history", summary, answers, parameters=parameters)
         }
+    }
+
+
+def _access() -> Json:
+    channels = {"type": "array", "minItems": 1, "maxItems": MAX_LISTENED, "items": {"type": "string"}}
+    wanted = _object(channels=channels) | {"additionalProperties": False}
+    ticket = _answers(
+        *_GUARDED, 413, 415, 422, 429, 503, _201=_json("To be used within a minute.", _ref(NewTicket.__name__))
+    )
+    text = {"type": "string", "minLength": 1}
+    moment = {
+        "description": "Seconds since 1970, or an RFC 3339 date-time; not in the future.",
+        "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "format": "date-time"}],
+    }
+    one: list[tuple[str, Json]] = [("subject", text), ("jti", text), ("issued_before", moment)]
+    meant = {"oneOf": [_object(**{name: schema}) | {"additionalProperties": False} for name, schema in one]}
+    revoked = _answers(*_GUARDED, 413, 415, 422, 503, _201=_json("They are refused.", _ref(Revoked.__name__)))
+    return {
+        "/api/v1/tickets": {
+            "post": _operation(
+                "Receive",
+                "ticket",
+                "Make a ticket, for the `token` parameter of a stream of these channels",
+                ticket,
+                body=_content("application/json", wanted, example={"channels": ["user:user123"]}),
+            )
+        },
+        "/api/v1/revocations": {
+            "post": _operation(
+                "Operate",
+                "revoke",
+                "Refuse tokens from now on, and end the streams that were opened with them",
+                revoked,
+                body=_content("application/json", meant, example={"subject": "user123"}),
+            )
+        },
     }
 
 

@@ -5,17 +5,22 @@ from collections.abc import Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
+from msgpush.adapters.auth import has_token
 from msgpush.adapters.metrics import CONTENT_TYPE, Metrics
 from msgpush.adapters.web import encode
-from msgpush.domain.errors import BusUnavailable
+from msgpush.domain.errors import BusUnavailable, Unauthorized
 from msgpush.domain.service import Push
 
 
 class Operations:
-    """The service's state of health."""
+    """The service's state of health.
 
-    def __init__(self, push: Push, metrics: Metrics, version: str) -> None:
-        self._push, self._metrics, self._version = push, metrics, version
+    Args:
+        metrics_token: what who asks for the metrics has to show; None: nothing.
+    """
+
+    def __init__(self, push: Push, metrics: Metrics, *, metrics_token: str | None = None) -> None:
+        self._push, self._metrics, self._metrics_token = push, metrics, metrics_token
 
     async def health(self, _: Request) -> Response:
         """Whether the service does its work."""
@@ -23,7 +28,6 @@ class Operations:
             return _unavailable(reason)
         details = {
             "status": "ok",
-            "version": self._version,
             "bus": type(self._push.bus).__name__.removesuffix("Bus").lower(),
             "connections": len(self._push.hub.connections),
         }
@@ -43,8 +47,10 @@ class Operations:
             return _unavailable(await self._trouble() or "what is published doesn't come back from the bus")
         return _json(200, {"status": "ok"})
 
-    async def metrics(self, _: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
         """The metrics, in Prometheus's text format."""
+        if self._metrics_token is not None and not has_token(request.scope, self._metrics_token):
+            raise Unauthorized("the metrics need their own token (METRICS_TOKEN): `Authorization: Bearer <token>`")
         return Response(self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _trouble(self) -> str | None:

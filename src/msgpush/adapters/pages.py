@@ -15,9 +15,9 @@ _OWN = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors
 _SWAGGER_UI = f"{_OWN}; img-src 'self' data:"
 
 
-def page_routes(version: str) -> list[BaseRoute]:
+def page_routes() -> list[BaseRoute]:
     """The routes of the pages."""
-    description = openapi(version)
+    description = openapi()
     folder = str(resources.files("msgpush.adapters") / "static")
 
     async def describe(_: Request) -> Response:

@@ -1,7 +1,7 @@
 """`POST /api/v1/messages/...`: from a request's body to messages in the bus, and back to receipts."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 from starlette.types import Receive, Scope, Send
@@ -10,20 +10,25 @@ from msgpush.adapters.auth import Authenticator
 from msgpush.adapters.metrics import Metrics
 from msgpush.adapters.web import (
     Problem,
+    RateExceeded,
     body_headers,
     body_parts,
     encode,
     problem,
     problem_of,
+    rate_headers,
+    raw_headers,
     read_body,
     respond,
 )
-from msgpush.domain.errors import Malformed, MsgpushError, TooLarge
+from msgpush.domain.errors import BusUnavailable, Malformed, MsgpushError, TooLarge
 from msgpush.domain.grant import Grant
 from msgpush.domain.message import ID_RULE, Draft, is_id, parse, split_array
+from msgpush.domain.ports import Limiter
 from msgpush.domain.service import Push, Receipt
 
 MAX_ITEMS = 10_000
+MESSAGES = "messages"  # what a rate's headers call it
 SLICE = 256  # messages of a batch that are stored before others get their turn
 
 
@@ -31,9 +36,17 @@ class Publish:
     """`/send` and `/broadcast`: one message a request."""
 
     def __init__(
-        self, push: Push, auth: Authenticator, metrics: Metrics, *, max_bytes: int, broadcast: bool = False
+        self,
+        push: Push,
+        auth: Authenticator,
+        metrics: Metrics,
+        *,
+        max_bytes: int,
+        limiter: Limiter | None = None,
+        broadcast: bool = False,
     ) -> None:
         self._push, self._auth, self._metrics = push, auth, metrics
+        self._limiter = limiter
         self._max_bytes, self._broadcast = max_bytes, broadcast
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,6 +59,7 @@ class Publish:
                 message.id = _id_of(headers.idempotency_key)
             draft = self._push.draft(message, broadcast=self._broadcast)
             grant.check_publish(draft.channels)
+            rate = await self._take(grant) if self._limiter else ()
             (result,) = await self._push.store([draft])
             if isinstance(result, MsgpushError):
                 raise result
@@ -54,7 +68,14 @@ class Publish:
             raise
         if not result.duplicate:
             self._metrics.sent([draft])
-        await respond(send, 202, encode(result))
+        await respond(send, 202, encode(result), headers=rate)
+
+    async def _take(self, grant: Grant) -> Iterable[tuple[bytes, bytes]]:
+        assert self._limiter is not None
+        allowance = await self._limiter.take(grant.subject or "", 1)
+        if not allowance.granted:
+            raise RateExceeded(MESSAGES, self._limiter, allowance)
+        return raw_headers(rate_headers(MESSAGES, self._limiter, allowance))
 
 
 class Failed(Struct):
@@ -81,9 +102,17 @@ class PublishBatch:
     """`/batch`: many messages a request, each by itself, in their order."""
 
     def __init__(
-        self, push: Push, auth: Authenticator, metrics: Metrics, *, max_message_bytes: int, max_batch_bytes: int
+        self,
+        push: Push,
+        auth: Authenticator,
+        metrics: Metrics,
+        *,
+        max_message_bytes: int,
+        max_batch_bytes: int,
+        limiter: Limiter | None = None,
     ) -> None:
         self._push, self._auth, self._metrics = push, auth, metrics
+        self._limiter = limiter
         self._max_message_bytes, self._max_batch_bytes = max_message_bytes, max_batch_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,6 +171,8 @@ class PublishBatch:
 
     async def _store_slice(self, items: Sequence[bytes], grant: Grant, results: list[Receipt | Failed]) -> None:
         outcomes = [self._draft(item, grant) for item in items]
+        if self._limiter:
+            outcomes = await self._within_rate(self._limiter, grant, outcomes)
         drafts = [each for each in outcomes if isinstance(each, Draft)]
         answers = await self._push.store(drafts) if drafts else []
         accepted = [
@@ -157,6 +188,25 @@ class PublishBatch:
         for outcome in outcomes:
             draft, answer = next(remaining) if isinstance(outcome, Draft) else (None, outcome)
             results.append(answer if isinstance(answer, Receipt) else self._failed(answer, draft))
+
+    async def _within_rate(
+        self, limiter: Limiter, grant: Grant, outcomes: Sequence[Draft | MsgpushError]
+    ) -> list[Draft | MsgpushError]:
+        """The same, with an error in the place of those that would be too many now: the last ones."""
+        wanted = sum(isinstance(each, Draft) for each in outcomes)
+        if not wanted:
+            return list(outcomes)
+        try:
+            allowance = await limiter.take(grant.subject or "", wanted)
+        except BusUnavailable as error:
+            return [error if isinstance(each, Draft) else each for each in outcomes]
+        left = allowance.granted
+        kept: list[Draft | MsgpushError] = []
+        for each in outcomes:
+            if isinstance(each, Draft):
+                left -= 1
+            kept.append(RateExceeded(MESSAGES, limiter, allowance) if isinstance(each, Draft) and left < 0 else each)
+        return kept
 
     def _failed(self, error: MsgpushError, draft: Draft | None) -> Failed:
         self._metrics.failed(error, draft)
@@ -188,7 +238,7 @@ class PublishBatch:
             results=results,
         )
         headers = [(b"connection", b"close")] if limit else []
-        if told.status == 503:
+        if told.status in (429, 503):
             headers.append((b"retry-after", b"1"))
         await respond(send, told.status, encode(body), b"application/problem+json", headers)
 
@@ -196,6 +246,8 @@ class PublishBatch:
 def _none_accepted(statuses: set[int]) -> Problem:
     if 503 in statuses:
         return problem(503, "the bus took none of the messages")
+    if 429 in statuses:
+        return problem(429, "no more messages of this subject are taken now")
     if statuses == {403}:
         return problem(403, "none of the messages may be published")
     return problem(422, "none of the messages is valid" if statuses else "the batch is empty")

@@ -11,6 +11,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from msgpush.domain.connection import Connection, Start, Subscription
+from msgpush.domain.grant import Grant
 from msgpush.domain.history import Gap
 from msgpush.domain.message import Entry, data_of
 from msgpush.domain.ports import ClientInfo, Sink
@@ -85,9 +86,9 @@ def closing(reason: str, reconnect: bool, cursor: str = "") -> bytes:
     return b"event: msgpush.close\n%bdata: %b\n\n" % (id, _encode(_Close(reason, reconnect)))
 
 
-def refusal() -> bytes:
-    """All that a new stream gets which can't be served now."""
-    return b"retry: %d\n%b" % (random.randint(10_000, 30_000), closing("overload", True))
+def refusal(advice: str) -> bytes:
+    """All that a new stream gets which can't be served now; the advice is a comment."""
+    return b": %b\nretry: %d\n%b" % (advice.encode(), random.randint(10_000, 30_000), closing("overload", True))
 
 
 class Wire(Protocol):
@@ -198,11 +199,18 @@ class EventStream(StreamingResponse):
     """A stream that lasts until its client goes or the hub closes it: one task, which waits for the client to go."""
 
     def __init__(
-        self, push: Push, connection_id: str, info: ClientInfo, subscription: Subscription, start: Start
+        self,
+        push: Push,
+        connection_id: str,
+        *,
+        info: ClientInfo,
+        grant: Grant,
+        subscription: Subscription,
+        start: Start,
     ) -> None:
         # Not StreamingResponse's own: there is nothing to iterate over.
         self.status_code, self.raw_headers, self.background = 200, HEADERS, None
-        self._push, self._id, self._info = push, connection_id, info
+        self._push, self._id, self._info, self._grant = push, connection_id, info, grant
         self._subscription, self._start = subscription, start
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -220,7 +228,7 @@ class EventStream(StreamingResponse):
             self._push.unsubscribe(connection)
 
     def _subscribe(self, sink: Sink) -> Connection:
-        connection = Connection(self._id, sink, self._info)
+        connection = Connection(self._id, sink, self._info, grant=self._grant)
         self._push.subscribe(connection, self._subscription, self._start, self._opening)
         return connection
 

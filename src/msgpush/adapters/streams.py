@@ -2,24 +2,25 @@
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from ipaddress import ip_address, ip_network
 from typing import Literal
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from msgpush.adapters.auth import Authenticator
+from msgpush.adapters.metrics import Metrics
 from msgpush.adapters.sse import HEADERS, EventStream, EventView, refusal
-from msgpush.adapters.web import ProblemResponse, Query, header, problem, segment
-from msgpush.domain.channel import BROADCAST, NAME_RULE, is_channel, shown
-from msgpush.domain.connection import Start, Subscription
+from msgpush.adapters.web import KeysUnavailable, ProblemResponse, Query, header, problem, segment
+from msgpush.domain.channel import BROADCAST, MAX_LISTENED, NAME_RULE, is_channel, shown
+from msgpush.domain.connection import Subscription
 from msgpush.domain.errors import BusUnavailable, Malformed, Overloaded
+from msgpush.domain.grant import Grant
 from msgpush.domain.message import TYPES
 from msgpush.domain.ports import ClientInfo
 from msgpush.domain.position import TERMINAL, check_cursor, is_cursor
 from msgpush.domain.service import Push
-
-MAX_CHANNELS = 64
 
 Kind = Literal["stream", "user", "service"]
 
@@ -38,10 +39,12 @@ class Streams:
         push: Push,
         auth: Authenticator,
         *,
+        metrics: Metrics,
         default_events: frozenset[str],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._kind, self._push, self._auth = kind, push, auth
+        self._metrics = metrics
         self._default_events = default_events
         self._clock = clock
 
@@ -61,20 +64,27 @@ class Streams:
         asked = _last_event_id(scope, query)
         if asked:
             check_cursor(asked)
+        token = query.one("token")
         subscription = self._subscription(scope, query)
-        grant = await self._auth.authenticate(scope)
-        grant.check_listen(subscription.channels)
-        if scope["method"] == "HEAD":
-            await _answer(send, b"")
-            return None
+        id = secrets.token_hex(8)
         try:
-            self._push.admit()
+            grant = await self._auth.authenticate(scope, token)
+            grant.check_listen(subscription.channels)
+            if scope["method"] == "HEAD":
+                await _answer(send, b"")
+                return None
+            info = self._info(scope, grant)
+            self._push.admit(info)
             start = await self._push.start_at(asked)
-        except (Overloaded, BusUnavailable):
+            await self._push.claim(grant, id)
+            self._push.admit(info)  # meanwhile others may have come
+        except (Overloaded, BusUnavailable, KeysUnavailable) as error:
             # Never a 5xx or 429: a native EventSource would give up for good.
-            await _answer(send, refusal())
+            reason = error.reason if isinstance(error, Overloaded) else _REASONS[type(error)]
+            self._metrics.refused(reason)
+            await _answer(send, refusal(_ADVICE[reason]))
             return None
-        return self._stream(scope, subscription, start, grant.subject)
+        return EventStream(self._push, id, info=info, grant=grant, subscription=subscription, start=start)
 
     def _subscription(self, scope: Scope, query: Query) -> Subscription:
         names = segment(scope, f"/sse/{self._kind}/")
@@ -88,11 +98,10 @@ class Streams:
         if query.flag("broadcast", True):
             channels.append(BROADCAST)
         wanted = frozenset(channels)
-        if len(wanted - {BROADCAST}) > MAX_CHANNELS:
-            raise Malformed(f"{len(wanted - {BROADCAST})} channels; a stream has at most {MAX_CHANNELS}")
+        if len(wanted - {BROADCAST}) > MAX_LISTENED:
+            raise Malformed(f"{len(wanted - {BROADCAST})} channels; a stream has at most {MAX_LISTENED}")
         types = query.one("types")
         events = query.one("events")
-        query.one("token")
         query.done()
         view = EventView(
             self._default_events if events is None else read_events(events),
@@ -100,12 +109,37 @@ class Streams:
         )
         return Subscription(wanted, view, None if types is None else _types("types", types))
 
-    def _stream(self, scope: Scope, subscription: Subscription, start: Start, subject: str | None) -> EventStream:
-        client = scope.get("client")
-        remote = f"{client[0]}:{client[1]}" if client else ""
+    def _info(self, scope: Scope, grant: Grant) -> ClientInfo:
+        host, port = scope.get("client") or ("", 0)
+        # A proxy that is trusted doesn't always say the port.
+        remote = f"{host}:{port}" if port else host
         user_agent = (header(scope, b"user-agent") or "")[:256]
-        info = ClientInfo(subject, "sse", remote, user_agent, self._clock())
-        return EventStream(self._push, secrets.token_hex(8), info, subscription, start)
+        return ClientInfo(grant.subject, "sse", remote, user_agent, self._clock(), _limited_address(host))
+
+
+_REASONS: Mapping[type[Exception], str] = {BusUnavailable: "bus", KeysUnavailable: "keys"}
+# What a refused stream's comment says, for whoever looks at it.
+_ADVICE = {
+    "connections": "this process has as many streams as MAX_CONNECTIONS allows",
+    "subject": "this subject has as many streams as MAX_CONNECTIONS_PER_SUBJECT allows: close one first",
+    "address": "this address has as many streams as MAX_CONNECTIONS_PER_ADDRESS allows: close one first",
+    "draining": "this process is about to end: the next try may reach another",
+    "bus": "the bus can't be reached now",
+    "keys": "the keys that tokens are verified with can't be fetched now",
+}
+
+
+def _limited_address(host: str) -> str:
+    """What counts as one address: of IPv6 a network of 64 bits, since whoever has one address has all of those."""
+    if ":" not in host:
+        return host
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if address.version == 4:
+        return host
+    return str(address.ipv4_mapped or ip_network((address, 64), strict=False))
 
 
 async def _answer(send: Send, body: bytes) -> None:

@@ -1,7 +1,9 @@
 """What the HTTP adapters share: problems (RFC 9457), bodies, queries, and the one table from errors to statuses."""
 
+import re
 from collections.abc import AsyncIterator, Iterable, Mapping
 from http import HTTPStatus
+from math import ceil
 from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -22,7 +24,9 @@ from msgpush.domain.errors import (
     MsgpushError,
     Overloaded,
     TooLarge,
+    Unauthorized,
 )
+from msgpush.domain.ports import Allowance, Limiter
 
 encode = msgspec.json.Encoder().encode
 
@@ -35,15 +39,36 @@ class Unsupported(MsgpushError):
     """A body in a form that isn't read."""
 
 
+class KeysUnavailable(MsgpushError):
+    """There are no keys yet to verify tokens with."""
+
+    retry_after = 5
+
+
+class RateExceeded(MsgpushError):
+    """More than a subject may ask for now."""
+
+    def __init__(self, what: str, limiter: Limiter, allowance: Allowance) -> None:
+        self.retry_after = allowance.retry_after
+        self.headers = rate_headers(what, limiter, allowance)
+        super().__init__(
+            f"no more {what} of this subject now: {limiter.rate:g} a second are allowed, and {limiter.burst} at once; "
+            f"try again in {self.retry_after:.3g} seconds"
+        )
+
+
 STATUS: Mapping[type[MsgpushError], int] = {
     Malformed: 400,
+    Unauthorized: 401,
     Denied: 403,
     NotFound: 404,
     Conflict: 409,
     TooLarge: 413,
     Unsupported: 415,
     Invalid: 422,
+    RateExceeded: 429,
     BusUnavailable: 503,
+    KeysUnavailable: 503,
     Overloaded: 503,
 }
 
@@ -81,13 +106,32 @@ class ProblemResponse(Response):
 
 def error_response(error: MsgpushError) -> ProblemResponse:
     """The answer to a request that an error has ended."""
-    headers = {}
-    if isinstance(error, BusUnavailable):
-        headers["Retry-After"] = str(error.retry_after)
+    headers = dict(error.headers) if isinstance(error, RateExceeded) else {}
+    if isinstance(error, BusUnavailable | KeysUnavailable | RateExceeded):
+        headers["Retry-After"] = str(ceil(error.retry_after))
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = _challenge("invalid_token", str(error))
+    if isinstance(error, Denied) and error.permission is not None:
+        headers["WWW-Authenticate"] = _challenge("insufficient_scope", str(error))
     if isinstance(error, TooLarge):
         # What is left of the body isn't wanted: the server half-closes, so that the client can read this.
         headers["Connection"] = "close"
     return ProblemResponse(problem_of(error), headers)
+
+
+def _challenge(code: str, description: str) -> str:
+    """A `WWW-Authenticate` header's value (RFC 6750, section 3), with the characters that it may have."""
+    text = re.sub(r"[^\x20\x21\x23-\x5b\x5d-\x7e]", "?", description.replace('"', "'"))
+    return f'Bearer realm="msgpush", error="{code}", error_description="{text}"'
+
+
+def rate_headers(what: str, limiter: Limiter, allowance: Allowance) -> dict[str, str]:
+    """What tells a client of its rate (draft-ietf-httpapi-ratelimit-headers)."""
+    window = max(1, ceil(limiter.burst / limiter.rate))
+    return {
+        "RateLimit-Policy": f'"{what}";q={limiter.burst};w={window}',
+        "RateLimit": f'"{what}";r={allowance.remaining};t={ceil(allowance.retry_after)}',
+    }
 
 
 async def on_error(_: Request, error: Exception) -> Response:
@@ -258,6 +302,11 @@ def body_headers(scope: Scope, limit: int | None, what: str) -> BodyHeaders:
                 f"the Content-Encoding {value.decode('latin-1')!r} is not read here: send the body as it is"
             )
     return BodyHeaders(content_type, key)
+
+
+def raw_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Headers as ASGI has them."""
+    return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
 
 
 async def respond(

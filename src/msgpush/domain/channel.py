@@ -7,7 +7,8 @@ from functools import lru_cache
 from msgpush.domain.errors import Fault, Invalid
 
 BROADCAST = "broadcast"
-MAX_CHANNELS = 32
+MAX_CHANNELS = 32  # of a message
+MAX_LISTENED = 64  # of a stream, without `broadcast`
 MAX_TARGETS = 8
 NAME_RULE = "1-200 characters with no control character, white space, comma, '*', '/', '?' or '#'"
 

@@ -1,7 +1,10 @@
 """Who reads: subscriptions, connections, and the cohorts of those that share a subscription, and so their bytes."""
 
+from math import inf
+
 from msgspec import Struct
 
+from msgpush.domain.grant import EVERYTHING, Grant
 from msgpush.domain.history import Gap, Replay
 from msgpush.domain.message import Entry
 from msgpush.domain.ports import UNKNOWN, ClientInfo, Sink, View
@@ -41,6 +44,8 @@ class Connection:
 
     Args:
         listed: whether it counts among the clients.
+        grant: the permissions that it was opened with.
+        ends: until when those are good, in seconds since 1970.
     """
 
     __slots__ = (
@@ -48,7 +53,9 @@ class Connection:
         "bytes_sent",
         "cohort",
         "cursor",
+        "ends",
         "gaps",
+        "grant",
         "id",
         "info",
         "listed",
@@ -59,8 +66,18 @@ class Connection:
         "written",
     )
 
-    def __init__(self, id: str, sink: Sink, info: ClientInfo = UNKNOWN, *, listed: bool = True) -> None:
+    def __init__(
+        self,
+        id: str,
+        sink: Sink,
+        info: ClientInfo = UNKNOWN,
+        *,
+        listed: bool = True,
+        grant: Grant = EVERYTHING,
+        ends: float = inf,
+    ) -> None:
         self.id = id
+        self.grant, self.ends = grant, ends
         self.listed = listed
         self.sink = sink
         self.info = info

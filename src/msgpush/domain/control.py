@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 from msgspec import Struct
 
+from msgpush.domain.credentials import Revocation
 from msgpush.domain.history import Gap
 from msgpush.domain.message import Draft, Entry
 
@@ -24,10 +25,10 @@ class Close(Struct, frozen=True, tag="close"):
     reconnect: bool
 
 
-Command = Close
+Command = Close | Revocation
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Command).decode
+_decode = msgspec.json.Decoder(Command | None).decode
 
 
 def control(command: Command) -> Draft:
@@ -39,19 +40,22 @@ class Commands:
     """View and sink of an instance's own connection: each command is obeyed in the loop's next turn.
 
     Not at once: the hub, which would be changed, is in the middle of a sweep.
+
+    Args:
+        obey: gets each command, and None where some have been lost.
     """
 
     writable = True
     backlog = 0
 
-    def __init__(self, obey: Callable[[Command], None]) -> None:
+    def __init__(self, obey: Callable[[Command | None], None]) -> None:
         self._obey = obey
 
     def message(self, entry: Entry, cursor: str) -> bytes:
         return entry.body + b"\n"
 
     def gap(self, gap: Gap) -> bytes:
-        return b""
+        return b"null\n"
 
     def heartbeat(self, cursor: str) -> bytes:
         return b""

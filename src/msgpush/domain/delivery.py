@@ -5,7 +5,7 @@ import contextlib
 import logging
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Self
 
@@ -29,10 +29,26 @@ log = logging.getLogger("msgpush.delivery")
 
 
 class Delivery:
-    """Keeps a hub at the end of a bus's log while it is open."""
+    """Keeps a hub at the end of a bus's log while it is open.
 
-    def __init__(self, bus: Bus, hub: Hub, *, monotonic: Callable[[], float]) -> None:
+    Args:
+        prepare: what has to be known before anything is served, and again where commands may have been missed; it
+            raises BusUnavailable where that can't be found out now.
+        obey: carries out a command to all instances.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        hub: Hub,
+        *,
+        monotonic: Callable[[], float],
+        prepare: Callable[[], Awaitable[None]],
+        obey: Callable[[Command], None],
+    ) -> None:
         self._bus, self._hub, self._monotonic = bus, hub, monotonic
+        self._prepare, self._obey = prepare, obey
+        self._missed = asyncio.Event()
         self._work = asyncio.Event()
         self._moved = asyncio.Event()
         # However many readers catch up, one of them makes one step in a turn of the loop.
@@ -64,7 +80,7 @@ class Delivery:
             log.warning("%s; waiting for it", error)
         self._running = [
             asyncio.create_task(work(), name=f"msgpush {work.__name__.strip('_')}")
-            for work in (self._tail, self._sweep, self._beat, self._probe)
+            for work in (self._tail, self._sweep, self._beat, self._probe, self._make_up)
         ]
         for task in self._running:
             task.add_done_callback(_report)
@@ -120,16 +136,29 @@ class Delivery:
             await asyncio.sleep(0)
 
     async def _begin(self) -> None:
+        # In this order: what is commanded after `end` is read from the log.
         end = await self._bus.end()
+        await self._prepare()
         self._hub.begin(self._bus.epoch, end)
-        commands = Commands(self._obey)
+        commands = Commands(self._command)
         connection = Connection("control", commands, listed=False)
         self._hub.attach(connection, Subscription(frozenset({CHANNEL}), commands), NOW, lambda _: b"")
 
-    def _obey(self, command: Command) -> None:
-        connection = self._hub.connections.get(command.id)
-        if connection is not None:
-            self._hub.close(connection, "disconnected", reconnect=command.reconnect)
+    def _command(self, command: Command | None) -> None:
+        if command is None:
+            self._missed.set()
+        else:
+            self._obey(command)
+
+    async def _make_up(self) -> None:
+        while True:
+            await self._missed.wait()
+            self._missed.clear()
+            try:
+                await self._prepare()
+            except BusUnavailable as error:
+                self._missed.set()
+                await asyncio.sleep(error.retry_after)
 
     async def _tail(self) -> None:
         while not self.begun:

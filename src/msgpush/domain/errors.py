@@ -49,11 +49,20 @@ class Conflict(MsgpushError):
 
 
 class Denied(MsgpushError):
-    """The caller may not do this."""
+    """The caller may not do this.
 
-    def __init__(self, detail: str, channel: str | None = None) -> None:
+    Args:
+        permission: which one is missing: `subscribe`, `publish` or `admin`; None: no permission would help.
+        channels: those that it is missing for.
+    """
+
+    def __init__(self, detail: str, permission: str | None = None, channels: tuple[str, ...] = ()) -> None:
         super().__init__(detail)
-        self.detail, self.channel = detail, channel
+        self.detail, self.permission, self.channels = detail, permission, channels
+
+
+class Unauthorized(MsgpushError):
+    """There is no token, or it isn't valid; its text says why."""
 
 
 class BusUnavailable(MsgpushError):
@@ -71,6 +80,6 @@ class BusUnavailable(MsgpushError):
 class Overloaded(MsgpushError):
     """No new stream can be served now, here."""
 
-    def __init__(self, reason: Literal["connections", "draining", "bus"]) -> None:
+    def __init__(self, reason: Literal["connections", "subject", "address", "draining", "bus", "keys"]) -> None:
         super().__init__(reason)
         self.reason = reason

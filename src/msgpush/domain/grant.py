@@ -1,11 +1,18 @@
-"""What a caller may do."""
+"""What a caller may do, and for how long."""
 
 from collections.abc import Iterable
 
 from msgspec import Struct
 
-from msgpush.domain.channel import BROADCAST
+from msgpush.domain.channel import BROADCAST, is_channel, shown
 from msgpush.domain.errors import Denied
+
+SHOWN = 5  # channels that a refusal names
+
+
+def is_pattern(text: str) -> bool:
+    """Whether this is a pattern of channels: a name, or a prefix of names that ends in `*`."""
+    return text == "*" or is_channel(text.removesuffix("*"))
 
 
 def matches(pattern: str, channel: str) -> bool:
@@ -14,31 +21,62 @@ def matches(pattern: str, channel: str) -> bool:
 
 
 class Grant(Struct, frozen=True):
-    """Permissions: patterns of the channels to listen to and to publish to, and whether connections may be managed."""
+    """Permissions, as a token or a ticket gives them.
+
+    Attributes:
+        subject: whom they were given to; None where nobody was asked who it is.
+        channels: channels that may be listened to, by name; `broadcast` always may.
+        subscribe: patterns of further ones.
+        publish: patterns of the channels that messages may go to.
+        admin: whether connections may be seen and closed, and tokens revoked.
+        expires: until when, in seconds since 1970; None: for ever.
+        issued_at: since when, in seconds since 1970, if that is known.
+        id: the token's own name (`jti`), if it has one.
+        ticket: the digest of the ticket that was shown instead of a token.
+    """
 
     subject: str | None = None
+    channels: frozenset[str] = frozenset()
     subscribe: tuple[str, ...] = ()
     publish: tuple[str, ...] = ()
     admin: bool = False
+    expires: float | None = None
+    issued_at: float | None = None
+    id: str | None = None
+    ticket: str | None = None
 
     def check_listen(self, channels: Iterable[str]) -> None:
         """Raise `Denied` unless all of the channels may be listened to; every caller may listen to `broadcast`."""
-        for channel in channels:
-            if channel != BROADCAST and not any(matches(pattern, channel) for pattern in self.subscribe):
-                raise Denied(f"no permission to subscribe to {channel!r}", channel)
+        own = self.channels
+        missing = [
+            channel
+            for channel in channels
+            if channel != BROADCAST and channel not in own and not _covered(channel, self.subscribe)
+        ]
+        if missing:
+            raise _denied("subscribe", missing)
 
     def check_publish(self, channels: Iterable[str]) -> None:
         """Raise `Denied` unless a message may go to all of its channels."""
         if "*" in self.publish:
             return
-        for channel in channels:
-            if not any(matches(pattern, channel) for pattern in self.publish):
-                raise Denied(f"no permission to publish to {channel!r}", channel)
+        if missing := [channel for channel in channels if not _covered(channel, self.publish)]:
+            raise _denied("publish", missing)
 
     def check_admin(self) -> None:
-        """Raise `Denied` unless connections may be seen and closed."""
+        """Raise `Denied` unless connections may be seen and closed, and tokens revoked."""
         if not self.admin:
-            raise Denied("this needs a token with admin")
+            raise Denied("the permission `admin` is missing", "admin")
 
 
-EVERYTHING = Grant(None, ("*",), ("*",), True)
+def _covered(channel: str, patterns: Iterable[str]) -> bool:
+    return any(matches(pattern, channel) for pattern in patterns)
+
+
+def _denied(permission: str, channels: list[str]) -> Denied:
+    channels.sort()
+    names = ", ".join(map(shown, channels[:SHOWN])) + (", ..." if len(channels) > SHOWN else "")
+    return Denied(f"the permission to {permission} is missing for {names}", permission, tuple(channels))
+
+
+EVERYTHING = Grant(None, frozenset(), ("*",), ("*",), True)

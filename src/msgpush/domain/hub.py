@@ -13,11 +13,12 @@ written to a connection before everything of its subscription at or below it.
 """
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from itertools import count
-from typing import NamedTuple
+from math import inf
+from typing import Any, NamedTuple
 
 from msgpush.domain.connection import Cohort, Connection, FrameCache, Start, Subscription
 from msgpush.domain.history import Gap, Page, Reason, Replay
@@ -82,6 +83,8 @@ class Hub:
         self.head = ZERO
         self.connections: dict[str, Connection] = {}
         self.peak = 0
+        self.subjects: Counter[str | None] = Counter()
+        self.addresses: Counter[str] = Counter()
         self.on_delivered: Callable[[Sequence[Entry]], None] | None = None
         self._ring = ring if ring is not None else Ring()
         self._cohorts: dict[Subscription, Cohort] = {}
@@ -95,6 +98,7 @@ class Hub:
         self._closing: dict[Sink, float] = {}
         self._wheel: Wheel[Connection] = Wheel(heartbeat / 300)
         self._phases = count(random.randrange(1024))
+        self._next_end = inf
 
     # The log
 
@@ -179,6 +183,9 @@ class Hub:
         if connection.listed:
             self.connections[connection.id] = connection
             self.peak = max(self.peak, len(self.connections))
+            self.subjects[connection.info.subject] += 1
+            self.addresses[connection.info.address] += 1
+            self._next_end = min(self._next_end, connection.ends)
         connection.asked = start.asked
         if start.asked is None:
             connection.cursor = self._floor(cohort)
@@ -209,7 +216,9 @@ class Hub:
         connection.replay = None
         self._blocked.pop(connection, None)
         self._wheel.remove(connection)
-        self.connections.pop(connection.id, None)
+        if self.connections.pop(connection.id, None) is not None:
+            _discount(self.subjects, connection.info.subject)
+            _discount(self.addresses, connection.info.address)
         if not cohort.live and not cohort.behind:
             del self._cohorts[cohort.subscription]
             self._frames.leave(cohort.frames)
@@ -486,7 +495,11 @@ class Hub:
     # Time
 
     def beat(self) -> None:
-        """Send the heartbeats that are due, and cut those that have taken nothing for too long."""
+        """Send the heartbeats that are due, and cut those that have taken nothing for too long.
+
+        And close those whose permissions have ended.
+        """
+        self._end_permissions(self._clock())
         now = self._monotonic()
         for connection in self._wheel.due(now):
             self._beat_one(connection, now)
@@ -503,6 +516,15 @@ class Hub:
             if now >= until:
                 del self._closing[sink]
                 sink.abort()
+
+    def _end_permissions(self, now: float) -> None:
+        if now < self._next_end:
+            return
+        for connection in [each for each in self.connections.values() if each.ends <= now]:
+            self.close(connection, "expired", reconnect=True)
+        # However close together they end, all connections are looked at once a second, not with each beat.
+        soonest = min((each.ends for each in self.connections.values()), default=inf)
+        self._next_end = max(soonest, now + 1.0)
 
     def _beat_one(self, connection: Connection, now: float) -> None:
         cohort = connection.cohort
@@ -540,3 +562,9 @@ class Hub:
 
     def _text(self, position: Position) -> str:
         return str(Cursor(self.epoch, position))
+
+
+def _discount(counts: Counter[Any], key: str | None) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]

@@ -5,6 +5,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
+from msgpush.domain.credentials import Revocation, Ticket
 from msgpush.domain.errors import BusUnavailable, Conflict
 from msgpush.domain.history import Gap, Page
 from msgpush.domain.message import Draft, Entry
@@ -106,13 +107,19 @@ class Sink(Protocol):
 
 
 class ClientInfo(Struct, frozen=True):
-    """Who reads a stream; `connected_at` is in seconds since 1970."""
+    """Who reads a stream.
+
+    Attributes:
+        connected_at: in seconds since 1970.
+        address: what limits for each address count by; empty where that isn't known.
+    """
 
     subject: str | None
     transport: str
     remote: str
     user_agent: str
     connected_at: float
+    address: str = ""
 
 
 UNKNOWN = ClientInfo(None, "embedded", "", "", 0.0)
@@ -179,3 +186,50 @@ class Roster(Protocol):
 
     async def close(self, id: str, *, reconnect: bool) -> bool:
         """Close a connection wherever it is; False: there is none of this id."""
+
+
+class Credentials(Protocol):
+    """Tickets and standing revocations, the same for all instances. Each method raises BusUnavailable, too."""
+
+    async def add_ticket(self, digest: str, ticket: Ticket, seconds: float) -> None:
+        """Keep a ticket, for so long unless it is claimed."""
+
+    async def ticket(self, digest: str) -> Ticket | None:
+        """A ticket that is still valid."""
+
+    async def claim(self, digest: str, until: float, connection: str) -> str | None:
+        """Keep a ticket until a moment, in seconds since 1970, since this connection uses it.
+
+        Returns:
+            the connection that used it before, or an empty text; None: it is valid no longer.
+        """
+
+    async def revoke(self, revocation: Revocation) -> None:
+        """Let a revocation stand, for all that begin later."""
+
+    async def revocations(self) -> list[Revocation]:
+        """All that stand, and perhaps some that need to no longer."""
+
+
+class Allowance(Struct, frozen=True):
+    """What a limiter has answered.
+
+    Attributes:
+        granted: how many of those asked for are allowed.
+        remaining: how many more would be allowed now.
+        retry_after: seconds until one more is.
+    """
+
+    granted: int
+    remaining: int
+    retry_after: float
+
+
+class Limiter(Protocol):
+    """A rate for each subject, the same for all instances that share it: a token bucket of `burst` tokens."""
+
+    rate: float
+    burst: int
+
+    async def take(self, subject: str, wanted: int) -> Allowance:
+        """Take as many tokens as there are, `wanted` at most. Raises BusUnavailable."""

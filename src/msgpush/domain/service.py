@@ -2,22 +2,27 @@
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Self
 
 from msgspec import Raw, Struct
 
 from msgpush.domain.channel import BROADCAST, is_channel
 from msgpush.domain.connection import NOW, Connection, Start, Subscription
-from msgpush.domain.control import Command, control
+from msgpush.domain.control import Close, Command, control
+from msgpush.domain.credentials import UNUSED, Revocation, Revocations, Ticket, digest_of, new_ticket
 from msgpush.domain.delivery import Delivery
-from msgpush.domain.errors import BusUnavailable, Conflict, Malformed, MsgpushError, Overloaded
+from msgpush.domain.errors import BusUnavailable, Conflict, Malformed, MsgpushError, Overloaded, Unauthorized
+from msgpush.domain.grant import Grant
 from msgpush.domain.history import Gap, Replay
 from msgpush.domain.hub import Hub
 from msgpush.domain.inbox import LINES, Inbox
 from msgpush.domain.message import Draft, Message, draft
-from msgpush.domain.ports import Bus
+from msgpush.domain.ports import UNKNOWN, Bus, ClientInfo, Credentials
 from msgpush.domain.position import EARLIEST, LATEST, ZERO, Cursor, Position, check_cursor, parse_cursor
+
+DAY = 86_400  # seconds
+NO_TICKET = "there is no such ticket, or no longer: unused it is void after a minute"
 
 
 class Receipt(Struct, frozen=True, gc=False):
@@ -48,7 +53,10 @@ class Push:
         message_ttl: seconds that a message lives which doesn't say.
         heartbeat: seconds without a write after which a connection gets a heartbeat.
         write_timeout: seconds that a connection's socket may take nothing before it is cut.
-        max_connections: streams served at once.
+        max_connections: streams served at once; of one subject, and from one address (0: no limit).
+        credentials: tickets and revocations; without them there are neither.
+        leeway: seconds of grace for a connection whose permissions have ended.
+        max_token_lifetime: seconds that a token is valid for at most.
     """
 
     def __init__(
@@ -61,6 +69,11 @@ class Push:
         heartbeat: float = 30.0,
         write_timeout: float = 30.0,
         max_connections: int = 10_000,
+        max_connections_per_subject: int = 0,
+        max_connections_per_address: int = 0,
+        credentials: Credentials | None = None,
+        leeway: float = 30.0,
+        max_token_lifetime: float = 30 * 86_400,
     ) -> None:
         self.bus = bus
         self.hub = Hub(clock=clock, monotonic=monotonic, heartbeat=heartbeat, write_timeout=write_timeout)
@@ -69,7 +82,10 @@ class Push:
         self._clock = clock
         self._message_ttl = message_ttl
         self._max_connections = max_connections
-        self._delivery = Delivery(bus, self.hub, monotonic=monotonic)
+        self._max_per_subject, self._max_per_address = max_connections_per_subject, max_connections_per_address
+        self._credentials, self._leeway = credentials, leeway
+        self.revocations = Revocations(max_token_lifetime)
+        self._delivery = Delivery(bus, self.hub, monotonic=monotonic, prepare=self._prepare, obey=self._obey)
         self._ids = _Ids()
 
     @property
@@ -140,6 +156,94 @@ class Push:
         if isinstance(result, MsgpushError):
             raise result
 
+    def _obey(self, command: Command) -> None:
+        if isinstance(command, Revocation):
+            self.revocations.add(command, self._clock())
+            self._close_revoked()
+        elif (connection := self.hub.connections.get(command.id)) is not None:
+            self.hub.close(connection, "disconnected", reconnect=command.reconnect)
+
+    # Permissions
+
+    async def _prepare(self) -> None:
+        if self._credentials is not None:
+            for revocation in await self._credentials.revocations():
+                self.revocations.add(revocation, self._clock())
+            self._close_revoked()
+
+    def _close_revoked(self) -> None:
+        connections = list(self.hub.connections.values())
+        for connection in connections:
+            if self.revocations.reason(connection.grant):
+                self.hub.close(connection, "revoked", reconnect=False)
+
+    def check(self, grant: Grant) -> None:
+        """Raise `Unauthorized` where the permissions have been revoked.
+
+        Raises:
+            BusUnavailable: what was revoked isn't known yet.
+        """
+        if not self._delivery.begun:
+            raise BusUnavailable("the bus has not been reached yet")
+        if (reason := self.revocations.reason(grant)) is not None:
+            raise Unauthorized(reason)
+
+    async def revoke(self, revocation: Revocation) -> None:
+        """Refuse tokens from now on, and end the connections that were opened with them, at all instances.
+
+        Raises:
+            BusUnavailable: it may not be known everywhere; revoke it again.
+        """
+        # Kept before it is told: whoever begins in between knows it.
+        if self._credentials is not None:
+            await self._credentials.revoke(revocation)
+        await self.command(revocation)
+
+    async def new_ticket(self, grant: Grant, channels: Iterable[str]) -> tuple[str, float]:
+        """A ticket to listen to some channels, and until when it serves once it is used, in seconds since 1970.
+
+        Raises:
+            Denied: the grant doesn't allow that.
+            BusUnavailable: it couldn't be kept.
+        """
+        assert self._credentials is not None
+        wanted = tuple(sorted(set(channels)))
+        grant.check_listen(wanted)
+        expires = grant.expires if grant.expires is not None else self._clock() + DAY
+        ticket = new_ticket()
+        kept = Ticket(grant.subject, wanted, expires, grant.issued_at, grant.id)
+        await self._credentials.add_ticket(digest_of(ticket), kept, min(UNUSED, self._left(expires)))
+        return ticket, expires
+
+    async def ticket(self, ticket: str) -> Grant | None:
+        """What a ticket allows; None: it isn't valid.
+
+        Raises:
+            BusUnavailable: tickets can't be looked up now.
+        """
+        assert self._credentials is not None
+        digest = digest_of(ticket)
+        found = await self._credentials.ticket(digest)
+        return None if found is None else found.grant(digest)
+
+    async def claim(self, grant: Grant, connection: str) -> None:
+        """Use the ticket of a grant, if it is a ticket's, for a connection; the one that used it before ends.
+
+        Raises:
+            Unauthorized: it is valid no longer.
+            BusUnavailable: that can't be found out now.
+        """
+        if self._credentials is None or grant.ticket is None or grant.expires is None:
+            return
+        before = await self._credentials.claim(grant.ticket, grant.expires + self._leeway, connection)
+        if before is None:
+            raise Unauthorized(NO_TICKET)
+        if before:
+            await self.command(Close(before, False))
+
+    def _left(self, expires: float) -> float:
+        return expires + self._leeway - self._clock()
+
     # Subscribing
 
     async def start_at(self, cursor: str | None) -> Start:
@@ -171,21 +275,30 @@ class Push:
             return Start(cursor, reset=True)
         return Start(cursor, min(former, cut.position), reset=True)
 
-    def admit(self) -> None:
-        """Raise `Overloaded` where no further stream can be served."""
+    def admit(self, info: ClientInfo = UNKNOWN) -> None:
+        """Raise `Overloaded` where no further stream can be served, or none of this client's."""
         if self.draining:
             raise Overloaded("draining")
         if not (self._delivery.begun and self.bus.reachable):
             raise Overloaded("bus")
         if len(self.hub.connections) >= self._max_connections:
             raise Overloaded("connections")
+        if info.subject is not None and 0 < self._max_per_subject <= self.hub.subjects[info.subject]:
+            raise Overloaded("subject")
+        if info.address and 0 < self._max_per_address <= self.hub.addresses[info.address]:
+            raise Overloaded("address")
 
     def subscribe(
         self, connection: Connection, subscription: Subscription, start: Start, opening: Callable[[str], bytes]
     ) -> None:
         """Begin to serve a connection; everything after `start` reaches its sink, in order, once."""
+        if connection.grant.expires is not None:
+            connection.ends = connection.grant.expires + self._leeway
         self.hub.attach(connection, subscription, start, opening)
         self._delivery.start(connection)
+        if self.revocations.reason(connection.grant):
+            # Since the grant was checked.
+            self.hub.close(connection, "revoked", reconnect=False)
 
     def unsubscribe(self, connection: Connection) -> None:
         """Forget a connection."""

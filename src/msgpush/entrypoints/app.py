@@ -4,32 +4,47 @@ import secrets
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ExceptionHandler
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from msgpush import __version__
-from msgpush.adapters.auth import LocalOnly, OpenAuthenticator
+from msgpush.adapters.access import Access
+from msgpush.adapters.auth import Authenticator, LocalOnly, OpenAuthenticator, TokenAuthenticator
 from msgpush.adapters.channels import Channels
 from msgpush.adapters.connections import Connections
+from msgpush.adapters.keys import FetchedKeys, Keys, public_key, secret_key
 from msgpush.adapters.memory_bus import MemoryBus
+from msgpush.adapters.memory_credentials import MemoryCredentials
+from msgpush.adapters.memory_limiter import MemoryLimiter
 from msgpush.adapters.memory_roster import MemoryRoster
 from msgpush.adapters.metrics import Gauges, Metrics
 from msgpush.adapters.operations import Operations
 from msgpush.adapters.pages import page_routes
 from msgpush.adapters.publish import Publish, PublishBatch
 from msgpush.adapters.redis_bus import RedisBus
+from msgpush.adapters.redis_credentials import RedisCredentials
+from msgpush.adapters.redis_limiter import RedisLimiter
 from msgpush.adapters.redis_link import RedisTarget
 from msgpush.adapters.redis_roster import RedisRoster
 from msgpush.adapters.streams import Streams
+from msgpush.adapters.tokens import Tokens
 from msgpush.adapters.web import ClientGone, on_client_gone, on_crash, on_error, on_http_exception
 from msgpush.domain.errors import MsgpushError
-from msgpush.domain.ports import Bus, Roster
+from msgpush.domain.ports import Bus, Credentials, Limiter, Roster
 from msgpush.domain.service import Push
 from msgpush.entrypoints.settings import Settings
+
+# Of one subject, at one instance: enough for a service that asks for all of its users, and no way to fill the memory.
+TICKETS_PER_SECOND = 200
+TICKETS_AT_ONCE = 2_000
 
 
 def create_app(settings: Settings) -> Starlette:
@@ -42,19 +57,35 @@ def create_app(settings: Settings) -> Starlette:
     resources: list[AbstractAsyncContextManager[object]] = []
     bus: Bus
     roster: Roster
+    credentials: Credentials
+    limiter: Limiter | None = None
+    lifetime, rate = settings.max_token_lifetime, settings.publish_rate
     # No other process has this name, nor has this one had it before it was started anew.
     node = f"{socket.gethostname()}-{secrets.token_hex(3)}"
     target = settings.redis
     if target is None:
         bus = MemoryBus(history_length=settings.history_length, size=settings.memory_bus_bytes)
-        push = _push(settings, bus)
+        credentials = MemoryCredentials()
+        push = _push(settings, bus, credentials)
         roster = MemoryRoster(push.hub, node)
         resources = [push]
+        if rate:
+            limiter = MemoryLimiter(rate)
     else:
         bus = _redis_bus(settings, target)
-        push = _push(settings, bus)
+        credentials = RedisCredentials(target, lifetime=lifetime)
+        push = _push(settings, bus, credentials)
         roster = RedisRoster(target, push.hub, push.command, node=node)
-        resources = [bus, push, roster]
+        resources = [bus, credentials, push, roster]
+        if rate:
+            limiter = RedisLimiter(target, rate)
+            resources.append(limiter)
+    auth: Authenticator = OpenAuthenticator()
+    if settings.mode == "tokens":
+        fetched = FetchedKeys(settings.jwks_url) if settings.jwks_url else None
+        if fetched is not None:
+            resources.append(fetched)
+        auth = TokenAuthenticator(read_tokens(settings, fetched), push, settings.cors_origins)
     metrics = Metrics()
     push.hub.on_delivered = metrics.delivered
     metrics.registry.register(
@@ -63,10 +94,10 @@ def create_app(settings: Settings) -> Starlette:
         )
     )
     app = Starlette(
-        routes=_routes(settings, push, roster, metrics),
+        routes=_routes(settings, push, auth, roster=roster, limiter=limiter, metrics=metrics),
         middleware=_middleware(settings),
         exception_handlers={
-            MsgpushError: on_error,
+            MsgpushError: _on_error(metrics),
             HTTPException: on_http_exception,
             ClientGone: on_client_gone,
             Exception: on_crash,
@@ -74,8 +105,33 @@ def create_app(settings: Settings) -> Starlette:
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    app.state.push, app.state.resources = push, resources
+    app.state.push, app.state.resources, app.state.metrics = push, resources, metrics
     return app
+
+
+def read_tokens(settings: Settings, fetched: FetchedKeys | None) -> Tokens:
+    """What reads tokens as these settings say."""
+    fixed = []
+    if settings.jwt_secret:
+        fixed.append(secret_key(settings.jwt_secret))
+    if settings.jwt_public_key:
+        fixed.append(public_key(settings.jwt_public_key))
+    return Tokens(
+        Keys(fixed, fetched),
+        issuer=settings.jwt_issuer,
+        audience=settings.jwt_audience,
+        leeway=settings.jwt_leeway,
+        max_lifetime=settings.max_token_lifetime,
+    )
+
+
+def _on_error(metrics: Metrics) -> ExceptionHandler:
+    async def counted(request: Request, error: Exception) -> Response:
+        assert isinstance(error, MsgpushError)
+        metrics.error(error)
+        return await on_error(request, error)
+
+    return counted
 
 
 @asynccontextmanager
@@ -96,52 +152,71 @@ def _redis_bus(settings: Settings, target: RedisTarget) -> RedisBus:
     )
 
 
-def _push(settings: Settings, bus: Bus) -> Push:
+def _push(settings: Settings, bus: Bus, credentials: Credentials) -> Push:
     return Push(
         bus,
+        credentials=credentials,
         message_ttl=settings.message_ttl,
         heartbeat=settings.heartbeat_interval,
         write_timeout=settings.write_timeout,
         max_connections=settings.max_connections,
+        max_connections_per_subject=settings.max_connections_per_subject,
+        max_connections_per_address=settings.max_connections_per_address,
+        leeway=settings.jwt_leeway,
+        max_token_lifetime=settings.max_token_lifetime,
     )
 
 
-def _routes(settings: Settings, push: Push, roster: Roster, metrics: Metrics) -> list[BaseRoute]:
-    auth = OpenAuthenticator()
-    events = settings.default_events
+def _routes(
+    settings: Settings, push: Push, auth: Authenticator, *, roster: Roster, limiter: Limiter | None, metrics: Metrics
+) -> list[BaseRoute]:
     one = settings.max_message_bytes
     channels = Channels(push, auth)
     connections = Connections(roster, auth)
-    operations = Operations(push, metrics, __version__)
+    operations = Operations(push, metrics, metrics_token=settings.metrics_token)
+    access = Access(
+        push,
+        auth,
+        MemoryLimiter(TICKETS_PER_SECOND, TICKETS_AT_ONCE),
+        max_lifetime=settings.max_token_lifetime,
+        leeway=settings.jwt_leeway,
+    )
+    publish = partial(Publish, push, auth, metrics, max_bytes=one, limiter=limiter)
+    streams = partial(Streams, push=push, auth=auth, metrics=metrics, default_events=settings.default_events)
     api = "/api/v1"
     # The hot endpoints first, and as ASGI applications: that saves a Request and a wrapper each time.
     return [
-        Route(f"{api}/messages/send", Publish(push, auth, metrics, max_bytes=one), methods=["POST"]),
-        Route(
-            f"{api}/messages/broadcast", Publish(push, auth, metrics, max_bytes=one, broadcast=True), methods=["POST"]
-        ),
+        Route(f"{api}/messages/send", publish(), methods=["POST"]),
+        Route(f"{api}/messages/broadcast", publish(broadcast=True), methods=["POST"]),
         Route(
             f"{api}/messages/batch",
-            PublishBatch(push, auth, metrics, max_message_bytes=one, max_batch_bytes=settings.max_batch_bytes),
+            PublishBatch(
+                push, auth, metrics, max_message_bytes=one, max_batch_bytes=settings.max_batch_bytes, limiter=limiter
+            ),
             methods=["POST"],
         ),
-        Route("/sse/stream/{channel:path}", Streams("stream", push, auth, default_events=events)),
-        Route("/sse/user/{user_id:path}", Streams("user", push, auth, default_events=events)),
-        Route("/sse/service/{service_name:path}", Streams("service", push, auth, default_events=events)),
+        Route("/sse/stream/{channel:path}", streams("stream")),
+        Route("/sse/user/{user_id:path}", streams("user")),
+        Route("/sse/service/{service_name:path}", streams("service")),
         Route(f"{api}/channels/{{channel:path}}/messages", channels.messages),
         Route(f"{api}/connections", connections.list),
         Route(f"{api}/connections/stats", connections.stats),
         Route(f"{api}/connections/{{id}}", connections.close, methods=["DELETE"]),
+        Route(f"{api}/tickets", access.ticket, methods=["POST"]),
+        Route(f"{api}/revocations", access.revoke, methods=["POST"]),
         Route("/health", operations.health),
         Route("/health/live", operations.live),
         Route("/health/ready", operations.ready),
         Route("/metrics", operations.metrics),
-        *page_routes(__version__),
+        *page_routes(),
     ]
 
 
 def _middleware(settings: Settings) -> list[Middleware]:
     middleware = []
+    if settings.trusted_proxies:
+        # Outermost: all others see the client's own address and scheme.
+        middleware.append(Middleware(ProxyHeadersMiddleware, trusted_hosts=list(map(str, settings.trusted_proxies))))
     if settings.mode == "local":
         middleware.append(Middleware(LocalOnly, origins=settings.cors_origins))
     if settings.cors_origins:
@@ -152,7 +227,7 @@ def _middleware(settings: Settings) -> list[Middleware]:
                 allow_credentials=True,
                 allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
-                expose_headers=["Retry-After"],
+                expose_headers=["Retry-After", "RateLimit", "RateLimit-Policy", "WWW-Authenticate"],
                 max_age=600,
             )
         )

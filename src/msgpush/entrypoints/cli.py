@@ -17,6 +17,7 @@ from msgpush.entrypoints.protocol import Limits
 from msgpush.entrypoints.server import raise_open_files, run
 from msgpush.entrypoints.settings import Settings, SettingsError, help_text
 from msgpush.entrypoints.supervisor import Supervisor, Worker, listen_together, worker_command
+from msgpush.entrypoints.token_command import token_command
 
 RESERVED_FILES = 128  # for publishers, health checks, the log: not for streams
 DRAIN_GRACE = 5.0  # what a worker may take beyond DRAIN_SECONDS before it is ended
@@ -25,6 +26,7 @@ BUSES = {"memory": "from memory, which it forgets at exit", "redis": "with Redis
 
 USAGE = """\
 usage: msgpush serve [--SETTING VALUE ...]   run the service (--help lists the settings)
+       msgpush token issue|inspect ...       make a token, or say why one is accepted or isn't (--help)
        msgpush --version
        msgpush --help
 """
@@ -45,6 +47,8 @@ def _main(argv: list[str]) -> int:
         case ["--help" | "-h"] | []:
             print(USAGE, end="")
             return 0 if argv else 2
+        case ["token", *rest]:
+            return token_command(rest, os.environ)
         case ["serve", *flags]:
             if "--help" in flags or "-h" in flags:
                 print(help_text())
@@ -129,6 +133,13 @@ def _run(settings: Settings, *, listener: socket.socket | None = None, on_ready:
 def _warn(settings: Settings) -> None:
     if settings.mode == "open":
         log.warning("authentication is off: whoever reaches this address may publish and listen to everything")
+    if settings.mode == "tokens" and not settings.jwt_audience and (settings.jwt_public_key or settings.jwks_url):
+        log.warning(
+            "JWT_AUDIENCE is not set: tokens that their issuer made for nobody in particular are accepted, and those "
+            "with an aud are refused"
+        )
+    if (settings.jwks_url or "").startswith("http://"):
+        log.warning("JWKS_URL is not https: whoever is in between can make tokens")
     if (room := _fitting(settings)) < settings.max_connections:
         log.warning("MAX_CONNECTIONS is lowered to what the limit of open files allows", max_connections=room)
 
@@ -145,11 +156,16 @@ def _greet(settings: Settings, host: str, port: int) -> None:
         return
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     message = '{"type":"info","service":"me","channels":["demo"],"data":{"hello":"world"}}'
+    token = header = ""
+    if settings.mode == "tokens":
+        key = "" if settings.jwt_secret else " --key private.pem"
+        token = f"\n    TOKEN=$(msgpush token issue --sub me --subscribe demo --publish demo --publish service:me{key})"
+        header = ' -H "Authorization: Bearer $TOKEN"'
     print(
         f"\n  msgpush {__version__} serves {url}/ {BUSES[bus]}."
-        f"\n  Try it in two other terminals:\n"
-        f"\n    curl -N {url}/sse/stream/demo"
-        f"\n    curl {url}/api/v1/messages/send -d '{message}'\n"
+        f"\n  Try it in two other terminals{', each with the same key in its environment' if token else ''}:\n{token}"
+        f"\n    curl -N {url}/sse/stream/demo{header}"
+        f"\n    curl {url}/api/v1/messages/send{header} -d '{message}'\n"
         f"\n  or open {url}/ in a browser. Ctrl-C ends it.\n",
         flush=True,
     )

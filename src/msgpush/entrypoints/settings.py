@@ -15,13 +15,14 @@ from typing import Annotated, Any, Literal, Self, get_args
 import msgspec
 from msgspec import Struct
 
+from msgpush.adapters.keys import public_key, secret_key
 from msgpush.adapters.redis_link import RedisTarget
 from msgpush.adapters.streams import read_events
 from msgpush.domain.channel import shown
 from msgpush.domain.errors import Malformed, MsgpushError
 from msgpush.domain.message import MAX_TTL, TYPES
 
-Mode = Literal["open", "local"]
+Mode = Literal["open", "local", "tokens"]
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["console", "json"]
 Network = IPv4Network | IPv6Network
@@ -146,8 +147,12 @@ def _redis_url(text: str) -> str:
 
 
 def _secret(text: str) -> str:
-    if len(text.encode(errors="surrogateescape")) < 32:
-        raise ValueError
+    secret_key(text)
+    return text
+
+
+def _public_key(text: str) -> str:
+    public_key(text)
     return text
 
 
@@ -171,7 +176,8 @@ REDIS = Kind(
 )
 HTTP_URL = matching(r"https?://[^\s/]\S*", "a URL that begins with https:// or http://")
 TOKEN = matching(r"[A-Za-z0-9._~+/=-]+", "text of A-Za-z0-9._~+/=-")
-SECRET = Kind(_secret, "at least 32 bytes long")
+SECRET = Kind(_secret, "at least 32 bytes long, and no PEM key")
+PUBLIC_KEY = Kind(_public_key, "a public key in PEM: RSA of 2048 bits or more, EC on P-256, or Ed25519")
 
 
 def _never(_: str) -> bool:
@@ -221,9 +227,15 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_message_bytes: Annotated[int, Setting(whole(1024, 16 * MIB, "bytes"), "The largest message.")] = 256 * 1024
     max_batch_bytes: Annotated[int, Setting(whole(1024, 1024 * MIB, "bytes"), "The largest batch.")] = 16 * MIB
     max_connections: Annotated[int, Setting(whole(1, 1_000_000), "Streams that one process serves.")] = 10_000
-    max_connections_per_subject: Annotated[int, Setting(LIMIT, "Streams a subject; 0: no limit.")] = 0
-    max_connections_per_address: Annotated[int, Setting(LIMIT, "Streams an address; 0: no limit.")] = 0
-    publish_rate: Annotated[float, Setting(RATE, "What a subject may publish; 0: no limit.")] = 0.0
+    max_connections_per_subject: Annotated[
+        int, Setting(LIMIT, "Streams of a subject that one process serves; 0: no limit.")
+    ] = 0
+    max_connections_per_address: Annotated[
+        int, Setting(LIMIT, "Streams from an address that one process serves; 0: no limit.")
+    ] = 0
+    publish_rate: Annotated[
+        float, Setting(RATE, "What a subject may publish at all instances together; 0: no limit.")
+    ] = 0.0
     heartbeat_interval: Annotated[float, Setting(TIMEOUT, "Streams get a heartbeat when idle so long.")] = 30.0
     default_events: Annotated[
         frozenset[str], Setting(EVENTS, "Types that come as events of their name where a stream doesn't choose.")
@@ -238,14 +250,21 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = ()
     root_path: Annotated[str, Setting(PATH, "The prefix under which a proxy serves it.")] = ""
     enable_auth: Annotated[
-        bool | None, Setting(BOOLEAN, "false: off, on any address; unset, without a key: off, for this machine alone.")
+        bool | None,
+        Setting(
+            BOOLEAN,
+            "false: off, on any address; true: on; unset: on with a key, else off, for this machine alone.",
+        ),
     ] = None
     jwt_secret: Annotated[str | None, Setting(SECRET, "Key of HS256 tokens.", _always)] = None
-    jwt_public_key: Annotated[str | None, Setting(ANY_TEXT, "Key of RS256, ES256 or Ed25519 tokens.")] = None
+    jwt_public_key: Annotated[str | None, Setting(PUBLIC_KEY, "Key of RS256, ES256 or Ed25519 tokens.", _always)] = None
     jwks_url: Annotated[str | None, Setting(HTTP_URL, "Where such keys are fetched.", _may_hold_password)] = None
     jwt_issuer: Annotated[str | None, Setting(ANY_TEXT, "With a key: the only `iss` that is accepted.")] = None
     jwt_audience: Annotated[str | None, Setting(ANY_TEXT, "With a key: the `aud` that a token must name.")] = None
     jwt_leeway: Annotated[float, Setting(SECONDS, "With a key: grace after a token's end.")] = 30.0
+    max_token_lifetime: Annotated[
+        int, Setting(whole(60, 10 * 366 * 86_400, "seconds"), "With a key: what a token may be valid for, at most.")
+    ] = 30 * 86_400
     metrics_token: Annotated[str | None, Setting(TOKEN, "What /metrics asks for.", _always)] = None
     log_level: Annotated[Level, Setting(choice(*get_args(Level)), "The least important that is logged.")] = "info"
     log_format: Annotated[Format, Setting(choice(*get_args(Format)), "Lines for people, or JSON objects.")] = "console"
@@ -268,13 +287,20 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     @property
     def mode(self) -> Mode:
-        """Who is served without authentication: "open", everybody; "local", this machine alone.
+        """Who is served: "tokens", who has one; "open", everybody; "local", this machine alone.
 
         Raises:
             SettingsError: what `check` refuses; so settings that nobody has checked never open a service.
         """
         self.check()
-        return "open" if self.enable_auth is False else "local"
+        if self.enable_auth is False:
+            return "open"
+        return "tokens" if self.has_key else "local"
+
+    @property
+    def has_key(self) -> bool:
+        """Whether there is something to verify tokens with."""
+        return any((self.jwt_secret, self.jwt_public_key, self.jwks_url))
 
     @property
     def redis(self) -> RedisTarget | None:
@@ -287,20 +313,18 @@ class Settings(Struct, frozen=True, kw_only=True):
         return RedisTarget("server", ((self.redis_host, self.redis_port),), {"db": self.redis_db, **password})
 
     def check(self) -> None:
-        """Refuse settings that don't fit together, or that ask for what this version can't do.
+        """Refuse settings that don't fit together.
 
         Raises:
             SettingsError: the first of them.
         """
         if self.redis_url and self.redis_host:
             raise SettingsError("REDIS_URL", "excludes REDIS_HOST, since it says everything itself: set one of the two")
-        for name, (what, instead) in NOT_YET.items():
-            if value := getattr(self, name):
-                problem = f"{_value(name, _text(value))}: that asks for {what}, not in this version yet; {instead}"
-                raise SettingsError(name.upper(), problem)
         if self.workers > 1 and not (self.redis_host or self.redis_url):
             raise SettingsError("WORKERS", f"{_value('workers', _text(self.workers))}: {ALONE}")
-        if self.enable_auth is None and not _is_loopback(self.service_host):
+        if self.enable_auth and not self.has_key:
+            raise SettingsError("ENABLE_AUTH", f"is true, and there is no key: {BOTH_WAYS_OUT}")
+        if self.enable_auth is None and not self.has_key and not _is_loopback(self.service_host):
             raise SettingsError("SERVICE_HOST", f"{_value('service_host', self.service_host)}: {UNPROTECTED}")
 
     def __repr__(self) -> str:
@@ -311,34 +335,17 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 SETTINGS: Mapping[str, Setting] = {field.name: field.type.__metadata__[0] for field in msgspec.structs.fields(Settings)}
 
-NO_TOKENS = (
-    "leave it unset, and serve this machine alone (SERVICE_HOST=127.0.0.1), or set ENABLE_AUTH=false behind something "
-    "that protects the service"
-)
-NO_LIMIT = "leave it 0 and limit that in a proxy; MAX_CONNECTIONS limits the process"
-
-# What is asked for by setting it: what that is, and what to do instead. Ignoring it would leave a service unprotected,
-# or forgetful, whose operator believes otherwise.
-NOT_YET: Mapping[str, tuple[str, str]] = {
-    "jwt_secret": ("tokens", NO_TOKENS),
-    "jwt_public_key": ("tokens", NO_TOKENS),
-    "jwks_url": ("tokens", NO_TOKENS),
-    "enable_auth": ("authentication", NO_TOKENS),
-    "metrics_token": ("a token for /metrics", "leave it unset, and keep others from /metrics in a proxy"),
-    "max_connections_per_subject": ("limits for each subject", NO_LIMIT),
-    "max_connections_per_address": ("limits for each address", NO_LIMIT),
-    "publish_rate": ("limits for each subject", NO_LIMIT),
-    "trusted_proxies": ("clients' addresses from proxies", "leave it []; the proxy's address is shown for its clients"),
-}
-
 ALONE = (
     "several processes need a bus that they share, and the embedded one serves one process; set REDIS_HOST or "
     "REDIS_URL, or leave it 1"
 )
+BOTH_WAYS_OUT = (
+    "set a key for tokens (JWT_SECRET, JWT_PUBLIC_KEY or JWKS_URL), or, behind something that protects the service, "
+    "ENABLE_AUTH=false"
+)
 UNPROTECTED = (
-    "others could use the service there without authentication; to allow that, behind something that protects it, "
-    "set ENABLE_AUTH=false; else stay on 127.0.0.1, ::1 or localhost; the other way, a key for tokens (JWT_SECRET, "
-    "JWT_PUBLIC_KEY or JWKS_URL), is not in this version yet"
+    f"others could use the service there without authentication; {BOTH_WAYS_OUT}; else stay on 127.0.0.1, ::1 or "
+    "localhost"
 )
 
 
@@ -357,7 +364,7 @@ def help_text() -> str:
 
 def _help(name: str, setting: Setting) -> str:
     default = DEFAULTS[name]
-    text = f"{_meaning(name)}{f' Default: {default}.' if default else ''} Allowed: {setting.kind.allowed}."
+    text = f"{setting.help}{f' Default: {default}.' if default else ''} Allowed: {setting.kind.allowed}."
     body = textwrap.fill(
         text, 110, initial_indent=" " * 6, subsequent_indent=" " * 6, break_long_words=False, break_on_hyphens=False
     )
@@ -369,15 +376,9 @@ def markdown_table() -> str:
     rows = ["| setting | default | meaning |", "|---|---|---|"]
     for name, setting in SETTINGS.items():
         default = f"`{DEFAULTS[name]}`" if DEFAULTS[name] else ""
-        meaning = f"{_meaning(name)} Allowed: {setting.kind.allowed}.".replace("|", "\\|").replace("*", "\\*")
+        meaning = f"{setting.help} Allowed: {setting.kind.allowed}.".replace("|", "\\|").replace("*", "\\*")
         rows.append(f"| `{name.upper()}` | {default} | {meaning} |")
     return "\n".join(rows) + "\n"
-
-
-def _meaning(name: str) -> str:
-    """What a setting does, and truthfully what it doesn't do yet."""
-    later = NOT_YET.get(name)
-    return SETTINGS[name].help + (f" Not in this version yet: {later[0]}." if later else "")
 
 
 def _read_flags(argv: Sequence[str]) -> dict[str, tuple[str, str]]:

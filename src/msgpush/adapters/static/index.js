@@ -13,6 +13,7 @@ const publishForm = document.querySelector("#publish");
 const jobs = new Map();
 let stream = null;
 let channel = "";
+let token = "";
 
 function span(kind, content) {
   const element = document.createElement("span");
@@ -71,17 +72,26 @@ function say(text) {
   state.className = text;
 }
 
-function listen(name) {
+async function listen() {
   stream?.close();
   list.replaceChildren();
   jobs.clear();
-  channel = name;
+  channel = listenForm.elements.channel.value;
+  token = listenForm.elements.token.value.trim();
+  document.querySelector("#curl").textContent = commands();
   say("connecting");
   // All types as whole messages: this page shows each of them alike.
-  const opened = new EventSource(`sse/stream/${encodeURIComponent(channel)}?events=none&last_event_id=earliest`);
+  const path = `sse/stream/${encodeURIComponent(channel)}?events=none&last_event_id=earliest`;
+  const ticket = token ? await newTicket() : "";
+  if (ticket === null) return say("closed");
+  const opened = new EventSource(ticket ? `${path}&token=${encodeURIComponent(ticket)}` : path);
   stream = opened;
   opened.addEventListener("msgpush.open", () => say("live"));
-  opened.addEventListener("error", () => say(opened.readyState === EventSource.CLOSED ? "closed" : "reconnecting"));
+  opened.addEventListener("error", () => {
+    if (opened.readyState !== EventSource.CLOSED) return say("reconnecting");
+    say("closed");
+    if (!token) explain(path);
+  });
   opened.addEventListener("message", (event) => showMessage(JSON.parse(event.data)));
   opened.addEventListener("msgpush.gap", (event) => {
     const gap = JSON.parse(event.data);
@@ -92,7 +102,37 @@ function listen(name) {
     const { reason, reconnect } = JSON.parse(event.data);
     show("close", "closed", `The server has closed the stream (${reason})${reconnect ? "; it opens again soon" : ""}.`);
   });
-  document.querySelector("#curl").textContent = commands();
+}
+
+function authorization() {
+  return token ? { Authorization: `Bearer ${token}` } : {};
+}
+
+async function call(path, options) {
+  // The answer's JSON, or null where it was refused, which is shown.
+  let refusal;
+  try {
+    const response = await fetch(path, { ...options, headers: authorization() });
+    if (response.ok) return options.method === "HEAD" ? {} : await response.json();
+    const problem = await response.json().catch(() => ({}));
+    refusal = problem.detail ?? `The answer is ${response.status} ${response.statusText}.`;
+    if (response.status === 401) document.querySelector("#token").hidden = false;
+  } catch (error) {
+    refusal = `The service can't be reached: ${error.message}`;
+  }
+  show("error", "refused", refusal);
+  return null;
+}
+
+async function newTicket() {
+  // An EventSource sends no headers, and a token doesn't belong in an address: a ticket does.
+  const answer = await call("api/v1/tickets", { method: "POST", body: JSON.stringify({ channels: [channel] }) });
+  return answer?.ticket ?? null;
+}
+
+function explain(path) {
+  // An EventSource doesn't tell why it was refused.
+  call(path, { method: "HEAD" });
 }
 
 function quoted(text) {
@@ -102,28 +142,18 @@ function quoted(text) {
 function commands() {
   const base = new URL(".", location.href).href;
   const message = JSON.stringify({ type: "info", service: "me", channels: [channel], data: { text: "Hello" } });
+  const header = token ? ' -H "Authorization: Bearer $TOKEN"' : "";
   return [
-    `curl -N ${quoted(`${base}sse/stream/${encodeURIComponent(channel)}`)}`,
+    `curl -N${header} ${quoted(`${base}sse/stream/${encodeURIComponent(channel)}`)}`,
     "",
-    `curl ${quoted(`${base}api/v1/messages/send`)} \\`,
+    `curl${header} ${quoted(`${base}api/v1/messages/send`)} \\`,
     `  -d ${quoted(message)}`,
   ].join("\n");
 }
 
 async function publish(type, data) {
   const body = JSON.stringify({ type, service: "start-page", channels: [channel], data });
-  let refusal = null;
-  try {
-    const response = await fetch("api/v1/messages/send", { method: "POST", body });
-    if (!response.ok) {
-      const problem = await response.json().catch(() => ({}));
-      refusal = problem.detail ?? `The answer is ${response.status} ${response.statusText}.`;
-    }
-  } catch (error) {
-    refusal = `The service can't be reached: ${error.message}`;
-  }
-  if (refusal !== null) show("error", "refused", refusal);
-  return refusal === null;
+  return (await call("api/v1/messages/send", { method: "POST", body })) !== null;
 }
 
 async function play() {
@@ -139,7 +169,7 @@ async function play() {
 
 listenForm.addEventListener("submit", (event) => {
   event.preventDefault();
-  listen(listenForm.elements.channel.value);
+  listen();
 });
 publishForm.addEventListener("submit", (event) => {
   event.preventDefault();
@@ -159,4 +189,4 @@ document.querySelector("#job").addEventListener("click", async (event) => {
 });
 // A reload may have kept what was chosen before.
 publishForm.elements.type.dispatchEvent(new Event("change"));
-listen(listenForm.elements.channel.value);
+listen();

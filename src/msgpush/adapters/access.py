@@ -1,0 +1,159 @@
+"""`POST /api/v1/tickets` and `POST /api/v1/revocations`: permission for a stream, and the end of permissions."""
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from msgpush.adapters.auth import Authenticator
+from msgpush.adapters.web import RateExceeded, body_headers, encode, read_body
+from msgpush.domain.channel import MAX_LISTENED, NAME_RULE, escape, is_channel, shown
+from msgpush.domain.credentials import Revocation
+from msgpush.domain.errors import Fault, Invalid, Malformed
+from msgpush.domain.message import check_utf8, format_ms, normal_timestamp
+from msgpush.domain.ports import Limiter
+from msgpush.domain.service import Push
+
+MAX_BYTES = 64 * 1024
+NO_STORE = {"Cache-Control": "no-store"}
+
+log = logging.getLogger("msgpush.auth")
+
+
+class NewTicket(Struct, frozen=True):
+    """A ticket for `?token=` of a stream; `expires_at` ends it, once it is used within a minute."""
+
+    ticket: str
+    expires_at: str
+
+
+class Revoked(Struct, frozen=True, omit_defaults=True):
+    """What was revoked: tokens of a subject or a token's id, or all tokens issued before a moment; and until when."""
+
+    at: str
+    until: str
+    subject: str | None = None
+    jti: str | None = None
+    issued_before: str | None = None
+
+
+class Access:
+    """Tickets, and revocations.
+
+    Args:
+        limiter: how many tickets a subject may have made here.
+        max_lifetime: seconds for which a revocation stands.
+        leeway: seconds by which clocks may differ.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        push: Push,
+        auth: Authenticator,
+        limiter: Limiter,
+        *,
+        max_lifetime: float,
+        leeway: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._push, self._auth, self._limiter = push, auth, limiter
+        self._max_lifetime, self._leeway, self._clock = max_lifetime, leeway, clock
+
+    async def ticket(self, request: Request) -> Response:
+        grant = await self._auth.authenticate(request.scope)
+        channels = _channels(await _read(request))
+        grant.check_listen(channels)
+        allowance = await self._limiter.take(grant.subject or "", 1)
+        if not allowance.granted:
+            raise RateExceeded("tickets", self._limiter, allowance)
+        ticket, expires = await self._push.new_ticket(grant, channels)
+        return _created(NewTicket(ticket, _moment(expires)))
+
+    async def revoke(self, request: Request) -> Response:
+        grant = await self._auth.authenticate(request.scope)
+        grant.check_admin()
+        revocation = self._revocation(await _read(request))
+        await self._push.revoke(revocation)
+        what = {revocation.kind: revocation.value or _moment(revocation.at)}
+        log.info("tokens are revoked: %s, by %s", what, grant.subject)
+        return _created(Revoked(_moment(revocation.at), _moment(revocation.at + self._max_lifetime), **what))
+
+    def _revocation(self, given: dict[str, Any]) -> Revocation:
+        now = self._clock()
+        match given:
+            case {"subject": str(value), **rest} if value and not rest:
+                return Revocation("subject", value, now)
+            case {"jti": str(value), **rest} if value and not rest:
+                return Revocation("jti", value, now)
+            case {"issued_before": value, **rest} if not rest:
+                at = _seconds(value)
+                if not 0 <= at <= now + self._leeway:
+                    raise Invalid(
+                        Fault("/issued_before", f"{shown(value)} is not allowed: it must not be in the future")
+                    )
+                return Revocation("issued_before", "", at)
+        for name in given:
+            if name not in ("subject", "jti", "issued_before"):
+                raise Invalid(Fault(f"/{escape(name)}", f"{shown(name)} is no field of a revocation"))
+        raise Invalid(
+            Fault("", "it must have one of the fields subject, jti and issued_before, and the first two are texts")
+        )
+
+
+async def _read(request: Request) -> dict[str, Any]:
+    body_headers(request.scope, MAX_BYTES, "the body")
+    body = await read_body(request.receive, MAX_BYTES, "the body")
+    check_utf8(body)
+    try:
+        given = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        raise Malformed("the body is not JSON") from None
+    if not isinstance(given, dict):
+        raise Invalid(Fault("", "it must be a JSON object"))
+    return given
+
+
+def _channels(given: dict[str, Any]) -> list[str]:
+    for name in given:
+        if name != "channels":
+            raise Invalid(Fault(f"/{escape(name)}", f"{shown(name)} is no field of a ticket"))
+    channels = given.get("channels")
+    if not isinstance(channels, list) or not 0 < len(channels) <= MAX_LISTENED:
+        raise Invalid(Fault("/channels", f"it must be a list of 1 to {MAX_LISTENED} channel names"))
+    faults = [
+        Fault(f"/channels/{index}", f"{shown(name)} is no channel name: {NAME_RULE}")
+        for index, name in enumerate(channels)
+        if not isinstance(name, str) or not is_channel(name)
+    ]
+    if faults:
+        raise Invalid(*faults)
+    return channels
+
+
+def _seconds(value: object) -> float:
+    """A moment as tokens write it, in seconds since 1970, or as RFC 3339."""
+    if isinstance(value, str):
+        try:
+            return datetime.fromisoformat(normal_timestamp(value)).timestamp()
+        except Invalid:
+            pass
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    raise Invalid(
+        Fault("/issued_before", f"{shown(value)} is not allowed: seconds since 1970, or an RFC 3339 date-time")
+    )
+
+
+def _created(content: NewTicket | Revoked) -> Response:
+    return Response(encode(content), 201, NO_STORE, "application/json")
+
+
+def _moment(seconds: float) -> str:
+    return format_ms(int(seconds * 1000))

@@ -1,0 +1,69 @@
+"""Tickets and revocations of a single process, in its memory."""
+
+import time
+from collections.abc import Callable
+from heapq import heappop, heappush
+
+from msgspec import Struct
+
+from msgpush.domain.credentials import Revocation, Ticket
+
+
+class _Kept(Struct):
+    ticket: Ticket
+    until: float
+    connection: str = ""
+
+
+class MemoryCredentials:
+    """Forgets at exit, as the bus beside it does.
+
+    Args:
+        clock: seconds since 1970.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._tickets: dict[str, _Kept] = {}
+        self._by_end: list[tuple[float, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    async def add_ticket(self, digest: str, ticket: Ticket, seconds: float) -> None:
+        self._forget()
+        self._keep(digest, _Kept(ticket, self._clock() + seconds))
+
+    async def ticket(self, digest: str) -> Ticket | None:
+        self._forget()
+        kept = self._tickets.get(digest)
+        return None if kept is None else kept.ticket
+
+    async def claim(self, digest: str, until: float, connection: str) -> str | None:
+        self._forget()
+        kept = self._tickets.get(digest)
+        if kept is None:
+            return None
+        before, kept.connection = kept.connection, connection
+        if until != kept.until:
+            kept.until = until
+            self._keep(digest, kept)
+        return before
+
+    async def revoke(self, revocation: Revocation) -> None:
+        pass  # nobody begins later who would have to know
+
+    async def revocations(self) -> list[Revocation]:
+        return []
+
+    def _keep(self, digest: str, kept: _Kept) -> None:
+        self._tickets[digest] = kept
+        heappush(self._by_end, (kept.until, digest))
+
+    def _forget(self) -> None:
+        now = self._clock()
+        while self._by_end and self._by_end[0][0] <= now:
+            _, digest = heappop(self._by_end)
+            kept = self._tickets.get(digest)
+            if kept is not None and kept.until <= now:
+                del self._tickets[digest]

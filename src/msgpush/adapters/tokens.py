@@ -1,0 +1,193 @@
+"""JSON Web Tokens (RFC 7519), and what they allow."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+from joserfc import jws
+from joserfc.errors import JoseError, UnsupportedAlgorithmError
+from joserfc.jws import JWSRegistry
+from msgspec import UNSET, Struct, UnsetType
+
+from msgpush.adapters.keys import Keys
+from msgpush.domain.channel import shown
+from msgpush.domain.errors import Unauthorized
+from msgpush.domain.grant import Grant, is_pattern
+from msgpush.domain.message import format_ms
+
+CACHED = 4_096  # tokens whose signature is known to be right
+FOREVER = 253_402_300_800  # the year 10000, in seconds since 1970
+
+
+class Permissions(Struct, forbid_unknown_fields=True):
+    """The claim `msgpush`. A misspelt permission must not be one that is silently missing."""
+
+    subscribe: tuple[str, ...] = ()
+    publish: tuple[str, ...] = ()
+    admin: bool = False
+
+
+class Claims(Struct):
+    """The claims that are looked at; a token may have others."""
+
+    sub: str
+    exp: float
+    nbf: float | None = None
+    iat: float | None = None
+    iss: Any = None
+    aud: str | tuple[str, ...] | None = None
+    jti: str | None = None
+    msgpush: Permissions | UnsetType = UNSET
+
+
+_claims = msgspec.json.Decoder(Claims).decode
+
+
+class _Registry(JWSRegistry):
+    """The algorithms that we allow, those that joserfc warns of included, and headers that real issuers make."""
+
+    max_header_length = 8 * 1024
+    max_payload_length = 32 * 1024
+
+    def get_alg(self, name: str) -> Any:
+        if name not in (self.allowed or ()):
+            raise UnsupportedAlgorithmError(name)
+        return self.algorithms[name]
+
+
+def registry_for(algorithms: Collection[str]) -> JWSRegistry:
+    """What joserfc is to take: these algorithms, and any header that asks for nothing special."""
+    return _Registry(algorithms=algorithms, strict_check_header=False)
+
+
+class Tokens:
+    """Reads tokens.
+
+    Args:
+        issuer, audience: what a token must be from, and for; None: whoever issues it, and for nobody in particular.
+        leeway: seconds by which clocks may differ.
+        max_lifetime: seconds that a token may be valid for: as long as a revocation is remembered.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        keys: Keys,
+        *,
+        issuer: str | None = None,
+        audience: str | None = None,
+        leeway: float = 30.0,
+        max_lifetime: float = 30 * 86_400,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._keys, self._clock = keys, clock
+        self._issuer, self._audience = issuer, audience
+        self._leeway, self._max_lifetime = leeway, max_lifetime
+        self._registry = registry_for(keys.algorithms)
+        # By digest: neither the time of a look-up nor this process's memory tells what was nearly right.
+        self._known: OrderedDict[bytes, Grant] = OrderedDict()
+        self._generation = 0
+
+    async def read(self, token: str) -> Grant:
+        """What a token allows, now.
+
+        Raises:
+            Unauthorized: it is not accepted; the error says why.
+            KeysUnavailable: there is nothing to verify it with yet.
+        """
+        digest = sha256(token.encode(errors="surrogatepass")).digest()
+        if self._generation != self._keys.generation:
+            self._generation = self._keys.generation
+            self._known.clear()
+        grant = self._known.get(digest)
+        if grant is None:
+            grant = self._grant(await self._verified(token))
+            self._known[digest] = grant
+            if len(self._known) > CACHED:
+                self._known.popitem(last=False)
+        else:
+            self._known.move_to_end(digest)
+        assert grant.expires is not None
+        if grant.expires + self._leeway <= self._clock():
+            raise Unauthorized(f"the token has expired: its exp is {_moment(grant.expires)}")
+        return grant
+
+    async def _verified(self, token: str) -> bytes:
+        """A token's payload, whose signature is right."""
+        try:
+            signed = jws.extract_compact(token.encode("ascii"), None, self._registry)
+            header = signed.headers()
+            self._registry.check_header(header)
+        except (JoseError, ValueError, RecursionError):
+            raise Unauthorized("the token is no signed JSON Web Token") from None
+        if "crit" in header or "b64" in header:
+            raise Unauthorized("the token's header has extensions (crit), and none is understood here")
+        algorithm = header["alg"]
+        if algorithm not in self._keys.algorithms:
+            allowed = ", ".join(sorted(self._keys.algorithms))
+            raise Unauthorized(f"the token's algorithm is {shown(algorithm)}; accepted are {allowed}")
+        keys = await self._keys.find(header.get("kid"), algorithm)
+        if not keys:
+            raise Unauthorized(f"the token's key {shown(header.get('kid'))} for {algorithm} is not known")
+        for key in keys:
+            try:
+                if jws.validate_compact(signed, key.key, registry=self._registry):
+                    return bytes(signed.payload)
+            except (JoseError, ValueError):
+                continue
+        raise Unauthorized("the token's signature is wrong: it was made with another key, or changed")
+
+    def _grant(self, payload: bytes) -> Grant:
+        try:
+            claims = _claims(payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise Unauthorized(f"the token's claims are wrong: {error}") from None
+        self._check(claims)
+        given = claims.msgpush or Permissions()
+        for name in ("subscribe", "publish"):
+            for pattern in getattr(given, name):
+                if not is_pattern(pattern):
+                    told = f"{shown(pattern)} in msgpush.{name} is no channel name, and no prefix of one that ends in *"
+                    raise Unauthorized(f"the token's claims are wrong: {told}")
+        return Grant(
+            claims.sub,
+            frozenset((f"user:{claims.sub}",)),
+            given.subscribe,
+            given.publish,
+            given.admin,
+            claims.exp,
+            claims.iat,
+            claims.jti,
+        )
+
+    def _check(self, claims: Claims) -> None:
+        now, leeway = self._clock(), self._leeway
+        if not claims.sub:
+            raise Unauthorized("the token's sub is empty")
+        if not 0 <= claims.exp < FOREVER:
+            raise Unauthorized("the token's exp is no moment of the years 1970 to 9999")
+        if claims.exp + leeway <= now:
+            raise Unauthorized(f"the token has expired: its exp is {_moment(claims.exp)}")
+        if claims.nbf is not None and claims.nbf - leeway > now:
+            raise Unauthorized("the token is not valid yet (nbf)")
+        if claims.iat is not None and claims.iat - leeway > now:
+            raise Unauthorized("the token was issued in the future (iat)")
+        since = now if claims.iat is None else claims.iat
+        if claims.exp - since > self._max_lifetime:
+            raise Unauthorized(
+                f"the token is valid for longer than {self._max_lifetime:g} seconds (MAX_TOKEN_LIFETIME)"
+            )
+        if self._issuer is not None and claims.iss != self._issuer:
+            raise Unauthorized(f"the token's iss is {shown(claims.iss)}, not the issuer that is trusted here")
+        meant = (claims.aud,) if isinstance(claims.aud, str) else claims.aud
+        if self._audience is None and meant is not None:
+            raise Unauthorized(f"the token is for others: its aud is {shown(claims.aud)}, and no JWT_AUDIENCE is set")
+        if self._audience is not None and self._audience not in (meant or ()):
+            raise Unauthorized(f"the token is for others: its aud is {shown(claims.aud)}, not this service's audience")
+
+
+def _moment(seconds: float) -> str:
+    return format_ms(int(seconds * 1000))

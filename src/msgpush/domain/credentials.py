@@ -1,0 +1,100 @@
+"""What outlives a request of credentials: tickets, and revocations of tokens."""
+
+import hashlib
+import secrets
+from typing import Literal
+
+from msgspec import Struct
+
+from msgpush.domain.grant import Grant
+
+UNUSED = 60  # seconds for which a ticket waits for its first use
+PREFIX = "ticket_"  # nobody takes it for a token
+
+
+class Ticket(Struct, frozen=True):
+    """What a ticket allows: to listen to these channels, for as long as the token that it was made with.
+
+    Attributes:
+        expires, issued_at: of that token, in seconds since 1970, and so are `subject` and `id`.
+    """
+
+    subject: str | None
+    channels: tuple[str, ...]
+    expires: float
+    issued_at: float | None
+    id: str | None
+
+    def grant(self, digest: str) -> Grant:
+        """The permissions of whoever shows it."""
+        return Grant(
+            self.subject,
+            frozenset(self.channels),
+            expires=self.expires,
+            issued_at=self.issued_at,
+            id=self.id,
+            ticket=digest,
+        )
+
+
+def new_ticket() -> str:
+    """A random value that nobody guesses."""
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def digest_of(ticket: str) -> str:
+    """What is kept of a ticket: whoever reads that can't use it."""
+    return hashlib.sha256(ticket.encode(errors="surrogatepass")).hexdigest()
+
+
+class Revocation(Struct, frozen=True, tag="revoke"):
+    """Tokens that are refused from now on.
+
+    Attributes:
+        kind: whether `value` is a subject, whose tokens issued at `at` or before are meant, or a token's `jti`; or
+            every token is meant that was issued before `at`.
+        at: in seconds since 1970.
+    """
+
+    kind: Literal["subject", "jti", "issued_before"]
+    value: str
+    at: float
+
+
+class Revocations:
+    """The revocations that stand.
+
+    Args:
+        lifetime: seconds for which a revocation has to stand, since no token is valid for longer.
+    """
+
+    def __init__(self, lifetime: float) -> None:
+        self._lifetime = lifetime
+        self._at: dict[tuple[str, str], float] = {}
+        self._crowded = 1_000
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def add(self, revocation: Revocation, now: float) -> None:
+        """Let a revocation stand; an earlier one of the same tokens stays in force."""
+        key = (revocation.kind, revocation.value)
+        self._at[key] = max(revocation.at, self._at.get(key, revocation.at))
+        if len(self._at) >= self._crowded:
+            self._at = {key: at for key, at in self._at.items() if at + self._lifetime > now}
+            self._crowded = max(1_000, 2 * len(self._at))
+
+    def reason(self, grant: Grant) -> str | None:
+        """Why what a token or ticket grants is refused; None: it isn't."""
+        if grant.subject is None:
+            return None  # nobody asked for a token
+        issued = grant.issued_at
+        at = self._at.get(("subject", grant.subject))
+        if at is not None and (issued is None or issued <= at):
+            return "the token is refused: its subject's tokens have been revoked"
+        if grant.id is not None and ("jti", grant.id) in self._at:
+            return "the token has been revoked"
+        before = self._at.get(("issued_before", ""))
+        if before is not None and (issued is None or issued < before):
+            return "the token is refused: all that were issued before a certain moment have been revoked"
+        return None

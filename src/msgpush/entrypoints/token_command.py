@@ -1,0 +1,174 @@
+"""`msgpush token`: issue a token, or find out why one is accepted or isn't, and what it allows."""
+
+import argparse
+import asyncio
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from joserfc import jws
+from joserfc.errors import JoseError
+
+from msgpush.adapters.keys import FetchedKeys, Keys, SigningKey, private_key, secret_key
+from msgpush.adapters.redis_credentials import RedisCredentials
+from msgpush.adapters.tokens import Tokens, registry_for
+from msgpush.adapters.web import KeysUnavailable
+from msgpush.domain.credentials import Revocations
+from msgpush.domain.errors import BusUnavailable, Unauthorized
+from msgpush.domain.grant import Grant
+from msgpush.domain.message import format_ms
+from msgpush.entrypoints.app import read_tokens
+from msgpush.entrypoints.settings import Settings, SettingsError
+
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+NO_KEY = "has no value: set it, or JWT_PUBLIC_KEY or JWKS_URL, to what the service has"
+
+
+def token_command(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run `msgpush token ...`; returns the exit status: 0 done or accepted, 1 refused, 2 asked wrongly."""
+    asked = _parser().parse_args(argv)
+    try:
+        settings = Settings.from_environ({**environ, "SERVICE_HOST": "127.0.0.1", "ENABLE_AUTH": ""})
+        if asked.action == "issue":
+            return _issue(asked, settings)
+        return asyncio.run(_inspect(asked.token or sys.stdin.read().strip(), settings))
+    except SettingsError as error:
+        print(f"msgpush: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "msgpush token", description="Issue and inspect tokens, with the service's own settings from the environment."
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="issue|inspect")
+    issue = actions.add_parser(
+        "issue", help="print a new token", description="Print a new token, signed with JWT_SECRET or a private key."
+    )
+    issue.add_argument("--sub", required=True, help="whom it is for: may listen to user:SUB")
+    issue.add_argument("--subscribe", action="append", default=[], metavar="PATTERN", help="may listen to; repeatable")
+    issue.add_argument("--publish", action="append", default=[], metavar="PATTERN", help="may publish to; repeatable")
+    issue.add_argument("--admin", action="store_true", help="may see and close connections, and revoke tokens")
+    issue.add_argument("--lifetime", type=_seconds, default=3600, help="such as 90s, 15m, 1h or 30d; default 1h")
+    issue.add_argument("--jti", help="its own name, by which it can be revoked alone")
+    issue.add_argument("--key", type=Path, metavar="FILE", help="a private key in PEM, instead of JWT_SECRET")
+    issue.add_argument("--kid", help="the key's id in the key set at JWKS_URL")
+    inspect = actions.add_parser(
+        "inspect",
+        help="say why a token is accepted or isn't",
+        description="Say why a token is accepted or isn't, and what it allows. Exits with 0 or 1.",
+    )
+    inspect.add_argument("token", nargs="?", help="the token; without it, it is read from stdin")
+    return parser
+
+
+def _seconds(text: str) -> int:
+    found = re.fullmatch("([0-9]{1,9})([smhd]?)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not such as 90s, 15m, 1h or 30d")
+    return int(found[1]) * UNITS[found[2]]
+
+
+def _issue(asked: argparse.Namespace, settings: Settings) -> int:
+    try:
+        key = _signing_key(asked, settings)
+    except (OSError, ValueError) as error:
+        print(f"msgpush: --key {asked.key}: {error}", file=sys.stderr)
+        return 2
+    now = int(time.time())
+    claims: dict[str, Any] = {"sub": asked.sub, "iat": now, "exp": now + asked.lifetime}
+    claims |= {"iss": settings.jwt_issuer} if settings.jwt_issuer else {}
+    claims |= {"aud": settings.jwt_audience} if settings.jwt_audience else {}
+    claims |= {"jti": asked.jti} if asked.jti else {}
+    claims["msgpush"] = {"subscribe": asked.subscribe, "publish": asked.publish, "admin": asked.admin}
+    header = {"alg": key.algorithm, "typ": "JWT"} | ({"kid": asked.kid} if asked.kid else {})
+    payload = msgspec.json.encode(claims)
+    token = jws.serialize_compact(header, payload, key.key, registry=registry_for({key.algorithm}))
+    try:
+        # What the service wouldn't accept isn't worth printing.
+        asyncio.run(_tokens(Keys([key.verifying]), settings).read(token))
+    except Unauthorized as error:
+        print(f"msgpush: the service would refuse it: {error}", file=sys.stderr)
+        return 2
+    print(token)
+    return 0
+
+
+def _signing_key(asked: argparse.Namespace, settings: Settings) -> SigningKey:
+    if asked.key is not None:
+        return private_key(asked.key.read_text())
+    if settings.jwt_secret is None:
+        raise SettingsError(
+            "JWT_SECRET", "has no value: set it to what the service has, or give a private key by --key"
+        )
+    verifying = secret_key(settings.jwt_secret)
+    return SigningKey(verifying.key, "HS256", verifying)
+
+
+def _tokens(keys: Keys, settings: Settings) -> Tokens:
+    return Tokens(
+        keys,
+        issuer=settings.jwt_issuer,
+        audience=settings.jwt_audience,
+        leeway=settings.jwt_leeway,
+        max_lifetime=settings.max_token_lifetime,
+    )
+
+
+async def _inspect(token: str, settings: Settings) -> int:
+    if not settings.has_key:
+        raise SettingsError("JWT_SECRET", NO_KEY)
+    _show_unverified(token)
+    async with AsyncExitStack() as opened:
+        fetched = FetchedKeys(settings.jwks_url) if settings.jwks_url else None
+        if fetched is not None:
+            await opened.enter_async_context(fetched)
+        try:
+            grant = await read_tokens(settings, fetched).read(token)
+            await _check_revocations(grant, settings)
+        except (Unauthorized, KeysUnavailable) as error:
+            print(f"refused: {error}")
+            return 1
+    _show(grant)
+    return 0
+
+
+def _show_unverified(token: str) -> None:
+    try:
+        signed = jws.extract_compact(token.encode(), None, registry_for(()))
+        header, claims = signed.headers(), signed.payload.decode()
+    except (JoseError, ValueError, RecursionError):
+        return
+    print(f"header:   {msgspec.json.encode(header).decode()}\nclaims:   {claims}\n")
+
+
+async def _check_revocations(grant: Grant, settings: Settings) -> None:
+    if settings.redis is None:
+        print("(What was revoked on an embedded bus, only that service itself knows.)\n")
+        return
+    revocations = Revocations(settings.max_token_lifetime)
+    try:
+        async with RedisCredentials(settings.redis, lifetime=settings.max_token_lifetime) as credentials:
+            for revocation in await credentials.revocations():
+                revocations.add(revocation, time.time())
+    except BusUnavailable as error:
+        print(f"(Whether it was revoked can't be told: {error}.)\n")
+    if (reason := revocations.reason(grant)) is not None:
+        raise Unauthorized(reason)
+
+
+def _show(grant: Grant) -> None:
+    assert grant.expires is not None
+    left = int(grant.expires - time.time())
+    print(
+        f"accepted: until {format_ms(int(grant.expires * 1000))}, for {left} more seconds\n"
+        f"  subject     {grant.subject}\n"
+        f"  listens to  {', '.join(['broadcast', *sorted(grant.channels), *grant.subscribe])}\n"
+        f"  publishes   {', '.join(grant.publish) or 'nothing'}\n"
+        f"  admin       {'yes' if grant.admin else 'no'}"
+    )

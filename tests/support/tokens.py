@@ -1,0 +1,80 @@
+"""Keys and tokens for the tests."""
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from typing import Any
+
+from joserfc import jws
+from joserfc.jwk import ECKey, OKPKey, RSAKey
+
+from msgpush.adapters.tokens import registry_for
+
+SECRET = "a secret of the tests, 32 bytes or more"
+OTHER_SECRET = "another secret, which nobody here is to trust"
+
+RSA = RSAKey.generate_key(2048)
+OTHER_RSA = RSAKey.generate_key(2048)
+P256 = ECKey.generate_key("P-256")
+ED25519 = OKPKey.generate_key("Ed25519")
+
+SigningKey = str | RSAKey | ECKey | OKPKey
+
+
+def public_pem(key: RSAKey | ECKey | OKPKey) -> str:
+    return key.as_pem(private=False).decode()
+
+
+def private_pem(key: RSAKey | ECKey | OKPKey) -> str:
+    return key.as_pem(private=True).decode()
+
+
+def public_jwk(key: RSAKey | ECKey | OKPKey, kid: str | None = None, **more: Any) -> dict[str, Any]:
+    return dict(key.as_dict(private=False)) | ({"kid": kid} if kid else {}) | more
+
+
+def b64(data: bytes | str) -> str:
+    raw = data.encode() if isinstance(data, str) else data
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def claims(sub: str = "alice", *, lifetime: float = 600, **more: Any) -> dict[str, Any]:
+    """Claims of a token that was issued just now; `msgpush` holds what isn't a claim of its own."""
+    now = int(time.time())
+    given: dict[str, Any] = {"sub": sub, "iat": now, "exp": now + lifetime}
+    permissions = {name: more.pop(name) for name in ("subscribe", "publish", "admin") if name in more}
+    return given | ({"msgpush": permissions} if permissions else {}) | more
+
+
+def signed(payload: object, key: SigningKey = SECRET, alg: str | None = None, **header: Any) -> str:
+    """A token: with a text as its key by HS256, else by the key's own algorithm."""
+    head = {"alg": alg or _algorithm(key), "typ": "JWT"} | header
+    body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+    if isinstance(key, str):
+        text = f"{b64(json.dumps(head))}.{b64(body)}"
+        hashes = {"HS384": hashlib.sha384, "HS512": hashlib.sha512}
+        return f"{text}.{b64(hmac.new(key.encode(), text.encode(), hashes.get(head['alg'], hashlib.sha256)).digest())}"
+    return jws.serialize_compact(head, body, key, registry=registry_for({head["alg"]}))
+
+
+def token(sub: str = "alice", key: SigningKey = SECRET, *, lifetime: float = 600, **more: Any) -> str:
+    """A token for somebody, with permissions (`subscribe`, `publish`, `admin`) and further claims."""
+    return signed(claims(sub, lifetime=lifetime, **more), key)
+
+
+def unsigned(payload: object, alg: str = "none") -> str:
+    return f"{b64(json.dumps({'alg': alg}))}.{b64(json.dumps(payload))}."
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def _algorithm(key: SigningKey) -> str:
+    if isinstance(key, RSAKey):
+        return "RS256"
+    if isinstance(key, ECKey):
+        return "ES256"
+    return "Ed25519" if isinstance(key, OKPKey) else "HS256"
