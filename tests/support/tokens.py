@@ -20,18 +20,19 @@ OTHER_RSA = RSAKey.generate_key(2048)
 P256 = ECKey.generate_key("P-256")
 ED25519 = OKPKey.generate_key("Ed25519")
 
-SigningKey = str | RSAKey | ECKey | OKPKey
+AsymmetricKey = RSAKey | ECKey | OKPKey
+SigningKey = str | AsymmetricKey
 
 
-def public_pem(key: RSAKey | ECKey | OKPKey) -> str:
+def public_pem(key: AsymmetricKey) -> str:
     return key.as_pem(private=False).decode()
 
 
-def private_pem(key: RSAKey | ECKey | OKPKey) -> str:
+def private_pem(key: AsymmetricKey) -> str:
     return key.as_pem(private=True).decode()
 
 
-def public_jwk(key: RSAKey | ECKey | OKPKey, kid: str | None = None, **more: Any) -> dict[str, Any]:
+def public_jwk(key: AsymmetricKey, kid: str | None = None, **more: Any) -> dict[str, Any]:
     return dict(key.as_dict(private=False)) | ({"kid": kid} if kid else {}) | more
 
 

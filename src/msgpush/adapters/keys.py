@@ -228,11 +228,16 @@ class FetchedKeys:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    @property
+    def fetching(self) -> bool:
+        """Whether they are being fetched just now."""
+        return self._fetching is not None
+
     async def find(self, id: str | None, algorithm: str) -> list[VerifyingKey]:
         """As `Keys.find`; a key that isn't known is looked for, unless that has just been done."""
         if found := self._known(id, algorithm):
             return found
-        if self._fetching is not None or self._monotonic() - self._tried >= MIN_INTERVAL:
+        if self.fetching or self._monotonic() - self._tried >= MIN_INTERVAL:
             await self.refresh()
         if self._keys is None:
             raise KeysUnavailable("the keys that tokens are verified with can't be fetched now")

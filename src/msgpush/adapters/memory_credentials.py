@@ -6,7 +6,7 @@ from heapq import heappop, heappush
 
 from msgspec import Struct
 
-from msgpush.domain.credentials import Revocation, Ticket
+from msgpush.domain.credentials import Revocation, Revocations, Ticket
 
 
 class _Kept(Struct):
@@ -19,11 +19,13 @@ class MemoryCredentials:
     """Forgets at exit, as the bus beside it does.
 
     Args:
+        lifetime: seconds for which a revocation stands.
         clock: seconds since 1970.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, *, lifetime: float, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
+        self._revoked = Revocations(lifetime)
         self._tickets: dict[str, _Kept] = {}
         self._by_end: list[tuple[float, str]] = []
 
@@ -51,10 +53,10 @@ class MemoryCredentials:
         return before
 
     async def revoke(self, revocation: Revocation) -> None:
-        pass  # nobody begins later who would have to know
+        self._revoked.add(revocation, self._clock())
 
     async def revocations(self) -> list[Revocation]:
-        return []
+        return list(self._revoked)
 
     def _keep(self, digest: str, kept: _Kept) -> None:
         self._tickets[digest] = kept

@@ -120,11 +120,11 @@ class Tokens:
         try:
             signed = jws.extract_compact(token.encode("ascii"), None, self._registry)
             header = signed.headers()
+            if "crit" in header or "b64" in header:
+                raise Unauthorized("the token's header has extensions (crit), and none is understood here")
             self._registry.check_header(header)
         except (JoseError, ValueError, RecursionError):
             raise Unauthorized("the token is no signed JSON Web Token") from None
-        if "crit" in header or "b64" in header:
-            raise Unauthorized("the token's header has extensions (crit), and none is understood here")
         algorithm = header["alg"]
         if algorithm not in self._keys.algorithms:
             allowed = ", ".join(sorted(self._keys.algorithms))
@@ -178,7 +178,7 @@ class Tokens:
         since = now if claims.iat is None else claims.iat
         if claims.exp - since > self._max_lifetime:
             raise Unauthorized(
-                f"the token is valid for longer than {self._max_lifetime:g} seconds (MAX_TOKEN_LIFETIME)"
+                f"the token is valid for longer than {self._max_lifetime:.15g} seconds (MAX_TOKEN_LIFETIME)"
             )
         if self._issuer is not None and claims.iss != self._issuer:
             raise Unauthorized(f"the token's iss is {shown(claims.iss)}, not the issuer that is trusted here")

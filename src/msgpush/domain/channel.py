@@ -11,8 +11,9 @@ MAX_CHANNELS = 32  # of a message
 MAX_LISTENED = 64  # of a stream, without `broadcast`
 MAX_TARGETS = 8
 NAME_RULE = "1-200 characters with no control character, white space, comma, '*', '/', '?' or '#'"
+NAME_CHARACTER = r"[^\s,*/?#\x00-\x1f\x7f-\x9f]"  # as a regular expression
 
-_NAME = re.compile(r"[^\s,*/?#\x00-\x1f\x7f-\x9f]{1,200}")
+_NAME = re.compile(NAME_CHARACTER + "{1,200}")
 
 
 def is_channel(name: str) -> bool:

@@ -2,11 +2,14 @@
 
 import hashlib
 import secrets
+from collections.abc import Iterator
 from typing import Literal
 
 from msgspec import Struct
 
 from msgpush.domain.grant import Grant
+
+Kind = Literal["subject", "jti", "issued_before"]
 
 UNUSED = 60  # seconds for which a ticket waits for its first use
 PREFIX = "ticket_"  # nobody takes it for a token
@@ -56,7 +59,7 @@ class Revocation(Struct, frozen=True, tag="revoke"):
         at: in seconds since 1970.
     """
 
-    kind: Literal["subject", "jti", "issued_before"]
+    kind: Kind
     value: str
     at: float
 
@@ -70,11 +73,14 @@ class Revocations:
 
     def __init__(self, lifetime: float) -> None:
         self._lifetime = lifetime
-        self._at: dict[tuple[str, str], float] = {}
+        self._at: dict[tuple[Kind, str], float] = {}
         self._crowded = 1_000
 
     def __len__(self) -> int:
         return len(self._at)
+
+    def __iter__(self) -> Iterator[Revocation]:
+        return (Revocation(kind, value, at) for (kind, value), at in self._at.items())
 
     def add(self, revocation: Revocation, now: float) -> None:
         """Let a revocation stand; an earlier one of the same tokens stays in force."""

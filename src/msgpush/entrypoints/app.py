@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from functools import partial
 
 from starlette.applications import Starlette
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -65,7 +66,7 @@ def create_app(settings: Settings) -> Starlette:
     target = settings.redis
     if target is None:
         bus = MemoryBus(history_length=settings.history_length, size=settings.memory_bus_bytes)
-        credentials = MemoryCredentials()
+        credentials = MemoryCredentials(lifetime=lifetime)
         push = _push(settings, bus, credentials)
         roster = MemoryRoster(push.hub, node)
         resources = [push]
@@ -167,6 +168,11 @@ def _push(settings: Settings, bus: Bus, credentials: Credentials) -> Push:
     )
 
 
+class _Rest(PathConvertor):
+    # Starlette's own ends at a line end: a name that has one would be no such path, instead of no name.
+    regex = "(?s:.*)"
+
+
 def _routes(
     settings: Settings, push: Push, auth: Authenticator, *, roster: Roster, limiter: Limiter | None, metrics: Metrics
 ) -> list[BaseRoute]:
@@ -184,6 +190,7 @@ def _routes(
     publish = partial(Publish, push, auth, metrics, max_bytes=one, limiter=limiter)
     streams = partial(Streams, push=push, auth=auth, metrics=metrics, default_events=settings.default_events)
     api = "/api/v1"
+    register_url_convertor("rest", _Rest())
     # The hot endpoints first, and as ASGI applications: that saves a Request and a wrapper each time.
     return [
         Route(f"{api}/messages/send", publish(), methods=["POST"]),
@@ -195,10 +202,10 @@ def _routes(
             ),
             methods=["POST"],
         ),
-        Route("/sse/stream/{channel:path}", streams("stream")),
-        Route("/sse/user/{user_id:path}", streams("user")),
-        Route("/sse/service/{service_name:path}", streams("service")),
-        Route(f"{api}/channels/{{channel:path}}/messages", channels.messages),
+        Route("/sse/stream/{channel:rest}", streams("stream")),
+        Route("/sse/user/{user_id:rest}", streams("user")),
+        Route("/sse/service/{service_name:rest}", streams("service")),
+        Route(f"{api}/channels/{{channel:rest}}/messages", channels.messages),
         Route(f"{api}/connections", connections.list),
         Route(f"{api}/connections/stats", connections.stats),
         Route(f"{api}/connections/{{id}}", connections.close, methods=["DELETE"]),

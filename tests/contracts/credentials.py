@@ -1,0 +1,117 @@
+"""What every store of credentials promises. Its own test module derives from this and says how to open one."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple
+
+from msgpush.domain.credentials import Revocation, Ticket
+from msgpush.domain.ports import Credentials
+
+LIFETIME = 1_000.0
+NAMES = ["a", "kb:ü", "user:*x"]
+
+
+class Opened(NamedTuple):
+    """The same credentials at one instance or more, the time by their clock, and a way to let it pass."""
+
+    instances: list[Credentials]
+    now: Callable[[], float]
+    wait: Callable[[float], Awaitable[None]]
+
+
+class CredentialsContract:
+    """Subclass it, and say how credentials are opened."""
+
+    def open(self) -> AbstractAsyncContextManager[Opened]:
+        raise NotImplementedError
+
+    async def test_a_ticket_is_found_as_it_was_made_at_every_instance(self) -> None:
+        async with self.open() as opened:
+            made = Ticket("bob", ("a", "kb:ü"), opened.now() + 100.5, 12.5, "t1")
+            await opened.instances[0].add_ticket("d1", made, 60)
+            anonymous = Ticket(None, ("a",), opened.now() + 100, None, None)
+            await opened.instances[0].add_ticket("d2", anonymous, 60)
+            for credentials in opened.instances:
+                assert await credentials.ticket("d1") == made
+                assert await credentials.ticket("d2") == anonymous
+                assert await credentials.ticket("d3") is None
+
+    async def test_an_unused_ticket_is_void_after_its_time(self) -> None:
+        async with self.open() as opened:
+            first, *_, last = [*opened.instances, *opened.instances]
+            await first.add_ticket("d", Ticket("bob", ("a",), opened.now() + 100, None, None), 0.3)
+            assert await last.ticket("d") is not None
+            await opened.wait(0.31)
+            assert await last.ticket("d") is None
+            assert await last.claim("d", opened.now() + 100, "c1") is None
+
+    async def test_a_used_ticket_lives_until_its_tokens_end_and_no_longer(self) -> None:
+        async with self.open() as opened:
+            first, *_, last = [*opened.instances, *opened.instances]
+            await first.add_ticket("d", Ticket("bob", ("a",), opened.now() + 0.6, None, None), 0.2)
+            end = opened.now() + 0.6
+            assert await last.claim("d", end, "c1") == ""
+            await opened.wait(0.3)
+            assert await first.ticket("d") is not None
+            assert await first.claim("d", end, "c2") == "c1"
+            await opened.wait(0.35)
+            assert await last.ticket("d") is None
+            assert await last.claim("d", end, "c3") is None
+
+    async def test_whoever_claims_a_ticket_is_told_who_had_it_before_however_many_do_at_once(self) -> None:
+        async with self.open() as opened:
+            await opened.instances[0].add_ticket("d", Ticket("bob", ("a",), opened.now() + 100, None, None), 60)
+            end = opened.now() + 100
+            claims = [
+                opened.instances[number % len(opened.instances)].claim("d", end, f"c{number}") for number in range(20)
+            ]
+            before = await asyncio.gather(*claims)
+            # A chain: everybody but the last was told of to one other.
+            assert before.count("") == 1
+            assert len(set(before)) == 20
+            assert set(before) - {""} < {f"c{number}" for number in range(20)}
+
+    async def test_tickets_do_not_touch_one_another(self) -> None:
+        async with self.open() as opened:
+            first = opened.instances[0]
+            for digest in ("d1", "d2"):
+                await first.add_ticket(digest, Ticket(digest, ("a",), opened.now() + 100, None, None), 60)
+            assert await first.claim("d1", opened.now() + 100, "c1") == ""
+            assert await first.claim("d2", opened.now() + 100, "c2") == ""
+
+    async def test_revocations_are_known_to_every_instance(self) -> None:
+        async with self.open() as opened:
+            made = [
+                Revocation("subject", "bob", opened.now()),
+                Revocation("subject", "a:b *ü\n", opened.now()),
+                Revocation("jti", "bob", opened.now()),
+                Revocation("issued_before", "", opened.now() - 5),
+            ]
+            for revocation in made:
+                await opened.instances[0].revoke(revocation)
+            for credentials in opened.instances:
+                found = {(each.kind, each.value): each.at for each in await credentials.revocations()}
+                assert found.keys() == {(each.kind, each.value) for each in made}
+                for each in made:
+                    # Never earlier, or what was issued in between would be accepted again.
+                    assert 0 <= found[each.kind, each.value] - each.at < 0.002
+
+    async def test_an_earlier_revocation_does_not_replace_a_later_one(self) -> None:
+        async with self.open() as opened:
+            now = opened.now()
+            for at in (now - 1, now, now - 2):
+                await opened.instances[0].revoke(Revocation("subject", "bob", at))
+            (found,) = await opened.instances[-1].revocations()
+            assert 0 <= found.at - now < 0.002
+
+    async def test_revocations_that_no_token_can_outlive_are_forgotten(self) -> None:
+        async with self.open() as opened:
+            credentials, now = opened.instances[0], opened.now()
+            for number in range(2_000):
+                await credentials.revoke(Revocation("subject", f"old{number}", now - LIFETIME - 1))
+            for number in range(100):
+                await credentials.revoke(Revocation("subject", f"new{number}", now))
+            found = {each.value for each in await credentials.revocations()}
+            assert {f"new{number}" for number in range(100)} <= found
+            assert len(found) < 1_200

@@ -1,0 +1,115 @@
+"""Credentials and limiter over Redis keep their contracts for several instances, and Redis gets to know no secret."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+from msgpush.adapters.redis_credentials import RedisCredentials
+from msgpush.adapters.redis_limiter import RedisLimiter
+from msgpush.adapters.redis_link import HASH_TAG, RedisTarget
+from msgpush.domain.credentials import Ticket, digest_of, new_ticket
+from msgpush.domain.errors import BusUnavailable
+from msgpush.domain.ports import Limiter
+from tests.contracts import credentials, limiter
+from tests.support.redis_servers import RedisServer
+
+INSTANCES = 3
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def _empty(server: RedisServer) -> None:
+    with server.client() as client:
+        client.flushall()
+
+
+def now(server: RedisServer) -> float:
+    with server.client() as client:
+        seconds, micros = client.time()
+        return float(seconds) + float(micros) / 1_000_000
+
+
+class TestRedisCredentials(credentials.CredentialsContract):
+    @pytest.fixture(autouse=True)
+    def _server(self, server: RedisServer) -> None:
+        self.server = server
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[credentials.Opened]:
+        target = RedisTarget.from_url(self.server.url)
+        async with AsyncExitStack() as stack:
+            instances = [
+                await stack.enter_async_context(RedisCredentials(target, lifetime=credentials.LIFETIME))
+                for _ in range(INSTANCES)
+            ]
+            # Redis keeps the time itself: only here does a test let it pass.
+            yield credentials.Opened(list(instances), lambda: now(self.server), asyncio.sleep)
+
+    async def test_redis_has_no_ticket_that_could_be_used(self) -> None:
+        ticket = new_ticket()
+        async with self.open() as opened:
+            made = Ticket("bob", ("a",), opened.now() + 100, None, None)
+            await opened.instances[0].add_ticket(digest_of(ticket), made, 60)
+            with self.server.client() as client:
+                (key,) = client.keys("*")
+                assert 59_000 < client.pttl(key) <= 60_000
+                for text in (key, *client.hvals(key)):
+                    assert ticket.encode() not in text
+                    assert ticket.removeprefix("ticket_").encode() not in text
+
+    async def test_a_redis_that_is_away_is_told_and_comes_back(self) -> None:
+        async with self.open() as opened:
+            self.server.kill()
+            try:
+                with pytest.raises(BusUnavailable):
+                    await opened.instances[0].ticket("d")
+                with pytest.raises(BusUnavailable):
+                    await opened.instances[0].claim("d", 2e9, "c")
+                with pytest.raises(BusUnavailable):
+                    await opened.instances[0].revocations()
+            finally:
+                self.server.start()
+            assert await opened.instances[0].revocations() == []
+
+
+class TestRedisLimiter(limiter.LimiterContract):
+    @pytest.fixture(autouse=True)
+    def _server(self, server: RedisServer) -> None:
+        self.server = server
+
+    @asynccontextmanager
+    async def open(self, rate: float) -> AsyncIterator[limiter.Opened]:
+        target = RedisTarget.from_url(self.server.url)
+        async with AsyncExitStack() as stack:
+            instances = [await stack.enter_async_context(RedisLimiter(target, rate)) for _ in range(INSTANCES)]
+            yield limiter.Opened(list(instances), asyncio.sleep)
+
+    async def kept_at_most(self, limiter: Limiter, number: int) -> None:
+        with self.server.client() as client:
+            assert client.dbsize() <= number
+
+    async def test_a_clock_that_steps_back_empties_no_bucket_for_longer_than_it_takes_to_fill(self) -> None:
+        async with self.open(10) as opened:
+            with self.server.client() as client:
+                client.set(f"{HASH_TAG}:rate:bob", str((now(self.server) + 3_600) * 1000))
+            assert (await opened.instances[0].take("bob", 1)).retry_after <= 0.1
+            await asyncio.sleep(1.1)
+            assert (await opened.instances[0].take("bob", 1)).granted == 1
+
+    async def test_everybody_who_waits_is_told_that_redis_is_away(self) -> None:
+        async with self.open(10) as opened:
+            self.server.kill()
+            try:
+                asking = [opened.instances[0].take(f"s{n}", 1) for n in range(600)]
+                outcomes = await asyncio.gather(*asking, return_exceptions=True)
+                assert {type(each) for each in outcomes} == {BusUnavailable}
+            finally:
+                self.server.start()
+            assert (await opened.instances[0].take("bob", 1)).granted == 1
