@@ -13,6 +13,7 @@ from msgpush.adapters.web import (
     RateExceeded,
     body_headers,
     body_parts,
+    challenge,
     encode,
     problem,
     problem_of,
@@ -238,6 +239,8 @@ class PublishBatch:
             results=results,
         )
         headers = [(b"connection", b"close")] if limit else []
+        if told.status == 403:
+            headers += raw_headers({"WWW-Authenticate": challenge("insufficient_scope", told.detail)})
         if told.status in (429, 503):
             headers.append((b"retry-after", b"1"))
         await respond(send, told.status, encode(body), b"application/problem+json", headers)

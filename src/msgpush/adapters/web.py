@@ -110,16 +110,16 @@ def error_response(error: MsgpushError) -> ProblemResponse:
     if isinstance(error, BusUnavailable | KeysUnavailable | RateExceeded):
         headers["Retry-After"] = str(ceil(error.retry_after))
     if isinstance(error, Unauthorized):
-        headers["WWW-Authenticate"] = _challenge("invalid_token", str(error))
+        headers["WWW-Authenticate"] = challenge("invalid_token", str(error))
     if isinstance(error, Denied) and error.permission is not None:
-        headers["WWW-Authenticate"] = _challenge("insufficient_scope", str(error))
+        headers["WWW-Authenticate"] = challenge("insufficient_scope", str(error))
     if isinstance(error, TooLarge):
         # What is left of the body isn't wanted: the server half-closes, so that the client can read this.
         headers["Connection"] = "close"
     return ProblemResponse(problem_of(error), headers)
 
 
-def _challenge(code: str, description: str) -> str:
+def challenge(code: str, description: str) -> str:
     """A `WWW-Authenticate` header's value (RFC 6750, section 3), with the characters that it may have."""
     text = re.sub(r"[^\x20\x21\x23-\x5b\x5d-\x7e]", "?", description.replace('"', "'"))
     return f'Bearer realm="msgpush", error="{code}", error_description="{text}"'

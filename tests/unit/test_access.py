@@ -1,0 +1,360 @@
+"""Who may do what: every endpoint gives every kind of credentials exactly the contract's status and challenge."""
+
+import re
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+from starlette.routing import Mount, Route
+
+from msgpush.entrypoints.app import create_app, lifespan
+from msgpush.entrypoints.settings import Settings
+from tests.support.asgi import Answer, AsgiDriver
+from tests.support.tokens import (
+    OTHER_RSA,
+    RSA,
+    KeyServer,
+    bearer,
+    claims,
+    public_jwk,
+    public_pem,
+    signed,
+    unsigned,
+)
+
+MESSAGE = b'{"type":"info","service":"a","channels":["demo"]}'
+BROADCAST = b'{"type":"info","service":"a"}'
+
+
+class Endpoint(NamedTuple):
+    method: str
+    target: str
+    body: bytes = b""
+
+
+ENDPOINTS = {
+    "send": Endpoint("POST", "/api/v1/messages/send", MESSAGE),
+    "broadcast": Endpoint("POST", "/api/v1/messages/broadcast", BROADCAST),
+    "batch": Endpoint("POST", "/api/v1/messages/batch", b"[" + MESSAGE + b"]"),
+    "stream": Endpoint("GET", "/sse/stream/demo"),
+    "head": Endpoint("HEAD", "/sse/stream/demo"),
+    "user": Endpoint("GET", "/sse/user/alice"),
+    "service": Endpoint("GET", "/sse/service/a"),
+    "history": Endpoint("GET", "/api/v1/channels/demo/messages"),
+    "ticket": Endpoint("POST", "/api/v1/tickets", b'{"channels":["demo"]}'),
+    "list": Endpoint("GET", "/api/v1/connections"),
+    "stats": Endpoint("GET", "/api/v1/connections/stats"),
+    "close": Endpoint("DELETE", "/api/v1/connections/none"),
+    "revoke": Endpoint("POST", "/api/v1/revocations", b'{"jti":"none"}'),
+}
+OPEN = [
+    Endpoint("GET", target)
+    for target in (
+        "/",
+        "/docs",
+        "/openapi.json",
+        "/health",
+        "/health/live",
+        "/health/ready",
+        "/metrics",
+        "/static/icon.svg",
+    )
+]
+
+# What each of the credentials below gets; 4XX of another kind than 401 and 403 is what comes before or after them.
+MATRIX = """
+                     send broadcast batch stream head user service history ticket list stats close revoke
+nothing              401  401       401   401    401  401  401     401     401    401  401   401   401
+expired              401  401       401   401    401  401  401     401     401    401  401   401   401
+wrong key            401  401       401   401    401  401  401     401     401    401  401   401   401
+alg none             401  401       401   401    401  401  401     401     401    401  401   401   401
+public key as secret 401  401       401   401    401  401  401     401     401    401  401   401   401
+wrong audience       401  401       401   401    401  401  401     401     401    401  401   401   401
+no audience          401  401       401   401    401  401  401     401     401    401  401   401   401
+unknown key          401  401       401   401    401  401  401     401     401    401  401   401   401
+wrong claim          401  401       401   401    401  401  401     401     401    401  401   401   401
+two tokens           401  401       401   401    401  401  401     401     401    401  401   401   401
+ticket as a token    401  401       401   401    401  401  401     401     401    401  401   401   401
+ticket in a cookie   401  401       401   401    401  401  401     401     401    401  401   401   401
+basic                401  401       401   401    401  401  401     401     401    401  401   401   401
+subscriber           403  403       403   200    200  403  200     200     201    403  403   403   403
+publisher            202  202       202   403    403  403  403     403     403    403  403   403   403
+publisher elsewhere  403  403       403   403    403  403  403     403     403    403  403   403   403
+other user           403  403       403   403    403  403  403     403     403    403  403   403   403
+that user            403  403       403   403    403  200  403     403     403    403  403   403   403
+admin                403  403       403   403    403  403  403     403     403    200  200   404   201
+everything           202  202       202   200    200  200  200     200     201    200  200   404   201
+cookie               403  403       403   200    200  200  200     200     403    200  200   403   403
+cookie own page      202  202       202   200    200  200  200     200     201    200  200   404   201
+cookie known page    202  202       202   200    200  200  200     200     201    200  200   404   201
+cookie other page    403  403       403   403    403  403  403     403     403    403  403   403   403
+cookie no page       403  403       403   403    403  403  403     403     403    403  403   403   403
+cookie cross-site    403  403       403   403    403  403  403     403     403    403  403   403   403
+cookie same-site     403  403       403   403    403  403  403     403     403    403  403   403   403
+cookie typed in      403  403       403   200    200  200  200     200     403    200  200   403   403
+cookie subscriber    403  403       403   200    200  403  200     200     403    403  403   403   403
+cookie expired       401  401       401   401    401  401  401     401     401    401  401   401   401
+header and cookie    401  401       401   401    401  401  401     401     401    401  401   401   401
+query                401  401       401   200    200  200  200     400     401    400  400   400   401
+query expired        403  403       403   401    401  401  401     400     403    400  400   400   403
+query and header     401  401       401   401    401  401  401     400     401    400  400   400   401
+ticket               401  401       401   200    200  403  403     400     401    400  400   400   401
+ticket unknown       401  401       401   401    401  401  401     400     401    400  400   400   401
+"""
+
+
+class Credentials(NamedTuple):
+    headers: dict[str, str]
+    query: str = ""
+
+
+def issue(sub: str, **more: Any) -> str:
+    return signed(claims(sub, **({"aud": "msgpush"} | more)), RSA, kid="one")
+
+
+def cookie(token: str, **headers: str) -> Credentials:
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Credentials({"Cookie": f"other=1; msgpush_token={token}; more=2", **given})
+
+
+EVERYTHING: dict[str, Any] = {"subscribe": ["*"], "publish": ["*"], "admin": True}
+
+
+async def credentials(client: AsgiDriver) -> dict[str, Credentials]:
+    subscriber = issue("carol", subscribe=["demo", "service:*"])
+    everything, expired = issue("root", **EVERYTHING), issue("root", **EVERYTHING, lifetime=-3600)
+    made = await client.request("POST", "/api/v1/tickets", b'{"channels":["demo"]}', bearer(subscriber))
+    ticket = made.json()["ticket"]
+    all_claims = claims("root", aud="msgpush", **EVERYTHING)
+    publisher = issue("importer", publish=["service:a", "demo", "broadcast"])
+    headers = {
+        "nothing": {},
+        "expired": bearer(expired),
+        "wrong key": bearer(signed(all_claims, OTHER_RSA, kid="one")),
+        "alg none": bearer(unsigned(all_claims)),
+        "public key as secret": bearer(signed(all_claims, public_pem(RSA), kid="one")),
+        "wrong audience": bearer(issue("root", **EVERYTHING, aud="other")),
+        "no audience": bearer(signed(claims("root", **EVERYTHING), RSA, kid="one")),
+        "unknown key": bearer(signed(all_claims, RSA, kid="two")),
+        "wrong claim": bearer(issue("root", subscribe="*", publish=["*"], admin=True)),
+        "two tokens": {"Authorization": f"Bearer {everything}", "authorization": f"Bearer {everything}"},
+        "ticket as a token": bearer(ticket),
+        "basic": {"Authorization": "Basic cm9vdDpyb290"},
+        "subscriber": bearer(subscriber),
+        "publisher": bearer(publisher),
+        "publisher elsewhere": bearer(issue("importer", publish=["service:b", "dem", "demo2*"])),
+        "other user": bearer(issue("bob")),
+        "that user": bearer(issue("alice")),
+        "admin": bearer(issue("root", admin=True)),
+        "everything": {"Authorization": f"bEARER {everything}"},
+    }
+    return {
+        **{name: Credentials(given) for name, given in headers.items()},
+        "ticket in a cookie": cookie(ticket),
+        "cookie": cookie(everything),
+        "cookie own page": cookie(everything, Origin="http://localhost", Sec_Fetch_Site="same-origin"),
+        "cookie known page": cookie(everything, Origin="https://app.example", Sec_Fetch_Site="cross-site"),
+        "cookie other page": cookie(everything, Origin="https://localhost"),
+        "cookie no page": cookie(everything, Origin="null"),
+        "cookie cross-site": cookie(everything, Sec_Fetch_Site="cross-site"),
+        "cookie same-site": cookie(everything, Sec_Fetch_Site="same-site"),
+        "cookie typed in": cookie(everything, Sec_Fetch_Site="none"),
+        "cookie subscriber": cookie(subscriber),
+        "cookie expired": cookie(expired, Origin="https://evil.example"),
+        # The first that is there decides, and nothing falls back.
+        "header and cookie": Credentials({**bearer(expired), **cookie(everything).headers}),
+        "query": Credentials({}, f"?token={everything}"),
+        "query expired": Credentials(cookie(everything).headers, f"?token={expired}"),
+        "query and header": Credentials(bearer(expired), f"?token={everything}"),
+        "ticket": Credentials({}, f"?token={ticket}"),
+        "ticket unknown": Credentials({}, f"?token={ticket[:-1]}_"),
+    }
+
+
+def rows() -> Iterator[tuple[str, dict[str, int]]]:
+    head, *lines = MATRIX.strip("\n").splitlines()
+    names = head.split()
+    for line in lines:
+        name, *statuses = re.split(r"  +|(?<=[a-z]) (?=\d)", line.strip())
+        yield name, dict(zip(names, map(int, statuses), strict=True))
+
+
+@pytest.fixture(scope="module")
+def keys() -> Iterator[KeyServer]:
+    with KeyServer(public_jwk(RSA, "one")) as server:
+        yield server
+
+
+@pytest.fixture
+async def client(keys: KeyServer) -> AsyncIterator[AsgiDriver]:
+    settings = Settings(jwks_url=keys.url, jwt_audience="msgpush", cors_origins=("https://app.example",))
+    app = create_app(settings)
+    async with lifespan(app):
+        yield AsgiDriver(app)
+
+
+async def ask(client: AsgiDriver, endpoint: Endpoint, credentials: Credentials) -> Answer:
+    method, target, body = endpoint
+    target += credentials.query
+    if method == "GET" and target.startswith("/sse/"):
+        async with client.stream(target, credentials.headers) as exchange:
+            return Answer(exchange.status, exchange.headers, exchange.body)
+    return await client.request(method, target, body, credentials.headers)
+
+
+def check_challenge(answer: Answer, credentials: Credentials) -> None:
+    challenge = answer.headers.get("www-authenticate")
+    if answer.status == 401:
+        assert challenge is not None
+        assert challenge.startswith('Bearer realm="msgpush", error="invalid_token", error_description="')
+    elif answer.status == 403 and "Origin" not in credentials.headers and "Cookie" not in credentials.headers:
+        assert challenge is not None
+        assert challenge.startswith('Bearer realm="msgpush", error="insufficient_scope", error_description="')
+    elif answer.status != 403:
+        assert challenge is None
+    if answer.status in (401, 403):
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert len(answer.json()["detail"]) > 20 or "HEAD" in answer.headers
+
+
+@pytest.mark.parametrize(("name", "expected"), list(rows()), ids=[name for name, _ in rows()])
+async def test_every_endpoint_gives_these_credentials_what_the_contract_says(
+    client: AsgiDriver, name: str, expected: dict[str, int]
+) -> None:
+    given = (await credentials(client))[name]
+    got = {}
+    for column, endpoint in ENDPOINTS.items():
+        answer = await ask(client, endpoint, given)
+        got[column] = answer.status
+        if endpoint.method != "HEAD":
+            check_challenge(answer, given)
+    assert got == expected
+    for endpoint in OPEN:
+        assert (await client.request("GET", endpoint.target, b"", given.headers)).status == 200
+
+
+async def test_the_matrix_knows_all_these_credentials(client: AsgiDriver) -> None:
+    assert [name for name, _ in rows()] != []
+    assert {name for name, _ in rows()} == set(await credentials(client))
+
+
+async def test_no_route_is_missing_from_the_matrix(client: AsgiDriver) -> None:
+    asked = [*ENDPOINTS.values(), *OPEN]
+    for route in create_app(Settings()).routes:
+        if isinstance(route, Mount):
+            assert any(endpoint.target.startswith(route.path) for endpoint in asked)
+            continue
+        assert isinstance(route, Route)
+        covered = {method for method, target, _ in asked if route.path_regex.fullmatch(target)}
+        methods = (route.methods or {"GET"}) - {"HEAD"}
+        # The regular expression of a route may match what an earlier one serves.
+        assert methods <= covered, f"{route.path} is not in the matrix"
+
+
+@pytest.mark.parametrize(
+    "settings", [Settings(), Settings(enable_auth=False), Settings(enable_auth=False, jwt_secret="s" * 32)]
+)
+async def test_the_open_modes_ask_for_nothing(settings: Settings) -> None:
+    app = create_app(settings)
+    async with lifespan(app):
+        client = AsgiDriver(app)
+        for headers in ({}, bearer("whatever")):
+            got = {name: (await ask(client, each, Credentials(headers))).status for name, each in ENDPOINTS.items()}
+            assert set(got.values()) == {200, 201, 202, 404}
+
+
+# What a refusal says
+
+
+async def test_a_refusal_says_which_permission_is_missing_for_which_channels(client: AsgiDriver) -> None:
+    answer = await client.request("GET", "/sse/stream/a,b,kb:1", b"", bearer(issue("bob", subscribe=["kb:*"])))
+    assert answer.status == 403
+    assert answer.json()["detail"] == "the permission to subscribe is missing for 'a', 'b'"
+    body = b'{"type":"info","service":"a","target":{"user_id":"1"},"channels":["x"]}'
+    answer = await client.request("POST", "/api/v1/messages/send", body, bearer(issue("bob", publish=["user:*"])))
+    assert answer.json()["detail"] == "the permission to publish is missing for 'service:a', 'x'"
+    answer = await client.request("GET", "/api/v1/connections", b"", bearer(issue("bob")))
+    assert answer.json()["detail"] == "the permission `admin` is missing"
+
+
+async def test_a_refusal_names_a_few_of_many_channels(client: AsgiDriver) -> None:
+    channels = ",".join(f"c{number:02}" for number in range(64))
+    answer = await client.request("GET", f"/sse/stream/{channels}", b"", bearer(issue("bob")))
+    assert answer.json()["detail"].endswith("missing for 'c00', 'c01', 'c02', 'c03', 'c04', ...")
+
+
+async def test_a_challenge_has_no_character_that_would_end_it(client: AsgiDriver) -> None:
+    for token in (signed(claims("bob", aud='"\\\r\nX-Evil: 1é'), RSA, kid='"\r\né'), issue("bob", aud='"\\\n')):
+        answer = await client.request("GET", "/api/v1/connections", b"", bearer(token))
+        assert answer.status == 401
+        description = re.fullmatch(
+            r'Bearer realm="msgpush", error="invalid_token", error_description="([\x20\x21\x23-\x5b\x5d-\x7e]+)"',
+            answer.headers["www-authenticate"],
+        )
+        assert description is not None
+
+
+async def test_each_item_of_a_batch_is_allowed_by_itself(client: AsgiDriver) -> None:
+    items = [{"type": "info", "service": "a", "channels": [name]} for name in ("demo", "other", "demo")]
+    headers = bearer(issue("importer", publish=["service:a", "demo"]))
+    answer = await client.request("POST", "/api/v1/messages/batch", msgspec.json.encode(items), headers)
+    assert answer.status == 202
+    first, second, third = answer.json()["results"]
+    assert first["channels"] == third["channels"] == ["demo", "service:a"]
+    assert second["error"]["status"] == 403
+    assert "'other'" in second["error"]["detail"]
+
+
+async def test_the_order_of_refusals_on_a_stream(client: AsgiDriver) -> None:
+    bob = bearer(issue("bob"))
+    assert (await client.request("POST", "/sse/stream/demo?x=1")).status == 405
+    assert (await client.request("GET", "/sse/stream/demo?x=1")).status == 400
+    assert (await client.request("GET", "/sse/stream/a b", b"", bob)).status == 400
+    assert (await client.request("GET", "/sse/stream/demo?token=a&token=b", b"", bob)).status == 400
+    assert (await client.request("GET", "/sse/stream/demo")).status == 401
+    assert (await client.request("GET", "/sse/stream/demo", b"", bob)).status == 403
+    over = "/sse/stream/a b?x=1&last_event_id=x.1-0~end"
+    assert (await client.request("GET", over)).status == 204
+    assert (await client.request("POST", over)).status == 204
+
+
+# Keys and metrics
+
+
+async def test_without_keys_a_stream_is_put_off_and_a_publish_is_told_when_to_come_again(keys: KeyServer) -> None:
+    keys.status = 500
+    try:
+        app = create_app(Settings(jwks_url=keys.url))
+        async with lifespan(app):
+            client, headers = AsgiDriver(app), bearer(signed(claims("bob", publish=["*"]), RSA))
+            answer = await client.request("GET", "/sse/user/bob", b"", headers)
+            assert answer.status == 200
+            assert b'data: {"reason":"overload","reconnect":true}\n' in answer.body
+            answer = await client.request("POST", "/api/v1/messages/send", MESSAGE, headers)
+            assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+            metrics = (await client.request("GET", "/metrics")).body
+            assert b'message_push_refused_total{reason="keys"} 1.0' in metrics
+            # A token that no key could make right is refused all the same.
+            assert (await client.request("GET", "/sse/user/bob", b"", bearer("x"))).status == 401
+    finally:
+        keys.status = 200
+
+
+@pytest.mark.parametrize("settings", [{}, {"enable_auth": False}, {"jwt_secret": "s" * 32}])
+async def test_metrics_may_have_a_token_of_their_own(settings: dict[str, Any]) -> None:
+    app = create_app(Settings(metrics_token="let.me-in", **settings))
+    async with lifespan(app):
+        client = AsgiDriver(app)
+        assert (await client.request("GET", "/metrics", b"", bearer("let.me-in"))).status == 200
+        for headers in (
+            {},
+            bearer("let.me-i"),
+            bearer("let.me-in2"),
+            bearer("é"),
+            {"Cookie": "msgpush_token=let.me-in"},
+        ):
+            answer = await client.request("GET", "/metrics", b"", headers)
+            assert answer.status == 401
+            assert answer.headers["www-authenticate"].startswith("Bearer ")
+        assert (await client.request("GET", "/metrics?token=let.me-in")).status == 401
