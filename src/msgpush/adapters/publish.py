@@ -60,7 +60,7 @@ class Publish:
                 message.id = _id_of(headers.idempotency_key)
             draft = self._push.draft(message, broadcast=self._broadcast)
             grant.check_publish(draft.channels)
-            rate = await self._take(grant) if self._limiter else ()
+            rate = () if self._limiter is None else await self._take(self._limiter, grant)
             (result,) = await self._push.store([draft])
             if isinstance(result, MsgpushError):
                 raise result
@@ -71,12 +71,11 @@ class Publish:
             self._metrics.sent([draft])
         await respond(send, 202, encode(result), headers=rate)
 
-    async def _take(self, grant: Grant) -> Iterable[tuple[bytes, bytes]]:
-        assert self._limiter is not None
-        allowance = await self._limiter.take(grant.subject or "", 1)
+    async def _take(self, limiter: Limiter, grant: Grant) -> Iterable[tuple[bytes, bytes]]:
+        allowance = await limiter.take(grant.subject or "", 1)
         if not allowance.granted:
-            raise RateExceeded(MESSAGES, self._limiter, allowance)
-        return raw_headers(rate_headers(MESSAGES, self._limiter, allowance))
+            raise RateExceeded(MESSAGES, limiter, allowance)
+        return raw_headers(rate_headers(MESSAGES, limiter, allowance))
 
 
 class Failed(Struct):
@@ -172,7 +171,7 @@ class PublishBatch:
 
     async def _store_slice(self, items: Sequence[bytes], grant: Grant, results: list[Receipt | Failed]) -> None:
         outcomes = [self._draft(item, grant) for item in items]
-        if self._limiter:
+        if self._limiter is not None:
             outcomes = await self._within_rate(self._limiter, grant, outcomes)
         drafts = [each for each in outcomes if isinstance(each, Draft)]
         answers = await self._push.store(drafts) if drafts else []

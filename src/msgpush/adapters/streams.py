@@ -114,7 +114,7 @@ class Streams:
         # A proxy that is trusted doesn't always say the port.
         remote = f"{host}:{port}" if port else host
         user_agent = (header(scope, b"user-agent") or "")[:256]
-        return ClientInfo(grant.subject, "sse", remote, user_agent, self._clock(), _limited_address(host))
+        return ClientInfo(grant.subject, "sse", remote, user_agent, self._clock(), limited_address(host))
 
 
 _REASONS: Mapping[type[Exception], str] = {BusUnavailable: "bus", KeysUnavailable: "keys"}
@@ -129,7 +129,7 @@ _ADVICE = {
 }
 
 
-def _limited_address(host: str) -> str:
+def limited_address(host: str) -> str:
     """What counts as one address: of IPv6 a network of 64 bits, since whoever has one address has all of those."""
     if ":" not in host:
         return host

@@ -198,6 +198,8 @@ class Push:
         if self._credentials is not None:
             await self._credentials.revoke(revocation)
         await self.command(revocation)
+        # Here it holds from now on, not only once it has come by.
+        self._obey(revocation)
 
     async def new_ticket(self, grant: Grant, channels: Iterable[str]) -> tuple[str, float]:
         """A ticket to listen to some channels, and until when it serves once it is used, in seconds since 1970.

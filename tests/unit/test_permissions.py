@@ -1,0 +1,607 @@
+"""Permissions while a stream is open: they end, they are revoked, tickets carry them; and limits of who holds them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from msgpush.adapters.memory_bus import MemoryBus
+from msgpush.adapters.memory_credentials import MemoryCredentials
+from msgpush.adapters.streams import limited_address
+from msgpush.domain.connection import NOW, Connection, Subscription
+from msgpush.domain.control import Close, Command, Commands
+from msgpush.domain.credentials import Revocation, Revocations
+from msgpush.domain.errors import BusUnavailable, Overloaded, Unauthorized
+from msgpush.domain.grant import EVERYTHING, Grant
+from msgpush.domain.history import Gap
+from msgpush.domain.ports import ClientInfo
+from msgpush.domain.service import Push
+from msgpush.entrypoints.app import create_app, lifespan
+from msgpush.entrypoints.settings import Settings
+from tests.support.asgi import Answer, AsgiDriver, Exchange
+from tests.support.driver import Driver
+from tests.support.fakes import FakeClock, FakeSink, PlainView
+from tests.support.tokens import SECRET, bearer, claims, signed, token
+
+LEEWAY = 30.0
+HOUR = 3_600.0
+
+
+class Service:
+    """The facade over the embedded bus, whose clock a test moves."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.clock = FakeClock()
+        self.credentials = MemoryCredentials(lifetime=HOUR, clock=self.clock.now)
+        self.push = Push(
+            MemoryBus(clock=self.clock.now),
+            clock=self.clock.now,
+            monotonic=self.clock.monotonic,
+            credentials=self.credentials,
+            leeway=LEEWAY,
+            max_token_lifetime=HOUR,
+            **settings,
+        )
+        self.number = 0
+
+    def grant(self, subject: str = "bob", lifetime: float = 600, **more: Any) -> Grant:
+        now = self.clock.now()
+        given: dict[str, Any] = {
+            "channels": frozenset({f"user:{subject}"}),
+            "expires": now + lifetime,
+            "issued_at": now,
+        }
+        return Grant(subject, **(given | more))
+
+    def open(self, grant: Grant, address: str = "192.0.2.1", id: str = "") -> FakeSink:
+        self.number += 1
+        sink = FakeSink()
+        info = ClientInfo(grant.subject, "sse", address, "test", self.clock.now(), address)
+        self.push.admit(info)
+        connection = Connection(id or f"c{self.number}", sink, info, grant=grant)
+        self.push.subscribe(connection, Subscription(frozenset({"a"}), PlainView()), NOW, lambda _: b"open\n")
+        return sink
+
+    @property
+    def connections(self) -> set[str]:
+        return set(self.push.hub.connections)
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Service]:
+    made = Service()
+    async with made.push:
+        yield made
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - any turn of the loop may make it true
+            await asyncio.sleep(0)
+
+
+# The end
+
+
+def test_a_connection_ends_with_its_permissions_grace_included_and_may_come_back() -> None:
+    driver = Driver()
+    readers = [driver.connect("a") for _ in range(3)]
+    for number, reader in enumerate(readers):
+        driver.hub.detach(reader.connection)
+        reader.connection.ends = driver.clock.now() + 100 * (number + 1)
+        driver.hub.attach(reader.connection, reader.subscription, NOW, lambda _: b"open\n")
+    for ended in range(4):
+        driver.clock.advance(99)
+        driver.hub.beat()
+        assert [reader.sink.ended for reader in readers] == [number < ended for number in range(3)]
+        driver.clock.advance(1)
+        driver.hub.beat()
+    assert [reader.sink.lines[-1].startswith("close expired True") for reader in readers] == [True] * 3
+
+
+def test_a_thousand_ends_cost_one_look_a_second_and_nobody_stays_longer() -> None:
+    driver = Driver()
+    readers = [driver.connect("a", settle=False) for _ in range(100)]
+    for number, reader in enumerate(readers):
+        driver.hub.detach(reader.connection)
+        reader.connection.ends = driver.clock.now() + number / 10
+        driver.hub.attach(reader.connection, reader.subscription, NOW, lambda _: b"open\n")
+    for tenth in range(120):
+        driver.hub.beat()
+        late = [reader for number, reader in enumerate(readers) if number + 10 < tenth]
+        assert all(reader.sink.ended for reader in late)
+        driver.clock.advance(0.1)
+    assert driver.hub.connections == {}
+
+
+async def test_a_stream_ends_when_its_token_does_not_when_its_leeway_begins(service: Service) -> None:
+    sink, other = service.open(service.grant(lifetime=100)), service.open(EVERYTHING)
+    service.clock.advance(100 + LEEWAY - 1)
+    service.push.hub.beat()
+    assert not sink.ended
+    service.clock.advance(1)
+    service.push.hub.beat()
+    assert sink.lines[-1].startswith("close expired True")
+    service.clock.advance(1e9)
+    service.push.hub.beat()
+    assert not other.ended, "nobody asked that one for a token"
+
+
+# Revocation
+
+
+@pytest.mark.parametrize(
+    ("revocation", "ended"),
+    [
+        (("subject", "bob", 0.0), {"old", "new", "none"}),
+        (("subject", "bob", -1.0), {"old", "none"}),
+        (("subject", "Bob", 0.0), set()),
+        (("jti", "t-new", 0.0), {"new"}),
+        (("jti", "bob", 0.0), set()),
+        (("issued_before", "", 0.0), {"old", "none", "other"}),
+        (("issued_before", "", 0.1), {"old", "none", "other", "new"}),
+        (("issued_before", "", -1_000.0), {"none"}),
+    ],
+)
+async def test_a_revocation_ends_the_streams_that_it_means_for_good_and_no_others(
+    service: Service, revocation: tuple[Any, str, float], ended: set[str]
+) -> None:
+    now = service.clock.now()
+    grants = {
+        "old": service.grant(issued_at=now - 10),
+        "new": service.grant(issued_at=now, id="t-new"),
+        "none": service.grant(issued_at=None),
+        "other": service.grant("alice", issued_at=now - 10),
+        "anybody": EVERYTHING,
+    }
+    sinks = {name: service.open(grant, id=name) for name, grant in grants.items()}
+    kind, value, at = revocation
+    await service.push.revoke(Revocation(kind, value, now + at))
+    await until(lambda: service.connections == grants.keys() - ended)
+    for name, sink in sinks.items():
+        assert sink.ended == (name in ended)
+        if sink.ended:
+            assert sink.lines[-1].startswith("close revoked False")
+    for name, grant in grants.items():
+        if name in ended:
+            with pytest.raises(Unauthorized, match="revoked"):
+                service.push.check(grant)
+        else:
+            service.push.check(grant)
+
+
+async def test_a_stream_that_was_about_to_open_when_its_token_was_revoked_is_ended(service: Service) -> None:
+    grant = service.grant()
+    service.push.check(grant)
+    await service.push.revoke(Revocation("subject", "bob", service.clock.now()))
+    await until(lambda: service.push.revocations.reason(grant))
+    assert service.open(grant).lines[-1].startswith("close revoked False")
+    assert service.connections == set()
+
+
+async def test_what_was_revoked_before_the_start_is_known_before_anything_is_served() -> None:
+    service = Service()
+    await service.credentials.revoke(Revocation("subject", "bob", service.clock.now()))
+    grant = service.grant()
+    with pytest.raises(BusUnavailable):
+        service.push.check(grant)
+    async with service.push:
+        with pytest.raises(Unauthorized):
+            service.push.check(grant)
+
+
+async def test_while_revocations_cannot_be_loaded_nothing_is_served_and_then_everything_is() -> None:
+    service = Service()
+    away = True
+    load = service.credentials.revocations
+
+    async def revocations() -> list[Revocation]:
+        if away:
+            raise BusUnavailable("gone")
+        return await load()
+
+    service.credentials.revocations = revocations  # type: ignore[method-assign]
+    async with service.push:
+        with pytest.raises(BusUnavailable):
+            service.push.check(service.grant())
+        with pytest.raises(Overloaded):
+            service.open(service.grant())
+        assert not service.push.ready
+        away = False
+        await until(lambda: service.push.ready)
+        service.push.check(service.grant())
+        service.open(service.grant())
+
+
+async def test_an_instance_that_may_have_missed_commands_asks_what_was_revoked(service: Service) -> None:
+    sink = service.open(service.grant())
+    # Kept by another instance, whose command was lost with the log's end.
+    await service.credentials.revoke(Revocation("subject", "bob", service.clock.now()))
+    service.push.hub.cut("2abcdefgh", service.push.hub.head)
+    await until(lambda: sink.ended)
+    assert sink.lines[-1].startswith("close revoked False")
+
+
+async def test_commands_are_obeyed_in_order_and_lost_ones_are_noticed() -> None:
+    obeyed: list[Command | None] = []
+    commands = Commands(obeyed.append)
+    given: list[Command] = [Close("c1", True), Revocation("subject", "bob\n", 1.5), Close("c2", False)]
+    frames = [msgspec.json.encode(each) + b"\n" for each in given]
+    commands.offer(commands.chunk([*frames[:2], commands.gap(Gap(None, "", "reset")), frames[2]]))
+    await asyncio.sleep(0)
+    assert obeyed == [*given[:2], None, given[2]]
+
+
+def test_revocations_that_no_token_can_outlive_are_forgotten() -> None:
+    revocations = Revocations(HOUR)
+    for number in range(10_000):
+        revocations.add(Revocation("jti", f"t{number}", number), number)
+    assert len(revocations) < 8_000
+    assert revocations.reason(Grant("bob", id="t9999")) is not None
+    assert revocations.reason(Grant("bob", id=f"t{10_000 - int(HOUR) + 1}")) is not None
+
+
+def test_an_earlier_revocation_takes_nothing_from_a_later_one() -> None:
+    revocations = Revocations(HOUR)
+    for at in (100.0, 50.0):
+        revocations.add(Revocation("subject", "bob", at), 100)
+    assert revocations.reason(Grant("bob", issued_at=75)) is not None
+    assert revocations.reason(Grant("bob", issued_at=101)) is None
+
+
+# Limits
+
+
+async def test_a_subject_has_as_many_streams_as_it_may_and_one_more_when_one_has_gone() -> None:
+    service = Service(max_connections_per_subject=2)
+    async with service.push:
+        bob = service.grant()
+        service.open(bob, id="b1")
+        service.open(bob, id="b2")
+        with pytest.raises(Overloaded) as caught:
+            service.open(bob)
+        assert caught.value.reason == "subject"
+        service.open(service.grant("alice"))
+        for _ in range(5):
+            service.open(EVERYTHING)  # nobody in particular
+        service.push.unsubscribe(service.push.hub.connections["b1"])
+        service.open(bob, id="b3")
+        service.push.hub.close(service.push.hub.connections["b2"], "slow", reconnect=True)
+        service.open(bob, id="b4")
+        with pytest.raises(Overloaded):
+            service.open(bob)
+
+
+async def test_an_address_has_as_many_streams_as_it_may() -> None:
+    service = Service(max_connections_per_address=2)
+    async with service.push:
+        for subject in ("bob", "alice"):
+            service.open(service.grant(subject), "192.0.2.1")
+        with pytest.raises(Overloaded) as caught:
+            service.open(EVERYTHING, "192.0.2.1")
+        assert caught.value.reason == "address"
+        service.open(EVERYTHING, "192.0.2.2")
+        for _ in range(5):
+            service.open(EVERYTHING, "")  # not known
+
+
+async def test_nothing_is_counted_of_those_who_have_gone(service: Service) -> None:
+    for number in range(100):
+        service.open(service.grant(f"s{number}"), f"192.0.2.{number}", id=f"c{number}")
+    for connection in list(service.push.hub.connections.values()):
+        service.push.unsubscribe(connection)
+    assert not service.push.hub.subjects
+    assert not service.push.hub.addresses
+
+
+# Over HTTP
+
+
+@pytest.fixture
+async def app() -> AsyncIterator[AsgiDriver]:
+    made = create_app(Settings(jwt_secret=SECRET))
+    async with lifespan(made):
+        yield AsgiDriver(made, wire=True)
+
+
+ADMIN = bearer(token("root", admin=True))
+
+
+async def post(app: AsgiDriver, path: str, body: object, headers: dict[str, str]) -> Answer:
+    raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    return await app.request("POST", f"/api/v1/{path}", raw, headers)
+
+
+async def ticket(app: AsgiDriver, *channels: str, **more: Any) -> str:
+    given = token("bob", subscribe=list(channels), **more)
+    answer = await post(app, "tickets", {"channels": list(channels)}, bearer(given))
+    assert answer.status == 201
+    text: str = answer.json()["ticket"]
+    return text
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        ({"subject": "bob"}, 201),
+        ({"jti": "t1"}, 201),
+        ({"issued_before": 1_700_000_000}, 201),
+        ({"issued_before": 1_700_000_000.5}, 201),
+        ({"issued_before": "2026-01-01T00:00:00+01:00"}, 201),
+        (b"", 400),
+        (b"{", 400),
+        (b"\xff", 400),
+        (b"[" * 9_000, 400),
+        ([], 422),
+        ({}, 422),
+        ({"subject": ""}, 422),
+        ({"subject": 7}, 422),
+        ({"subject": None}, 422),
+        ({"subject": "bob", "jti": "t1"}, 422),
+        ({"subjects": "bob"}, 422),
+        ({"subject": "bob", "x": 1}, 422),
+        ({"issued_before": "yesterday"}, 422),
+        ({"issued_before": True}, 422),
+        ({"issued_before": -1}, 422),
+        ({"issued_before": 4_000_000_000}, 422),
+        (b'{"issued_before":1e400}', 400),
+        (b'{"subject":"' + b"x" * 70_000 + b'"}', 413),
+    ],
+)
+async def test_a_revocation_is_read_or_refused_with_the_place(app: AsgiDriver, given: object, status: int) -> None:
+    answer = await post(app, "revocations", given, ADMIN)
+    assert answer.status == status, answer.body
+    if status == 201:
+        assert isinstance(given, dict)
+        told = answer.json()
+        (name,) = given
+        assert name in told
+        assert told["until"] > told["at"]
+    else:
+        assert answer.json()["detail"]
+
+
+async def test_a_revoked_token_is_refused_and_its_stream_told_not_to_come_back(app: AsgiDriver) -> None:
+    bob, alice = bearer(token("bob")), bearer(token("alice"))
+    async with app.stream("/sse/user/bob", bob) as ended, app.stream("/sse/user/alice", alice) as stays:
+        assert (await post(app, "revocations", {"subject": "bob"}, ADMIN)).status == 201
+        body = await ended.closed()
+        assert b'data: {"reason":"revoked","reconnect":false}\n' in body
+        assert b"~end\n" in body
+        answer = await app.request("GET", "/sse/user/bob", b"", bob)
+        assert (answer.status, "revoked" in answer.json()["detail"]) == (401, True)
+        later = bearer(token("bob", iat=claims()["iat"] + 5))
+        async with app.stream("/sse/user/bob", later) as again:
+            assert again.status == 200
+        assert not stays.ended.is_set()
+
+
+async def test_all_tokens_issued_before_a_moment_may_be_revoked_even_those_that_say_it(app: AsgiDriver) -> None:
+    headers = bearer(token("root", admin=True, iat=claims()["iat"] - 100))
+    moment = claims()["iat"] - 50
+    assert (await post(app, "revocations", {"issued_before": moment}, headers)).status == 201
+    assert (await app.request("GET", "/api/v1/connections", b"", headers)).status == 401
+    assert (await app.request("GET", "/api/v1/connections", b"", ADMIN)).status == 200
+
+
+# Tickets
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        ({"channels": ["a"]}, 201),
+        ({"channels": ["a", "a", "user:bob", "broadcast"]}, 201),
+        ({"channels": [f"c{number}" for number in range(64)]}, 403),
+        ({"channels": ["a", "b"]}, 403),
+        ({"channels": ["user:alice"]}, 403),
+        ({"channels": ["*"]}, 422),
+        ({"channels": []}, 422),
+        ({"channels": [f"c{number}" for number in range(65)]}, 422),
+        ({"channels": "a"}, 422),
+        ({"channels": ["a", 7, "b c"]}, 422),
+        ({"channel": ["a"]}, 422),
+        ({"channels": ["a"], "x": 1}, 422),
+        ({}, 422),
+        (7, 422),
+        (b"x", 400),
+    ],
+)
+async def test_a_ticket_is_made_for_what_its_token_may_listen_to(app: AsgiDriver, given: object, status: int) -> None:
+    answer = await post(app, "tickets", given, bearer(token("bob", subscribe=["a"])))
+    assert answer.status == status, answer.body
+    assert answer.headers.get("cache-control") == ("no-store" if status == 201 else None)
+    if given == {"channels": ["a", 7, "b c"]}:
+        assert [each["pointer"] for each in answer.json()["errors"]] == ["/channels/1", "/channels/2"]
+
+
+async def test_a_ticket_says_when_its_token_ends(app: AsgiDriver) -> None:
+    answer = await post(
+        app, "tickets", {"channels": ["user:bob"]}, bearer(signed({"sub": "bob", "exp": 1_796_000_000}))
+    )
+    assert answer.json()["expires_at"] == "2026-11-30T00:53:20.000Z"
+
+
+async def test_a_ticket_opens_streams_on_any_of_its_channels_and_broadcast_and_no_others(app: AsgiDriver) -> None:
+    text = await ticket(app, "a", "b")
+    for target, status in (
+        ("/sse/stream/a", 200),
+        ("/sse/stream/b,a", 200),
+        ("/sse/stream/b?broadcast=false", 200),
+        ("/sse/stream/broadcast", 200),
+        ("/sse/stream/a,c", 403),
+        ("/sse/user/bob", 403),
+    ):
+        joined = f"{target}{'&' if '?' in target else '?'}token={text}"
+        async with app.stream(joined) as exchange:
+            assert exchange.status == status, target
+
+
+async def opened(exchange: Exchange) -> str:
+    body = await exchange.read_until(b"msgpush.open")
+    await exchange.read_until(b"\n\n")
+    connection: str = msgspec.json.decode(body.partition(b"data: ")[2].partition(b"\n")[0])["connection"]
+    return connection
+
+
+async def test_a_ticket_serves_one_stream_at_a_time_and_the_older_one_does_not_come_back(app: AsgiDriver) -> None:
+    text = await ticket(app, "a")
+    async with app.stream(f"/sse/stream/a?token={text}") as first:
+        await opened(first)
+        async with app.stream(f"/sse/stream/a?token={text}") as second:
+            assert b'data: {"reason":"disconnected","reconnect":false}\n' in await first.closed()
+            await opened(second)
+            body = b'{"type":"info","service":"a","channels":["a"],"id":"m1"}'
+            await app.request("POST", "/api/v1/messages/send", body, bearer(token("bob", publish=["*"])))
+            await second.read_until(b'"id":"m1"')
+            assert not second.ended.is_set()
+
+
+async def test_a_look_at_the_headers_uses_no_ticket_up(app: AsgiDriver) -> None:
+    text = await ticket(app, "a")
+    async with app.stream(f"/sse/stream/a?token={text}") as first:
+        await opened(first)
+        for _ in range(3):
+            assert (await app.request("HEAD", f"/sse/stream/a?token={text}")).status == 200
+        await asyncio.sleep(0.05)
+        assert not first.ended.is_set()
+
+
+async def test_a_ticket_ends_with_the_token_that_it_was_made_with(app: AsgiDriver) -> None:
+    text = await ticket(app, "a", jti="t1")
+    async with app.stream(f"/sse/stream/a?token={text}") as stream:
+        await opened(stream)
+        await post(app, "revocations", {"jti": "t1"}, ADMIN)
+        assert b'data: {"reason":"revoked","reconnect":false}\n' in await stream.closed()
+    answer = await app.request("GET", f"/sse/stream/a?token={text}")
+    assert answer.status == 401
+
+
+async def test_tickets_may_be_made_in_the_open_modes_where_nobody_looks_at_them() -> None:
+    made = create_app(Settings(enable_auth=False))
+    async with lifespan(made):
+        app = AsgiDriver(made)
+        answer = await post(app, "tickets", {"channels": ["a"]}, {})
+        assert answer.status == 201
+        async with app.stream(f"/sse/stream/b?token={answer.json()['ticket']}") as stream:
+            assert stream.status == 200
+
+
+async def test_who_asks_for_too_many_tickets_is_told_to_wait() -> None:
+    made = create_app(Settings(jwt_secret=SECRET))
+    async with lifespan(made):
+        app = AsgiDriver(made)
+        bob = bearer(token("bob"))
+        statuses = [(await post(app, "tickets", {"channels": ["user:bob"]}, bob)).status for _ in range(2_000)]
+        answer = Answer(201, {}, b"")
+        for _ in range(2_000):
+            answer = await post(app, "tickets", {"channels": ["user:bob"]}, bob)
+            if answer.status != 201:
+                break
+        assert set(statuses) == {201}
+        assert (answer.status, answer.headers["retry-after"]) == (429, "1")
+        assert (await post(app, "tickets", {"channels": ["user:eve"]}, bearer(token("eve")))).status == 201
+
+
+# Limits over HTTP
+
+
+async def limited(**settings: Any) -> AsyncIterator[AsgiDriver]:
+    made = create_app(Settings(jwt_secret=SECRET, **settings))
+    async with lifespan(made):
+        yield AsgiDriver(made)
+
+
+async def test_a_stream_too_many_is_put_off_with_the_reason_and_counted() -> None:
+    for setting, reason in (
+        ("max_connections", "connections"),
+        ("max_connections_per_subject", "subject"),
+        ("max_connections_per_address", "address"),
+    ):
+        async for app in limited(**{setting: 1}):
+            bob = bearer(token("bob"))
+            async with app.stream("/sse/user/bob", bob) as first, app.stream("/sse/user/bob", bob) as second:
+                await opened(first)
+                body = await second.closed()
+                assert second.status == 200
+                comment, retry, *rest = body.decode().splitlines()
+                assert comment.startswith(": ")
+                assert setting.upper() in comment
+                assert 10_000 <= int(retry.removeprefix("retry: ")) <= 30_000
+                assert rest[:2] == ["event: msgpush.close", 'data: {"reason":"overload","reconnect":true}']
+            metrics = (await app.request("GET", "/metrics")).body.decode()
+            assert f'message_push_refused_total{{reason="{reason}"}} 1.0' in metrics
+
+
+@pytest.mark.parametrize(
+    ("host", "counted"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::1", "::/64"),
+        ("unix", "unix"),
+        ("x:y", "x:y"),
+        ("", ""),
+    ],
+)
+def test_addresses_of_ipv6_count_by_their_network(host: str, counted: str) -> None:
+    assert limited_address(host) == counted
+
+
+async def test_publishing_has_a_rate_for_each_subject_which_the_answers_tell() -> None:
+    async for app in limited(publish_rate=0.5):
+        body = b'{"type":"info","service":"a"}'
+        bob, eve = bearer(token("bob", publish=["*"])), bearer(token("eve", publish=["*"]))
+        first = await app.request("POST", "/api/v1/messages/send", body, bob)
+        assert first.status == 202
+        assert first.headers["ratelimit-policy"] == '"messages";q=1;w=2'
+        assert first.headers["ratelimit"] == '"messages";r=0;t=2'
+        again = await app.request("POST", "/api/v1/messages/send", body, bob)
+        assert (again.status, again.headers["retry-after"]) == (429, "2")
+        assert again.headers["ratelimit"] == '"messages";r=0;t=2'
+        assert again.headers["ratelimit-policy"] == '"messages";q=1;w=2'
+        assert "0.5 a second are allowed, and 1 at once; try again in" in again.json()["detail"]
+        assert (await app.request("POST", "/api/v1/messages/broadcast", body, eve)).status == 202
+        metrics = (await app.request("GET", "/metrics")).body.decode()
+        assert 'message_push_messages_failed_total{reason="rate",service="a",type="info"} 1.0' in metrics
+        assert 'message_push_refused_total{reason="rate"} 1.0' in metrics
+
+
+async def test_what_is_refused_for_other_reasons_takes_nothing_from_the_rate() -> None:
+    async for app in limited(publish_rate=0.01):
+        bob = bearer(token("bob", publish=["service:a"]))
+        for body, status in (
+            (b"{", 400),
+            (b'{"type":"x","service":"a"}', 422),
+            (b'{"type":"info","service":"b"}', 403),
+            (b'{"type":"info","service":"a"}', 202),
+            (b'{"type":"info","service":"a"}', 429),
+        ):
+            assert (await app.request("POST", "/api/v1/messages/send", body, bob)).status == status
+
+
+async def test_of_a_batch_as_many_are_taken_as_the_rate_allows_in_order() -> None:
+    async for app in limited(publish_rate=3):
+        bob = bearer(token("bob", publish=["*"]))
+        items = [{"type": "info", "service": "a", "id": f"m{number}"} for number in range(6)]
+        items[1]["type"] = "x"
+        answer = await post(app, "messages/batch", items, bob)
+        assert answer.status == 202
+        statuses = [each["error"]["status"] if "error" in each else 202 for each in answer.json()["results"]]
+        assert statuses == [202, 422, 202, 202, 429, 429]
+        answer = await post(app, "messages/batch", items, bob)
+        assert (answer.status, answer.headers["retry-after"]) == (429, "1")
+        assert answer.json()["accepted"] == 0
+
+
+async def test_without_a_rate_the_answers_say_nothing_of_one(app: AsgiDriver) -> None:
+    answer = await app.send(
+        b'{"type":"info","service":"a"}', Authorization=bearer(token("b", publish=["*"]))["Authorization"]
+    )
+    assert answer.status == 202
+    assert not any("ratelimit" in name for name in answer.headers)
