@@ -10,6 +10,7 @@ import pytest
 
 from msgpush.domain.credentials import Revocation
 from msgpush.domain.errors import BusUnavailable
+from msgpush.entrypoints.token_command import token_command
 from tests.support.client import Response, SseClient, request
 from tests.support.redis_servers import RedisServer
 from tests.support.service import ServiceProcess, ThreadedService, eventually
@@ -168,3 +169,17 @@ def test_while_redis_is_away_a_ticket_is_put_off_and_a_publish_is_told_within_tw
             redis.resume()
         with SseClient(service.port, f"/sse/user/bob?token={made}") as stream_again:
             assert stream_again.status == 200
+
+
+def test_the_command_knows_what_was_revoked(
+    redis: RedisServer, pair: list[ServiceProcess], capsys: pytest.CaptureFixture[str]
+) -> None:
+    environ = {"REDIS_URL": redis.url, "JWT_SECRET": SECRET}
+    given = token("trudy")
+    assert token_command(["inspect", given], environ) == 0
+    assert post(pair[0], "revocations", {"subject": "trudy"}).status == 201
+    assert token_command(["inspect", given], environ) == 1
+    assert "refused: the token is refused: its subject's tokens have been revoked" in capsys.readouterr().out
+    environ["REDIS_URL"] = "redis://127.0.0.1:1"
+    assert token_command(["inspect", given], environ) == 0
+    assert "(Whether it was revoked can't be told: " in capsys.readouterr().out
