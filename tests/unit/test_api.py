@@ -12,8 +12,9 @@ from msgpush.adapters.metrics import MAX_SERVICES
 from msgpush.domain.errors import BusUnavailable
 from msgpush.entrypoints.app import create_app, lifespan
 from msgpush.entrypoints.settings import Settings
-from tests.support.asgi import AsgiDriver, Exchange
+from tests.support.asgi import Answer, AsgiDriver, Exchange
 from tests.support.eventsource import EventStreamParser
+from tests.support.tokens import SECRET, bearer, token
 
 OPEN = {"host": "push.example.com", "x-forwarded-for": "203.0.113.7", "origin": "https://evil.example"}
 
@@ -308,25 +309,84 @@ def test_what_only_looks_like_this_machine_is_not(host: str) -> None:
 # CORS
 
 
-async def test_cors_names_the_exact_origin_and_lets_a_preflight_through() -> None:
-    async with lifespan(app := create_app(Settings(enable_auth=False, cors_origins=("https://app.example.com",)))):
-        client = AsgiDriver(app)
-        preflight = await client.request(
-            "OPTIONS",
-            "/sse/stream/a",
-            headers={
-                "origin": "https://app.example.com",
-                "access-control-request-method": "GET",
-                "access-control-request-headers": "last-event-id, authorization",
-            },
-        )
-        assert preflight.status == 200
-        assert preflight.headers["access-control-allow-origin"] == "https://app.example.com"
-        assert preflight.headers["access-control-allow-credentials"] == "true"
-        async with client.stream("/sse/stream/a", {"origin": "https://app.example.com"}) as stream:
-            assert stream.headers["access-control-allow-origin"] == "https://app.example.com"
-        other = await client.request("GET", "/health", headers={"origin": "https://evil.example"})
-        assert "access-control-allow-origin" not in other.headers
+APP = "https://app.example.com"
+
+
+@pytest.fixture
+async def shared() -> AsyncIterator[AsgiDriver]:
+    settings = Settings(jwt_secret=SECRET, cors_origins=(APP, "http://localhost:3000"))
+    async with lifespan(app := create_app(settings)):
+        yield AsgiDriver(app, wire=True)
+
+
+async def preflight(client: AsgiDriver, origin: str, method: str, *headers: str) -> Answer:
+    given = {"origin": origin, "access-control-request-method": method}
+    if headers:
+        given["access-control-request-headers"] = ",".join(headers)
+    return await client.request("OPTIONS", "/sse/stream/a", headers=given)
+
+
+@pytest.mark.parametrize("origin", [APP, "http://localhost:3000"])
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+async def test_a_preflight_of_a_known_origin_is_let_through_and_may_be_kept(
+    shared: AsgiDriver, origin: str, method: str
+) -> None:
+    answer = await preflight(shared, origin, method, "last-event-id", " Authorization", "content-type")
+    assert answer.status == 200
+    assert answer.headers["access-control-allow-origin"] == origin
+    assert answer.headers["access-control-allow-credentials"] == "true"
+    assert answer.headers["access-control-max-age"] == "600"
+    assert "Origin" in answer.headers["vary"]
+
+
+@pytest.mark.parametrize(
+    ("origin", "method", "header"),
+    [
+        ("https://evil.example", "GET", "authorization"),
+        ("https://app.example.com.evil.example", "GET", "authorization"),
+        ("http://app.example.com", "GET", "authorization"),
+        ("https://app.example.com:8443", "GET", "authorization"),
+        ("HTTPS://APP.EXAMPLE.COM", "GET", "authorization"),
+        ("null", "GET", "authorization"),
+        ("*", "GET", "authorization"),
+        (APP, "PUT", "authorization"),
+        (APP, "GET", "x-other"),
+    ],
+)
+async def test_any_other_preflight_is_refused_as_every_error_is(
+    shared: AsgiDriver, origin: str, method: str, header: str
+) -> None:
+    answer = await preflight(shared, origin, method, header)
+    assert answer.status == 400
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["detail"].startswith("Disallowed CORS ")
+    assert answer.headers.get("access-control-allow-origin") == (APP if origin == APP else None)
+
+
+async def test_a_known_origin_reads_answers_and_refusals_alike_and_no_other_does(shared: AsgiDriver) -> None:
+    alice = bearer(token("alice"))
+    for headers, status in ((alice, 200), (bearer("x"), 401), ({}, 401)):
+        for origin, named in ((APP, APP), ("https://evil.example", None), (None, None), (APP, APP)):
+            given = headers if origin is None else {"origin": origin, **headers}
+            async with shared.stream("/sse/user/alice", given) as stream:
+                assert stream.status == status
+                assert stream.headers.get("access-control-allow-origin") == named
+                assert "*" not in "".join(
+                    value for name, value in stream.headers.items() if name.startswith("access-control")
+                )
+                if named is not None:
+                    assert stream.headers["access-control-allow-credentials"] == "true"
+                    assert "WWW-Authenticate" in stream.headers["access-control-expose-headers"]
+                    assert "Retry-After" in stream.headers["access-control-expose-headers"]
+
+
+async def test_without_cors_origins_no_other_origin_is_named() -> None:
+    async with lifespan(app := create_app(Settings(jwt_secret=SECRET))):
+        closed = AsgiDriver(app)
+        answer = await preflight(closed, APP, "GET")
+        assert answer.status == 405
+        answer = await closed.request("GET", "/health", headers={"origin": APP})
+        assert not any(name.startswith("access-control") for name in answer.headers)
 
 
 async def test_the_limit_of_streams_is_told_as_overload() -> None:

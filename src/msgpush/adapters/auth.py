@@ -6,11 +6,14 @@ import re
 from collections.abc import Sequence
 from typing import Protocol
 
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import cookie_parser
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from msgpush.adapters.tokens import Tokens
-from msgpush.adapters.web import error_response, header
+from msgpush.adapters.web import ProblemResponse, error_response, header, problem
 from msgpush.domain.credentials import PREFIX
 from msgpush.domain.errors import Denied, Unauthorized
 from msgpush.domain.grant import EVERYTHING, Grant
@@ -113,6 +116,32 @@ def _cookie(scope: Scope) -> str | None:
 def has_token(scope: Scope, token: str) -> bool:
     """Whether a request carries this very token."""
     return hmac.compare_digest((_bearer(scope) or "").encode(), token.encode())
+
+
+class Cors(CORSMiddleware):
+    """What pages of other origins may do (Fetch, section 3.3): Starlette's, with refusals as all errors are told.
+
+    Args:
+        origins: those origins, exactly; none of them is `*`, so that cookies may be sent along.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_credentials=True,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
+            expose_headers=["Retry-After", "RateLimit", "RateLimit-Policy", "WWW-Authenticate"],
+            max_age=600,
+        )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        answer = super().preflight_response(request_headers)
+        if answer.status_code == 200:
+            return answer
+        headers = {name: value for name, value in answer.headers.items() if not name.startswith("content-")}
+        return ProblemResponse(problem(answer.status_code, bytes(answer.body).decode()), headers)
 
 
 _HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\[\]:@/]+))(?::[0-9]{1,5})?")

@@ -10,7 +10,6 @@ from starlette.applications import Starlette
 from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -18,7 +17,7 @@ from starlette.types import ExceptionHandler
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from msgpush.adapters.access import Access
-from msgpush.adapters.auth import Authenticator, LocalOnly, OpenAuthenticator, TokenAuthenticator
+from msgpush.adapters.auth import Authenticator, Cors, LocalOnly, OpenAuthenticator, TokenAuthenticator
 from msgpush.adapters.channels import Channels
 from msgpush.adapters.connections import Connections
 from msgpush.adapters.keys import FetchedKeys, Keys, public_key, secret_key
@@ -227,15 +226,5 @@ def _middleware(settings: Settings) -> list[Middleware]:
     if settings.mode == "local":
         middleware.append(Middleware(LocalOnly, origins=settings.cors_origins))
     if settings.cors_origins:
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=settings.cors_origins,
-                allow_credentials=True,
-                allow_methods=["GET", "POST", "DELETE"],
-                allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
-                expose_headers=["Retry-After", "RateLimit", "RateLimit-Policy", "WWW-Authenticate"],
-                max_age=600,
-            )
-        )
+        middleware.append(Middleware(Cors, origins=settings.cors_origins))
     return middleware
