@@ -27,6 +27,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from bench import load
 from bench.redis_server import NoServer, memory_costs, redis_process
+from bench.tokens import token_costs
 
 _KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR")
 _START_SECONDS = 20.0
@@ -105,6 +106,7 @@ class Bench:
             ("e", self._batch),
             ("fghi", self._over_redis),
             ("j", self._redis_memory),
+            ("k", self._tokens),
         ]
         for name, measure in parts:
             if not self.plan.only & set(name):
@@ -223,6 +225,12 @@ class Bench:
         self._figure("   in one more channel", costs.further)
         self._figure("   in a channel that has nothing else", costs.channel)
         self._figure("   an id that a publisher chose, for 10 minutes", costs.id)
+
+    def _tokens(self) -> None:
+        say("k: what a token costs")
+        for algorithm, first, again in token_costs():
+            self._figure(f"k  CPU of a token by {algorithm}, the first time", first, None, "us")
+            self._figure("   again", again, None, "us")
 
     def _figure(self, what: str, value: float, floor: float | None = None, unit: str = "") -> None:
         self.report.figures.append(Figure(what, value, floor, unit))
@@ -401,14 +409,14 @@ def write_json(path: Path, about: dict[str, str], report: Report) -> None:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure msgpush beside bare floors.")
-    parser.add_argument("--only", default="a,b,c,d,e,f,g,h,i,j", help="parts to measure, as in a,b (default: all)")
+    parser.add_argument("--only", default="a,b,c,d,e,f,g,h,i,j,k", help="parts to measure, as in a,b (default: all)")
     parser.add_argument("--seconds", type=float, help="how long each throughput is measured (default: 5; quick: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
     parser.add_argument("--quick", action="store_true", help="fewer streams, about 15 s: does it run?")
     options = parser.parse_args(arguments)
     options.only = frozenset(filter(None, options.only.replace(" ", "").split(",")))
-    if not options.only or options.only - set("abcdefghij"):
-        parser.error("--only takes letters from a to j, separated by commas")
+    if not options.only or options.only - set("abcdefghijk"):
+        parser.error("--only takes letters from a to k, separated by commas")
     if options.seconds is not None and not 0 < options.seconds <= 600:
         parser.error("--seconds takes a number up to 600")
     return options
