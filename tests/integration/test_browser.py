@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.client import request
 from tests.support.service import ThreadedService, eventually
+from tests.support.tokens import SECRET
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -84,3 +85,11 @@ def close(service: ThreadedService, id: str, reconnect: str) -> None:
 def publish(service: ThreadedService, type: str, data: str) -> None:
     body = f'{{"type":"{type}","service":"s","channels":["demo"],"data":{data}}}'.encode()
     assert request(service.port, "POST", "/api/v1/messages/send", body).status == 202
+
+
+def test_a_page_without_a_token_says_what_is_missing_and_asks_for_one(tmp_path: Path) -> None:
+    with ThreadedService(jwt_secret=SECRET) as service:
+        page = dom(f"http://127.0.0.1:{service.port}/", tmp_path)
+    assert "The service asks for a token" in page
+    assert '<label class="wide" id="token">' in page
+    assert ">closed</span>" in page

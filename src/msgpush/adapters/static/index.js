@@ -116,7 +116,10 @@ async function call(path, options) {
     if (response.ok) return options.method === "HEAD" ? {} : await response.json();
     const problem = await response.json().catch(() => ({}));
     refusal = problem.detail ?? `The answer is ${response.status} ${response.statusText}.`;
-    if (response.status === 401) document.querySelector("#token").hidden = false;
+    if (response.status === 401) {
+      document.querySelector("#token").hidden = false;
+      refusal = problem.detail ?? "The service asks for a token: `msgpush token issue` makes one.";
+    }
   } catch (error) {
     refusal = `The service can't be reached: ${error.message}`;
   }
