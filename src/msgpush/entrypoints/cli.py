@@ -1,6 +1,7 @@
 """The `msgpush` command."""
 
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -159,7 +160,9 @@ def _greet(settings: Settings, host: str, port: int) -> None:
     token = header = ""
     if settings.mode == "tokens":
         key = "" if settings.jwt_secret else " --key private.pem"
-        token = f"\n    TOKEN=$(msgpush token issue --sub me --subscribe demo --publish demo --publish service:me{key})"
+        command = "msgpush" if shutil.which("msgpush") else f"{sys.executable} -m msgpush"
+        allowed = f"--subscribe demo --publish demo --publish service:me{key}"
+        token = f"\n    TOKEN=$({command} token issue --sub me {allowed})"
         header = ' -H "Authorization: Bearer $TOKEN"'
     print(
         f"\n  msgpush {__version__} serves {url}/ {BUSES[bus]}."
