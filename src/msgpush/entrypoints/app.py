@@ -85,7 +85,7 @@ def create_app(settings: Settings) -> Starlette:
         fetched = FetchedKeys(settings.jwks_url) if settings.jwks_url else None
         if fetched is not None:
             resources.append(fetched)
-        auth = TokenAuthenticator(read_tokens(settings, fetched), push, settings.cors_origins)
+        auth = TokenAuthenticator(tokens_of(settings, keys_of(settings, fetched)), push, settings.cors_origins)
     metrics = Metrics()
     push.hub.on_delivered = metrics.delivered
     metrics.registry.register(
@@ -109,15 +109,20 @@ def create_app(settings: Settings) -> Starlette:
     return app
 
 
-def read_tokens(settings: Settings, fetched: FetchedKeys | None) -> Tokens:
-    """What reads tokens as these settings say."""
+def keys_of(settings: Settings, fetched: FetchedKeys | None) -> Keys:
+    """The keys that these settings name, and those that are fetched."""
     fixed = []
     if settings.jwt_secret:
         fixed.append(secret_key(settings.jwt_secret))
     if settings.jwt_public_key:
         fixed.append(public_key(settings.jwt_public_key))
+    return Keys(fixed, fetched)
+
+
+def tokens_of(settings: Settings, keys: Keys) -> Tokens:
+    """What reads tokens as these settings say."""
     return Tokens(
-        Keys(fixed, fetched),
+        keys,
         issuer=settings.jwt_issuer,
         audience=settings.jwt_audience,
         leeway=settings.jwt_leeway,

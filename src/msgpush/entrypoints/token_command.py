@@ -16,13 +16,13 @@ from joserfc.errors import JoseError
 
 from msgpush.adapters.keys import FetchedKeys, Keys, SigningKey, private_key, secret_key
 from msgpush.adapters.redis_credentials import RedisCredentials
-from msgpush.adapters.tokens import Tokens, registry_for
+from msgpush.adapters.tokens import registry_for
 from msgpush.adapters.web import KeysUnavailable
 from msgpush.domain.credentials import Revocations
 from msgpush.domain.errors import BusUnavailable, Unauthorized
 from msgpush.domain.grant import Grant
 from msgpush.domain.message import format_ms
-from msgpush.entrypoints.app import read_tokens
+from msgpush.entrypoints.app import keys_of, tokens_of
 from msgpush.entrypoints.settings import Settings, SettingsError
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -91,7 +91,7 @@ def _issue(asked: argparse.Namespace, settings: Settings) -> int:
     token = jws.serialize_compact(header, payload, key.key, registry=registry_for({key.algorithm}))
     try:
         # What the service wouldn't accept isn't worth printing.
-        asyncio.run(_tokens(Keys([key.verifying]), settings).read(token))
+        asyncio.run(tokens_of(settings, Keys([key.verifying])).read(token))
     except Unauthorized as error:
         print(f"msgpush: the service would refuse it: {error}", file=sys.stderr)
         return 2
@@ -110,16 +110,6 @@ def _signing_key(asked: argparse.Namespace, settings: Settings) -> SigningKey:
     return SigningKey(verifying.key, "HS256", verifying)
 
 
-def _tokens(keys: Keys, settings: Settings) -> Tokens:
-    return Tokens(
-        keys,
-        issuer=settings.jwt_issuer,
-        audience=settings.jwt_audience,
-        leeway=settings.jwt_leeway,
-        max_lifetime=settings.max_token_lifetime,
-    )
-
-
 async def _inspect(token: str, settings: Settings) -> int:
     if not settings.has_key:
         raise SettingsError("JWT_SECRET", NO_KEY)
@@ -129,7 +119,7 @@ async def _inspect(token: str, settings: Settings) -> int:
         if fetched is not None:
             await opened.enter_async_context(fetched)
         try:
-            grant = await read_tokens(settings, fetched).read(token)
+            grant = await tokens_of(settings, keys_of(settings, fetched)).read(token)
             await _check_revocations(grant, settings)
         except (Unauthorized, KeysUnavailable) as error:
             print(f"refused: {error}")
