@@ -159,7 +159,9 @@ class Push:
     def _obey(self, command: Command) -> None:
         if isinstance(command, Revocation):
             self.revocations.add(command, self._clock())
-            self._close_revoked()
+            # Most subjects that are revoked have no stream here, and to look at all takes a moment.
+            if command.kind != "subject" or command.value in self.hub.subjects:
+                self._close_revoked()
         elif (connection := self.hub.connections.get(command.id)) is not None:
             self.hub.close(connection, "disconnected", reconnect=command.reconnect)
 

@@ -234,7 +234,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         int, Setting(LIMIT, "Streams from an address that one process serves; 0: no limit.")
     ] = 0
     publish_rate: Annotated[
-        float, Setting(RATE, "What a subject may publish at all instances together; 0: no limit.")
+        float, Setting(RATE, "What a subject may publish, at all instances together; 0: no limit.")
     ] = 0.0
     heartbeat_interval: Annotated[float, Setting(TIMEOUT, "Streams get a heartbeat when idle so long.")] = 30.0
     default_events: Annotated[
