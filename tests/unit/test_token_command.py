@@ -56,20 +56,20 @@ def test_a_token_is_read_from_stdin(capsys: pytest.CaptureFixture[str], monkeypa
     assert (status, "  publishes   nothing" in told) == (0, True)
 
 
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("x", "the token is no signed JSON Web Token"),
-        (token("bob", OTHER_SECRET), "the token's signature is wrong: it was made with another key, or changed"),
-        (unsigned(claims("bob")), "the token's algorithm is 'none'; accepted are HS256"),
-        (token("bob", lifetime=-900), "the token has expired: its exp is "),
-        (
-            token("bob", subscribe="*"),
-            "the token's claims are wrong: Expected `array`, got `str` - at `$.msgpush.subscribe`",
-        ),
-        (token("bob", aud="x"), "the token is for others: its aud is 'x', and no JWT_AUDIENCE is set"),
-    ],
-)
+REFUSED = [
+    ("x", "the token is no signed JSON Web Token"),
+    (token("bob", OTHER_SECRET), "the token's signature is wrong: it was made with another key, or changed"),
+    (unsigned(claims("bob")), "the token's algorithm is 'none'; accepted are HS256"),
+    (token("bob", lifetime=-900), "the token has expired: its exp is "),
+    (
+        token("bob", subscribe="*"),
+        "the token's claims are wrong: Expected `array`, got `str` - at `$.msgpush.subscribe`",
+    ),
+    (token("bob", aud="x"), "the token is for others: its aud is 'x', and no JWT_AUDIENCE is set"),
+]
+
+
+@pytest.mark.parametrize(("text", "why"), REFUSED, ids=[why for _, why in REFUSED])
 def test_why_a_token_is_refused_is_told(capsys: pytest.CaptureFixture[str], text: str, why: str) -> None:
     status, told, _ = run(capsys, "inspect", text, **ENVIRON)
     assert status == 1
