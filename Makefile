@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench chaos demo clean
+.PHONY: help run test lint format bench chaos fuzz demo clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -41,6 +41,10 @@ SECONDS ?= 60
 SEED ?= 1
 chaos: .venv/dev  ## Let Redis and instances fail at random under load: make chaos SECONDS=120 SEED=7
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED)
+
+TARGET ?=
+fuzz: .venv/dev  ## Try the parsers with made and changed texts: make fuzz SECONDS=600 TARGET=message SEED=7
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED) --target '$(TARGET)'
 
 demo: .venv/run  ## Index a folder of documents and watch it live in a page
 	$(BIN)/python -m demo

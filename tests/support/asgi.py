@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import msgspec
 from starlette.types import ASGIApp, Message, Scope
@@ -186,7 +186,7 @@ class AsgiDriver:
             "http_version": "1.1",
             "method": method,
             "scheme": "http",
-            "path": path,
+            "path": unquote(path),
             "raw_path": raw,
             "query_string": quote(query, safe="=&%+,*~.:").encode(),
             "root_path": "",

@@ -155,7 +155,15 @@ async def test_a_history_after_latest_is_empty_and_continues_from_now(client: As
 
 
 @pytest.mark.parametrize(
-    "target", ["a%20b/messages", "a*/messages", "a/messages?limit=0", "a/messages?after=a b", "a/messages?befor=x"]
+    "target",
+    [
+        "a%20b/messages",
+        "a%0Ab/messages",
+        "a*/messages",
+        "a/messages?limit=0",
+        "a/messages?after=a b",
+        "a/messages?befor=x",
+    ],
 )
 async def test_a_wrong_question_about_a_history_is_refused(client: AsgiDriver, target: str) -> None:
     answer = await client.request("GET", f"/api/v1/channels/{target}")

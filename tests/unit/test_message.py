@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from msgpush.domain.channel import BROADCAST, is_channel, route
 from msgpush.domain.errors import Fault, Invalid, Malformed, MsgpushError, TooLarge
-from msgpush.domain.message import TYPES, Draft, Message, draft, is_service, normal_timestamp, parse
+from msgpush.domain.message import SPARE_DEPTH, TYPES, Draft, Message, draft, is_service, normal_timestamp, parse
 
 NOW = 1_753_859_400_123
 
@@ -168,6 +168,58 @@ def test_progress_may_be_any_number_from_0_to_100(progress: str) -> None:
 def test_what_cannot_be_read_is_malformed(text: bytes) -> None:
     with pytest.raises(Malformed):
         made(text)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 5_000])
+def test_a_number_that_is_too_large_for_its_place_is_no_fault_of_the_json(number: str) -> None:
+    def with_data(data: str) -> bytes:
+        return body(type="progress", data=msgspec.Raw(data.encode()))
+
+    assert [fault.pointer for fault in faults(with_data(f'{{"progress":{number}}}'))] == ["/data/progress"]
+    assert [fault.pointer for fault in faults(with_data(f'{{"progress":"","x":{number}}}'))] == ["/data/progress"]
+    assert [fault.pointer for fault in faults(body(x=msgspec.Raw(number.encode())))] == ["/x"]
+    assert [fault.pointer for fault in faults(body(metadata={"ttl": msgspec.Raw(number.encode())}))] == [
+        "/metadata/ttl"
+    ]
+    assert number.encode() in made(with_data(f'{{"progress":1,"x":{number}}}')).body
+
+
+def test_a_retry_count_is_ignored_whatever_it_is() -> None:
+    metadata = b'{"type":"info","service":"s","metadata":{"retry_count":1e999}}'
+    assert delivered(metadata)["metadata"]["retry_count"] == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "right"),
+    [
+        (b'"type":"info","data":{"x":', b"}", True),
+        (b'"type":"info","data":{"x":\n', b"}", True),
+        (b'"type":"progress","data":{"progress":1,"x":', b"}", True),
+        (b'"type":"info","metadata":{"retry_count":', b"}", True),
+        (b'"type":"progress","data":{"progress":', b"}", False),
+        (b'"type":"info","target":{"user_id":', b"}", False),
+        (b'"type":"info","channels":[', b"]", False),
+        (b'"type":"info","id":', b"", False),
+        (b'"type":"info","x":', b"", False),
+    ],
+)
+def test_a_message_of_any_depth_is_readable_wherever_it_is_delivered_or_refused(
+    before: bytes, after: bytes, right: bool
+) -> None:
+    def read(body: bytes, calls: int) -> object:
+        return read(body, calls - 1) if calls else msgspec.json.decode(body)
+
+    accepted = 0
+    for depth in range(400, 1_050):
+        for opening, closing in ((b"[", b"]"), (b'{"":[', b"]}")):
+            nested = before + opening * depth + closing * depth + after
+            try:
+                draft = made(b'{"service":"s",%b}' % nested)
+            except (Invalid, Malformed):
+                continue
+            accepted += 1
+            read(draft.body, SPARE_DEPTH - 10)
+    assert (accepted > 0) == right
 
 
 def test_digits_and_escapes_of_data_are_kept_and_only_line_ends_between_tokens_go() -> None:

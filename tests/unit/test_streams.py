@@ -162,6 +162,8 @@ async def test_head_answers_the_same_headers_and_ends(client: AsgiDriver) -> Non
         "/sse/stream/a,,b",
         "/sse/stream/a%2Fb",
         "/sse/stream/%ff",
+        "/sse/stream/a%0Ab",
+        "/sse/user/a%0A",
         "/sse/stream/" + "x" * 201,
         "/sse/user/",
         "/sse/user/a,b",

@@ -96,7 +96,7 @@ class Access:
                 at = _seconds(value)
                 if not 0 <= at <= now + self._leeway:
                     raise Invalid(
-                        Fault("/issued_before", f"{shown(value)} is not allowed: it must not be in the future")
+                        Fault("/issued_before", f"{shown(value)} is not allowed: it must be from 1970 until now")
                     )
                 return Revocation("issued_before", "", at)
         for name in given:
@@ -145,7 +145,10 @@ def _seconds(value: object) -> float:
         except Invalid:
             pass
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            pass
     raise Invalid(
         Fault("/issued_before", f"{shown(value)} is not allowed: seconds since 1970, or an RFC 3339 date-time")
     )

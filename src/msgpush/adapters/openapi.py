@@ -10,7 +10,7 @@ from msgpush.adapters.auth import COOKIE
 from msgpush.adapters.connections import ConnectionList
 from msgpush.adapters.publish import MAX_ITEMS, BatchResult
 from msgpush.adapters.web import Problem
-from msgpush.domain.channel import MAX_CHANNELS, MAX_LISTENED, MAX_TARGETS, NAME_RULE
+from msgpush.domain.channel import MAX_CHANNELS, MAX_LISTENED, MAX_TARGETS, NAME_CHARACTER, NAME_RULE
 from msgpush.domain.message import TYPES, Message
 from msgpush.domain.ports import ConnectionStats
 from msgpush.domain.position import MAX_CURSOR
@@ -75,6 +75,7 @@ _REF = "#/components/schemas/{name}"
 _PROBLEM_TYPE = "application/problem+json"
 _CURSOR = f"^[A-Za-z0-9_.~-]{{0,{MAX_CURSOR}}}$"
 _EACH = "|".join(TYPES)
+_CHANNEL: Json = {"type": "string", "pattern": f"^{NAME_CHARACTER}{{1,200}}$"}
 
 # Any request may be answered with these: see entrypoints/protocol.py, and the local mode in auth.py.
 _ALWAYS = (403, 408, 431)
@@ -183,11 +184,11 @@ def _message(fields: Json) -> None:
     fields["target"]["description"] = "Whom it is for: `<kind>_id: v` goes to the channel `<kind>:v`."
     fields["target"]["anyOf"][0] |= {
         "maxProperties": MAX_TARGETS,
-        "propertyNames": {"pattern": "^.+_id$"},
-        "additionalProperties": {"type": ["string", "null"]},
+        "patternProperties": {f"^{NAME_CHARACTER}+_id$": _CHANNEL | {"type": ["string", "null"]}},
+        "additionalProperties": {"type": "null"},
     }
     fields["channels"]["description"] = f"The topics it belongs to. A channel's name: {NAME_RULE}."
-    fields["channels"]["anyOf"][0] |= {"maxItems": MAX_CHANNELS, "items": {"type": "string", "maxLength": 200}}
+    fields["channels"]["anyOf"][0] |= {"maxItems": MAX_CHANNELS, "items": _CHANNEL}
     fields["data"] = {
         "type": ["object", "null"],
         "default": {},
@@ -268,8 +269,8 @@ def _parameter(name: str, description: str, place: str = "query", **schema: Any)
     return {**parameter, "required": True} if place == "path" else parameter
 
 
-def _repeatable(name: str, description: str) -> Json:
-    return _parameter(name, f"{description} May be repeated.", type="array", items={"type": "string"})
+def _repeatable(name: str, description: str, items: Json | None = None) -> Json:
+    return _parameter(name, f"{description} May be repeated.", type="array", items=items or {"type": "string"})
 
 
 def _limit(what: str) -> Json:
@@ -315,7 +316,7 @@ def _publish_batch() -> Json:
         _429=_either(429, "More than this subject may publish now; none is stored."),
         _503=_either(503, "The bus is away, and took none."),
     )
-    array = {"type": "array", "maxItems": MAX_ITEMS, "items": _ref("Message")}
+    array = {"type": "array", "minItems": 1, "maxItems": MAX_ITEMS, "items": _ref("Message")}
     form = {"anyOf": [array, {**_object(messages=array), "additionalProperties": False}]}
     lines = {"type": "string", "description": "A message a line (NDJSON), stored as they arrive."}
     example = [EXAMPLE, BROADCAST_EXAMPLE]
@@ -344,7 +345,7 @@ def _streams() -> Json:
         _parameter("Last-Event-ID", f"{resume} It wins over the query.", "header", pattern=_CURSOR),
         _parameter("last_event_id", resume, pattern=_CURSOR),
         *(_parameter(name, "As last_event_id.", pattern=_CURSOR) for name in ("lastEventId", "lastEventID")),
-        _repeatable("channel", "A further channel."),
+        _repeatable("channel", "A further channel.", _CHANNEL),
         _parameter("types", "Only these types, separated by commas.", pattern=f"^{types}$"),
         _parameter(
             "events",
@@ -356,8 +357,8 @@ def _streams() -> Json:
     ]
     over = {"description": "The cursor is terminal: this client was told never to come back."}
 
-    def stream(id: str, summary: str, name: str, text: str) -> Json:
-        given = [_parameter(name, text, "path"), *parameters]
+    def stream(id: str, summary: str, name: str, text: str, pattern: str) -> Json:
+        given = [_parameter(name, text, "path", pattern=pattern), *parameters]
         content = _content("text/event-stream", {"type": "string"}, example=STREAM_EXAMPLE)
         headers = {
             name: {"schema": {"const": value}}
@@ -382,17 +383,24 @@ def _streams() -> Json:
             "Listen to channels",
             "channel",
             f"A channel, or several, separated by commas. Each: {NAME_RULE}.",
+            f"^{NAME_CHARACTER}{{1,200}}(,{NAME_CHARACTER}{{1,200}})*$",
         ),
-        "/sse/user/{user_id}": stream("userStream", "Listen to a user's channel", "user_id", "The user."),
+        "/sse/user/{user_id}": stream(
+            "userStream", "Listen to a user's channel", "user_id", "The user.", f"^{NAME_CHARACTER}{{1,195}}$"
+        ),
         "/sse/service/{service_name}": stream(
-            "serviceStream", "Listen to all messages of a service", "service_name", "The publishing service."
+            "serviceStream",
+            "Listen to all messages of a service",
+            "service_name",
+            "The publishing service.",
+            f"^{NAME_CHARACTER}{{1,192}}$",
         ),
     }
 
 
 def _histories() -> Json:
     parameters = [
-        _parameter("channel", f"The channel: {NAME_RULE}.", "path"),
+        _parameter("channel", f"The channel: {NAME_RULE}.", "path", pattern=_CHANNEL["pattern"]),
         _parameter("after", "A cursor; without one, from the earliest that is retained.", pattern=_CURSOR),
         _limit("Messages"),
     ]
@@ -406,7 +414,7 @@ def _histories() -> Json:
 
 
 def _access() -> Json:
-    channels = {"type": "array", "minItems": 1, "maxItems": MAX_LISTENED, "items": {"type": "string"}}
+    channels = {"type": "array", "minItems": 1, "maxItems": MAX_LISTENED, "items": _CHANNEL}
     wanted = _object(channels=channels) | {"additionalProperties": False}
     ticket = _answers(
         *_GUARDED, 413, 415, 422, 429, 503, _201=_json("To be used within a minute.", _ref(NewTicket.__name__))
@@ -496,7 +504,7 @@ def _pages() -> Json:
 
     file = {"description": "The file.", "content": {"*/*": {}}}
     answers = _answers(404, 405, _200=file, _304={"description": "It is as it was."})
-    path = _parameter("path", "The file's path.", "path")
+    path = _parameter("path", "The file's path.", "path", examples=["page.css"])
     return {
         "/": page("start", "The start page, with a live stream", "text/html", {"type": "string"}),
         "/docs": page("docs", "This description, as a page", "text/html", {"type": "string"}),

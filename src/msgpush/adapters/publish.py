@@ -219,7 +219,10 @@ class PublishBatch:
             draft = self._push.draft(parse(item))
             grant.check_publish(draft.channels)
         except MsgpushError as error:
-            return error
+            # A raised error keeps the frames that it came through, and so the body; as a value among the results it
+            # would stay with them, in a circle, until the garbage collector comes, and that is rarely.
+            error.__context__ = None
+            return error.with_traceback(None)
         return draft
 
     async def _respond(self, send: Send, results: list[Receipt | Failed], limit: Problem | None = None) -> None:

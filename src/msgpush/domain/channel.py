@@ -23,7 +23,10 @@ def is_channel(name: str) -> bool:
 
 def shown(value: object) -> str:
     """A value as an error message names it: short, and on one line."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -23,6 +23,7 @@ Priority = Literal["low", "normal", "high", "urgent"]
 TYPES: tuple[str, ...] = get_args(Type)
 MAX_TTL = 604_800
 MAX_FANOUT_BYTES = 4 * 1024 * 1024
+SPARE_DEPTH = 50  # levels that a message is nested less deeply than the parser takes
 
 ID_RULE = "1-128 of A-Za-z0-9_.:-"
 _ID = r"\A[A-Za-z0-9_.:-]{1,128}\Z"
@@ -103,9 +104,12 @@ class _Data(Struct):
     data: Raw
 
 
-_decode = msgspec.json.Decoder(Message).decode
+# A number that no float can hold is one all the same, where nobody asks how much it is.
+_decode = msgspec.json.Decoder(Message, float_hook=float).decode
 _decode_raw = msgspec.json.Decoder(Raw).decode
 _decode_any = msgspec.json.Decoder().decode
+_decode_items = msgspec.json.Decoder(list[Raw]).decode
+_decode_members = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_progress = msgspec.json.Decoder(_Progress).decode
 _decode_data = msgspec.json.Decoder(_Data).decode
 _encode = msgspec.json.Encoder().encode
@@ -133,13 +137,14 @@ def parse(body: bytes) -> Message:
     try:
         check_utf8(body)
         message = _decode(body)
+        if not is_service(message.service):
+            raise Invalid(_wrong("/service", message.service))
+        _check_depth(body)
+        _check_data(message)
     except msgspec.ValidationError as error:
         raise _invalid(body, error) from None
     except (msgspec.DecodeError, RecursionError) as error:
         raise _malformed(error) from None
-    if not is_service(message.service):
-        raise Invalid(_wrong("/service", message.service))
-    _check_data(message)
     return message
 
 
@@ -161,7 +166,7 @@ def split_array(body: bytes) -> list[bytes]:
     check_utf8(body)
     try:
         array = _BATCH(body) if body.lstrip()[:1] == b"{" else None
-        items = array.messages if array is not None else _ARRAY(body)
+        items = array.messages if array is not None else _decode_items(body)
     except msgspec.ValidationError as error:
         raise _invalid(body, error) from None
     except (msgspec.DecodeError, RecursionError) as error:
@@ -174,7 +179,6 @@ class _Batch(Struct, forbid_unknown_fields=True):
 
 
 _BATCH = msgspec.json.Decoder(_Batch).decode
-_ARRAY = msgspec.json.Decoder(list[Raw]).decode
 
 
 def draft(message: Message, now: int, new_id: str, default_ttl: int, *, broadcast: bool = False) -> Draft:
@@ -227,6 +231,13 @@ def data_of(entry: Entry) -> bytes:
     return bytes(_decode_data(entry.body).data)
 
 
+def _check_depth(body: bytes) -> None:
+    # The parser takes fewer levels the more calls there are around it: what is accepted here must be readable wherever
+    # it is delivered from.
+    if body.count(b"{") + body.count(b"[") > 500:
+        _decode_raw(b"[" * SPARE_DEPTH + body + b"]" * SPARE_DEPTH)
+
+
 def _check_data(message: Message) -> None:
     text = bytes(message.data)
     if text[:1] != b"{":
@@ -273,8 +284,7 @@ def _fault(body: bytes, error: msgspec.ValidationError) -> Fault:
 
 def _unknown_field(body: bytes, text: str) -> str | None:
     # A name may look like the rest of the error's text: so the names that there are decide.
-    value = _decode_any(body)
-    names = value if isinstance(value, dict) else ()
+    names = _decode_members(body) if body.lstrip()[:1] == b"{" else ()
     return next((name for name in names if text == f"Object contains unknown field `{name}`"), None)
 
 
@@ -287,19 +297,23 @@ def _pointer(steps: list[str]) -> str:
 
 
 def _look_up(body: bytes, steps: list[str]) -> object:
-    value = _decode_any(body)
+    value = Raw(body)
     for step in steps:
-        value = value[int(step)] if isinstance(value, list) else value[step]
-    return value
+        value = _decode_items(value)[int(step)] if bytes(value).lstrip()[:1] == b"[" else _decode_members(value)[step]
+    try:
+        return _decode_any(value)
+    except (msgspec.ValidationError, RecursionError):
+        # A number that Python can't hold, or what is nested deeply: as it was written.
+        return bytes(value).decode()
 
 
 def _invalid(body: bytes, error: msgspec.ValidationError) -> Malformed | Invalid:
     # The decoder stops at the first fault: what follows may not even be JSON.
     try:
-        _decode_any(body)
+        _decode_raw(body)
+        return Invalid(_fault(body, error))
     except (msgspec.DecodeError, RecursionError) as worse:
         return _malformed(worse)
-    return Invalid(_fault(body, error))
 
 
 def _malformed(error: Exception) -> Malformed:
