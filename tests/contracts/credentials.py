@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 
-from msgpush.domain.credentials import Revocation, Ticket
+from msgpush.domain.credentials import MOST, Revocation, Ticket
 from msgpush.domain.ports import Credentials
 
 LIFETIME = 1_000.0
@@ -18,6 +18,10 @@ class Opened(NamedTuple):
     instances: list[Credentials]
     now: Callable[[], float]
     wait: Callable[[float], Awaitable[None]]
+
+
+async def claim(credentials: Credentials, digest: str, connection: str, before: str, until: float) -> bool:
+    return await credentials.claim(digest, "bob", connection=connection, before=before, until=until)
 
 
 class CredentialsContract:
@@ -44,41 +48,58 @@ class CredentialsContract:
             assert await last.ticket("d") is not None
             await opened.wait(0.31)
             assert await last.ticket("d") is None
-            assert await last.claim("d", opened.now() + 100, "c1") is None
+            assert await last.holder("d") is None
+            assert not await claim(last, "d", "c1", "", opened.now() + 100)
 
     async def test_a_used_ticket_lives_until_its_tokens_end_and_no_longer(self) -> None:
         async with self.open() as opened:
             first, *_, last = [*opened.instances, *opened.instances]
             await first.add_ticket("d", Ticket("bob", ("a",), opened.now() + 0.6, None, None), 0.2)
             end = opened.now() + 0.6
-            assert await last.claim("d", end, "c1") == ""
+            assert await last.holder("d") == ""
+            assert await claim(last, "d", "c1", "", end)
             await opened.wait(0.3)
             assert await first.ticket("d") is not None
-            assert await first.claim("d", end, "c2") == "c1"
+            assert await first.holder("d") == "c1"
+            assert await claim(first, "d", "c2", "c1", end)
             await opened.wait(0.35)
             assert await last.ticket("d") is None
-            assert await last.claim("d", end, "c3") is None
+            assert not await claim(last, "d", "c3", "c2", end)
 
-    async def test_whoever_claims_a_ticket_is_told_who_had_it_before_however_many_do_at_once(self) -> None:
+    async def test_of_many_who_claim_a_ticket_at_once_one_gets_it(self) -> None:
         async with self.open() as opened:
             await opened.instances[0].add_ticket("d", Ticket("bob", ("a",), opened.now() + 100, None, None), 60)
             end = opened.now() + 100
-            claims = [
-                opened.instances[number % len(opened.instances)].claim("d", end, f"c{number}") for number in range(20)
-            ]
-            before = await asyncio.gather(*claims)
-            # A chain: everybody but the last was told of to one other.
-            assert before.count("") == 1
-            assert len(set(before)) == 20
-            assert set(before) - {""} < {f"c{number}" for number in range(20)}
+            instances = opened.instances
+            for before in ("", None):
+                known = await instances[0].holder("d") if before is None else before
+                assert known is not None
+                names = [f"{known}c{number}" for number in range(20)]
+                claims = [claim(instances[n % len(instances)], "d", name, known, end) for n, name in enumerate(names)]
+                won = [name for name, got in zip(names, await asyncio.gather(*claims), strict=True) if got]
+                assert len(won) == 1
+                assert await instances[-1].holder("d") == won[0]
+
+    async def test_of_a_subject_s_tickets_the_oldest_go_that_are_too_many(self) -> None:
+        async with self.open() as opened:
+            first, end = opened.instances[0], opened.now() + 100
+            await first.add_ticket("other", Ticket("alice", ("a",), end, None, None), 50)
+            for number in range(MOST + 3):
+                await first.add_ticket(f"d{number}", Ticket("bob", ("a",), end, None, None), 60)
+                if number == 0:
+                    assert await claim(first, "d0", "c", "", end)
+            found = [await opened.instances[-1].ticket(f"d{number}") for number in range(99)]
+            assert sum(each is None for each in found) == 3
+            assert await first.ticket(f"d{MOST + 2}") is not None
+            assert await first.ticket("other") is not None
 
     async def test_tickets_do_not_touch_one_another(self) -> None:
         async with self.open() as opened:
             first = opened.instances[0]
             for digest in ("d1", "d2"):
                 await first.add_ticket(digest, Ticket(digest, ("a",), opened.now() + 100, None, None), 60)
-            assert await first.claim("d1", opened.now() + 100, "c1") == ""
-            assert await first.claim("d2", opened.now() + 100, "c2") == ""
+            assert await claim(first, "d1", "c1", "", opened.now() + 100)
+            assert await claim(first, "d2", "c2", "", opened.now() + 100)
 
     async def test_revocations_are_known_to_every_instance(self) -> None:
         async with self.open() as opened:

@@ -306,7 +306,7 @@ def test_what_a_client_says_of_where_it_comes_from_is_replaced(tmp_path: Path) -
     assert head.startswith("get /health http/1.1\r\n")
     assert "\r\nx-forwarded-for: 127.0.0.1\r\n" in head
     assert "\r\nx-forwarded-proto: http\r\n" in head
-    assert "\r\nhost: 127.0.0.1\r\n" in head
+    assert f"\r\nhost: 127.0.0.1:{nginx.port}\r\n" in head
     assert "\r\nforwarded:" not in head
     assert "\r\nconnection:" not in head
 

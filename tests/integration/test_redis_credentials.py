@@ -9,7 +9,7 @@ import pytest
 from msgpush.adapters.redis_credentials import RedisCredentials
 from msgpush.adapters.redis_limiter import RedisLimiter
 from msgpush.adapters.redis_link import HASH_TAG, RedisTarget
-from msgpush.domain.credentials import Ticket, digest_of, new_ticket
+from msgpush.domain.credentials import Revocation, Ticket, digest_of, new_ticket
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.ports import Limiter
 from tests.contracts import credentials, limiter
@@ -58,11 +58,19 @@ class TestRedisCredentials(credentials.CredentialsContract):
             made = Ticket("bob", ("a",), opened.now() + 100, None, None)
             await opened.instances[0].add_ticket(digest_of(ticket), made, 60)
             with self.server.client() as client:
-                (key,) = client.keys("*")
+                key, own = sorted(client.keys("*"))
                 assert 59_000 < client.pttl(key) <= 60_000
-                for text in (key, *client.hvals(key)):
+                assert 59_000 < client.pttl(own) <= 60_000
+                for text in (key, own, *client.hvals(key), *client.zrange(own, 0, -1)):
                     assert ticket.encode() not in text
                     assert ticket.removeprefix("ticket_").encode() not in text
+
+    async def test_a_revocation_of_a_newer_release_is_passed_over(self) -> None:
+        async with self.open() as opened:
+            await opened.instances[0].revoke(Revocation("jti", "t1", opened.now()))
+            with self.server.client() as client:
+                client.zadd("{msgpush}:revoked", {"planet:mars": 1, b"\xff": 2})
+            assert [each.value for each in await opened.instances[0].revocations()] == ["t1"]
 
     async def test_a_redis_that_is_away_is_told_and_comes_back(self) -> None:
         async with self.open() as opened:
@@ -71,7 +79,9 @@ class TestRedisCredentials(credentials.CredentialsContract):
                 with pytest.raises(BusUnavailable):
                     await opened.instances[0].ticket("d")
                 with pytest.raises(BusUnavailable):
-                    await opened.instances[0].claim("d", 2e9, "c")
+                    await credentials.claim(opened.instances[0], "d", "c", "", 2e9)
+                with pytest.raises(BusUnavailable):
+                    await opened.instances[0].holder("d")
                 with pytest.raises(BusUnavailable):
                     await opened.instances[0].revocations()
             finally:

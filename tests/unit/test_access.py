@@ -1,6 +1,7 @@
 """Who may do what: every endpoint gives every kind of credentials exactly the contract's status and challenge."""
 
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, NamedTuple
 
@@ -317,6 +318,50 @@ async def test_the_order_of_refusals_on_a_stream(client: AsgiDriver) -> None:
     over = "/sse/stream/a b?x=1&last_event_id=x.1-0~end"
     assert (await client.request("GET", over)).status == 204
     assert (await client.request("POST", over)).status == 204
+
+
+async def test_a_cookie_is_read_as_it_is_and_costs_what_its_length_does(client: AsgiDriver) -> None:
+    alice = issue("alice")
+    for text, status in (
+        (f"msgpush_token={alice}", 200),
+        (f"a=b; msgpush_token = {alice} ;c", 200),
+        (f"msgpush_token=; msgpush_token={alice}", 200),
+        (f'msgpush_token="{alice}"', 401),
+        (f"xmsgpush_token={alice}", 401),
+        (f"msgpush_token%20={alice}", 401),
+        ("msgpush_token=", 401),
+        (";;;=;", 401),
+    ):
+        assert (await client.request("HEAD", "/sse/user/alice", b"", {"Cookie": text})).status == status, text
+
+    async def seconds(text: str) -> float:
+        began = time.process_time()
+        for _ in range(5):
+            assert (await client.request("HEAD", "/sse/user/alice", b"", {"Cookie": text})).status == 401
+        return time.process_time() - began
+
+    # An unquoting parser took a thousand times as long.
+    assert await seconds('a="' + "\\" * 15_000 + '"') < 50 * await seconds('a="' + "x" * 15_000 + '"')
+
+
+async def test_a_query_has_no_more_parameters_than_anybody_needs(client: AsgiDriver) -> None:
+    alice = bearer(issue("alice"))
+    for number, status in ((255, 200), (300, 400)):
+        target = "/sse/user/alice?" + "&".join(f"_{n}=x" for n in range(number))
+        assert (await client.request("HEAD", target, b"", alice)).status == status
+
+
+async def test_who_may_publish_nothing_uses_up_no_names_in_the_metrics(client: AsgiDriver) -> None:
+    eve = bearer(issue("eve"))
+    for number in range(200):
+        body = b'{"type":"info","service":"invented%d"}' % number
+        assert (await client.request("POST", "/api/v1/messages/send", body, eve)).status == 403
+    importer = bearer(issue("importer", publish=["*"]))
+    assert (await client.request("POST", "/api/v1/messages/send", MESSAGE, importer)).status == 202
+    metrics = (await client.request("GET", "/metrics")).body.decode()
+    assert "invented" not in metrics
+    assert 'message_push_messages_failed_total{reason="denied",service="other",type="info"} 200.0' in metrics
+    assert 'message_push_messages_sent_total{service="a",type="info"} 1.0' in metrics
 
 
 # Keys and metrics

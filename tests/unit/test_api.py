@@ -148,6 +148,23 @@ async def test_a_history_after_a_foreign_cursor_says_reset(client: AsgiDriver) -
     assert [each["id"] for each in told["messages"]] == ["m0"]
 
 
+async def test_a_history_is_given_in_answers_of_a_bounded_size(client: AsgiDriver) -> None:
+    body = b'{"type":"info","service":"s","channels":["a"],"data":{"x":"%b"}}' % (b"y" * 200_000)
+    for _ in range(12):
+        assert (await client.send(body)).status == 202
+    found, after, sizes = 0, "", []
+    while True:
+        answer = await client.request("GET", f"/api/v1/channels/a/messages?limit=1000&after={after}")
+        messages = answer.json()["messages"]
+        if not messages:
+            break
+        found, after = found + len(messages), answer.json()["cursor"]
+        sizes.append(len(answer.body))
+        assert answer.json()["gap"] is None
+    assert found == 12
+    assert max(sizes) < 1_500_000
+
+
 async def test_a_history_after_latest_is_empty_and_continues_from_now(client: AsgiDriver) -> None:
     await client.send(b'{"type":"info","service":"s","channels":["a"],"id":"m0"}')
     told = (await client.request("GET", "/api/v1/channels/a/messages?after=latest")).json()

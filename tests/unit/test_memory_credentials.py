@@ -27,8 +27,8 @@ class TestMemoryCredentials(credentials.CredentialsContract):
         kept = MemoryCredentials(lifetime=credentials.LIFETIME, clock=clock.now)
         for number in range(100):
             await kept.add_ticket(f"d{number}", Ticket("bob", ("a",), clock.now() + 600, None, None), 60)
-        for _ in range(3):
-            await kept.claim("d0", clock.now() + 600, "c")
+        for before in ("", "c", "c"):
+            assert await credentials.claim(kept, "d0", "c", before, clock.now() + 600)
         clock.advance(60)
         assert await kept.ticket("d1") is None
         assert len(kept) == 1

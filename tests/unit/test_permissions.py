@@ -224,6 +224,43 @@ async def test_an_instance_that_may_have_missed_commands_asks_what_was_revoked(s
     assert sink.lines[-1].startswith("close revoked False")
 
 
+async def test_what_the_store_has_lost_is_kept_again_by_those_who_know_it(service: Service) -> None:
+    now = service.clock.now()
+    await service.push.revoke(Revocation("subject", "bob", now))
+    service.push._credentials = lost = MemoryCredentials(lifetime=HOUR, clock=service.clock.now)
+    service.push.hub.cut("2abcdefgh", service.push.hub.head)
+    await until(lambda: list(lost._revoked))
+    assert await lost.revocations() == [Revocation("subject", "bob", now)]
+
+
+async def test_thousands_of_streams_are_ended_some_at_a_time(service: Service) -> None:
+    sinks = [service.open(service.grant("eve", lifetime=100)) for _ in range(1_200)]
+    await service.push.revoke(Revocation("subject", "eve", service.clock.now()))
+    assert sum(sink.ended for sink in sinks) == 500
+    await until(lambda: all(sink.ended for sink in sinks))
+    sinks = [service.open(service.grant("bob", lifetime=100)) for _ in range(1_200)]
+    service.clock.advance(100 + LEEWAY)
+    for ended in (500, 1_000, 1_200):
+        service.push.hub.beat()
+        assert sum(sink.ended for sink in sinks) == ended
+
+
+async def test_a_command_of_a_newer_release_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    obeyed: list[Command | None] = []
+    commands = Commands(obeyed.append)
+    commands.offer(b'{"type":"paint","color":"red"}\n' + msgspec.json.encode(Close("c1", True)) + b"\n")
+    await asyncio.sleep(0)
+    assert obeyed == [Close("c1", True)]
+    assert "a command is not understood" in caplog.text
+
+
+async def test_a_connection_that_was_closed_before_it_had_opened_is_closed_when_it_does(service: Service) -> None:
+    await service.push.command(Close("late", False))
+    await until(lambda: service.push._closed)
+    assert service.open(EVERYTHING, id="late").lines[-1].startswith("close disconnected False")
+    assert not service.open(EVERYTHING, id="late").ended, "once"
+
+
 async def test_commands_are_obeyed_in_order_and_lost_ones_are_noticed() -> None:
     obeyed: list[Command | None] = []
     commands = Commands(obeyed.append)
@@ -504,6 +541,74 @@ async def test_who_asks_for_too_many_tickets_is_told_to_wait() -> None:
         assert set(statuses) == {201}
         assert (answer.status, answer.headers["retry-after"]) == (429, "1")
         assert (await post(app, "tickets", {"channels": ["user:eve"]}, bearer(token("eve")))).status == 201
+
+
+async def test_streams_that_wait_behind_an_unread_answer_are_counted_when_they_open() -> None:
+    made = create_app(Settings(jwt_secret=SECRET, max_connections_per_subject=2))
+    async with lifespan(made):
+        app, bob = AsgiDriver(made, wire=True), bearer(token("bob"))
+        waiting = [await begin(app, "/sse/user/bob", bob) for _ in range(10)]
+        assert len(made.state.push.hub.connections) == 0
+        for exchange in waiting:
+            exchange.full = False
+            exchange.room.set()
+        for exchange in waiting:
+            await exchange.read_until(b"\n\n")
+        assert len(made.state.push.hub.connections) == 2
+        assert sum(b'"overload"' in exchange.body for exchange in waiting) == 8
+        for exchange in waiting:
+            await exchange.disconnect()
+
+
+async def test_a_ticket_serves_one_stream_however_many_were_about_to_open(app: AsgiDriver) -> None:
+    text = await ticket(app, "a")
+    waiting = [await begin(app, f"/sse/stream/a?token={text}", {}) for _ in range(10)]
+    for exchange in waiting:
+        exchange.full = False
+        exchange.room.set()
+    for exchange in waiting:
+        await exchange.read_until(b"msgpush.open")
+    for exchange in waiting[:-1]:
+        assert b'data: {"reason":"disconnected","reconnect":false}\n' in await exchange.closed()
+    assert not waiting[-1].ended.is_set()
+    await waiting[-1].disconnect()
+
+
+async def begin(app: AsgiDriver, target: str, headers: dict[str, str]) -> Exchange:
+    """A request whose answer nobody reads yet; it has come as far as it can."""
+    exchange = Exchange()
+    exchange.full = True
+    exchange.incoming.put_nowait({"type": "http.request", "body": b"", "more_body": False})
+    scope = app.scope("GET", target, headers, exchange)
+    exchange.task = asyncio.ensure_future(app._run(scope, exchange))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    return exchange
+
+
+async def test_an_upload_that_goes_on_after_its_token_was_revoked_publishes_no_more(app: AsgiDriver) -> None:
+    exchange, line = Exchange(), b'{"type":"info","service":"a"}\n'
+    headers = {**bearer(token("eve", publish=["*"])), "Content-Type": "application/x-ndjson"}
+    scope = app.scope("POST", "/api/v1/messages/batch", headers, exchange)
+    exchange.task = asyncio.ensure_future(app._run(scope, exchange))
+    exchange.incoming.put_nowait({"type": "http.request", "body": line * 3, "more_body": True})
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert (await post(app, "revocations", {"subject": "eve"}, ADMIN)).status == 201
+    exchange.incoming.put_nowait({"type": "http.request", "body": line * 2, "more_body": False})
+    results = msgspec.json.decode(await exchange.closed())["results"]
+    assert [each["error"]["status"] if "error" in each else 202 for each in results] == [202, 202, 202, 401, 401]
+    # A body that comes late, whole.
+    exchange = Exchange()
+    headers = bearer(token("mallory", publish=["*"]))
+    exchange.task = asyncio.ensure_future(
+        app._run(app.scope("POST", "/api/v1/messages/send", headers, exchange), exchange)
+    )
+    await asyncio.sleep(0)
+    assert (await post(app, "revocations", {"subject": "mallory"}, ADMIN)).status == 201
+    exchange.incoming.put_nowait({"type": "http.request", "body": line, "more_body": False})
+    await exchange.closed()
+    assert exchange.status == 401
 
 
 # Limits over HTTP

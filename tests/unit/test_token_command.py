@@ -47,7 +47,7 @@ def test_what_is_issued_is_accepted_and_allows_what_was_asked_for(capsys: pytest
     assert "  listens to  broadcast, user:bob, kb:*, imports" in lines
     assert "  publishes   service:a" in lines
     assert "  admin       yes" in lines
-    assert '"jti":"t1"' in told
+    assert '"jti": "t1"' in told
 
 
 def test_a_token_is_read_from_stdin(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_a_private_key_issues_what_its_public_key_verifies(
     assert status == 0
     environ = {"JWT_AUDIENCE": "msgpush"}
     status, told, _ = run(capsys, "inspect", issued.strip(), JWT_PUBLIC_KEY=public_pem(key), **environ)
-    assert (status, '"kid":"one"' in told, '"aud":"msgpush"' in told) == (0, True, True)
+    assert (status, '"kid": "one"' in told, '"aud": "msgpush"' in told) == (0, True, True)
     with KeyServer(public_jwk(key, "one")) as keys:
         assert run(capsys, "inspect", issued.strip(), JWKS_URL=keys.url, **environ)[0] == 0
         keys.keys = (public_jwk(key, "two"),)

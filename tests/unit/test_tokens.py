@@ -14,7 +14,7 @@ from msgpush.adapters.keys import MIN_INTERVAL, FetchedKeys, Keys, key_set, priv
 from msgpush.adapters.tokens import Tokens
 from msgpush.adapters.web import KeysUnavailable
 from msgpush.domain.errors import MsgpushError, Unauthorized
-from msgpush.domain.grant import Grant
+from msgpush.domain.grant import Grant, Patterns
 from tests.support.fakes import FakeClock
 from tests.support.tokens import (
     ED25519,
@@ -64,8 +64,8 @@ async def test_a_token_grants_what_its_claims_say() -> None:
     assert await by_secret().read(signed(given)) == Grant(
         "bob",
         frozenset({"user:bob"}),
-        ("kb:*", "imports"),
-        ("service:a", "user:*"),
+        Patterns("imports", "kb:*"),
+        Patterns("service:a", "user:*"),
         True,
         given["exp"],
         given["iat"],
@@ -75,7 +75,12 @@ async def test_a_token_grants_what_its_claims_say() -> None:
 
 async def test_a_token_without_permissions_may_listen_to_its_own_channel_alone() -> None:
     grant = await by_secret().read(token("bob"))
-    assert (grant.channels, grant.subscribe, grant.publish, grant.admin) == (frozenset({"user:bob"}), (), (), False)
+    assert (grant.channels, grant.subscribe, grant.publish, grant.admin) == (
+        frozenset({"user:bob"}),
+        Patterns(),
+        Patterns(),
+        False,
+    )
 
 
 @pytest.mark.parametrize("key", ASYMMETRIC, ids=["RS256", "ES256", "Ed25519"])
@@ -298,6 +303,10 @@ def test_of_a_key_set_only_keys_that_verify_tokens_are_taken() -> None:
         public_jwk(RSA, alg="RS512"),
         public_jwk(RSA, alg="HS256"),
         public_jwk(RSA, key_ops=["encrypt"]),
+        public_jwk(RSA, key_ops=1),
+        public_jwk(RSA, alg=[]),
+        public_jwk(RSA, alg={"RS256": 1}),
+        public_jwk(RSA, use=["sig"]),
         public_jwk(P256, crv="P-384"),
         public_jwk(ED25519, crv="Ed448"),
     ]
@@ -306,6 +315,7 @@ def test_of_a_key_set_only_keys_that_verify_tokens_are_taken() -> None:
         ("e", ["ES256"]),
         ("o", ["Ed25519", "EdDSA"]),
     ]
+    assert len(key_set(text_of(public_jwk(RSA, key_ops=None, alg=None)))) == 1
 
 
 @pytest.mark.parametrize("text", [b"", b"x", b"[]", b'{"keys":7}', b'{"keys":[7]}', b"{}", b"[" * 9_000, b"\xff"])
@@ -411,6 +421,18 @@ async def test_a_key_that_was_withdrawn_verifies_nothing_any_more() -> None:
     issuer.clock.advance(MIN_INTERVAL)
     await keys.refresh()
     assert "key 'one' for RS256 is not known" in await refusal(tokens, text)
+
+
+async def test_keys_that_are_the_same_again_leave_what_is_known_of_tokens() -> None:
+    issuer = Issuer(public_jwk(RSA, "one"))
+    keys = issuer.keys()
+    await keys.refresh()
+    generation = keys.generation
+    await keys.refresh()
+    assert (keys.generation, issuer.fetches) == (generation, 2)
+    issuer.text = text_of(public_jwk(P256, "one"))
+    await keys.refresh()
+    assert keys.generation > generation
 
 
 async def test_a_token_that_names_no_key_is_verified_by_any_of_its_kind() -> None:

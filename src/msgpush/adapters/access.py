@@ -82,7 +82,7 @@ class Access:
         revocation = self._revocation(await _read(request))
         await self._push.revoke(revocation)
         what = {revocation.kind: revocation.value or _moment(revocation.at)}
-        log.info("tokens are revoked: %s, by %s", what, grant.subject)
+        log.info("tokens are revoked: %s, by %r", what, grant.subject)
         return _created(Revoked(_moment(revocation.at), _moment(revocation.at + self._max_lifetime), **what))
 
     def _revocation(self, given: dict[str, Any]) -> Revocation:

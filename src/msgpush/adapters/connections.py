@@ -8,6 +8,8 @@ from msgpush.adapters.auth import Authenticator
 from msgpush.adapters.web import NotFound, Query, encode
 from msgpush.domain.ports import ConnectionFilter, ConnectionState, Roster
 
+NO_STORE = {"Cache-Control": "no-store"}
+
 
 class ConnectionList(Struct):
     """A page of connections; `next` continues the list where it isn't null."""
@@ -32,12 +34,12 @@ class Connections:
         query.done()
         await self._check(request)
         found, following = await self._roster.connections(wanted, limit, after)
-        return Response(encode(ConnectionList(found, following)), media_type="application/json")
+        return Response(encode(ConnectionList(found, following)), media_type="application/json", headers=NO_STORE)
 
     async def stats(self, request: Request) -> Response:
         Query(request.scope).done()
         await self._check(request)
-        return Response(encode(await self._roster.stats()), media_type="application/json")
+        return Response(encode(await self._roster.stats()), media_type="application/json", headers=NO_STORE)
 
     async def close(self, request: Request) -> Response:
         query = Query(request.scope)

@@ -22,7 +22,7 @@ SMALLEST_RSA = 2048  # bits, for RS256 (section 3.3)
 FETCH_SECONDS = 4.0
 FETCH_BYTES = 1024 * 1024
 REFRESH = 600.0  # seconds after which a set is fetched again: a key that was withdrawn goes
-MIN_INTERVAL = 10.0  # seconds between two fetches, whatever keys are asked for
+MIN_INTERVAL = 3.0  # seconds between two fetches, whatever keys are asked for
 
 # The algorithms of each kind of key, and no others: a token doesn't choose how it is verified (RFC 8725, section 3.1).
 SYMMETRIC: Final = frozenset({"HS256"})
@@ -48,7 +48,7 @@ def secret_key(secret: str) -> VerifyingKey:
         ValueError: it is too short, or it is a public key: those are no secrets.
     """
     raw = secret.encode(errors="surrogateescape")
-    if len(raw) < SMALLEST_SECRET:
+    if len(raw.strip()) < SMALLEST_SECRET:
         raise ValueError(f"it is shorter than {SMALLEST_SECRET} bytes")
     if "-----BEGIN " in secret:
         raise ValueError("it is a PEM key, not a secret")
@@ -125,13 +125,14 @@ _MEMBERS: Mapping[str, tuple[type[Asymmetric], Sequence[str]]] = {
 def _jwk(given: dict[str, Any]) -> VerifyingKey | None:
     # Secrets (`oct`) least of all: whoever may read the set could then issue tokens.
     kind, members = _MEMBERS.get(str(given.get("kty")), (None, ()))
-    if kind is None or given.get("use", "sig") != "sig" or "verify" not in given.get("key_ops", ("verify",)):
+    uses = given.get("key_ops") or ["verify"]
+    if kind is None or given.get("use", "sig") != "sig" or not isinstance(uses, list) or "verify" not in uses:
         return None
     key = _imported(kind, {"kty": given["kty"]} | {name: given.get(name) for name in members})
     algorithms = frozenset() if key is None else _algorithms_of(key)
     # Ed25519 and EdDSA are names of the same (RFC 9864).
-    named = {"Ed25519": "EdDSA"}.get(given.get("alg", ""), given.get("alg"))
-    if key is None or not algorithms or not (named is None or named in algorithms):
+    named = "EdDSA" if given.get("alg") == "Ed25519" else given.get("alg")
+    if key is None or not algorithms or not (named is None or named in list(algorithms)):
         return None
     id = given.get("kid")
     return VerifyingKey(key, algorithms, id if isinstance(id, str) else None)
@@ -213,6 +214,7 @@ class FetchedKeys:
         self._url, self._fetch, self._monotonic = url, fetch or fetched, monotonic
         self.generation = 0
         self._keys: list[VerifyingKey] | None = None
+        self._text = b""
         self._tried = -MIN_INTERVAL
         self._fetching: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -258,7 +260,8 @@ class FetchedKeys:
 
     async def _refresh(self) -> None:
         try:
-            keys = key_set(await asyncio.to_thread(self._fetch, self._url))
+            text = await asyncio.to_thread(self._fetch, self._url)
+            keys = key_set(text)
             if not keys:
                 raise ValueError("it has no key that can be used")
         except (OSError, ValueError) as error:
@@ -273,7 +276,9 @@ class FetchedKeys:
             if self._failed or self._keys is None:
                 log.info("fetched %d keys from JWKS_URL", len(keys))
             self._keys, self._failed = keys, False
-            self.generation += 1
+            if text != self._text:
+                self._text = text
+                self.generation += 1
         finally:
             self._fetching = None
 

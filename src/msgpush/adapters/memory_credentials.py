@@ -6,7 +6,7 @@ from heapq import heappop, heappush
 
 from msgspec import Struct
 
-from msgpush.domain.credentials import Revocation, Revocations, Ticket
+from msgpush.domain.credentials import MOST, Revocation, Revocations, Ticket
 
 
 class _Kept(Struct):
@@ -28,6 +28,7 @@ class MemoryCredentials:
         self._revoked = Revocations(lifetime)
         self._tickets: dict[str, _Kept] = {}
         self._by_end: list[tuple[float, str]] = []
+        self._by_subject: dict[str | None, dict[str, None]] = {}
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -35,22 +36,31 @@ class MemoryCredentials:
     async def add_ticket(self, digest: str, ticket: Ticket, seconds: float) -> None:
         self._forget()
         self._keep(digest, _Kept(ticket, self._clock() + seconds))
+        own = self._by_subject.setdefault(ticket.subject, {})
+        own[digest] = None
+        if len(own) > MOST:
+            self._drop(next(iter(own)))
 
     async def ticket(self, digest: str) -> Ticket | None:
         self._forget()
         kept = self._tickets.get(digest)
         return None if kept is None else kept.ticket
 
-    async def claim(self, digest: str, until: float, connection: str) -> str | None:
+    async def holder(self, digest: str) -> str | None:
         self._forget()
         kept = self._tickets.get(digest)
-        if kept is None:
-            return None
-        before, kept.connection = kept.connection, connection
+        return None if kept is None else kept.connection
+
+    async def claim(self, digest: str, subject: str | None, *, connection: str, before: str, until: float) -> bool:
+        self._forget()
+        kept = self._tickets.get(digest)
+        if kept is None or kept.connection != before:
+            return False
+        kept.connection = connection
         if until != kept.until:
             kept.until = until
             self._keep(digest, kept)
-        return before
+        return True
 
     async def revoke(self, revocation: Revocation) -> None:
         self._revoked.add(revocation, self._clock())
@@ -68,4 +78,11 @@ class MemoryCredentials:
             _, digest = heappop(self._by_end)
             kept = self._tickets.get(digest)
             if kept is not None and kept.until <= now:
-                del self._tickets[digest]
+                self._drop(digest)
+
+    def _drop(self, digest: str) -> None:
+        subject = self._tickets.pop(digest).ticket.subject
+        own = self._by_subject[subject]
+        del own[digest]
+        if not own:
+            del self._by_subject[subject]

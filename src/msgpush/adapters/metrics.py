@@ -173,7 +173,11 @@ class Metrics:
 
     def failed(self, error: MsgpushError, draft: Draft | None) -> None:
         """A message was refused or not stored; without a draft, before its service and type were known."""
-        service = self._service(draft.service) if draft else ""
+        service = ""
+        if draft is not None:
+            # Who may publish nothing doesn't use up the names.
+            known = draft.service in self._services or not isinstance(error, Denied)
+            service = self._service(draft.service) if known else OTHER
         self._failed.labels(service, draft.type if draft else "", _REASONS.get(type(error), "other")).inc()
 
     def error(self, error: MsgpushError) -> None:

@@ -1,5 +1,7 @@
 """`/health*` and `/metrics`: what a supervisor, a proxy and Prometheus ask."""
 
+import asyncio
+import time
 from collections.abc import Mapping
 
 from starlette.requests import Request
@@ -11,6 +13,8 @@ from msgpush.adapters.web import encode
 from msgpush.domain.errors import BusUnavailable, Unauthorized
 from msgpush.domain.service import Push
 
+KNOWN_SECONDS = 1.0
+
 
 class Operations:
     """The service's state of health.
@@ -21,6 +25,9 @@ class Operations:
 
     def __init__(self, push: Push, metrics: Metrics, *, metrics_token: str | None = None) -> None:
         self._push, self._metrics, self._metrics_token = push, metrics, metrics_token
+        self._asking = asyncio.Lock()
+        self._known_until = 0.0
+        self._bus_trouble: str | None = None
 
     async def health(self, _: Request) -> Response:
         """Whether the service does its work."""
@@ -56,6 +63,14 @@ class Operations:
     async def _trouble(self) -> str | None:
         if not self._push.alive:
             return "delivery has stopped"
+        # The bus is asked once a second, however many ask.
+        async with self._asking:
+            if time.monotonic() >= self._known_until:
+                self._bus_trouble = await self._ask_bus()
+                self._known_until = time.monotonic() + KNOWN_SECONDS
+            return self._bus_trouble
+
+    async def _ask_bus(self) -> str | None:
         try:
             await self._push.bus.end()
         except BusUnavailable as error:

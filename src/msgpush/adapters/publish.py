@@ -1,6 +1,7 @@
 """`POST /api/v1/messages/...`: from a request's body to messages in the bus, and back to receipts."""
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
@@ -30,6 +31,7 @@ from msgpush.domain.service import Push, Receipt
 
 MAX_ITEMS = 10_000
 MESSAGES = "messages"  # what a rate's headers call it
+BUDGET = 0.005  # seconds of a batch after which the loop gets its turn
 SLICE = 256  # messages of a batch that are stored before others get their turn
 
 
@@ -56,6 +58,7 @@ class Publish:
             grant = await self._auth.authenticate(scope)
             headers = body_headers(scope, self._max_bytes, "the message")
             message = parse(await read_body(receive, self._max_bytes, "the message"))
+            self._push.check(grant)  # a body may take long
             if message.id is None and headers.idempotency_key is not None:
                 message.id = _id_of(headers.idempotency_key)
             draft = self._push.draft(message, broadcast=self._broadcast)
@@ -170,7 +173,7 @@ class PublishBatch:
             await asyncio.sleep(0)
 
     async def _store_slice(self, items: Sequence[bytes], grant: Grant, results: list[Receipt | Failed]) -> None:
-        outcomes = [self._draft(item, grant) for item in items]
+        outcomes = await self._drafts(items, grant)
         if self._limiter is not None:
             outcomes = await self._within_rate(self._limiter, grant, outcomes)
         drafts = [each for each in outcomes if isinstance(each, Draft)]
@@ -212,6 +215,20 @@ class PublishBatch:
         self._metrics.failed(error, draft)
         return Failed(problem_of(error))
 
+    async def _drafts(self, items: Sequence[bytes], grant: Grant) -> list[Draft | MsgpushError]:
+        try:
+            self._push.check(grant)  # since the last ones came
+        except MsgpushError as error:
+            return [error] * len(items)
+        outcomes: list[Draft | MsgpushError] = []
+        until = time.monotonic() + BUDGET
+        for item in items:
+            outcomes.append(self._draft(item, grant))
+            if time.monotonic() >= until:
+                await asyncio.sleep(0)
+                until = time.monotonic() + BUDGET
+        return outcomes
+
     def _draft(self, item: bytes, grant: Grant) -> Draft | MsgpushError:
         try:
             if len(item) > self._max_message_bytes:
@@ -241,8 +258,9 @@ class PublishBatch:
             results=results,
         )
         headers = [(b"connection", b"close")] if limit else []
-        if told.status == 403:
-            headers += raw_headers({"WWW-Authenticate": challenge("insufficient_scope", told.detail)})
+        if told.status in (401, 403):
+            code = "invalid_token" if told.status == 401 else "insufficient_scope"
+            headers += raw_headers({"WWW-Authenticate": challenge(code, told.detail)})
         if told.status in (429, 503):
             headers.append((b"retry-after", b"1"))
         await respond(send, told.status, encode(body), b"application/problem+json", headers)
@@ -253,6 +271,8 @@ def _none_accepted(statuses: set[int]) -> Problem:
         return problem(503, "the bus took none of the messages")
     if 429 in statuses:
         return problem(429, "no more messages of this subject are taken now")
+    if statuses == {401}:
+        return problem(401, "the token is accepted no longer")
     if statuses == {403}:
         return problem(403, "none of the messages may be published")
     return problem(422, "none of the messages is valid" if statuses else "the batch is empty")

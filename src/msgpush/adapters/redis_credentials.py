@@ -1,23 +1,50 @@
 """Tickets and standing revocations in Redis, where all instances find them."""
 
+import logging
+from collections.abc import Sequence
 from math import ceil
 from typing import Any, Final, Self
 
 import msgspec
 
-from msgpush.adapters.redis_link import HASH_TAG, Command, Link, NotNow, RedisTarget, Script
-from msgpush.domain.credentials import Revocation, Ticket
+from msgpush.adapters.redis_link import HASH_TAG, Command, Grouped, Link, NotNow, RedisTarget, Script
+from msgpush.domain.credentials import MOST, Revocation, Ticket
 from msgpush.domain.errors import BusUnavailable
 
 REVOKED: Final = f"{HASH_TAG}:revoked"
 
-# A ticket is used by one connection at a time: who used it before is told in the same step.
+log = logging.getLogger("msgpush.auth")
+
+# Answers the tickets of its subject that are too many, which are to be deleted.
+ADD = """\
+local digest, ticket, left, most = unpack(ARGV)
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+redis.call('HSET', KEYS[1], 'ticket', ticket)
+redis.call('PEXPIRE', KEYS[1], left)
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+redis.call('ZADD', KEYS[2], now + left, digest)
+redis.call('PEXPIRE', KEYS[2], left, 'NX')
+redis.call('PEXPIRE', KEYS[2], left, 'GT')
+local surplus = redis.call('ZCARD', KEYS[2]) - tonumber(most)
+local dropped = {}
+if surplus > 0 then
+  local popped = redis.call('ZPOPMIN', KEYS[2], surplus)
+  for i = 1, #popped, 2 do dropped[#dropped + 1] = popped[i] end
+end
+return dropped
+"""
+# Answers 1 where the ticket had the holder that is known.
 CLAIM = """\
-if redis.call('EXISTS', KEYS[1]) == 0 then return false end
-local before = redis.call('HGET', KEYS[1], 'connection') or ''
-redis.call('HSET', KEYS[1], 'connection', ARGV[1])
-redis.call('PEXPIREAT', KEYS[1], ARGV[2])
-return before
+local digest, connection, before, till = unpack(ARGV)
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+if (redis.call('HGET', KEYS[1], 'connection') or '') ~= before then return 0 end
+redis.call('HSET', KEYS[1], 'connection', connection)
+redis.call('PEXPIREAT', KEYS[1], till)
+redis.call('ZADD', KEYS[2], till, digest)
+redis.call('PEXPIREAT', KEYS[2], till, 'NX')
+redis.call('PEXPIREAT', KEYS[2], till, 'GT')
+return 1
 """
 
 _encode = msgspec.json.Encoder().encode
@@ -32,35 +59,37 @@ class RedisCredentials:
     """
 
     def __init__(self, target: RedisTarget, *, lifetime: float) -> None:
+        # Tickets that are looked up, which anybody may ask for, hold up nothing else.
+        self._finder = Link(target, "msgpush-tickets")
         self._link = Link(target, "msgpush-credentials")
         self._lifetime = lifetime
-        self._claim = Script(CLAIM)
+        self._add, self._claim = Script(ADD), Script(CLAIM)
+        self._find = Grouped(self._found)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._finder.close()
         await self._link.close()
 
     async def add_ticket(self, digest: str, ticket: Ticket, seconds: float) -> None:
-        key = _key(digest)
-        await self._call(
-            ("MULTI",),
-            ("HSET", key, "ticket", _encode(ticket)),
-            ("PEXPIRE", key, max(1, int(seconds * 1000))),
-            ("EXEC",),
-        )
+        args: list[str | bytes | int] = [digest, _encode(ticket), max(1, int(seconds * 1000)), MOST]
+        dropped = await self._run(self._add, digest, ticket.subject, args)
+        if dropped:
+            await self._call(("DEL", *(_key(each.decode()) for each in dropped)))
 
     async def ticket(self, digest: str) -> Ticket | None:
-        (found,) = await self._call(("HGET", _key(digest), "ticket"))
+        found = await self._find(digest)
         return None if found is None else _decode(found)
 
-    async def claim(self, digest: str, until: float, connection: str) -> str | None:
-        try:
-            (before,) = await self._link.script(self._claim, [_key(digest)], [connection, int(until * 1000)])
-        except NotNow as error:
-            raise BusUnavailable(str(error)) from error
-        return None if before is None else str(before, "ascii")
+    async def holder(self, digest: str) -> str | None:
+        there, found = await self._call(("EXISTS", _key(digest)), ("HGET", _key(digest), "connection"))
+        return str(found or b"", "ascii") if there else None
+
+    async def claim(self, digest: str, subject: str | None, *, connection: str, before: str, until: float) -> bool:
+        args: list[str | bytes | int] = [digest, connection, before, int(until * 1000)]
+        return bool(await self._run(self._claim, digest, subject, args))
 
     async def revoke(self, revocation: Revocation) -> None:
         # Rounded up: what was issued at that very moment is refused, too.
@@ -73,7 +102,19 @@ class RedisCredentials:
     async def revocations(self) -> list[Revocation]:
         (found,) = await self._call(("ZRANGE", REVOKED, 0, -1, "WITHSCORES"))
         pairs = zip(found[::2], found[1::2], strict=True)
-        return [_revocation(member.decode(errors="surrogateescape"), float(at) / 1000) for member, at in pairs]
+        made = (_revocation(member.decode(errors="surrogateescape"), float(at) / 1000) for member, at in pairs)
+        return [each for each in made if each is not None]
+
+    async def _found(self, digests: Sequence[str]) -> list[bytes | None]:
+        return await self._finder.calls([("HGET", _key(digest), "ticket") for digest in digests])
+
+    async def _run(self, script: Script, digest: str, subject: str | None, args: Sequence[str | bytes | int]) -> Any:
+        own = f"{HASH_TAG}:tickets:{subject or ''}".encode(errors="surrogatepass")
+        try:
+            (answer,) = await self._link.script(script, [_key(digest), own], args)
+        except NotNow as error:
+            raise BusUnavailable(str(error)) from error
+        return answer
 
     async def _call(self, *commands: Command) -> list[Any]:
         try:
@@ -86,6 +127,11 @@ def _key(digest: str) -> str:
     return f"{HASH_TAG}:ticket:{digest}"
 
 
-def _revocation(member: str, at: float) -> Revocation:
+def _revocation(member: str, at: float) -> Revocation | None:
     kind, _, value = member.partition(":")
-    return msgspec.convert({"type": "revoke", "kind": kind, "value": value, "at": at}, Revocation)
+    try:
+        return msgspec.convert({"type": "revoke", "kind": kind, "value": value, "at": at}, Revocation)
+    except (msgspec.ValidationError, UnicodeEncodeError):
+        # Of a newer release, while instances are replaced one by one.
+        log.warning("a revocation is not understood: %.200r", member)
+        return None

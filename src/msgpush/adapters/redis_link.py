@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import random
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import hiredis
@@ -38,10 +39,15 @@ from msgpush.domain.errors import BusUnavailable, MsgpushError
 HASH_TAG = "{msgpush}"  # all keys have it, so that a Cluster keeps them on one primary
 TIMEOUT = 1.5  # seconds; less than the two in which a publisher is promised an answer
 CLOSING = 0.5
+GROUP = 256  # questions that are put together
 ASK_TIMEOUT = 0.4  # for each server that is asked where the log is
 
 Address = tuple[str, int]
 Command = Sequence[str | bytes | int]
+
+
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 
 class NotNow(MsgpushError):
@@ -363,6 +369,52 @@ def _translated(error: Exception, target: RedisTarget) -> MsgpushError:
     if isinstance(error, ResponseError):
         return BusUnavailable(f"Redis ({target}) has failed: {error}")
     return BusUnavailable(f"Redis ({target}) can't be reached: {error}")
+
+
+class Grouped(Generic[Q, A]):
+    """Questions that are put together: those which come up while Redis is being asked are the next group.
+
+    Args:
+        ask: the answers to some questions, in their order; raises BusUnavailable or NotNow.
+    """
+
+    def __init__(self, ask: Callable[[Sequence[Q]], Awaitable[Sequence[A]]]) -> None:
+        self._ask = ask
+        self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
+        self._turn = asyncio.Lock()
+
+    async def __call__(self, question: Q) -> A:
+        """The answer to one question. Raises BusUnavailable."""
+        answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        self._waiting.append((question, answer))
+        while not answer.done():
+            async with self._turn:
+                if not answer.done():
+                    await self._next_group()
+        return answer.result()
+
+    async def _next_group(self) -> None:
+        group = [self._waiting.popleft() for _ in range(min(GROUP, len(self._waiting)))]
+        try:
+            answers = await self._ask([question for question, _ in group])
+        except (NotNow, BusUnavailable) as error:
+            # Those behind them would find the same, and have waited as long already.
+            self._fail([*group, *self._waiting], str(error))
+            self._waiting.clear()
+        except BaseException:
+            # Who has asked for all of them has gone.
+            self._fail(group, "Redis was not asked to the end")
+            raise
+        else:
+            for (_, waiting), answer in zip(group, answers, strict=True):
+                if not waiting.done():
+                    waiting.set_result(answer)
+
+    def _fail(self, group: Sequence[tuple[Q, asyncio.Future[A]]], detail: str) -> None:
+        for _, waiting in group:
+            if not waiting.done():
+                waiting.set_exception(BusUnavailable(detail))
+                waiting.exception()  # it is no mistake if nobody waits for it any more
 
 
 class Backoff:

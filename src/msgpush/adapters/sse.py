@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -11,6 +11,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from msgpush.domain.connection import Connection, Start, Subscription
+from msgpush.domain.errors import Overloaded, Refusal
 from msgpush.domain.grant import Grant
 from msgpush.domain.history import Gap
 from msgpush.domain.message import Entry, data_of
@@ -86,9 +87,20 @@ def closing(reason: str, reconnect: bool, cursor: str = "") -> bytes:
     return b"event: msgpush.close\n%bdata: %b\n\n" % (id, _encode(_Close(reason, reconnect)))
 
 
-def refusal(advice: str) -> bytes:
-    """All that a new stream gets which can't be served now; the advice is a comment."""
-    return b": %b\nretry: %d\n%b" % (advice.encode(), random.randint(10_000, 30_000), closing("overload", True))
+# What a refused stream's comment says, for whoever looks at it.
+_ADVICE: Mapping[Refusal, bytes] = {
+    "connections": b"this process has as many streams as MAX_CONNECTIONS allows",
+    "subject": b"this subject has as many streams as MAX_CONNECTIONS_PER_SUBJECT allows: close one first",
+    "address": b"this address has as many streams as MAX_CONNECTIONS_PER_ADDRESS allows: close one first",
+    "draining": b"this process is about to end: the next try may reach another",
+    "bus": b"the bus can't be reached now",
+    "keys": b"the keys that tokens are verified with can't be fetched now",
+}
+
+
+def refusal(reason: Refusal) -> bytes:
+    """All that a new stream gets which can't be served now; what to do is a comment."""
+    return b": %b\nretry: %d\n%b" % (_ADVICE[reason], random.randint(10_000, 30_000), closing("overload", True))
 
 
 class Wire(Protocol):
@@ -215,6 +227,12 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        try:
+            # Once more, and nothing waits from here on: that may have taken long, behind an answer that nobody reads.
+            self._push.admit(self._info)
+        except Overloaded as error:
+            await send({"type": "http.response.body", "body": refusal(error.reason)})
+            return
         wire: Wire | None = scope.get("extensions", {}).get("msgpush.wire")
         if wire is None:
             await self._serve_by_send(SendSink(send), receive)

@@ -15,7 +15,7 @@ from msgpush.adapters.sse import HEADERS, EventStream, EventView, refusal
 from msgpush.adapters.web import KeysUnavailable, ProblemResponse, Query, header, problem, segment
 from msgpush.domain.channel import BROADCAST, MAX_LISTENED, NAME_RULE, is_channel, shown
 from msgpush.domain.connection import Subscription
-from msgpush.domain.errors import BusUnavailable, Malformed, Overloaded
+from msgpush.domain.errors import BusUnavailable, Malformed, Overloaded, Refusal
 from msgpush.domain.grant import Grant
 from msgpush.domain.message import TYPES
 from msgpush.domain.ports import ClientInfo
@@ -77,12 +77,11 @@ class Streams:
             self._push.admit(info)
             start = await self._push.start_at(asked)
             await self._push.claim(grant, id)
-            self._push.admit(info)  # meanwhile others may have come
         except (Overloaded, BusUnavailable, KeysUnavailable) as error:
             # Never a 5xx or 429: a native EventSource would give up for good.
             reason = error.reason if isinstance(error, Overloaded) else _REASONS[type(error)]
             self._metrics.refused(reason)
-            await _answer(send, refusal(_ADVICE[reason]))
+            await _answer(send, refusal(reason))
             return None
         return EventStream(self._push, id, info=info, grant=grant, subscription=subscription, start=start)
 
@@ -117,16 +116,7 @@ class Streams:
         return ClientInfo(grant.subject, "sse", remote, user_agent, self._clock(), limited_address(host))
 
 
-_REASONS: Mapping[type[Exception], str] = {BusUnavailable: "bus", KeysUnavailable: "keys"}
-# What a refused stream's comment says, for whoever looks at it.
-_ADVICE = {
-    "connections": "this process has as many streams as MAX_CONNECTIONS allows",
-    "subject": "this subject has as many streams as MAX_CONNECTIONS_PER_SUBJECT allows: close one first",
-    "address": "this address has as many streams as MAX_CONNECTIONS_PER_ADDRESS allows: close one first",
-    "draining": "this process is about to end: the next try may reach another",
-    "bus": "the bus can't be reached now",
-    "keys": "the keys that tokens are verified with can't be fetched now",
-}
+_REASONS: Mapping[type[Exception], Refusal] = {BusUnavailable: "bus", KeysUnavailable: "keys"}
 
 
 def limited_address(host: str) -> str:

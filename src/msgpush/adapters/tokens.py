@@ -15,7 +15,7 @@ from msgspec import UNSET, Struct, UnsetType
 from msgpush.adapters.keys import Keys
 from msgpush.domain.channel import shown
 from msgpush.domain.errors import Unauthorized
-from msgpush.domain.grant import Grant, is_pattern
+from msgpush.domain.grant import Grant, Patterns, is_pattern
 from msgpush.domain.message import format_ms
 
 CACHED = 4_096  # tokens whose signature is known to be right
@@ -155,8 +155,8 @@ class Tokens:
         return Grant(
             claims.sub,
             frozenset((f"user:{claims.sub}",)),
-            given.subscribe,
-            given.publish,
+            Patterns(*given.subscribe),
+            Patterns(*given.publish),
             given.admin,
             claims.exp,
             claims.iat,

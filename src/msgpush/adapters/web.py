@@ -28,6 +28,8 @@ from msgpush.domain.errors import (
 )
 from msgpush.domain.ports import Allowance, Limiter
 
+MAX_PARAMETERS = 256
+
 encode = msgspec.json.Encoder().encode
 
 
@@ -181,7 +183,7 @@ def segment(scope: Scope, prefix: str, suffix: str = "") -> str:
         text = scope["path"].partition(prefix)[2]
     else:
         try:
-            text = unquote_to_bytes(raw.partition(b"?")[0].partition(prefix.encode())[2]).decode()
+            text = unquote_to_bytes(raw.partition(b"?")[0]).partition(prefix.encode())[2].decode()
         except UnicodeDecodeError:
             raise Malformed("the path is not UTF-8") from None
     return str(text).removesuffix(suffix)
@@ -196,9 +198,12 @@ class Query:
 
     def __init__(self, scope: Scope) -> None:
         try:
-            pairs = parse_qsl(scope["query_string"].decode("ascii"), keep_blank_values=True, errors="strict")
+            query = scope["query_string"].decode("ascii")
+            pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS)
         except (UnicodeDecodeError, ValueError):
-            raise Malformed("the query string can't be read: it must be percent-encoded UTF-8") from None
+            raise Malformed(
+                f"the query string can't be read: percent-encoded UTF-8, of {MAX_PARAMETERS} parameters at most"
+            ) from None
         self._values: dict[str, list[str]] = {}
         for name, value in pairs:
             self._values.setdefault(name, []).append(value)

@@ -13,6 +13,8 @@ MAX_TARGETS = 8
 NAME_RULE = "1-200 characters with no control character, white space, comma, '*', '/', '?' or '#'"
 NAME_CHARACTER = r"[^\s,*/?#\x00-\x1f\x7f-\x9f]"  # as a regular expression
 
+CACHED = 256  # characters of a message's own channels, up to which its route is kept
+
 _NAME = re.compile(NAME_CHARACTER + "{1,200}")
 
 
@@ -42,18 +44,21 @@ def route(
     Raises:
         Invalid: a target or a channel makes no valid name; every one of them is named.
     """
-    if not target:
-        # Most publishers use the same few sets of channels again and again; so all their messages share one tuple, too.
-        return _route(service, tuple(channels or ()), broadcast)
-    return tuple(dict.fromkeys((*_targets(target), *_route(service, tuple(channels or ()), broadcast))))
+    own = tuple(channels or ())
+    # Most publishers use the same few sets of channels again and again; so all their messages share one tuple, too.
+    # Long ones aren't kept: anybody with a token could fill the memory with them.
+    routed = _routed(service, own, broadcast) if sum(map(len, own)) <= CACHED else _route(service, own, broadcast)
+    return tuple(dict.fromkeys((*_targets(target), *routed))) if target else routed
 
 
-@lru_cache(maxsize=8192)
 def _route(service: str, channels: tuple[str, ...], broadcast: bool) -> tuple[str, ...]:
     if len(channels) > MAX_CHANNELS or not all(map(is_channel, channels)):
         raise Invalid(*_channel_faults(channels))
     always = (f"service:{service}", BROADCAST) if broadcast else (f"service:{service}",)
     return tuple(dict.fromkeys(channels + always))
+
+
+_routed = lru_cache(maxsize=8192)(_route)
 
 
 def _channel_faults(channels: Sequence[str]) -> list[Fault]:

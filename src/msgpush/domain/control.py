@@ -5,6 +5,7 @@ away gets them when it is back.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -26,6 +27,8 @@ class Close(Struct, frozen=True, tag="close"):
 
 
 Command = Close | Revocation
+
+log = logging.getLogger("msgpush.delivery")
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Command | None).decode
@@ -68,7 +71,13 @@ class Commands:
 
     def offer(self, chunk: bytes) -> bool:
         for line in chunk.splitlines():
-            asyncio.get_running_loop().call_soon(self._obey, _decode(line))
+            try:
+                command = _decode(line)
+            except msgspec.MsgspecError:
+                # Of a newer release, while instances are replaced one by one.
+                log.warning("a command is not understood: %.200r", line)
+                continue
+            asyncio.get_running_loop().call_soon(self._obey, command)
         return True
 
     def finish(self, chunk: bytes) -> None:

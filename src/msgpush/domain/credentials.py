@@ -11,6 +11,7 @@ from msgpush.domain.grant import Grant
 
 Kind = Literal["subject", "jti", "issued_before"]
 
+MOST = 10_000  # tickets of a subject, or of a service that asks for its users
 UNUSED = 60  # seconds for which a ticket waits for its first use
 PREFIX = "ticket_"  # nobody takes it for a token
 

@@ -4,6 +4,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+Refusal = Literal["connections", "subject", "address", "draining", "bus", "keys"]
+
 
 class Fault(Struct, frozen=True):
     """One thing that is wrong with a body: where (a JSON pointer, RFC 6901) and what would be right."""
@@ -80,6 +82,6 @@ class BusUnavailable(MsgpushError):
 class Overloaded(MsgpushError):
     """No new stream can be served now, here."""
 
-    def __init__(self, reason: Literal["connections", "subject", "address", "draining", "bus", "keys"]) -> None:
+    def __init__(self, reason: Refusal) -> None:
         super().__init__(reason)
         self.reason = reason

@@ -32,6 +32,7 @@ CHUNK = 128 * 1024
 CATCH_UP_CHUNK = 64 * 1024
 PENDING = 1_000_000  # entries waiting for a sweep, counted in each cohort; beyond it, cohorts go on from the log
 SCAN = 2_048  # entries that one step of a catch-up looks at, so that no reader holds up the others
+ENDED_AT_ONCE = 500  # connections whose permissions have ended, in one turn
 CLOSING = 1.0  # seconds in which a cut reader may still take the closing block
 
 
@@ -520,11 +521,12 @@ class Hub:
     def _end_permissions(self, now: float) -> None:
         if now < self._next_end:
             return
-        for connection in [each for each in self.connections.values() if each.ends <= now]:
+        ended = [each for each in self.connections.values() if each.ends <= now]
+        for connection in ended[:ENDED_AT_ONCE]:
             self.close(connection, "expired", reconnect=True)
         # However close together they end, all connections are looked at once a second, not with each beat.
         soonest = min((each.ends for each in self.connections.values()), default=inf)
-        self._next_end = max(soonest, now + 1.0)
+        self._next_end = max(soonest, now + 1.0) if len(ended) <= ENDED_AT_ONCE else now
 
     def _beat_one(self, connection: Connection, now: float) -> None:
         cohort = connection.cohort

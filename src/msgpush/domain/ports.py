@@ -192,16 +192,20 @@ class Credentials(Protocol):
     """Tickets and standing revocations, the same for all instances. Each method raises BusUnavailable, too."""
 
     async def add_ticket(self, digest: str, ticket: Ticket, seconds: float) -> None:
-        """Keep a ticket, for so long unless it is claimed."""
+        """Keep a ticket, for so long unless it is claimed. Of a subject's tickets the oldest go that are too many."""
 
     async def ticket(self, digest: str) -> Ticket | None:
         """A ticket that is still valid."""
 
-    async def claim(self, digest: str, until: float, connection: str) -> str | None:
-        """Keep a ticket until a moment, in seconds since 1970, since this connection uses it.
+    async def holder(self, digest: str) -> str | None:
+        """The connection that used a ticket last, or an empty text; None: it is valid no longer."""
 
-        Returns:
-            the connection that used it before, or an empty text; None: it is valid no longer.
+    async def claim(self, digest: str, subject: str | None, *, connection: str, before: str, until: float) -> bool:
+        """Keep a ticket until a moment, in seconds since 1970, for a connection to use.
+
+        Args:
+            subject: whose ticket it is.
+            before: the holder that is known; False, and nothing done, where that is another by now.
         """
 
     async def revoke(self, revocation: Revocation) -> None:

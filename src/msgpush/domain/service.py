@@ -1,5 +1,6 @@
 """The facade: publish, subscribe, read histories. Services that embed the domain use this, and so does the HTTP API."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
@@ -14,7 +15,7 @@ from msgpush.domain.credentials import UNUSED, Revocation, Revocations, Ticket, 
 from msgpush.domain.delivery import Delivery
 from msgpush.domain.errors import BusUnavailable, Conflict, Malformed, MsgpushError, Overloaded, Unauthorized
 from msgpush.domain.grant import Grant
-from msgpush.domain.history import Gap, Replay
+from msgpush.domain.history import Gap, Reason, Replay
 from msgpush.domain.hub import Hub
 from msgpush.domain.inbox import LINES, Inbox
 from msgpush.domain.message import Draft, Message, draft
@@ -22,6 +23,11 @@ from msgpush.domain.ports import UNKNOWN, Bus, ClientInfo, Credentials
 from msgpush.domain.position import EARLIEST, LATEST, ZERO, Cursor, Position, check_cursor, parse_cursor
 
 DAY = 86_400  # seconds
+REMEMBERED = 10_000  # connections to be closed that weren't here
+CLOSED_AT_ONCE = 500
+CLAIMS = 100
+HISTORY_STEP = 64  # messages of a history that are read at once
+HISTORY_BYTES = 1024 * 1024  # bytes of messages after which an answer ends; its cursor continues
 NO_TICKET = "there is no such ticket, or no longer: unused it is void after a minute"
 
 
@@ -84,9 +90,11 @@ class Push:
         self._max_connections = max_connections
         self._max_per_subject, self._max_per_address = max_connections_per_subject, max_connections_per_address
         self._credentials, self._leeway = credentials, leeway
-        self.revocations = Revocations(max_token_lifetime)
+        # As long as a token may be accepted that was issued before: its own end and its issuer's clock have grace.
+        self.revocations = Revocations(max_token_lifetime + 2 * leeway)
         self._delivery = Delivery(bus, self.hub, monotonic=monotonic, prepare=self._prepare, obey=self._obey)
         self._ids = _Ids()
+        self._closed: dict[str, bool] = {}  # connections that were to be closed, and were not here
 
     @property
     def alive(self) -> bool:
@@ -164,29 +172,44 @@ class Push:
                 self._close_revoked()
         elif (connection := self.hub.connections.get(command.id)) is not None:
             self.hub.close(connection, "disconnected", reconnect=command.reconnect)
+        else:
+            # It may be about to open here.
+            self._closed[command.id] = command.reconnect
+            if len(self._closed) > REMEMBERED:
+                del self._closed[next(iter(self._closed))]
 
     # Permissions
 
     async def _prepare(self) -> None:
-        if self._credentials is not None:
-            for revocation in await self._credentials.revocations():
-                self.revocations.add(revocation, self._clock())
-            self._close_revoked()
+        if self._credentials is None:
+            return
+        kept = await self._credentials.revocations()
+        for revocation in kept:
+            self.revocations.add(revocation, self._clock())
+        self._close_revoked()
+        # The store may have lost what it had: no instance that begins later may accept what this one refuses.
+        known = {(each.kind, each.value) for each in kept}
+        for revocation in [each for each in self.revocations if (each.kind, each.value) not in known]:
+            await self._credentials.revoke(revocation)
 
     def _close_revoked(self) -> None:
-        connections = list(self.hub.connections.values())
-        for connection in connections:
-            if self.revocations.reason(connection.grant):
-                self.hub.close(connection, "revoked", reconnect=False)
+        connections = self.hub.connections.values()
+        revoked = [each for each in connections if self.revocations.reason(each.grant)]
+        for connection in revoked[:CLOSED_AT_ONCE]:
+            self.hub.close(connection, "revoked", reconnect=False)
+        if len(revoked) > CLOSED_AT_ONCE:
+            asyncio.get_running_loop().call_soon(self._close_revoked)
 
     def check(self, grant: Grant) -> None:
-        """Raise `Unauthorized` where the permissions have been revoked.
+        """Raise `Unauthorized` where the permissions have ended or were revoked.
 
         Raises:
             BusUnavailable: what was revoked isn't known yet.
         """
         if not self._delivery.begun:
             raise BusUnavailable("the bus has not been reached yet")
+        if grant.expires is not None and self._left(grant.expires) <= 0:
+            raise Unauthorized("the token has expired")
         if (reason := self.revocations.reason(grant)) is not None:
             raise Unauthorized(reason)
 
@@ -199,9 +222,9 @@ class Push:
         # Kept before it is told: whoever begins in between knows it.
         if self._credentials is not None:
             await self._credentials.revoke(revocation)
-        await self.command(revocation)
         # Here it holds from now on, not only once it has come by.
         self._obey(revocation)
+        await self.command(revocation)
 
     async def new_ticket(self, grant: Grant, channels: Iterable[str]) -> tuple[str, float]:
         """A ticket to listen to some channels, and until when it serves once it is used, in seconds since 1970.
@@ -211,11 +234,11 @@ class Push:
             BusUnavailable: it couldn't be kept.
         """
         assert self._credentials is not None
-        wanted = tuple(sorted(set(channels)))
+        wanted = frozenset(channels)
         grant.check_listen(wanted)
         expires = grant.expires if grant.expires is not None else self._clock() + DAY
         ticket = new_ticket()
-        kept = Ticket(grant.subject, wanted, expires, grant.issued_at, grant.id)
+        kept = Ticket(grant.subject, tuple(sorted(wanted)), expires, grant.issued_at, grant.id)
         await self._credentials.add_ticket(digest_of(ticket), kept, min(UNUSED, self._left(expires)))
         return ticket, expires
 
@@ -239,11 +262,19 @@ class Push:
         """
         if self._credentials is None or grant.ticket is None or grant.expires is None:
             return
-        before = await self._credentials.claim(grant.ticket, grant.expires + self._leeway, connection)
-        if before is None:
-            raise Unauthorized(NO_TICKET)
-        if before:
-            await self.command(Close(before, False))
+        until = grant.expires + self._leeway
+        for _ in range(CLAIMS):
+            before = await self._credentials.holder(grant.ticket)
+            if before is None:
+                raise Unauthorized(NO_TICKET)
+            # Ended first: should that fail, nothing has changed.
+            if before:
+                await self.command(Close(before, False))
+            if await self._credentials.claim(
+                grant.ticket, grant.subject, connection=connection, before=before, until=until
+            ):
+                return
+        raise BusUnavailable("others use the same ticket all the time")
 
     def _left(self, expires: float) -> float:
         return expires + self._leeway - self._clock()
@@ -299,10 +330,13 @@ class Push:
         if connection.grant.expires is not None:
             connection.ends = connection.grant.expires + self._leeway
         self.hub.attach(connection, subscription, start, opening)
-        self._delivery.start(connection)
+        # Meanwhile it may have become too late.
         if self.revocations.reason(connection.grant):
-            # Since the grant was checked.
             self.hub.close(connection, "revoked", reconnect=False)
+        elif (reconnect := self._closed.pop(connection.id, None)) is not None:
+            self.hub.close(connection, "disconnected", reconnect=reconnect)
+        else:
+            self._delivery.start(connection)
 
     def unsubscribe(self, connection: Connection) -> None:
         """Forget a connection."""
@@ -351,15 +385,27 @@ class Push:
         head = await self.bus.end()
         position: Position | None = head if start is NOW else start.after
         now = int(self._clock() * 1000)
-        (page,) = await self.bus.history([channel], position, limit)
-        newest = page.entries[-1].entry.position if page.entries else head
-        found = Replay(position, now).step({channel: page}, max(newest, head), now)
+        replay = Replay(position, now)
+        bodies: list[Raw] = []
+        missing: Reason | None = None
+        left, size = limit, 0
+        while True:
+            # A few at a time: they may be large, and an answer is no larger than it has to be.
+            (page,) = await self.bus.history([channel], replay.after, min(left, HISTORY_STEP))
+            newest = page.entries[-1].entry.position if page.entries else head
+            found = replay.step({channel: page}, max(newest, head), now, max(1, HISTORY_BYTES - size))
+            missing = missing or (found.missing[0][1] if found.missing else None)
+            bodies += [Raw(entry.body) for entry in found.entries]
+            size += sum(len(entry.body) for entry in found.entries)
+            left -= len(page.entries)
+            if not page.more or left <= 0 or size >= HISTORY_BYTES:
+                break
         gap = None
         if start.reset:
             gap = Gap(None, after or "", "reset")
-        elif found.missing:
-            gap = Gap(channel, after or "", found.missing[0][1])
-        return History([Raw(entry.body) for entry in found.entries], str(Cursor(self.bus.epoch, found.end)), gap)
+        elif missing is not None:
+            gap = Gap(channel, after or "", missing)
+        return History(bodies, str(Cursor(self.bus.epoch, found.end)), gap)
 
 
 class _Ids:

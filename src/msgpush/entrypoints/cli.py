@@ -128,6 +128,7 @@ def _run(settings: Settings, *, listener: socket.socket | None = None, on_ready:
         drain=lambda: app.state.push.drain(settings.drain_seconds),
         drain_seconds=settings.drain_seconds,
         on_ready=on_ready,
+        on_refused=app.state.metrics.refused,
     )
 
 

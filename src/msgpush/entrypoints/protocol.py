@@ -5,14 +5,19 @@ What is added, and why it can't be had from the outside:
 - the ASGI extension `msgpush.wire`: bytes that are framed already go straight to a connection's transport;
 - httptools has no limit of headers and no time for them; a body may take for ever; a pipelined request behind an open
   stream would leave its task behind;
+- uvicorn parses every request that it is sent ahead of the answers: a hundred times what they took on the wire;
+- what could be understood in two ways is refused, since a proxy before us may have understood it in the other one;
 - closing with unread input sends RST, which destroys an answer on its way: such a connection is half-closed, and what
-  still comes is discarded for a moment.
+  still comes is discarded for a while.
 """
 
 import asyncio
+import re
 import time
+from collections.abc import Callable
 from typing import Any
 
+import httptools
 import uvicorn
 from msgspec import Struct
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -22,9 +27,12 @@ from uvicorn.server import ServerState
 from msgpush.adapters.web import encode, problem
 
 HIGH_WATER = 16 * 1024
+SLICE = 4 * 1024  # what is parsed at once, and so the most of which waiting requests are made
 LINGER_SECONDS = 1.0
-LINGER_BYTES = 8 * 1024 * 1024
 HALF_CLOSED_SECONDS = 1.0
+
+_REFUSALS = {400: "malformed", 408: "too_slow", 431: "headers"}
+_ABSOLUTE = re.compile(rb"(?i)https?://([^/?#@]+)(?=[/?]|\Z)")
 
 
 class Limits(Struct, frozen=True):
@@ -46,10 +54,11 @@ class Wire:
     chunks that are framed already (RFC 9112, section 7.1), and nothing by `send`, until `finish`.
     """
 
-    __slots__ = ("_cycle", "_flow", "_protocol", "_transport")
+    __slots__ = ("_flow", "_protocol", "_transport")
 
-    def __init__(self, protocol: "Protocol", cycle: RequestResponseCycle) -> None:
-        self._protocol, self._cycle = protocol, cycle
+    def __init__(self, protocol: "Protocol") -> None:
+        # Not its request: that has this in its scope, and would be left to the garbage collector, which comes rarely.
+        self._protocol = protocol
         self._flow, self._transport = protocol.flow, protocol.transport
 
     def open(self) -> None:
@@ -77,8 +86,7 @@ class Wire:
         if self._transport.is_closing():
             return
         self._transport.write(framed + b"0\r\n\r\n")
-        self._cycle.response_complete = True
-        self._cycle.message_event.set()
+        self._protocol.end_stream()
         self._transport.close()
 
     def abort(self) -> None:
@@ -91,10 +99,13 @@ class Wire:
 
 
 class Flow(FlowControl):
-    """uvicorn's flow control, whose event is made when somebody waits: an idle stream costs a kilobyte less."""
+    """uvicorn's flow control, whose event is made when somebody waits: an idle stream costs a kilobyte less.
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
+    It reads on only when no request waits for the answers to those before it.
+    """
+
+    def __init__(self, transport: asyncio.Transport, pipeline: "Pipeline") -> None:
+        self._transport, self._pipeline = transport, pipeline
         self.read_paused = self.write_paused = False
         self._writable: asyncio.Event | None = None
 
@@ -103,6 +114,10 @@ class Flow(FlowControl):
             if self._writable is None:
                 self._writable = asyncio.Event()
             await self._writable.wait()
+
+    def resume_reading(self) -> None:
+        if not self._pipeline:
+            super().resume_reading()
 
     def pause_writing(self) -> None:
         self.write_paused = True
@@ -169,6 +184,7 @@ class State(ServerState):
     def __init__(self, limits: Limits) -> None:
         super().__init__()
         self.limits = limits
+        self.on_refused: Callable[[str], None] = lambda reason: None
         self.deadlines: dict[Protocol, float] = {}
 
     def expire(self, now: float) -> None:
@@ -188,9 +204,10 @@ class Protocol(HttpToolsProtocol):
         self.pipeline = Pipeline()  # type: ignore[assignment]
         self._limits = server_state.limits
         self._in_head = True
-        self._head_bytes = 0
-        self._streaming = self._half_closed = False
-        self._lingered: int | None = None
+        self._head_bytes = self._framing_bytes = 0
+        self.held = b""
+        self._streaming = self._half_closed = self._deaf = False
+        self._linger_until: float | None = None
         self._refusal = (400, "this is no HTTP request")
         self._answering: RequestResponseCycle | None = None
 
@@ -198,47 +215,99 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow = Flow(transport)
+        self.flow = Flow(transport, self.pipeline)  # type: ignore[arg-type]
         transport.set_write_buffer_limits(high=HIGH_WATER)
         self._must_end_by(self._limits.header_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.server_state.deadlines.pop(self, None)
         self.pipeline.clear()
+        self.held = b""
         if self._answering is not None:
             # uvicorn tells only the request that came last, and leaves the task of the one before it behind.
             self._answering.disconnected = True
             self._answering.message_event.set()
         super().connection_lost(exc)
+        # uvicorn lets the timer be where the client has reset the connection.
+        self._unset_keepalive_if_required()
+        # What refers to each other is left to the garbage collector, which comes rarely.
+        self.scope = self.cycle = self._answering = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
-        if self._lingered is not None:
-            self._lingered += len(data)
-            if self._lingered > LINGER_BYTES:
-                self.transport.abort()
-            return
-        if self._streaming:
+        if self._linger_until is not None:
+            self.server_state.deadlines[self] = min(self._linger_until, time.monotonic() + LINGER_SECONDS)
+        elif self._deaf:
+            pass
+        elif self._streaming:
             if data.strip(b"\r\n"):
                 self.transport.abort()
-            return
-        if self._in_head:
-            if not self._head_bytes and self not in self.server_state.deadlines:
-                self._must_end_by(self._limits.header_timeout)
-            self._head_bytes += len(data)
-        super().data_received(data)
-        if self._in_head and self._head_bytes > self._limits.header_bytes and self._lingered is None:
-            self._refuse(431, self._too_large)
+        else:
+            self._unset_keepalive_if_required()
+            self.held += data
+            self._take_held()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         # A client may half-close after a whole request and still read the answer. Of a stream it is its end.
-        if self._unanswered and not self.reading_body and not self._streaming and self._lingered is None:
+        if self._unanswered and not self.reading_body and not self._streaming and self._linger_until is None:
             self.cycle.keep_alive = False
             self._half_closed = True
             self._must_end_by(HALF_CLOSED_SECONDS)
             return True
         return False
 
+    # From bytes to requests
+
+    def _take_held(self) -> None:
+        # As long as no request waits for the one before it: in memory it takes a hundred times its bytes.
+        held, self.held, at = self.held, b"", 0
+        self.flow.resume_reading()
+        while at < len(held) and not self.pipeline and not self._deaf and not self.transport.is_closing():
+            self._parse(held[at : at + SLICE])
+            at += SLICE
+        if self.pipeline:
+            # Nothing more is read for now, which isn't the client's fault: its time stands still.
+            self.held = held[at:]
+            self.server_state.deadlines.pop(self, None)
+
+    def _parse(self, data: bytes) -> None:
+        self._start_clock()
+        if self._in_head:
+            self._head_bytes += len(data)
+        else:
+            self._framing_bytes += len(data)
+        while data:
+            try:
+                self.parser.feed_data(data)
+                break
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._without_upgrade() + data[upgrade.args[0] :]
+            except httptools.HttpParserError:
+                # Not worth a line in the log: whoever can connect could fill a disk with them.
+                self._refuse(*self._refusal)
+                return
+        if max(self._head_bytes, self._framing_bytes) > self._limits.header_bytes:
+            self._refuse(431, self._too_large)
+
+    def _without_upgrade(self) -> bytes:
+        # No upgrade is offered here, so it is a plain request (RFC 9110, section 7.8). But the parser leaves out its
+        # body: another one gets the head anew.
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        kept = [header for header in self.headers if header[0] not in (b"upgrade", b"connection")]
+        lines += [b"%b: %b" % header for header in (*kept, (b"connection", b"close"))]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _start_clock(self) -> None:
+        if self not in self.server_state.deadlines:
+            self._must_end_by(self._limits.header_timeout if self._in_head else self._limits.body_timeout)
+
     # What the parser calls
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Trailers are none of the headers that somebody before us has checked (RFC 9110, section 6.5.1).
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self._head_bytes > self._limits.header_bytes:
@@ -246,38 +315,81 @@ class Protocol(HttpToolsProtocol):
             if size > self._limits.header_bytes:
                 self._refusal = (431, self._too_large)
                 raise ValueError
-        self._in_head = False
-        self._head_bytes = 0
         version = self.parser.get_http_version()
-        if version == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
-            self._refusal = (400, "a request of HTTP/1.1 has one Host header")
+        if (fault := self._fault(version)) is not None:
+            self._refusal = (400, fault)
             raise ValueError
+        self._head_bytes = 0
+        if self.parser.should_upgrade():
+            return
+        self._settle_host()
         if not self._unanswered or self._answering is None or self._answering.response_complete:
             self._answering = self.cycle if self._unanswered else None
         super().on_headers_complete()
+        self._in_head = False
         self._equip(self.cycle, version)
         if self.reading_body:
             self._must_end_by(self._limits.body_timeout)
         else:
             self.server_state.deadlines.pop(self, None)
 
+    def on_body(self, body: bytes) -> None:
+        # Chunks of one byte are allowed; without end are neither their extensions nor trailers.
+        self._framing_bytes = max(0, self._framing_bytes - 8 * len(body))
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
+        if self._in_head:
+            return
         super().on_message_complete()
         self._in_head = True
+        self._framing_bytes = 0
         self.server_state.deadlines.pop(self, None)
+
+    def on_response_complete(self) -> None:
+        if self.pipeline:
+            self._answering = self.pipeline[-1][0]
+        super().on_response_complete()
+        if not self.pipeline and not self.transport.is_closing():
+            if self._head_bytes or self.reading_body:
+                self._start_clock()
+            self._take_held()
+
+    def _fault(self, version: str) -> str | None:
+        """Why a head of this HTTP version can't be understood, or not in one way only."""
+        if self.parser.should_upgrade() and self.parser.get_method() == b"CONNECT":
+            return "this is no proxy"
+        if version not in ("1.0", "1.1"):
+            return "only HTTP/1.1 and HTTP/1.0 are spoken here"
+        if b"#" in self.url or not (self.url[:1] == b"/" or self.url == b"*" or _ABSOLUTE.match(self.url)):
+            return "the request's target is neither a path nor an http URL"
+        hosts = 0
+        codings = []
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding":
+                codings.append(value.strip(b" \t").lower())
+        if version == "1.1" and hosts != 1:
+            return "a request of HTTP/1.1 has one Host header"
+        if codings and (codings != [b"chunked"] or version == "1.0"):
+            # Another coding would be taken for the body itself; HTTP/1.0 has none (RFC 9112, section 6.1).
+            return "the only Transfer-Encoding is chunked, and that in HTTP/1.1"
+        return None
+
+    def _settle_host(self) -> None:
+        # Where the target names a host it counts, whatever the header says (RFC 9112, section 3.2.2).
+        if absolute := _ABSOLUTE.match(self.url):
+            self.url = b"/" + self.url[absolute.end() :].removeprefix(b"/")
+            self.headers[:] = [(name, absolute[1] if name == b"host" else value) for name, value in self.headers]
 
     def _equip(self, cycle: RequestResponseCycle, version: str) -> None:
         if version != "1.1":
             cycle.transport = Unchunked(self)  # type: ignore[assignment]
         elif self.scope["method"] == "GET":
-            self.scope["extensions"] = {"msgpush.wire": Wire(self, cycle)}  # type: ignore[dict-item]
+            self.scope["extensions"] = {"msgpush.wire": Wire(self)}  # type: ignore[dict-item]
         if version == "1.1" and self.scope["method"] != "GET":
             cycle.transport = Lingering(self)  # type: ignore[assignment]
-
-    def _unsupported_upgrade_warning(self) -> None:
-        # Answered as a plain request, and not worth a line in the log; what follows it isn't HTTP.
-        if self.cycle is not None:
-            self.cycle.keep_alive = False
 
     # Ends
 
@@ -293,15 +405,23 @@ class Protocol(HttpToolsProtocol):
 
     def begin_stream(self) -> None:
         self._streaming = True
-        if self.pipeline or self._half_closed:
+        if self.pipeline or self.held or self._half_closed or self._deaf:
             self.transport.abort()
         self.server_state.deadlines.pop(self, None)
 
+    def end_stream(self) -> None:
+        """The application has written all of the stream that is open."""
+        self.cycle.response_complete = True
+        self.cycle.message_event.set()
+
     def linger(self) -> None:
-        """Half-close, so that the client can read the answer; then discard what it still sends, for a moment."""
-        if self._lingered is not None or self.transport.is_closing():
+        """Half-close, so that the client can read the answer; then discard what it still sends, as long as it does."""
+        if self._linger_until is not None or self.transport.is_closing():
             return
-        self._lingered = 0
+        self._deaf = True
+        self._linger_until = time.monotonic() + max(LINGER_SECONDS, self._limits.body_timeout)
+        self.pipeline.clear()
+        self.held = b""
         self.flow.resume_reading()
         self._must_end_by(LINGER_SECONDS)
         self.transport.write_eof()
@@ -309,7 +429,7 @@ class Protocol(HttpToolsProtocol):
     def expire(self) -> None:
         """The client was too slow."""
         del self.server_state.deadlines[self]
-        if self._lingered is not None or (self._in_head and self._unanswered):
+        if self._linger_until is not None or (self._in_head and self._unanswered):
             self.transport.abort()
         elif self._in_head and not self._head_bytes:
             self.transport.close()
@@ -320,11 +440,17 @@ class Protocol(HttpToolsProtocol):
         else:
             self._refuse(408, f"the request's body took longer than {self._limits.body_timeout:g} seconds")
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(*self._refusal)
-
     def _refuse(self, status: int, detail: str) -> None:
         # What can't become a request, or is one no longer.
+        self.server_state.on_refused(_REFUSALS[status])
+        if self._in_head and self._unanswered:
+            # Those before it get their answers, and its own would be taken for one of them.
+            self.cycle.keep_alive = False
+            self._deaf = True
+            return
+        if self.pipeline:
+            self.transport.abort()
+            return
         started = self._unanswered and self.cycle.response_started
         if self._unanswered:
             # Its application is told that the client has gone: what has come isn't the whole.
@@ -344,7 +470,7 @@ class Protocol(HttpToolsProtocol):
 
     @property
     def _too_large(self) -> str:
-        return f"the request's line and headers are larger than {self._limits.header_bytes} bytes"
+        return f"the request's line, headers and trailers are larger than {self._limits.header_bytes} bytes"
 
     def _must_end_by(self, seconds: float) -> None:
         self.server_state.deadlines[self] = time.monotonic() + seconds

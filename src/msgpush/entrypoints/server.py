@@ -114,10 +114,12 @@ def run(
     drain: Callable[[], Awaitable[None]] | None = None,
     drain_seconds: float = 10.0,
     on_ready: Callable[[str, int], None] | None = None,
+    on_refused: Callable[[str], None] | None = None,
 ) -> int:
     """Serve an application until SIGTERM or SIGINT; a second one ends the process at once.
 
     Args:
+        on_refused: told of each request that was refused before it was one, and why.
         listener: a supervisor's socket that listens there already; a second signal is then for the supervisor.
 
     Returns:
@@ -142,6 +144,7 @@ def run(
         drain=drain,
         drain_seconds=drain_seconds,
         on_ready=ready,
+        on_refused=on_refused,
         supervised=supervised,
     )
     with listener, contextlib.suppress(SystemExit):
@@ -157,6 +160,7 @@ def make_server(
     drain: Callable[[], Awaitable[None]] | None = None,
     drain_seconds: float = 10.0,
     on_ready: Callable[[str, int], None] | None = None,
+    on_refused: Callable[[str], None] | None = None,
     supervised: bool = False,
 ) -> Server:
     """A server that is ready to run on a listening socket."""
@@ -174,9 +178,12 @@ def make_server(
         timeout_keep_alive=limits.keep_alive,
         backlog=4096,
     )
-    return Server(
+    server = Server(
         config, limits=limits, drain=drain, drain_seconds=drain_seconds, on_ready=on_ready, supervised=supervised
     )
+    if on_refused is not None:
+        server.server_state.on_refused = on_refused
+    return server
 
 
 def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:

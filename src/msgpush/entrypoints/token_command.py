@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import json
 import re
 import sys
 import time
@@ -10,7 +11,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from joserfc import jws
 from joserfc.errors import JoseError
 
@@ -63,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         help="say why a token is accepted or isn't",
         description="Say why a token is accepted or isn't, and what it allows. Exits with 0 or 1.",
     )
-    inspect.add_argument("token", nargs="?", help="the token; without it, it is read from stdin")
+    inspect.add_argument(
+        "token", nargs="?", help="the token; without it, it is read from stdin, where no other user sees it"
+    )
     return parser
 
 
@@ -87,7 +89,7 @@ def _issue(asked: argparse.Namespace, settings: Settings) -> int:
     claims |= {"jti": asked.jti} if asked.jti else {}
     claims["msgpush"] = {"subscribe": asked.subscribe, "publish": asked.publish, "admin": asked.admin}
     header = {"alg": key.algorithm, "typ": "JWT"} | ({"kid": asked.kid} if asked.kid else {})
-    payload = msgspec.json.encode(claims)
+    payload = json.dumps(claims)
     token = jws.serialize_compact(header, payload, key.key, registry=registry_for({key.algorithm}))
     try:
         # What the service wouldn't accept isn't worth printing.
@@ -131,10 +133,11 @@ async def _inspect(token: str, settings: Settings) -> int:
 def _show_unverified(token: str) -> None:
     try:
         signed = jws.extract_compact(token.encode(), None, registry_for(()))
-        header, claims = signed.headers(), signed.payload.decode()
+        header, claims = signed.headers(), json.loads(signed.payload)
     except (JoseError, ValueError, RecursionError):
         return
-    print(f"header:   {msgspec.json.encode(header).decode()}\nclaims:   {claims}\n")
+    # Written anew: nobody has verified it, and what it says must not speak to the terminal.
+    print(f"header:   {json.dumps(header)}\nclaims:   {json.dumps(claims)}\n")
 
 
 async def _check_revocations(grant: Grant, settings: Settings) -> None:
