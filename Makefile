@@ -22,7 +22,7 @@ run: .venv/run  ## Start the service on the embedded bus, at http://127.0.0.1:80
 	exec $(BIN)/msgpush serve
 
 test: .venv/dev  ## Run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/dev  ## Check style, types and architecture
 	$(BIN)/ruff check .

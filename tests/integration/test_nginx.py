@@ -174,9 +174,16 @@ def publish(port: int, id: str, channel: str = "a", data: object = None) -> int:
 
 
 def stored(port: int, channel: str) -> list[str]:
-    answer = request(port, "GET", f"/api/v1/channels/{channel}/messages?limit=1000")
-    assert answer.status == 200
-    return [each["id"] for each in answer.json()["messages"]]
+    ids: list[str] = []
+    after = ""
+    while True:
+        answer = request(port, "GET", f"/api/v1/channels/{channel}/messages?limit=1000&after={after}")
+        assert answer.status == 200
+        history = answer.json()
+        if not history["messages"]:
+            return ids
+        ids += [each["id"] for each in history["messages"]]
+        after = history["cursor"]
 
 
 def streams(service: ServiceProcess) -> int:

@@ -150,7 +150,7 @@ async def test_a_history_after_a_foreign_cursor_says_reset(client: AsgiDriver) -
 
 async def test_a_history_is_given_in_answers_of_a_bounded_size(client: AsgiDriver) -> None:
     body = b'{"type":"info","service":"s","channels":["a"],"data":{"x":"%b"}}' % (b"y" * 200_000)
-    for _ in range(12):
+    for _ in range(50):
         assert (await client.send(body)).status == 202
     found, after, sizes = 0, "", []
     while True:
@@ -161,8 +161,8 @@ async def test_a_history_is_given_in_answers_of_a_bounded_size(client: AsgiDrive
         found, after = found + len(messages), answer.json()["cursor"]
         sizes.append(len(answer.body))
         assert answer.json()["gap"] is None
-    assert found == 12
-    assert max(sizes) < 1_500_000
+    assert found == 50
+    assert max(sizes) < 5_000_000
 
 
 async def test_a_history_after_latest_is_empty_and_continues_from_now(client: AsgiDriver) -> None:

@@ -398,13 +398,16 @@ def _streams() -> Json:
     }
 
 
+_HISTORY = "Messages, and the cursor after them. After 4 MiB of messages it ends: the cursor continues."
+
+
 def _histories() -> Json:
     parameters = [
         _parameter("channel", f"The channel: {NAME_RULE}.", "path", pattern=_CHANNEL["pattern"]),
         _parameter("after", "A cursor; without one, from the earliest that is retained.", pattern=_CURSOR),
         _limit("Messages"),
     ]
-    answers = _answers(*_GUARDED, 503, _200=_json("Messages, and the cursor after them.", _ref("History")))
+    answers = _answers(*_GUARDED, 503, _200=_json(_HISTORY, _ref("History")))
     summary = "Read a channel's messages without a stream"
     return {
         "/api/v1/channels/{channel}/messages": {

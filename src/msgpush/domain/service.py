@@ -27,7 +27,7 @@ REMEMBERED = 10_000  # connections to be closed that weren't here
 CLOSED_AT_ONCE = 500
 CLAIMS = 100
 HISTORY_STEP = 64  # messages of a history that are read at once
-HISTORY_BYTES = 1024 * 1024  # bytes of messages after which an answer ends; its cursor continues
+HISTORY_BYTES = 4 * 1024 * 1024  # bytes of messages after which an answer ends; its cursor continues
 NO_TICKET = "there is no such ticket, or no longer: unused it is void after a minute"
 
 
