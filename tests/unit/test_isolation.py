@@ -1,0 +1,552 @@
+"""User A never receives user B's message: whatever anybody asks for, against a model of who may listen to what.
+
+The model is the contract's section "Who may do what", written down anew: nothing here asks the service's own rules.
+What everybody receives must be exactly what the model says, so that neither a message nor a refusal too many passes.
+"""
+
+import asyncio
+import itertools
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Awaitable, Iterable
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote
+
+import msgspec
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from msgpush.entrypoints.app import create_app, lifespan
+from msgpush.entrypoints.settings import Settings
+from tests.support.asgi import Answer, AsgiDriver, Exchange
+from tests.support.eventsource import EventStreamParser
+from tests.support.tokens import SECRET, bearer, token
+
+T = TypeVar("T")
+
+# Each is nearly another one, as a name, as a pattern, or once it has been decoded, folded or normalized.
+LONGEST = "x" * 195
+SUBJECTS = (
+    *("bob", "bobby", "bo", "BOB", "bob*", "*", "b*b", "b?b", "bob ", "bob,alice", "alice", "a", "a/b", "../bob"),
+    *("user:bob", "bob:x", ":bob", "user:", "broadcast", "service:s", "s", "b%6fb", "%2A", "bob+", "bob&", "bob;x"),
+    *("bj\u00f6rn", "bjo\u0308rn", "\uff42\uff4f\uff42", "b\u043eb", "bob\u200b", "\u202ebob", "bob\0", "\u2400bob"),
+    *("bob\n", "\U0001f9d1", LONGEST, LONGEST + "x", "y" * 3000),
+)
+NAMES = (
+    *("user:bob", "user:bobby", "user:bo", "user:BOB", "user:alice", "user:user:bob", "user:bob:x", "user::bob"),
+    *("user:", "user", "users", "bob", "kb:1", "kb:12", "kb:", "kb", "imports", "import", "broadcast", "broadcasts"),
+    *("service:s", "service:s2", "service:", "user%3Abob", "user:b%6fb", "user:%2A", "user:bob+", "user:bob&"),
+    *("user:bj\u00f6rn", "user:bjo\u0308rn", "user:\uff42\uff4f\uff42", "user:b\u043eb", "user:bob\u200b"),
+    *("\uff55\uff53\uff45\uff52:bob", "user:\u202ebob", "user:\u2400bob", "user:\U0001f9d1", f"user:{LONGEST}"),
+)
+NO_NAMES = (
+    "",
+    "*",
+    "user:*",
+    "user:bob*",
+    "user:bob\0",
+    "user:bob ",
+    "user:a/b",
+    "bob?x",
+    "a#b",
+    "\u2028",
+    LONGEST * 2,
+)
+PATTERNS = (
+    *NAMES,
+    "*",
+    "user:*",
+    "user:b*",
+    "user:bob*",
+    "user:bob:*",
+    "u*",
+    "us*",
+    "kb:*",
+    "kb:1*",
+    "k*",
+    "service:*",
+)
+SERVICES = ("s", "s2", "bob")
+FAR = 9_999_999_999_999
+
+Position = tuple[int, int]
+
+
+class Listener(NamedTuple):
+    """Who holds a token or a ticket: what it names, and its patterns."""
+
+    names: frozenset[str]
+    patterns: tuple[str, ...] = ()
+
+
+class Person(NamedTuple):
+    subject: str
+    subscribe: tuple[str, ...]
+    publish: tuple[str, ...]
+    token: str
+    expired: str
+
+    @property
+    def listener(self) -> Listener:
+        return Listener(frozenset({f"user:{self.subject}"}), self.subscribe)
+
+    def __repr__(self) -> str:
+        return f"{self.subject!a}: subscribe {self.subscribe!a}, publish {self.publish!a}"
+
+
+class Published(NamedTuple):
+    position: Position
+    id: str
+    type: str
+    channels: frozenset[str]
+
+
+class Asking(NamedTuple):
+    """A request's credentials, and who they make of it; None: nobody."""
+
+    headers: dict[str, str]
+    query: list[tuple[str, str]]
+    listener: Listener | None
+    ticket: str | None = None
+
+
+def is_name(text: str) -> bool:
+    allowed = not any(c in ",*/?#" or c.isspace() or unicodedata.category(c) == "Cc" for c in text)
+    return allowed and 1 <= len(text) <= 200
+
+
+def is_cursor(text: str | None) -> bool:
+    return text is None or re.fullmatch(r"[A-Za-z0-9_.~-]{1,128}", text) is not None
+
+
+def covered(name: str, patterns: Iterable[str]) -> bool:
+    for pattern in patterns:
+        size = len(pattern) - 1
+        if name == pattern or (pattern[size] == "*" and name[:size] == pattern[:size]):
+            return True
+    return False
+
+
+def may_listen(listener: Listener, channel: str) -> bool:
+    return channel == "broadcast" or channel in listener.names or covered(channel, listener.patterns)
+
+
+def position_of(cursor: str, epoch: str) -> Position:
+    """Where a reader with this cursor goes on; what this log has not made is as good as none."""
+    found = re.fullmatch(r"1(\w{8})\.([0-9]+)-([0-9]+)", cursor)
+    if found is None or found[1] != epoch or int(found[2]) >= FAR:
+        return (0, 0)
+    return int(found[2]), int(found[3])
+
+
+# Spellings of one request
+
+
+def spelled(text: str, spelling: str) -> str:
+    if spelling in ("plain", "bare"):
+        return quote(text, safe=":@!$'()~;=" if spelling == "bare" else "")
+    return "".join((f"%{byte:02X}" if spelling == "all" else f"%{byte:02x}") for byte in text.encode())
+
+
+spellings = st.sampled_from(["plain", "bare", "all", "small"])
+commas = st.sampled_from([",", ",", "%2C", "%2c"])
+
+
+class Reading:
+    """An open stream: what it may bring, and what it has brought."""
+
+    def __init__(self, exchange: Exchange, channels: frozenset[str], types: frozenset[str] | None) -> None:
+        self.exchange, self.channels, self.types = exchange, channels, types
+        self.after: Position = (0, 0)
+        self.ticket: str | None = None
+        self.ended = False
+
+    def cursors(self) -> list[str]:
+        events = EventStreamParser().feed(self.exchange.body)
+        return [event.last_event_id for event in events if event.last_event_id]
+
+    def got(self) -> list[str]:
+        events = EventStreamParser().feed(self.exchange.body)
+        told = [msgspec.json.decode(event.data) for event in events if not event.type.startswith("msgpush.")]
+        # A named event has the message's data alone.
+        return [each["data"]["n"] if "data" in each else each["n"] for each in told]
+
+
+class IsolationMachine(RuleBasedStateMachine):
+    seen: Counter[str]
+
+    @initialize(data=st.data(), number=st.integers(2, 4), wire=st.booleans())
+    def begin(self, data: st.DataObject, number: int, wire: bool) -> None:
+        self.runner = asyncio.Runner()
+        self.open = AsyncExitStack()
+        app = create_app(Settings(jwt_secret=SECRET))
+        self.run(self.open.enter_async_context(lifespan(app)))
+        self.client = AsgiDriver(app, wire=wire)
+        self.epoch: str = app.state.push.bus.epoch
+        self.numbers = itertools.count()
+        self.published: list[Published] = []
+        self.cursors: list[tuple[str, str]] = []  # with whose they are
+        self.tickets: list[tuple[str, Listener]] = []
+        self.readings: list[Reading] = []
+        self.root = token("root", subscribe=["*"], publish=["*"])
+        # A few of the names, or hardly anybody would ever ask for what somebody else has published.
+        names = data.draw(st.sets(st.sampled_from(NAMES), min_size=4, max_size=8))
+        self.people = [self.person(data, names) for _ in range(number)]
+        subjects = [f"user:{person.subject}" for person in self.people]
+        self.names = sorted({"broadcast", "service:s", *names, *filter(is_name, subjects)})
+        self.publish_message(self.root, ("*",), {"channels": ["kb:1"]}, "send")
+
+    def person(self, data: st.DataObject, names: set[str]) -> Person:
+        subject = data.draw(st.sampled_from(SUBJECTS))
+        patterns = st.lists(st.sampled_from([*PATTERNS, *sorted(names)]), max_size=4, unique=True)
+        subscribe, publish = data.draw(patterns), data.draw(patterns)
+        if data.draw(st.booleans()):
+            publish.append("service:*")
+        permit = partial(token, subject, subscribe=subscribe, publish=publish)
+        return Person(subject, tuple(subscribe), tuple(publish), permit(), permit(lifetime=-60))
+
+    def run(self, awaitable: Awaitable[T]) -> T:
+        async def wait() -> T:
+            return await awaitable
+
+        return self.runner.run(wait())
+
+    def count(self, what: str, number: int = 1) -> None:
+        self.seen[what] += number
+
+    # Publishing
+
+    @rule(data=st.data(), number=st.integers(1, 4), root=st.booleans())
+    def publish(self, data: st.DataObject, number: int, root: bool) -> None:
+        for _ in range(number):
+            self.publish_one(data, data.draw(st.integers(0, 4)), batch=data.draw(st.booleans()), root=root)
+
+    def publish_one(self, data: st.DataObject, broadcast: int, *, batch: bool, root: bool) -> None:
+        names = st.sampled_from(self.names)
+        fields: dict[str, Any] = {"channels": data.draw(st.lists(names, max_size=3, unique=True))}
+        person = data.draw(st.sampled_from(self.people))
+        to = data.draw(st.sampled_from(self.people)).subject
+        kind = "broadcast" if broadcast == 0 else "batch" if batch else "send"
+        if kind != "broadcast" and is_name(f"user:{to}") and data.draw(st.booleans()):
+            fields["target"] = {"user_id": to}
+        if not root and data.draw(st.booleans()):
+            # Where a person may publish at all, it is seldom by chance.
+            fields["channels"] = [name for name in fields["channels"] if covered(name, person.publish)]
+        by, patterns = (self.root, ("*",)) if root else (person.token, person.publish)
+        self.publish_message(by, patterns, fields | {"service": data.draw(st.sampled_from(SERVICES))}, kind)
+
+    def publish_message(self, by: str, patterns: tuple[str, ...], fields: dict[str, Any], kind: str) -> None:
+        number = next(self.numbers)
+        id, type = f"m{number}", ("info", "progress", "status")[number % 3]
+        message = {"service": "s", "id": id, "type": type, "data": {"n": id, "progress": 1}} | fields
+        channels = {*fields.get("channels", ()), f"service:{message['service']}"}
+        channels |= {f"user:{value}" for value in fields.get("target", {}).values()}
+        channels |= {"broadcast"} if kind == "broadcast" else set()
+        body = msgspec.json.encode([message] if kind == "batch" else message)
+        answer = self.run(self.client.request("POST", f"/api/v1/messages/{kind}", body, bearer(by)))
+        allowed = all(covered(channel, patterns) for channel in channels)
+        assert answer.status == (202 if allowed else 403), (channels, patterns)
+        self.count("published" if allowed else "refused publish")
+        if allowed:
+            receipt = answer.json()["results"][0] if kind == "batch" else answer.json()
+            assert set(receipt["channels"]) == channels
+            position = position_of(receipt["cursor"], self.epoch)
+            assert all(each.position < position for each in self.published)
+            self.published.append(Published(position, id, type, frozenset(channels)))
+            self.cursors.append((receipt["cursor"], ""))
+
+    # Asking
+
+    def asking(self, data: st.DataObject, *, stream: bool) -> Asking:
+        """Credentials in one place mostly, and now and then in several, of which the first counts."""
+        places = ("header", "query", "cookie") if stream else ("header", "cookie")
+        single = [(place,) for place in places] * 4 + ([("query",)] * 8 if stream and self.tickets else [])
+        chosen = data.draw(st.sampled_from([*single, places, ()]))
+        headers: dict[str, str] = {}
+        query: list[tuple[str, str]] = []
+        decided: list[tuple[Listener | None, str | None]] = []
+        for place in places:
+            if place not in chosen:
+                continue
+            text, listener, ticket = self.credential(data, place)
+            decided.append((listener, ticket))
+            if place == "header":
+                headers["Authorization"] = f"{data.draw(st.sampled_from(['Bearer', 'bearer', 'BEARER']))} {text}"
+            elif place == "cookie":
+                headers["Cookie"] = f"theme=dark; msgpush_token={text}"
+            else:
+                query.append(("token", text))
+        listener, ticket = decided[0] if decided else (None, None)
+        return Asking(headers, query, listener, ticket)
+
+    def credential(self, data: st.DataObject, place: str) -> tuple[str, Listener | None, str | None]:
+        kinds = (
+            ["token"] * 12
+            + ["expired", "changed", "unknown"]
+            + (["ticket"] * (24 if place == "query" else 4) if self.tickets else [])
+        )
+        kind = data.draw(st.sampled_from(kinds))
+        person = data.draw(st.sampled_from(self.people))
+        if kind == "token":
+            return person.token, person.listener, None
+        if kind == "ticket":
+            ticket, listener = data.draw(st.sampled_from(self.tickets))
+            # In a header or a cookie it stands for nothing.
+            return (ticket, listener, ticket) if place == "query" else (ticket, None, None)
+        if kind == "unknown":
+            return f"ticket_{'x' * 43}", None, None
+        head, _, rest = person.token.partition(".")
+        other = self.people[0].token.split(".")[1]  # its claims, under this signature
+        changed = f"{head}.{other}.{rest.partition('.')[2]}"
+        if kind == "changed" and changed != person.token:
+            return changed, None, None
+        return person.expired, None, None
+
+    def wanted(self, data: st.DataObject, listener: Listener | None, most: int) -> list[str]:
+        """Channels to ask for: half of the time only those that may be listened to."""
+        allowed = [name for name in self.names if listener is not None and may_listen(listener, name)]
+        only_those = data.draw(st.booleans())
+        pool = allowed if allowed and only_those else self.names
+        names = data.draw(st.lists(st.sampled_from(pool), min_size=1, max_size=most))
+        if data.draw(st.integers(0, 15)) == 0:
+            names[-1] = data.draw(st.sampled_from(NO_NAMES))
+        return names
+
+    def cursor(self, data: st.DataObject, listener: Listener | None) -> tuple[str | None, str]:
+        forged = [
+            *("latest", "whatever", f"1{self.epoch}.0-0", f"1{self.epoch}.5-7", f"1{self.epoch}.{FAR}-0"),
+            *("1abcdefgh.0-0", f"1abcdefgh.{FAR}-0", f"2{self.epoch}.0-0", f"1{self.epoch}.5-7~end", "user:bob", "a b"),
+        ]
+        kind = data.draw(st.sampled_from(["none", "earliest", "taken", "taken", "foreign", "foreign", "forged"]))
+        foreign = [each for each in self.cursors if each[1] not in ("", str(listener))]
+        if kind == "foreign" and foreign:
+            return data.draw(st.sampled_from(foreign))
+        if kind in ("none", "earliest"):
+            return None if kind == "none" else "earliest", ""
+        return (
+            data.draw(st.sampled_from(self.cursors)) if kind != "forged" else (data.draw(st.sampled_from(forged)), "")
+        )
+
+    @rule(data=st.data(), spelling=spellings, comma=commas, method=st.sampled_from(["GET", "GET", "GET", "HEAD"]))
+    def listen(self, data: st.DataObject, spelling: str, comma: str, method: str) -> None:
+        self.open_stream(data, self.asking(data, stream=True), spelling, comma, method)
+
+    @rule(data=st.data(), spelling=spellings, comma=commas)
+    def come_back(self, data: st.DataObject, spelling: str, comma: str) -> None:
+        self.open_stream(data, self.asking(data, stream=True), spelling, comma, "GET")
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data(), spelling=spellings, comma=commas)
+    def use_ticket(self, data: st.DataObject, spelling: str, comma: str) -> None:
+        ticket, listener = data.draw(st.sampled_from(self.tickets))
+        asking = Asking({}, [("token", ticket)], listener, ticket)
+        self.open_stream(data, asking, spelling, comma, "GET")
+
+    def open_stream(self, data: st.DataObject, asking: Asking, spelling: str, comma: str, method: str) -> None:
+        kind = data.draw(st.sampled_from(["stream", "stream", "user", "service"]))
+        names = self.wanted(data, asking.listener, 4)
+        spell = partial(spelled, spelling=spelling)
+        query = list(asking.query)
+        if kind == "stream":
+            inside = data.draw(st.integers(1, len(names)))
+            path, more = comma.join(map(spell, names[:inside])), names[inside:]
+        else:
+            own = names[0].removeprefix(f"{kind}:")
+            path, more = spell(own), names[1:]
+            names = [f"{kind}:{own}", *more]
+        query += [("channel", name) for name in more]
+        broadcast = data.draw(st.booleans())
+        query += [] if broadcast else [("broadcast", "false")]
+        types = data.draw(st.sampled_from([None, None, None, frozenset({"info", "status"})]))
+        query += [("types", ",".join(types))] if types else []
+        query += [("events", "*")] if data.draw(st.booleans()) else []
+        cursor, whose = self.cursor(data, asking.listener)
+        if cursor is not None:
+            by_header = data.draw(st.booleans()) and cursor.isascii()
+            asking.headers.update({"Last-Event-ID": cursor} if by_header else {})
+            query += [] if by_header else [("last_event_id", cursor)]
+        target = f"/sse/{kind}/{path}"
+        if query:
+            target += "?" + "&".join(f"{spell(name)}={spell(value)}" for name, value in query)
+
+        channels = frozenset(names) | ({"broadcast"} if broadcast else set())
+        path_names = names if kind == "stream" else [names[0].removeprefix(f"{kind}:"), *names]
+        status = self.status(asking.listener, channels, terminal=(cursor or "").endswith("~end"))
+        if status != 204 and (not all(map(is_name, names)) or not path_names[0] or not is_cursor(cursor)):
+            status = 400
+        if method == "HEAD":
+            answer = self.run(self.client.request("HEAD", target, b"", asking.headers))
+            assert (answer.status, answer.body if status == 200 else b"") == (status, b"")
+            return
+        exchange = self.run(self.open.enter_async_context(self.client.stream(target, asking.headers)))
+        assert exchange.status == status, (target, asking, exchange.body)
+        self.count(f"streams: {status}")
+        if status != 200:
+            self.run(exchange.closed())
+            nothing(exchange)
+            return
+        self.count("a cursor of somebody else's", whose not in ("", str(asking.listener)))
+        self.opened(Reading(exchange, channels, types), asking, cursor)
+
+    @staticmethod
+    def status(listener: Listener | None, channels: Iterable[str], *, terminal: bool = False) -> int:
+        if terminal:
+            return 204
+        if listener is None:
+            return 401
+        return 200 if all(may_listen(listener, channel) for channel in channels) else 403
+
+    def opened(self, reading: Reading, asking: Asking, cursor: str | None) -> None:
+        body = self.run(reading.exchange.read_until(b"\n\n"))
+        (first, *_) = EventStreamParser().feed(body)
+        assert set(msgspec.json.decode(first.data)["channels"]) == reading.channels
+        reading.after = position_of(first.last_event_id, self.epoch)
+        if cursor is not None and cursor != "latest":
+            assert first.last_event_id == cursor
+            reading.after = position_of(cursor, self.epoch)
+        if asking.ticket is not None:
+            reading.ticket = asking.ticket
+            for other in self.readings:
+                if other.ticket == asking.ticket and not other.ended:
+                    self.run(other.exchange.closed())
+                    other.ended = True
+                    self.count("tickets used again")
+                    self.check_ended(other)
+            self.count("tickets used")
+        self.cursors += [(each, str(asking.listener)) for each in reading.cursors()]
+        self.readings = [each for each in self.readings if not each.ended] + [reading]
+
+    @rule(data=st.data(), spelling=spellings)
+    def read_history(self, data: st.DataObject, spelling: str) -> None:
+        asking = self.asking(data, stream=False)
+        (name,) = self.wanted(data, asking.listener, 1)
+        cursor, _ = self.cursor(data, asking.listener)
+        spell = partial(spelled, spelling=spelling)
+        target = f"/api/v1/channels/{spell(name)}/messages?limit=1000"
+        if cursor is not None:
+            target += f"&after={spell(cursor)}"
+        answer = self.run(self.client.request("GET", target, b"", asking.headers))
+        status = self.status(asking.listener, [name]) if is_name(name) else 400
+        if status == 200 and not is_cursor(cursor):
+            status = 400
+        assert answer.status == status, (target, asking, answer.body)
+        self.count(f"histories: {status}")
+        if status == 200:
+            after = (FAR, 0) if cursor == "latest" else position_of(cursor or "", self.epoch)
+            told = answer.json()
+            assert [each["id"] for each in told["messages"]] == self.due({name}, after)
+            self.cursors.append((told["cursor"], str(asking.listener)))
+            self.count("read in histories", len(told["messages"]))
+        else:
+            nothing(answer)
+
+    @rule(data=st.data())
+    def make_ticket(self, data: st.DataObject) -> None:
+        asking = self.asking(data, stream=False)
+        asking.headers["Origin"] = "http://localhost"  # of a page of ours: or the cookie would not count
+        names = self.wanted(data, asking.listener, 4)
+        body = msgspec.json.encode({"channels": names})
+        answer = self.run(self.client.request("POST", "/api/v1/tickets", body, asking.headers))
+        status = self.status(asking.listener, names)
+        if asking.listener is not None and not all(map(is_name, names)):
+            status = 422
+        assert answer.status == (201 if status == 200 else status), (names, asking, answer.body)
+        if status == 200:
+            self.tickets.append((answer.json()["ticket"], Listener(frozenset(names))))
+            self.count("tickets made")
+
+    @precondition(lambda self: self.readings)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        reading = self.readings.pop(data.draw(st.integers(0, len(self.readings) - 1)))
+        self.finish(reading)
+        self.run(reading.exchange.disconnect())
+
+    # What has come
+
+    def due(self, channels: Iterable[str], after: Position, types: frozenset[str] | None = None) -> list[str]:
+        wanted = set(channels)
+        return [
+            each.id
+            for each in self.published
+            if each.position > after and each.channels & wanted and (types is None or each.type in types)
+        ]
+
+    def finish(self, reading: Reading) -> None:
+        """All that has been published so far has come, once and in order, and nothing else."""
+        if reading.ended:
+            return
+        while True:
+            # The last message that is for it: behind it nothing can be that shouldn't.
+            self.publish_message(self.root, ("*",), {"channels": [min(reading.channels)]}, "send")
+            if reading.types is None or self.published[-1].type in reading.types:
+                break
+        self.run(reading.exchange.read_until(b'"%b"' % self.published[-1].id.encode()))
+        got = reading.got()
+        assert got == self.due(reading.channels, reading.after, reading.types), reading.channels
+        self.count("delivered", len(got) - 1)
+        self.cursors += [(cursor, "") for cursor in reading.cursors()[-2:]]
+
+    def check_ended(self, reading: Reading) -> None:
+        """One that was closed has got what was due, up to some message."""
+        got = reading.got()
+        assert got == self.due(reading.channels, reading.after, reading.types)[: len(got)], reading.channels
+
+    def teardown(self) -> None:
+        if not hasattr(self, "client"):
+            return
+        try:
+            for reading in self.readings:
+                self.finish(reading)
+        finally:
+            self.run(self.open.aclose())
+            self.runner.close()
+
+
+def nothing(refusal: Answer | Exchange) -> None:
+    """A refusal brings no message, and says nothing of any."""
+    if refusal.body:
+        assert refusal.headers["content-type"] == "application/problem+json"
+        assert set(msgspec.json.decode(refusal.body)) <= {"type", "title", "status", "detail"}
+
+
+def test_everybody_receives_exactly_what_they_may_listen_to() -> None:
+    seen: Counter[str] = Counter()
+    IsolationMachine.seen = seen
+    run_state_machine_as_test(
+        IsolationMachine,
+        settings=settings(
+            max_examples=150,
+            stateful_step_count=30,
+            deadline=None,
+            derandomize=True,
+            phases=[Phase.generate],  # what it would take minutes to make smaller is small enough to be read
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    # So that nothing above has been true of nothing.
+    least = Counter(
+        {
+            "published": 500,
+            "refused publish": 100,
+            "delivered": 150,
+            "read in histories": 40,
+            "streams: 200": 100,
+            "streams: 204": 5,
+            "streams: 400": 30,
+            "streams: 401": 100,
+            "streams: 403": 100,
+            "histories: 200": 100,
+            "histories: 401": 50,
+            "histories: 403": 50,
+            "tickets made": 50,
+            "tickets used": 30,
+            "tickets used again": 5,
+            "a cursor of somebody else's": 15,
+        }
+    )
+    assert least <= seen, seen
