@@ -1,0 +1,259 @@
+"""docs/auth.md: every block of code in it does what the text says."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+import pytest
+
+from msgpush.entrypoints.settings import Settings
+from tests.integration.test_browser import CHROMIUM, dom
+from tests.support.client import Response, SseClient, request
+from tests.support.redis_servers import free_port
+from tests.support.service import ServiceProcess, ThreadedService, eventually
+from tests.support.tokens import RSA, SECRET, KeyServer, bearer, claims, public_jwk, signed, token
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "auth.md").read_text()
+BLOCK = re.compile(r"^## ([^\n]+)$|^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+FIRST, TOKEN, USERS = "From nothing to the first token", "The token", "Your own users"
+ISSUERS, SERVICES = "Keycloak, Auth0 and the like", "Services that publish"
+TICKET, COOKIE, ENDING = "EventSource with a ticket", "EventSource with a cookie", "Ending it"
+
+
+def blocks() -> dict[tuple[str, str], str]:
+    """The blocks of code, by the heading that they stand under and their language."""
+    found: dict[tuple[str, str], str] = {}
+    heading = ""
+    for match in BLOCK.finditer(TEXT):
+        if match[1]:
+            heading = match[1]
+        else:
+            assert (heading, match[2]) not in found, "one of a kind under a heading"
+            found[heading, match[2]] = match[3]
+    return found
+
+
+BLOCKS = blocks()
+needs_browser = pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium")
+
+
+def test_no_block_is_missing_here() -> None:
+    run = {(FIRST, "bash"), (TOKEN, "json"), (USERS, "python"), (USERS, "js"), (ISSUERS, "env"), (SERVICES, "bash")}
+    run |= {(SERVICES, "python"), (TICKET, "js"), (COOKIE, "js"), (COOKIE, "env"), (COOKIE, "http"), (ENDING, "bash")}
+    assert set(BLOCKS) == run
+
+
+def shell(script: str, **environ: str) -> str:
+    """What a script prints; every command in it must succeed."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env={"PATH": path, "HOME": os.environ.get("HOME", "/"), **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def settings_of(block: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in block.splitlines())
+
+
+def listens(port: int, text: str, channel: str) -> int:
+    return request(port, "HEAD", f"/sse/stream/{channel}", headers=bearer(text)).status
+
+
+def test_the_first_commands_lead_to_a_first_message(tmp_path: Path) -> None:
+    port = free_port()
+    serve, issue, listen, publish = BLOCKS[FIRST, "bash"].partition("\n")[2].strip().splitlines()
+    script = [
+        BLOCKS[FIRST, "bash"].splitlines()[0],
+        "trap 'kill $(jobs -p); wait' EXIT",
+        f"{serve.removesuffix('&')} > serve.log 2>&1 &",
+        f"until curl -so /dev/null http://127.0.0.1:{port}/health; do sleep 0.1; done",
+        issue,
+        f"{listen.removesuffix('&')} > stream.txt 2> /dev/null &",
+        "until grep -q msgpush.open stream.txt; do sleep 0.1; done",
+        publish,
+        'until grep -q \'"channels":\\["demo"\\]\' stream.txt; do sleep 0.1; done',
+    ]
+    text = f"cd {shlex.quote(str(tmp_path))}\n" + "\n".join(script).replace(":8089", f":{port}")
+    assert '"duplicate":false' in shell(text, SERVICE_PORT=str(port))
+
+
+def test_the_token_of_the_example_allows_what_the_text_says() -> None:
+    given = json.loads(BLOCKS[TOKEN, "json"])
+    now = claims()
+    text = signed(given | {"iat": now["iat"], "exp": now["exp"]})
+    with ThreadedService(jwt_secret=SECRET, jwt_audience=given["aud"]) as service:
+        for channel, status in (("kb:7", 200), ("imports", 200), ("user:user123", 200), ("user:x", 403), ("kb", 403)):
+            assert listens(service.port, text, channel) == status
+        for fields, status in (
+            ({"service": "knowledge-service", "target": {"user_id": "x"}}, 202),
+            ({"service": "knowledge-service", "target": {"kb_id": "7"}}, 403),
+            ({"service": "other", "target": {"user_id": "x"}}, 403),
+        ):
+            body = msgspec.json.encode({"type": "info", **fields})
+            assert request(service.port, "POST", "/api/v1/messages/send", body, bearer(text)).status == status
+
+
+@pytest.mark.parametrize("language", ["python", "js"])
+def test_a_back_end_makes_tokens_of_its_own(language: str) -> None:
+    program = {"python": sys.executable, "js": shutil.which("node")}[language]
+    if program is None:
+        pytest.skip("needs node")
+    flag = "-c" if language == "python" else "-e"
+    text = shell(f"{shlex.quote(program)} {flag} {shlex.quote(BLOCKS[USERS, language])}", JWT_SECRET=SECRET).strip()
+    with ThreadedService(jwt_secret=SECRET) as service:
+        for channel, status in (("kb:7", 200), ("user:alice", 200), ("kb:8", 403)):
+            assert listens(service.port, text, channel) == status
+
+
+def test_an_identity_provider_s_tokens_are_verified_by_its_keys() -> None:
+    given = settings_of(BLOCKS[ISSUERS, "env"])
+    with KeyServer(public_jwk(RSA, "one", use="sig", alg="RS256")) as keys:
+        assert given["JWKS_URL"].startswith("https://")
+        with ServiceProcess(
+            JWKS_URL=keys.url, JWT_ISSUER=given["JWT_ISSUER"], JWT_AUDIENCE=given["JWT_AUDIENCE"]
+        ) as service:
+            issued = claims(
+                "alice", iss=given["JWT_ISSUER"], aud=["account", given["JWT_AUDIENCE"]], subscribe=["kb:7"]
+            )
+            assert listens(service.port, signed(issued, RSA, kid="one"), "kb:7") == 200
+            for wrong in ({"aud": "account"}, {"iss": given["JWT_ISSUER"] + "/"}):
+                assert listens(service.port, signed(issued | wrong, RSA, kid="one"), "kb:7") == 401
+
+
+def test_a_service_publishes_with_a_token_for_just_that() -> None:
+    text = shell(BLOCKS[SERVICES, "bash"], JWT_SECRET=SECRET).strip()
+    with ThreadedService(jwt_secret=SECRET) as service:
+        program = BLOCKS[SERVICES, "python"].replace(":8089", f":{service.port}")
+        told = shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(program)}", TOKEN=text)
+        assert told == "['user:alice', 'service:importer']\n"
+        body = b'{"type":"info","service":"importer","channels":["imports"]}'
+        assert request(service.port, "POST", "/api/v1/messages/send", body, bearer(text)).status == 403
+        assert listens(service.port, text, "user:alice") == 403
+
+
+def test_revocations_refuse_what_the_text_says() -> None:
+    with ThreadedService(jwt_secret=SECRET) as service:
+        alice, importer, old = token("alice"), token("importer", jti="importer-1"), token("bob", iat=1_767_200_000)
+        for text, name in ((alice, "alice"), (importer, "importer")):
+            assert listens(service.port, text, f"user:{name}") == 200
+        with SseClient(service.port, "/sse/user/alice", bearer(alice)) as stream:
+            script = BLOCKS[ENDING, "bash"].replace(":8089", f":{service.port}")
+            told = shell(script, ADMIN=token("ops", admin=True))
+            assert told.count('"until"') == 3
+            assert stream.rest()[-1].data == '{"reason":"revoked","reconnect":false}'
+        for text, name in ((alice, "alice"), (importer, "importer"), (old, "bob")):
+            assert listens(service.port, text, f"user:{name}") == 401
+        assert listens(service.port, token("bob"), "user:bob") == 200
+
+
+# In a browser, from a page of another origin
+
+
+class Page:
+    """A page at an origin of its own, that runs a script and shows messages."""
+
+    def __init__(self, *headers: tuple[str, str]) -> None:
+        self.script = ""
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                show = "const show = (message) => document.body.append(`got ${message.data.text}. `);"
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html")
+                for name, value in headers:
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(f"<!doctype html><body><script>{show}\n{owner.script}</script></body>".encode())
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.origin = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+ADMIN = bearer(token("ops", admin=True, publish=["*"]))
+
+
+def say(service: ThreadedService, user: str, text: str) -> Response:
+    message: dict[str, Any] = {"type": "info", "service": "a", "target": {"user_id": user}, "data": {"text": text}}
+    return request(service.port, "POST", "/api/v1/messages/send", msgspec.json.encode(message), ADMIN)
+
+
+def seen_by(origin: str, service: ThreadedService, profile: Path) -> str:
+    """What the page has become, after a message for alice, one for bob, and the stream's end."""
+
+    def act() -> None:
+        (id,) = eventually(lambda: list(service.push.hub.connections), 30)
+        for user in ("bob", "alice"):
+            assert say(service, user, f"for {user}").status == 202
+        assert request(service.port, "DELETE", f"/api/v1/connections/{id}?reconnect=false", headers=ADMIN).status == 204
+
+    actor = threading.Thread(target=act)
+    actor.start()
+    try:
+        return dom(origin + "/", profile)
+    finally:
+        actor.join()
+
+
+def at(service: ThreadedService, script: str) -> str:
+    return f'const base = "http://127.0.0.1:{service.port}";\n{script}'
+
+
+@needs_browser
+def test_a_page_listens_with_a_ticket(tmp_path: Path) -> None:
+    with Page() as page, ThreadedService(jwt_secret=SECRET, cors_origins=(page.origin,)) as service:
+        page.script = at(service, f'{BLOCKS[TICKET, "js"]}\nlisten("{token("alice")}");')
+        shown = seen_by(page.origin, service, tmp_path)
+    assert shown.count("got for alice. ") == 1
+    assert "for bob" not in shown
+
+
+@needs_browser
+def test_a_page_listens_with_a_cookie_if_its_origin_is_known(tmp_path: Path) -> None:
+    form = re.search(r"Set-Cookie: (msgpush_token=<token>.*)", BLOCKS[COOKIE, "http"])
+    assert form is not None
+    # Without TLS there are no secure cookies.
+    value = form[1].replace("<token>", token("alice")).replace("Secure; ", "")
+    assert "HttpOnly" in value
+    closed = "stream.onerror = () => document.body.append(`closed ${stream.readyState}. `);"
+    with Page(("Set-Cookie", value)) as page:
+        with ThreadedService(jwt_secret=SECRET, cors_origins=(page.origin,)) as service:
+            page.script = at(service, BLOCKS[COOKIE, "js"] + closed)
+            assert seen_by(page.origin, service, tmp_path / "known").count("got for alice. ") == 1
+        with ThreadedService(jwt_secret=SECRET) as service:
+            page.script = at(service, BLOCKS[COOKIE, "js"] + closed)
+            shown = dom(page.origin + "/", tmp_path / "unknown").partition("</script>")[2]
+            assert (shown.count("closed 2. "), shown.count("got ")) == (1, 0)
+    example = Settings.from_environ({"JWT_SECRET": SECRET, **settings_of(BLOCKS[COOKIE, "env"])})
+    assert example.cors_origins == ("https://app.example.com",)
