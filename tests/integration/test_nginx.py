@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -32,9 +32,12 @@ class Nginx:
     Args:
         first, second: ports of the two instances.
         tls: whether the lines for TLS are taken in, with a certificate made for the occasion.
+        changes: what else is different: lines as they are shipped, and as they are here.
     """
 
-    def __init__(self, directory: Path, first: int, second: int, *, tls: bool = False) -> None:
+    def __init__(
+        self, directory: Path, first: int, second: int, *, tls: bool = False, changes: Sequence[tuple[str, str]] = ()
+    ) -> None:
         assert NGINX is not None, "CI installs nginx"
         self.port, self.tls_port = free_port(), free_port()
         self.certificate = directory / "fullchain.pem"
@@ -52,6 +55,7 @@ class Nginx:
             ("http {", "http {" + places),
             ("/var/log/nginx/", f"{directory}/log/"),
             ("/etc/nginx/tls/", f"{directory}/"),
+            *changes,
         ):
             assert shipped in text
             text = text.replace(shipped, here)

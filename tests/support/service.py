@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -141,7 +142,14 @@ class ServiceProcess:
 
     def _announced(self) -> int:
         assert self._process.poll() is None, self.log
-        return next((line["port"] for line in self.log if line.get("event") == "ready"), 0)
+        # As JSON, or as the console has it.
+        told = (
+            line["port"]
+            if line.get("event") == "ready"
+            else re.search(r"\] *ready .* port=(\d+)", str(line.get("event")))
+            for line in self.log
+        )
+        return next((int(each[1] if isinstance(each, re.Match) else each) for each in told if each), 0)
 
     def _read(self) -> None:
         assert self._process.stderr is not None

@@ -21,7 +21,7 @@ def page_routes() -> list[BaseRoute]:
     folder = str(resources.files("msgpush.adapters") / "static")
 
     async def describe(_: Request) -> Response:
-        return Response(description, media_type="application/json")
+        return Response(description, media_type="application/json", headers={"X-Content-Type-Options": "nosniff"})
 
     async def start(_: Request) -> Response:
         return _page(f"{folder}/index.html", _OWN)
