@@ -112,7 +112,7 @@ def test_revocations_outlive_a_log_that_has_lost_its_end(redis: RedisServer) -> 
     with ThreadedService(redis_url=redis.url, jwt_secret=SECRET) as service:
         eventually(lambda: service.push.ready)
         with listen(service, "dave") as stream:
-            credentials: Any = service.push._credentials
+            credentials: Any = service.push.permissions._credentials
             # Kept, while its command went down with the end of the log.
             service.call(lambda: credentials.revoke(Revocation("subject", "dave", time.time())))
             with redis.client() as client:

@@ -158,7 +158,7 @@ async def test_a_revocation_ends_the_streams_that_it_means_for_good_and_no_other
     }
     sinks = {name: service.open(grant, id=name) for name, grant in grants.items()}
     kind, value, at = revocation
-    await service.push.revoke(Revocation(kind, value, now + at))
+    await service.push.permissions.revoke(Revocation(kind, value, now + at))
     await until(lambda: service.connections == grants.keys() - ended)
     for name, sink in sinks.items():
         assert sink.ended == (name in ended)
@@ -167,16 +167,16 @@ async def test_a_revocation_ends_the_streams_that_it_means_for_good_and_no_other
     for name, grant in grants.items():
         if name in ended:
             with pytest.raises(Unauthorized, match="revoked"):
-                service.push.check(grant)
+                service.push.permissions.check(grant)
         else:
-            service.push.check(grant)
+            service.push.permissions.check(grant)
 
 
 async def test_a_stream_that_was_about_to_open_when_its_token_was_revoked_is_ended(service: Service) -> None:
     grant = service.grant()
-    service.push.check(grant)
-    await service.push.revoke(Revocation("subject", "bob", service.clock.now()))
-    await until(lambda: service.push.revocations.reason(grant))
+    service.push.permissions.check(grant)
+    await service.push.permissions.revoke(Revocation("subject", "bob", service.clock.now()))
+    await until(lambda: service.push.permissions.revoked(grant))
     assert service.open(grant).lines[-1].startswith("close revoked False")
     assert service.connections == set()
 
@@ -186,10 +186,10 @@ async def test_what_was_revoked_before_the_start_is_known_before_anything_is_ser
     await service.credentials.revoke(Revocation("subject", "bob", service.clock.now()))
     grant = service.grant()
     with pytest.raises(BusUnavailable):
-        service.push.check(grant)
+        service.push.permissions.check(grant)
     async with service.push:
         with pytest.raises(Unauthorized):
-            service.push.check(grant)
+            service.push.permissions.check(grant)
 
 
 async def test_while_revocations_cannot_be_loaded_nothing_is_served_and_then_everything_is() -> None:
@@ -205,13 +205,13 @@ async def test_while_revocations_cannot_be_loaded_nothing_is_served_and_then_eve
     service.credentials.revocations = revocations  # type: ignore[method-assign]
     async with service.push:
         with pytest.raises(BusUnavailable):
-            service.push.check(service.grant())
+            service.push.permissions.check(service.grant())
         with pytest.raises(Overloaded):
             service.open(service.grant())
         assert not service.push.ready
         away = False
         await until(lambda: service.push.ready)
-        service.push.check(service.grant())
+        service.push.permissions.check(service.grant())
         service.open(service.grant())
 
 
@@ -226,8 +226,8 @@ async def test_an_instance_that_may_have_missed_commands_asks_what_was_revoked(s
 
 async def test_what_the_store_has_lost_is_kept_again_by_those_who_know_it(service: Service) -> None:
     now = service.clock.now()
-    await service.push.revoke(Revocation("subject", "bob", now))
-    service.push._credentials = lost = MemoryCredentials(lifetime=HOUR, clock=service.clock.now)
+    await service.push.permissions.revoke(Revocation("subject", "bob", now))
+    service.push.permissions._credentials = lost = MemoryCredentials(lifetime=HOUR, clock=service.clock.now)
     service.push.hub.cut("2abcdefgh", service.push.hub.head)
     await until(lambda: list(lost._revoked))
     assert await lost.revocations() == [Revocation("subject", "bob", now)]
@@ -235,7 +235,7 @@ async def test_what_the_store_has_lost_is_kept_again_by_those_who_know_it(servic
 
 async def test_thousands_of_streams_are_ended_some_at_a_time(service: Service) -> None:
     sinks = [service.open(service.grant("eve", lifetime=100)) for _ in range(1_200)]
-    await service.push.revoke(Revocation("subject", "eve", service.clock.now()))
+    await service.push.permissions.revoke(Revocation("subject", "eve", service.clock.now()))
     assert sum(sink.ended for sink in sinks) == 500
     await until(lambda: all(sink.ended for sink in sinks))
     sinks = [service.open(service.grant("bob", lifetime=100)) for _ in range(1_200)]

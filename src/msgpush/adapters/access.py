@@ -17,8 +17,8 @@ from msgpush.domain.channel import MAX_LISTENED, NAME_RULE, escape, is_channel, 
 from msgpush.domain.credentials import Revocation
 from msgpush.domain.errors import Fault, Invalid, Malformed
 from msgpush.domain.message import check_utf8, format_ms, normal_timestamp
+from msgpush.domain.permissions import Permissions
 from msgpush.domain.ports import Limiter
-from msgpush.domain.service import Push
 
 MAX_BYTES = 64 * 1024
 NO_STORE = {"Cache-Control": "no-store"}
@@ -55,7 +55,7 @@ class Access:
 
     def __init__(
         self,
-        push: Push,
+        permissions: Permissions,
         auth: Authenticator,
         limiter: Limiter,
         *,
@@ -63,7 +63,7 @@ class Access:
         leeway: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._push, self._auth, self._limiter = push, auth, limiter
+        self._permissions, self._auth, self._limiter = permissions, auth, limiter
         self._max_lifetime, self._leeway, self._clock = max_lifetime, leeway, clock
 
     async def ticket(self, request: Request) -> Response:
@@ -73,14 +73,14 @@ class Access:
         allowance = await self._limiter.take(grant.subject or "", 1)
         if not allowance.granted:
             raise RateExceeded("tickets", self._limiter, allowance)
-        ticket, expires = await self._push.new_ticket(grant, channels)
+        ticket, expires = await self._permissions.new_ticket(grant, channels)
         return _created(NewTicket(ticket, _moment(expires)))
 
     async def revoke(self, request: Request) -> Response:
         grant = await self._auth.authenticate(request.scope)
         grant.check_admin()
         revocation = self._revocation(await _read(request))
-        await self._push.revoke(revocation)
+        await self._permissions.revoke(revocation)
         what = {revocation.kind: revocation.value or _moment(revocation.at)}
         log.info("tokens are revoked: %s, by %r", what, grant.subject)
         return _created(Revoked(_moment(revocation.at), _moment(revocation.at + self._max_lifetime), **what))

@@ -16,7 +16,7 @@ from msgpush.adapters.web import ProblemResponse, error_response, header, proble
 from msgpush.domain.credentials import PREFIX
 from msgpush.domain.errors import Denied, Unauthorized
 from msgpush.domain.grant import EVERYTHING, Grant
-from msgpush.domain.service import NO_TICKET, Push
+from msgpush.domain.permissions import NO_TICKET, Permissions
 
 COOKIE = "msgpush_token"
 
@@ -53,8 +53,8 @@ class TokenAuthenticator:
         origins: further origins whose pages may have a browser send the cookie.
     """
 
-    def __init__(self, tokens: Tokens, push: Push, origins: Sequence[str] = ()) -> None:
-        self._tokens, self._push = tokens, push
+    def __init__(self, tokens: Tokens, permissions: Permissions, origins: Sequence[str] = ()) -> None:
+        self._tokens, self._permissions = tokens, permissions
         self._origins = frozenset(origins)
 
     async def authenticate(self, scope: Scope, token: str | None = None) -> Grant:
@@ -69,11 +69,11 @@ class TokenAuthenticator:
                 raise Denied(_FOREIGN_COOKIE)
         else:
             raise Unauthorized("there is no token: send it as `Authorization: Bearer <token>`")
-        self._push.check(grant)
+        self._permissions.check(grant)
         return grant
 
     async def _ticket(self, ticket: str) -> Grant:
-        grant = await self._push.ticket(ticket)
+        grant = await self._permissions.ticket(ticket)
         if grant is None:
             raise Unauthorized(NO_TICKET)
         return grant

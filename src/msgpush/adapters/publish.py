@@ -58,7 +58,7 @@ class Publish:
             grant = await self._auth.authenticate(scope)
             headers = body_headers(scope, self._max_bytes, "the message")
             message = parse(await read_body(receive, self._max_bytes, "the message"))
-            self._push.check(grant)  # a body may take long
+            self._push.permissions.check(grant)  # a body may take long
             if message.id is None and headers.idempotency_key is not None:
                 message.id = _id_of(headers.idempotency_key)
             draft = self._push.draft(message, broadcast=self._broadcast)
@@ -217,7 +217,7 @@ class PublishBatch:
 
     async def _drafts(self, items: Sequence[bytes], grant: Grant) -> list[Draft | MsgpushError]:
         try:
-            self._push.check(grant)  # since the last ones came
+            self._push.permissions.check(grant)  # since the last ones came
         except MsgpushError as error:
             return [error] * len(items)
         outcomes: list[Draft | MsgpushError] = []

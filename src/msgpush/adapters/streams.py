@@ -76,7 +76,7 @@ class Streams:
             info = self._info(scope, grant)
             self._push.admit(info)
             start = await self._push.start_at(asked)
-            await self._push.claim(grant, id)
+            await self._push.permissions.claim(grant, id)
         except (Overloaded, BusUnavailable, KeysUnavailable) as error:
             # Never a 5xx or 429: a native EventSource would give up for good.
             reason = error.reason if isinstance(error, Overloaded) else _REASONS[type(error)]

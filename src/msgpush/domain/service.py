@@ -1,34 +1,29 @@
 """The facade: publish, subscribe, read histories. Services that embed the domain use this, and so does the HTTP API."""
 
-import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Self
 
 from msgspec import Raw, Struct
 
 from msgpush.domain.channel import BROADCAST, is_channel
 from msgpush.domain.connection import NOW, Connection, Start, Subscription
-from msgpush.domain.control import Close, Command, control
-from msgpush.domain.credentials import UNUSED, Revocation, Revocations, Ticket, digest_of, new_ticket
+from msgpush.domain.control import Command, control
+from msgpush.domain.credentials import Revocation
 from msgpush.domain.delivery import Delivery
-from msgpush.domain.errors import BusUnavailable, Conflict, Malformed, MsgpushError, Overloaded, Unauthorized
-from msgpush.domain.grant import Grant
+from msgpush.domain.errors import BusUnavailable, Conflict, Malformed, MsgpushError, Overloaded
 from msgpush.domain.history import Gap, Reason, Replay
 from msgpush.domain.hub import Hub
 from msgpush.domain.inbox import LINES, Inbox
 from msgpush.domain.message import Draft, Message, draft
+from msgpush.domain.permissions import Permissions
 from msgpush.domain.ports import UNKNOWN, Bus, ClientInfo, Credentials
 from msgpush.domain.position import EARLIEST, LATEST, ZERO, Cursor, Position, check_cursor, parse_cursor
 
-DAY = 86_400  # seconds
 REMEMBERED = 10_000  # connections to be closed that weren't here
-CLOSED_AT_ONCE = 500
-CLAIMS = 100
 HISTORY_STEP = 64  # messages of a history that are read at once
 HISTORY_BYTES = 4 * 1024 * 1024  # bytes of messages after which an answer ends; its cursor continues
-NO_TICKET = "there is no such ticket, or no longer: unused it is void after a minute"
 
 
 class Receipt(Struct, frozen=True, gc=False):
@@ -89,10 +84,10 @@ class Push:
         self._message_ttl = message_ttl
         self._max_connections = max_connections
         self._max_per_subject, self._max_per_address = max_connections_per_subject, max_connections_per_address
-        self._credentials, self._leeway = credentials, leeway
-        # As long as a token may be accepted that was issued before: its own end and its issuer's clock have grace.
-        self.revocations = Revocations(max_token_lifetime + 2 * leeway)
-        self._delivery = Delivery(bus, self.hub, monotonic=monotonic, prepare=self._prepare, obey=self._obey)
+        self.permissions = Permissions(
+            credentials, self.hub, self.command, clock=clock, leeway=leeway, lifetime=max_token_lifetime
+        )
+        self._delivery = Delivery(bus, self.hub, monotonic=monotonic, prepare=self.permissions.load, obey=self._obey)
         self._ids = _Ids()
         self._closed: dict[str, bool] = {}  # connections that were to be closed, and were not here
 
@@ -166,10 +161,7 @@ class Push:
 
     def _obey(self, command: Command) -> None:
         if isinstance(command, Revocation):
-            self.revocations.add(command, self._clock())
-            # Most subjects that are revoked have no stream here, and to look at all takes a moment.
-            if command.kind != "subject" or command.value in self.hub.subjects:
-                self._close_revoked()
+            self.permissions.end(command)
         elif (connection := self.hub.connections.get(command.id)) is not None:
             self.hub.close(connection, "disconnected", reconnect=command.reconnect)
         else:
@@ -177,107 +169,6 @@ class Push:
             self._closed[command.id] = command.reconnect
             if len(self._closed) > REMEMBERED:
                 del self._closed[next(iter(self._closed))]
-
-    # Permissions
-
-    async def _prepare(self) -> None:
-        if self._credentials is None:
-            return
-        kept = await self._credentials.revocations()
-        for revocation in kept:
-            self.revocations.add(revocation, self._clock())
-        self._close_revoked()
-        # The store may have lost what it had: no instance that begins later may accept what this one refuses.
-        known = {(each.kind, each.value) for each in kept}
-        for revocation in [each for each in self.revocations if (each.kind, each.value) not in known]:
-            await self._credentials.revoke(revocation)
-
-    def _close_revoked(self) -> None:
-        connections = self.hub.connections.values()
-        revoked = [each for each in connections if self.revocations.reason(each.grant)]
-        for connection in revoked[:CLOSED_AT_ONCE]:
-            self.hub.close(connection, "revoked", reconnect=False)
-        if len(revoked) > CLOSED_AT_ONCE:
-            asyncio.get_running_loop().call_soon(self._close_revoked)
-
-    def check(self, grant: Grant) -> None:
-        """Raise `Unauthorized` where the permissions have ended or were revoked.
-
-        Raises:
-            BusUnavailable: what was revoked isn't known yet.
-        """
-        if not self._delivery.begun:
-            raise BusUnavailable("the bus has not been reached yet")
-        if grant.expires is not None and self._left(grant.expires) <= 0:
-            raise Unauthorized("the token has expired")
-        if (reason := self.revocations.reason(grant)) is not None:
-            raise Unauthorized(reason)
-
-    async def revoke(self, revocation: Revocation) -> None:
-        """Refuse tokens from now on, and end the connections that were opened with them, at all instances.
-
-        Raises:
-            BusUnavailable: it may not be known everywhere; revoke it again.
-        """
-        # Kept before it is told: whoever begins in between knows it.
-        if self._credentials is not None:
-            await self._credentials.revoke(revocation)
-        # Here it holds from now on, not only once it has come by.
-        self._obey(revocation)
-        await self.command(revocation)
-
-    async def new_ticket(self, grant: Grant, channels: Iterable[str]) -> tuple[str, float]:
-        """A ticket to listen to some channels, and until when it serves once it is used, in seconds since 1970.
-
-        Raises:
-            Denied: the grant doesn't allow that.
-            BusUnavailable: it couldn't be kept.
-        """
-        assert self._credentials is not None
-        wanted = frozenset(channels)
-        grant.check_listen(wanted)
-        expires = grant.expires if grant.expires is not None else self._clock() + DAY
-        ticket = new_ticket()
-        kept = Ticket(grant.subject, tuple(sorted(wanted)), expires, grant.issued_at, grant.id)
-        await self._credentials.add_ticket(digest_of(ticket), kept, min(UNUSED, self._left(expires)))
-        return ticket, expires
-
-    async def ticket(self, ticket: str) -> Grant | None:
-        """What a ticket allows; None: it isn't valid.
-
-        Raises:
-            BusUnavailable: tickets can't be looked up now.
-        """
-        assert self._credentials is not None
-        digest = digest_of(ticket)
-        found = await self._credentials.ticket(digest)
-        return None if found is None else found.grant(digest)
-
-    async def claim(self, grant: Grant, connection: str) -> None:
-        """Use the ticket of a grant, if it is a ticket's, for a connection; the one that used it before ends.
-
-        Raises:
-            Unauthorized: it is valid no longer.
-            BusUnavailable: that can't be found out now.
-        """
-        if self._credentials is None or grant.ticket is None or grant.expires is None:
-            return
-        until = grant.expires + self._leeway
-        for _ in range(CLAIMS):
-            before = await self._credentials.holder(grant.ticket)
-            if before is None:
-                raise Unauthorized(NO_TICKET)
-            # Ended first: should that fail, nothing has changed.
-            if before:
-                await self.command(Close(before, False))
-            if await self._credentials.claim(
-                grant.ticket, grant.subject, connection=connection, before=before, until=until
-            ):
-                return
-        raise BusUnavailable("others use the same ticket all the time")
-
-    def _left(self, expires: float) -> float:
-        return expires + self._leeway - self._clock()
 
     # Subscribing
 
@@ -327,11 +218,10 @@ class Push:
         self, connection: Connection, subscription: Subscription, start: Start, opening: Callable[[str], bytes]
     ) -> None:
         """Begin to serve a connection; everything after `start` reaches its sink, in order, once."""
-        if connection.grant.expires is not None:
-            connection.ends = connection.grant.expires + self._leeway
+        connection.ends = self.permissions.end_of(connection.grant)
         self.hub.attach(connection, subscription, start, opening)
         # Meanwhile it may have become too late.
-        if self.revocations.reason(connection.grant):
+        if self.permissions.revoked(connection.grant):
             self.hub.close(connection, "revoked", reconnect=False)
         elif (reconnect := self._closed.pop(connection.id, None)) is not None:
             self.hub.close(connection, "disconnected", reconnect=reconnect)

@@ -85,7 +85,9 @@ def create_app(settings: Settings) -> Starlette:
         fetched = FetchedKeys(settings.jwks_url) if settings.jwks_url else None
         if fetched is not None:
             resources.append(fetched)
-        auth = TokenAuthenticator(tokens_of(settings, keys_of(settings, fetched)), push, settings.cors_origins)
+        auth = TokenAuthenticator(
+            tokens_of(settings, keys_of(settings, fetched)), push.permissions, settings.cors_origins
+        )
     metrics = Metrics()
     push.hub.on_delivered = metrics.delivered
     metrics.registry.register(
@@ -185,7 +187,7 @@ def _routes(
     connections = Connections(roster, auth)
     operations = Operations(push, metrics, metrics_token=settings.metrics_token)
     access = Access(
-        push,
+        push.permissions,
         auth,
         MemoryLimiter(TICKETS_PER_SECOND, TICKETS_AT_ONCE),
         max_lifetime=settings.max_token_lifetime,

@@ -1,0 +1,167 @@
+"""Permissions over time: tickets that carry them, revocations that end them, and the connections that live by them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from math import inf
+
+from msgpush.domain.control import Close, Command
+from msgpush.domain.credentials import UNUSED, Revocation, Revocations, Ticket, digest_of, new_ticket
+from msgpush.domain.errors import BusUnavailable, Unauthorized
+from msgpush.domain.grant import Grant
+from msgpush.domain.hub import Hub
+from msgpush.domain.ports import Credentials
+
+DAY = 86_400  # seconds
+CLOSED_AT_ONCE = 500
+CLAIMS = 100
+NO_TICKET = "there is no such ticket, or no longer: unused it is void after a minute"
+
+
+class Permissions:
+    """Which grants are good, now.
+
+    Args:
+        credentials: what instances share of them; without, there are neither tickets nor revocations.
+        command: has a command obeyed by all instances.
+        clock: seconds since 1970.
+        leeway: seconds of grace after a grant's end.
+        lifetime: seconds that a token is valid for at most.
+    """
+
+    def __init__(
+        self,
+        credentials: Credentials | None,
+        hub: Hub,
+        command: Callable[[Command], Awaitable[None]],
+        *,
+        clock: Callable[[], float],
+        leeway: float,
+        lifetime: float,
+    ) -> None:
+        self._credentials, self._hub, self._command = credentials, hub, command
+        self._clock, self._leeway = clock, leeway
+        # As long as a token may be accepted that was issued before: its own end and its issuer's clock have grace.
+        self.revocations = Revocations(lifetime + 2 * leeway)
+        self._loaded = False
+
+    async def load(self) -> None:
+        """Find out what stands: before anything is served, and where word of a revocation may have been missed.
+
+        Raises:
+            BusUnavailable: that can't be found out now.
+        """
+        if self._credentials is not None:
+            kept = await self._credentials.revocations()
+            for revocation in kept:
+                self.revocations.add(revocation, self._clock())
+            self._close_revoked()
+            # The store may have lost what it had: no instance that begins later may accept what this one refuses.
+            known = {(each.kind, each.value) for each in kept}
+            for revocation in [each for each in self.revocations if (each.kind, each.value) not in known]:
+                await self._credentials.revoke(revocation)
+        self._loaded = True
+
+    # Grants
+
+    def check(self, grant: Grant) -> None:
+        """Raise `Unauthorized` where a grant has ended or was revoked.
+
+        Raises:
+            BusUnavailable: what was revoked isn't known yet.
+        """
+        if not self._loaded:
+            raise BusUnavailable("what was revoked is not known yet")
+        if self.end_of(grant) <= self._clock():
+            raise Unauthorized("the token has expired")
+        if (reason := self.revoked(grant)) is not None:
+            raise Unauthorized(reason)
+
+    def end_of(self, grant: Grant) -> float:
+        """Until when a grant is good, grace included, in seconds since 1970."""
+        return inf if grant.expires is None else grant.expires + self._leeway
+
+    def revoked(self, grant: Grant) -> str | None:
+        """Why a grant is refused, if it was revoked."""
+        return self.revocations.reason(grant)
+
+    # Revocations
+
+    async def revoke(self, revocation: Revocation) -> None:
+        """Refuse tokens from now on, and end the connections that were opened with them, at all instances.
+
+        Raises:
+            BusUnavailable: it may not be known everywhere; revoke it again.
+        """
+        # Kept before it is told: whoever begins in between knows it.
+        if self._credentials is not None:
+            await self._credentials.revoke(revocation)
+        # Here it holds from now on, not only once it has come by.
+        self.end(revocation)
+        await self._command(revocation)
+
+    def end(self, revocation: Revocation) -> None:
+        """Refuse tokens from now on, and end their connections, at this instance."""
+        self.revocations.add(revocation, self._clock())
+        # Most subjects that are revoked have no stream here, and to look at all takes a moment.
+        if revocation.kind != "subject" or revocation.value in self._hub.subjects:
+            self._close_revoked()
+
+    def _close_revoked(self) -> None:
+        revoked = [each for each in self._hub.connections.values() if self.revoked(each.grant)]
+        for connection in revoked[:CLOSED_AT_ONCE]:
+            self._hub.close(connection, "revoked", reconnect=False)
+        if len(revoked) > CLOSED_AT_ONCE:
+            asyncio.get_running_loop().call_soon(self._close_revoked)
+
+    # Tickets
+
+    async def new_ticket(self, grant: Grant, channels: Iterable[str]) -> tuple[str, float]:
+        """A ticket to listen to some channels, and until when it serves once it is used, in seconds since 1970.
+
+        Raises:
+            Denied: the grant doesn't allow that.
+            BusUnavailable: it couldn't be kept.
+        """
+        assert self._credentials is not None
+        wanted = frozenset(channels)
+        grant.check_listen(wanted)
+        expires = grant.expires if grant.expires is not None else self._clock() + DAY
+        ticket = new_ticket()
+        kept = Ticket(grant.subject, tuple(sorted(wanted)), expires, grant.issued_at, grant.id)
+        left = expires + self._leeway - self._clock()
+        await self._credentials.add_ticket(digest_of(ticket), kept, min(UNUSED, left))
+        return ticket, expires
+
+    async def ticket(self, ticket: str) -> Grant | None:
+        """What a ticket allows; None: it isn't valid.
+
+        Raises:
+            BusUnavailable: tickets can't be looked up now.
+        """
+        assert self._credentials is not None
+        digest = digest_of(ticket)
+        found = await self._credentials.ticket(digest)
+        return None if found is None else found.grant(digest)
+
+    async def claim(self, grant: Grant, connection: str) -> None:
+        """Use the ticket of a grant, if it is a ticket's, for a connection; the one that used it before ends.
+
+        Raises:
+            Unauthorized: it is valid no longer.
+            BusUnavailable: that can't be found out now.
+        """
+        if self._credentials is None or grant.ticket is None:
+            return
+        until = self.end_of(grant)
+        for _ in range(CLAIMS):
+            before = await self._credentials.holder(grant.ticket)
+            if before is None:
+                raise Unauthorized(NO_TICKET)
+            # Ended first: should that fail, nothing has changed.
+            if before:
+                await self._command(Close(before, False))
+            if await self._credentials.claim(
+                grant.ticket, grant.subject, connection=connection, before=before, until=until
+            ):
+                return
+        raise BusUnavailable("others use the same ticket all the time")
