@@ -14,6 +14,7 @@ from msgpush.domain.connection import Connection
 from msgpush.entrypoints.protocol import Limits
 from tests.support.client import RawConnection, SseClient, request
 from tests.support.service import ServiceProcess, ThreadedService, eventually
+from tests.support.tokens import KeyServer
 
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 STREAM = b"GET /sse/stream/a HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -372,6 +373,16 @@ def test_sigterm_cuts_a_blocked_socket_and_exits_in_time() -> None:
         process.signal(signal.SIGTERM)
         assert process.wait() == 0
         assert time.monotonic() - began < 1 + 2
+
+
+def test_sigterm_waits_for_no_key_server() -> None:
+    with KeyServer() as keys:
+        keys.endless = True
+        with ServiceProcess(JWKS_URL=keys.url, JWT_AUDIENCE="push", DRAIN_SECONDS="0") as process:
+            eventually(lambda: keys.fetches)
+            process.signal(signal.SIGTERM)
+            assert process.wait() == 0
+        keys.endless = False
 
 
 def test_a_second_signal_ends_at_once() -> None:

@@ -59,7 +59,7 @@ def refused_everywhere(port: int, headers: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("set_headers", "version"),
     [
-        ("", "1.0"),  # what a bare proxy_pass does, where nothing else is said
+        ("", "1.0"),  # what a bare proxy_pass does up to 1.29.6
         ("proxy_set_header X-Forwarded-For $remote_addr;", "1.1"),
         ("proxy_set_header X-Real-IP $remote_addr;", "1.1"),
         ("proxy_set_header X-Forwarded-Proto $scheme;", "1.1"),

@@ -6,6 +6,7 @@ import hmac
 import json
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
@@ -90,11 +91,18 @@ class KeyServer:
         self.keys: tuple[object, ...] = keys
         self.status = 200
         self.fetches = 0
+        self.endless = False
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 owner.fetches += 1
+                if owner.endless:
+                    with suppress(OSError):
+                        while owner.endless:
+                            self.wfile.write(b"H")
+                            time.sleep(0.1)
+                    return
                 body = json.dumps({"keys": owner.keys}).encode()
                 self.send_response(owner.status)
                 self.send_header("Content-Type", "application/json")

@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -344,8 +345,8 @@ class Issuer:
             raise self.error
         return self.text
 
-    def keys(self) -> FetchedKeys:
-        return FetchedKeys("https://id.example/jwks", fetch=self.fetch, monotonic=self.clock.monotonic)
+    def keys(self, **settings: Any) -> FetchedKeys:
+        return FetchedKeys("https://id.example/jwks", fetch=self.fetch, monotonic=self.clock.monotonic, **settings)
 
 
 def reading(keys: FetchedKeys) -> Callable[[str], Any]:
@@ -409,6 +410,22 @@ async def test_keys_that_were_never_fetched_are_no_reason_to_refuse_a_token() ->
     # What no key could verify is refused all the same.
     assert "algorithm is 'none'" in await refusal(tokens, unsigned(claims("bob")))
     assert "algorithm is 'HS256'" in await refusal(tokens, token("bob"))
+
+
+async def test_a_fetch_that_does_not_end_holds_nobody_up_for_long() -> None:
+    issuer = Issuer(public_jwk(RSA, "one"))
+    read = reading(issuer.keys(patience=0.01))
+    issuer.hold.clear()
+    for _ in range(3):
+        with pytest.raises(KeysUnavailable):
+            await read(token("bob", RSA))
+        issuer.clock.advance(MIN_INTERVAL)
+    issuer.hold.set()
+    while True:
+        with suppress(KeysUnavailable):
+            assert (await read(token("bob", RSA))).subject == "bob"
+            break
+    assert issuer.fetches == 1, "all waited for the same"
 
 
 async def test_a_key_that_was_withdrawn_verifies_nothing_any_more() -> None:

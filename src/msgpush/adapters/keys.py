@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import threading
 import time
 import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from http.client import HTTPException
 from typing import Any, Final, NamedTuple, Self
 
@@ -23,6 +25,7 @@ FETCH_SECONDS = 4.0
 FETCH_BYTES = 1024 * 1024
 REFRESH = 600.0  # seconds after which a set is fetched again: a key that was withdrawn goes
 MIN_INTERVAL = 3.0  # seconds between two fetches, whatever keys are asked for
+PATIENCE = 5.0  # seconds that a request waits for a fetch
 
 # The algorithms of each kind of key, and no others: a token doesn't choose how it is verified (RFC 8725, section 3.1).
 SYMMETRIC: Final = frozenset({"HS256"})
@@ -202,6 +205,7 @@ class FetchedKeys:
     Args:
         fetch: gets the set's text; it may block, and runs in a thread. Raises OSError.
         monotonic: seconds of a clock that never jumps.
+        patience: seconds to wait for it at most.
     """
 
     def __init__(
@@ -210,8 +214,9 @@ class FetchedKeys:
         *,
         fetch: Callable[[str], bytes] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        patience: float = PATIENCE,
     ) -> None:
-        self._url, self._fetch, self._monotonic = url, fetch or fetched, monotonic
+        self._url, self._fetch, self._monotonic, self._patience = url, fetch or fetched, monotonic, patience
         self.generation = 0
         self._keys: list[VerifyingKey] | None = None
         self._text = b""
@@ -246,21 +251,22 @@ class FetchedKeys:
         return self._known(id, algorithm)
 
     async def refresh(self) -> None:
-        """Fetch the keys: once, however many ask for it at the same time."""
+        """Fetch the keys: once, however many ask for it at the same time, and none of them waits for long."""
         if self._fetching is None:
             self._tried = self._monotonic()
             self._fetching = asyncio.create_task(self._refresh(), name="msgpush keys fetch")
-        # One that asks may go; the others wait for the same.
-        await asyncio.shield(self._fetching)
+        # One that asks may go, the others wait for the same. A name that nobody answers for, or headers that trickle,
+        # are bounded by no timeout of the request itself.
+        await asyncio.wait((self._fetching,), timeout=self._patience)
 
     async def _run(self) -> None:
         while True:
             await self.refresh()
-            await asyncio.sleep(MIN_INTERVAL if self._failed else REFRESH)
+            await asyncio.sleep(MIN_INTERVAL if self._failed or self.fetching else REFRESH)
 
     async def _refresh(self) -> None:
         try:
-            text = await asyncio.to_thread(self._fetch, self._url)
+            text = await _in_daemon(self._fetch, self._url)
             keys = key_set(text)
             if not keys:
                 raise ValueError("it has no key that can be used")
@@ -284,6 +290,21 @@ class FetchedKeys:
 
     def _known(self, id: str | None, algorithm: str) -> list[VerifyingKey]:
         return [key for key in self._keys or () if algorithm in key.algorithms and id in (None, key.id)]
+
+
+async def _in_daemon(function: Callable[[str], bytes], url: str) -> bytes:
+    """What a function returns that may block: in a thread that the process doesn't wait for when it ends."""
+    done = Future[bytes]()
+    done.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            done.set_result(function(url))
+        except Exception as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="msgpush keys fetch", daemon=True).start()
+    return await asyncio.wrap_future(done)
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
