@@ -34,7 +34,7 @@ format: .venv/dev  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/run  ## Measure the service against bare floors, about a minute
+bench: .venv/run  ## Measure the service against bare floors, about two minutes
 	$(BIN)/python -m bench
 
 SECONDS ?= 60
