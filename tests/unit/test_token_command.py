@@ -50,9 +50,12 @@ def test_what_is_issued_is_accepted_and_allows_what_was_asked_for(capsys: pytest
     assert '"jti": "t1"' in told
 
 
-def test_a_token_is_read_from_stdin(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("arguments", [[], ["-"]])
+def test_a_token_is_read_from_stdin(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(token("bob") + "\n"))
-    status, told, _ = run(capsys, "inspect", **ENVIRON)
+    status, told, _ = run(capsys, "inspect", *arguments, **ENVIRON)
     assert (status, "  publishes   nothing" in told) == (0, True)
 
 

@@ -99,12 +99,12 @@ class Access:
                         Fault("/issued_before", f"{shown(value)} is not allowed: it must be from 1970 until now")
                     )
                 return Revocation("issued_before", "", at)
-        for name in given:
+        for name, value in given.items():
             if name not in ("subject", "jti", "issued_before"):
                 raise Invalid(Fault(f"/{escape(name)}", f"{shown(name)} is no field of a revocation"))
-        raise Invalid(
-            Fault("", "it must have one of the fields subject, jti and issued_before, and the first two are texts")
-        )
+            if len(given) == 1:
+                raise Invalid(Fault(f"/{name}", f"{shown(value)} is not allowed: it must be a text, and not empty"))
+        raise Invalid(Fault("", "it must have exactly one of the fields subject, jti and issued_before"))
 
 
 async def _read(request: Request) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Authenticator(Protocol):
 
         Raises:
             Unauthorized: there are none, or they aren't valid.
-            Denied: they came along without having been sent: from another origin's page.
+            Denied: they came along without having been sent: by another origin's page, for all that is known.
             KeysUnavailable, BusUnavailable: that can't be found out now.
         """
 
@@ -89,8 +89,8 @@ class TokenAuthenticator:
 
 
 _FOREIGN_COOKIE = (
-    "the cookie was sent by another origin's page: CORS_ORIGINS says whose pages may; where a proxy serves this one, "
-    "TRUSTED_PROXIES makes its scheme and name count"
+    "the cookie counts only where the browser says that a page of this service, or of CORS_ORIGINS, has made the "
+    "request; where a proxy serves the page, TRUSTED_PROXIES makes its scheme and name count"
 )
 
 

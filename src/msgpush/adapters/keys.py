@@ -333,6 +333,7 @@ def fetched(url: str) -> bytes:
                 if time.monotonic() > until:
                     raise TimeoutError("the answer takes too long")
     except urllib.error.HTTPError as error:
+        error.close()
         raise OSError(f"the answer's status is {error.code}") from None
     except (HTTPException, ValueError) as error:
         raise OSError(f"the answer can't be read: {error!r}") from None

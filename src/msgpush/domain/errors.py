@@ -30,7 +30,8 @@ class Invalid(MsgpushError):
     """The JSON was read, but it isn't a message."""
 
     def __init__(self, *faults: Fault) -> None:
-        super().__init__("; ".join(f"{fault.pointer}: {fault.detail}" for fault in faults))
+        told = (f"{fault.pointer}: {fault.detail}" if fault.pointer else fault.detail for fault in faults)
+        super().__init__("; ".join(told))
         self.faults = faults
 
 

@@ -36,7 +36,8 @@ def token_command(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         settings = Settings.from_environ({**environ, "SERVICE_HOST": "127.0.0.1", "ENABLE_AUTH": ""})
         if asked.action == "issue":
             return _issue(asked, settings)
-        return asyncio.run(_inspect(asked.token or sys.stdin.read().strip(), settings))
+        text = sys.stdin.read().strip() if asked.token == "-" else asked.token
+        return asyncio.run(_inspect(text, settings))
     except SettingsError as error:
         print(f"msgpush: {error}", file=sys.stderr)
         return 2
@@ -64,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Say why a token is accepted or isn't, and what it allows. Exits with 0 or 1.",
     )
     inspect.add_argument(
-        "token", nargs="?", help="the token; without it, it is read from stdin, where no other user sees it"
+        "token", nargs="?", default="-", help="the token; - or none: from stdin, where no other user sees it"
     )
     return parser
 
