@@ -174,7 +174,7 @@ REDIS = Kind(
     _redis_url,
     "redis://host, rediss://host, redis+sentinel://host,host/name or redis+cluster://host,host; see docs/redis.md",
 )
-HTTP_URL = matching(r"https?://[^\s/]\S*", "a URL that begins with https:// or http://")
+HTTP_URL = matching(r"https?://[^\s/?#@]+([/?#]\S*)?", "a URL that begins with https:// or http://, and names no user")
 TOKEN = matching(r"[A-Za-z0-9._~+/=-]+", "text of A-Za-z0-9._~+/=-")
 SECRET = Kind(_secret, "at least 32 bytes long, and no PEM key")
 PUBLIC_KEY = Kind(_public_key, "a public key in PEM: RSA of 2048 bits or more, EC on P-256, or Ed25519")
