@@ -14,6 +14,7 @@ from msgpush.adapters.redis_link import HASH_TAG, RedisTarget
 from msgpush.domain.connection import Connection, Subscription
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.ports import Bus, Stored
+from msgpush.domain.position import ZERO
 from msgpush.domain.service import Push
 from tests.contracts.bus import BusContract, Read, read, store
 from tests.support.fakes import FakeClock, FakeSink, PlainView, make
@@ -301,6 +302,24 @@ async def test_a_log_that_is_emptied_under_open_connections_begins_anew_and_is_t
         await become(lambda: sink.ids == ["m1", "m2"])
         assert [gap.reason for gap in sink.gaps] == ["reset"]
         assert push.alive
+
+
+async def test_a_log_that_was_emptied_and_begun_by_a_new_instance_gets_one_more_epoch_and_no_war(
+    server: RedisServer,
+) -> None:
+    async with opened(server) as old, Push(old) as push:
+        await store(old, make("m1", "a"))
+        await become(lambda: push.hub.head > ZERO)
+        known = old.epoch
+        with server.client() as client:
+            client.flushall()
+            async with opened(server) as new, Push(new):
+                await become(lambda: old.epoch == new.epoch != known)
+                for number in range(10):
+                    await store(old, make(f"o{number}", "a"))
+                    await store(new, make(f"n{number}", "a"))
+                assert client.hget(f"{HASH_TAG}:head", "number") == b"2"
+                assert old.epoch == new.epoch
 
 
 async def test_an_entry_that_someone_else_has_written_does_not_end_delivery(server: RedisServer) -> None:

@@ -29,6 +29,7 @@ from msgpush.adapters.redis_log import (
     new_tag,
     payload,
     position_of,
+    read_link,
 )
 from msgpush.domain.errors import BusUnavailable, Conflict
 from msgpush.domain.history import Page, Reason
@@ -506,7 +507,9 @@ class RedisBus:
         if found:
             return mark.names(Mark(mark.position, found[0][1][3][:TAG]))
         if oldest:
-            return mark.position < position_of(oldest[0][0])
+            # What stands before the oldest was trimmed only where that follows it: else it was never in this log.
+            before = read_link(oldest[0][1][1])
+            return mark.names(before) or mark.position < before.position
         return bool(state.epoch)  # all of it trimmed; or all of it gone, head and all
 
 

@@ -89,7 +89,7 @@ class Decoder:
         for id, (_, before, _, stored) in items:
             if before != link:
                 # Only the first one, unless someone else writes to the log.
-                prev, tag = linked = _read_link(before)
+                prev, tag = linked = read_link(before)
                 first = first or linked
             position = position_of(id)
             mine = stored[:TAG]
@@ -127,7 +127,8 @@ class Decoder:
         return header
 
 
-def _read_link(text: bytes) -> Mark:
+def read_link(text: bytes) -> Mark:
+    """The entry that a link names."""
     return Mark(position_of(text[: -TAG - 1]), text[-TAG:])
 
 
