@@ -93,6 +93,19 @@ class CredentialsContract:
             assert await first.ticket(f"d{MOST + 2}") is not None
             assert await first.ticket("other") is not None
 
+    async def test_a_new_ticket_is_good_however_many_used_ones_its_subject_has(self) -> None:
+        async with self.open() as opened:
+            first, end = opened.instances[0], opened.now() + 1_000
+            for start in range(0, MOST, 500):
+                digests = [f"d{number:05}" for number in range(start, start + 500)]
+                made = Ticket("bob", ("a",), end, None, None)
+                await asyncio.gather(*(first.add_ticket(digest, made, 60) for digest in digests))
+                assert all(await asyncio.gather(*(claim(first, digest, "c", "", end) for digest in digests)))
+            for digest in ("new", "newer"):
+                await first.add_ticket(digest, Ticket("bob", ("a",), end, None, None), 60)
+            for digest in ("new", "newer", f"d{MOST - 1:05}"):
+                assert await opened.instances[-1].ticket(digest) is not None, digest
+
     async def test_tickets_do_not_touch_one_another(self) -> None:
         async with self.open() as opened:
             first = opened.instances[0]

@@ -120,6 +120,21 @@ def test_revocations_outlive_a_log_that_has_lost_its_end(redis: RedisServer) -> 
             assert stream.rest()[-1].data == '{"reason":"revoked","reconnect":false}'
 
 
+def test_whoever_fills_redis_can_be_stopped(redis: RedisServer, pair: list[ServiceProcess]) -> None:
+    headers = bearer(token("flood", publish=["*"]))
+    message = {"type": "info", "service": "flood"}
+    with redis.client() as client, listen(pair[1], "flood") as stream:
+        client.config_set("maxmemory", "1")
+        try:
+            assert post(pair[0], "messages/send", message, headers).status == 503
+            assert post(pair[0], "revocations", {"subject": "flood"}).status == 201
+            assert stream.rest()[-1].data == '{"reason":"revoked","reconnect":false}'
+        finally:
+            client.config_set("maxmemory", "0")
+        for service in pair:
+            assert post(service, "messages/send", message, headers).status == 401
+
+
 def test_a_ticket_of_one_instance_opens_a_stream_at_another_which_ends_the_first(pair: list[ServiceProcess]) -> None:
     one, other = pair
     made = post(one, "tickets", {"channels": ["user:bob"]}, bearer(token("bob")))

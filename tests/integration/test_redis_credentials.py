@@ -13,6 +13,7 @@ from msgpush.domain.credentials import Revocation, Ticket, digest_of, new_ticket
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.ports import Limiter
 from tests.contracts import credentials, limiter
+from tests.contracts.credentials import LIFETIME
 from tests.support.redis_servers import RedisServer
 
 INSTANCES = 3
@@ -58,10 +59,11 @@ class TestRedisCredentials(credentials.CredentialsContract):
             made = Ticket("bob", ("a",), opened.now() + 100, None, None)
             await opened.instances[0].add_ticket(digest_of(ticket), made, 60)
             with self.server.client() as client:
-                key, own = sorted(client.keys("*"))
-                assert 59_000 < client.pttl(key) <= 60_000
-                assert 59_000 < client.pttl(own) <= 60_000
-                for text in (key, own, *client.hvals(key), *client.zrange(own, 0, -1)):
+                made, key, own = sorted(client.keys("*"))
+                for each in (made, key, own):
+                    assert 59_000 < client.pttl(each) <= 60_000
+                sets = [member for each in (made, own) for member in client.zrange(each, 0, -1)]
+                for text in (made, key, own, *client.hvals(key), *sets):
                     assert ticket.encode() not in text
                     assert ticket.removeprefix("ticket_").encode() not in text
 
@@ -71,6 +73,29 @@ class TestRedisCredentials(credentials.CredentialsContract):
             with self.server.client() as client:
                 client.zadd("{msgpush}:revoked", {"planet:mars": 1, b"\xff": 2})
             assert [each.value for each in await opened.instances[0].revocations()] == ["t1"]
+
+    async def test_revocations_have_an_end_in_redis_and_a_clock_that_is_ahead_takes_none_away(self) -> None:
+        async with self.open() as opened:
+            made = [Revocation("jti", "t1", opened.now()), Revocation("jti", "t2", opened.now() + 10 * LIFETIME)]
+            for each in made:
+                await opened.instances[0].revoke(each)
+            assert {each.value for each in await opened.instances[0].revocations()} == {"t1", "t2"}
+            with self.server.client() as client:
+                assert 11 * LIFETIME - 5 < client.pttl("{msgpush}:revoked") / 1000 <= 11 * LIFETIME + 1
+
+    async def test_a_full_redis_takes_revocations(self) -> None:
+        async with self.open() as opened:
+            with self.server.client() as client:
+                client.config_set("maxmemory", "1")
+                try:
+                    made = Ticket("bob", ("a",), opened.now() + 100, None, None)
+                    with pytest.raises(BusUnavailable):
+                        await opened.instances[0].add_ticket("d", made, 60)
+                    for number in range(2):
+                        await opened.instances[0].revoke(Revocation("jti", f"t{number}", opened.now()))
+                finally:
+                    client.config_set("maxmemory", "0")
+            assert {each.value for each in await opened.instances[0].revocations()} == {"t0", "t1"}
 
     async def test_a_redis_that_is_away_is_told_and_comes_back(self) -> None:
         async with self.open() as opened:

@@ -11,8 +11,8 @@ from msgpush.adapters.memory_bus import MemoryBus
 from msgpush.adapters.memory_credentials import MemoryCredentials
 from msgpush.adapters.streams import limited_address
 from msgpush.domain.connection import NOW, Connection, Subscription
-from msgpush.domain.control import Close, Command, Commands
-from msgpush.domain.credentials import Revocation, Revocations
+from msgpush.domain.control import Close, Command, Commands, Restored
+from msgpush.domain.credentials import Revocation, Revocations, Ticket
 from msgpush.domain.errors import BusUnavailable, Overloaded, Unauthorized
 from msgpush.domain.grant import EVERYTHING, Grant
 from msgpush.domain.history import Gap
@@ -232,6 +232,91 @@ async def test_what_the_store_has_lost_is_kept_again_by_those_who_know_it(servic
     service.push.hub.cut("2abcdefgh", service.push.hub.head)
     await until(lambda: list(lost._revoked))
     assert await lost.revocations() == [Revocation("subject", "bob", now)]
+
+
+async def test_what_the_store_has_fallen_behind_with_is_kept_again(service: Service) -> None:
+    now = service.clock.now()
+    await service.push.permissions.revoke(Revocation("subject", "bob", now))
+    service.push.permissions._credentials = behind = MemoryCredentials(lifetime=HOUR, clock=service.clock.now)
+    await behind.revoke(Revocation("subject", "bob", now - 10))
+    service.push.hub.cut("2abcdefgh", service.push.hub.head)
+    await until(lambda: list(behind._revoked) == [Revocation("subject", "bob", now)])
+
+
+async def test_an_instance_that_has_begun_before_the_store_was_whole_again_reads_it_again() -> None:
+    old, new = Service(), Service()
+    new.push = Push(old.push.bus, clock=old.clock.now, monotonic=old.clock.monotonic, credentials=old.credentials)
+    async with old.push:
+        await old.push.permissions.revoke(Revocation("subject", "bob", old.clock.now()))
+        store = old.credentials
+        for push in (old.push, new.push):
+            push.permissions._credentials = empty = MemoryCredentials(lifetime=HOUR, clock=old.clock.now)
+        old.push.permissions._credentials = empty
+        assert await store.revocations()
+        async with new.push:
+            new.push.permissions.check(old.grant())  # nobody could know
+            old.push.hub.cut(old.push.hub.epoch, old.push.hub.head)
+            await until(lambda: new.push.permissions.revoked(old.grant()))
+
+
+async def test_what_could_not_be_told_is_told_later(service: Service) -> None:
+    await service.push.permissions.revoke(Revocation("subject", "bob", service.clock.now()))
+    service.push.permissions._credentials = MemoryCredentials(lifetime=HOUR, clock=service.clock.now)
+    told: list[Command] = []
+
+    async def command(given: Command) -> None:
+        told.append(given)
+        if len(told) == 1:
+            raise BusUnavailable("gone", 0.01)
+
+    service.push.permissions._command = command
+    service.push.hub.cut("2abcdefgh", service.push.hub.head)
+    await until(lambda: told == [Restored(), Restored()])
+
+
+async def test_a_revocation_that_cannot_be_kept_holds_where_it_was_made(service: Service) -> None:
+    sink = service.open(service.grant())
+
+    async def full(*_: Revocation) -> None:
+        raise BusUnavailable("full")
+
+    service.credentials.revoke = full  # type: ignore[method-assign]
+    with pytest.raises(BusUnavailable):
+        await service.push.permissions.revoke(Revocation("subject", "bob", service.clock.now()))
+    assert sink.lines[-1].startswith("close revoked False")
+    with pytest.raises(Unauthorized):
+        service.push.permissions.check(service.grant())
+
+
+async def test_a_stream_whose_ticket_has_gone_to_another_ends_though_the_command_was_missed(service: Service) -> None:
+    await service.credentials.add_ticket("d", Ticket("bob", ("a",), service.clock.now() + 600, None, None), 60)
+    grant = service.grant(ticket="d")
+    await service.push.permissions.claim(grant, "c1")
+    sink, other = service.open(grant, id="c1"), service.open(service.grant(), id="c2")
+    service.push.hub.cut("2abcdefgh", service.push.hub.head)
+    await until(lambda: len(sink.gaps) == 1)
+    # At another instance, whose command went down with the log's end.
+    until_ = service.clock.now() + 600
+    assert await service.credentials.claim("d", "bob", connection="c9", before="c1", until=until_)
+    service.push.hub.cut("3abcdefgh", service.push.hub.head)
+    await until(lambda: sink.ended)
+    assert sink.lines[-1].startswith("close disconnected False")
+    assert not other.ended
+
+
+async def test_many_who_open_a_stream_with_one_ticket_at_once_make_one_command_each(service: Service) -> None:
+    await service.credentials.add_ticket("d", Ticket("bob", ("a",), service.clock.now() + 600, None, None), 60)
+    told: list[Command] = []
+
+    async def command(given: Command) -> None:
+        told.append(given)
+        await asyncio.sleep(0)
+
+    service.push.permissions._command = command
+    grant = service.grant(ticket="d")
+    await asyncio.gather(*(service.push.permissions.claim(grant, f"c{number}") for number in range(100)))
+    assert told == [Close(f"c{number}", False) for number in range(99)]
+    assert not service.push.permissions._claiming, "nothing stays of it"
 
 
 async def test_thousands_of_streams_are_ended_some_at_a_time(service: Service) -> None:

@@ -20,7 +20,7 @@ from msgpush.domain.message import check_utf8, format_ms, normal_timestamp
 from msgpush.domain.permissions import Permissions
 from msgpush.domain.ports import Limiter
 
-MAX_BYTES = 64 * 1024
+MAX_BYTES = 16 * 1024
 NO_STORE = {"Cache-Control": "no-store"}
 
 log = logging.getLogger("msgpush.auth")
@@ -69,6 +69,7 @@ class Access:
     async def ticket(self, request: Request) -> Response:
         grant = await self._auth.authenticate(request.scope)
         channels = _channels(await _read(request))
+        self._permissions.check(grant)  # a body may take long
         grant.check_listen(channels)
         allowance = await self._limiter.take(grant.subject or "", 1)
         if not allowance.granted:
@@ -80,6 +81,7 @@ class Access:
         grant = await self._auth.authenticate(request.scope)
         grant.check_admin()
         revocation = self._revocation(await _read(request))
+        self._permissions.check(grant)
         await self._permissions.revoke(revocation)
         what = {revocation.kind: revocation.value or _moment(revocation.at)}
         log.info("tokens are revoked: %s, by %r", what, grant.subject)

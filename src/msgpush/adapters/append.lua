@@ -6,7 +6,7 @@
 -- then for each distinct id that a publisher chose what was accepted under it (a string)
 --
 -- ARGV[1]  MessagePack: {epoch, tag, known ms, known seq, known tag, log length, history length, now or 0,
---          whether replicas are waited for, messages},
+--          whether replicas are waited for, whether it has to be written even if Redis is full, messages},
 --          each message {ttl in ms, number of its id or 0, digest, timestamp, {numbers of its channels}}
 -- then each message as it is stored
 --
@@ -19,7 +19,7 @@ local REMEMBERED = 600000
 local UNKNOWN = '--------'
 
 local call, format, sub = redis.call, string.format, string.sub
-local epoch, tag, known_ms, known_seq, known_tag, log_length, history_length, now, waits, messages =
+local epoch, tag, known_ms, known_seq, known_tag, log_length, history_length, now, waits, urgent, messages =
   unpack(cmsgpack.unpack(ARGV[1]))
 
 -- As text, once: Redis writes each number that it is called with anew, and slowly.
@@ -61,6 +61,9 @@ local offset = 2 + 2 * channels
 if #KEYS > offset then
   ids = call('MGET', unpack(KEYS, offset + 1, #KEYS))
 end
+
+-- A full Redis refuses what takes room, unless the script has written something that takes none.
+if urgent then call('PERSIST', KEYS[1]) end
 
 local answer = {'ok', ms, first, call('XLEN', log)}
 for i = 1, #messages do

@@ -62,8 +62,9 @@ class MemoryCredentials:
             self._keep(digest, kept)
         return True
 
-    async def revoke(self, revocation: Revocation) -> None:
-        self._revoked.add(revocation, self._clock())
+    async def revoke(self, *revocations: Revocation) -> None:
+        for revocation in revocations:
+            self._revoked.add(revocation, self._clock())
 
     async def revocations(self) -> list[Revocation]:
         return list(self._revoked)

@@ -31,6 +31,7 @@ from msgpush.adapters.redis_log import (
     position_of,
     read_link,
 )
+from msgpush.domain.control import CHANNEL
 from msgpush.domain.errors import BusUnavailable, Conflict
 from msgpush.domain.history import Page, Reason
 from msgpush.domain.message import Draft, Entry
@@ -254,7 +255,9 @@ class RedisBus:
         now = self._now_ms()
         # All of it text: Redis's MessagePack knows no binary.
         head = (self.epoch, tag.decode(), known.position.ms, known.position.seq, known.tag.decode())
-        plan = (*head, *lengths, now, self._wait_replicas > 0, messages)
+        # Commands, without which a full Redis would keep whoever fills it from being stopped.
+        urgent = any(draft.channels == (CHANNEL,) for draft in group)
+        plan = (*head, *lengths, now, self._wait_replicas > 0, urgent, messages)
         return keys, [_pack(plan), *(payload(tag, draft) for draft in group)]
 
     def _now_ms(self) -> int:

@@ -15,22 +15,34 @@ REVOKED: Final = f"{HASH_TAG}:revoked"
 
 log = logging.getLogger("msgpush.auth")
 
-# Answers the tickets of its subject that are too many, which are to be deleted.
+REVOKED_AT_ONCE = 2_000
+
+# A subject's tickets stand in two sorted sets: by their end, and in the order in which they were made.
+# Answers those that are too many, which are to be deleted.
 ADD = """\
 local digest, ticket, left, most = unpack(ARGV)
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 redis.call('HSET', KEYS[1], 'ticket', ticket)
 redis.call('PEXPIRE', KEYS[1], left)
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+for _, ended in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now)) do
+  redis.call('ZREM', KEYS[2], ended)
+  redis.call('ZREM', KEYS[3], ended)
+end
 redis.call('ZADD', KEYS[2], now + left, digest)
-redis.call('PEXPIRE', KEYS[2], left, 'NX')
-redis.call('PEXPIRE', KEYS[2], left, 'GT')
-local surplus = redis.call('ZCARD', KEYS[2]) - tonumber(most)
+redis.call('ZADD', KEYS[3], now, digest)
+for i = 2, 3 do
+  redis.call('PEXPIRE', KEYS[i], left, 'NX')
+  redis.call('PEXPIRE', KEYS[i], left, 'GT')
+end
+local surplus = redis.call('ZCARD', KEYS[3]) - tonumber(most)
 local dropped = {}
 if surplus > 0 then
-  local popped = redis.call('ZPOPMIN', KEYS[2], surplus)
-  for i = 1, #popped, 2 do dropped[#dropped + 1] = popped[i] end
+  local popped = redis.call('ZPOPMIN', KEYS[3], surplus)
+  for i = 1, #popped, 2 do
+    redis.call('ZREM', KEYS[2], popped[i])
+    dropped[#dropped + 1] = popped[i]
+  end
 end
 return dropped
 """
@@ -42,9 +54,21 @@ if (redis.call('HGET', KEYS[1], 'connection') or '') ~= before then return 0 end
 redis.call('HSET', KEYS[1], 'connection', connection)
 redis.call('PEXPIREAT', KEYS[1], till)
 redis.call('ZADD', KEYS[2], till, digest)
-redis.call('PEXPIREAT', KEYS[2], till, 'NX')
-redis.call('PEXPIREAT', KEYS[2], till, 'GT')
+for i = 2, 3 do
+  redis.call('PEXPIREAT', KEYS[i], till, 'NX')
+  redis.call('PEXPIREAT', KEYS[i], till, 'GT')
+end
 return 1
+"""
+# What has had its time goes first: once a script has removed something, a full Redis lets it write.
+REVOKE = """\
+local lifetime = tonumber(ARGV[1])
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - lifetime)
+for i = 2, #ARGV, 2 do redis.call('ZADD', KEYS[1], 'GT', ARGV[i], ARGV[i + 1]) end
+local newest = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+redis.call('PEXPIREAT', KEYS[1], string.format('%.0f', newest[2] + lifetime))
 """
 
 _encode = msgspec.json.Encoder().encode
@@ -63,7 +87,7 @@ class RedisCredentials:
         self._finder = Link(target, "msgpush-tickets")
         self._link = Link(target, "msgpush-credentials")
         self._lifetime = lifetime
-        self._add, self._claim = Script(ADD), Script(CLAIM)
+        self._add, self._claim, self._revoke = Script(ADD), Script(CLAIM), Script(REVOKE)
         self._find = Grouped(self._found)
 
     async def __aenter__(self) -> Self:
@@ -75,7 +99,7 @@ class RedisCredentials:
 
     async def add_ticket(self, digest: str, ticket: Ticket, seconds: float) -> None:
         args: list[str | bytes | int] = [digest, _encode(ticket), max(1, int(seconds * 1000)), MOST]
-        dropped = await self._run(self._add, digest, ticket.subject, args)
+        dropped = await self._run(self._add, _keys(digest, ticket.subject), args)
         if dropped:
             await self._call(("DEL", *(_key(each.decode()) for each in dropped)))
 
@@ -89,15 +113,15 @@ class RedisCredentials:
 
     async def claim(self, digest: str, subject: str | None, *, connection: str, before: str, until: float) -> bool:
         args: list[str | bytes | int] = [digest, connection, before, int(until * 1000)]
-        return bool(await self._run(self._claim, digest, subject, args))
+        return bool(await self._run(self._claim, _keys(digest, subject), args))
 
-    async def revoke(self, revocation: Revocation) -> None:
-        # Rounded up: what was issued at that very moment is refused, too.
-        at = ceil(revocation.at * 1000)
-        await self._call(
-            ("ZADD", REVOKED, "GT", at, f"{revocation.kind}:{revocation.value}"),
-            ("ZREMRANGEBYSCORE", REVOKED, "-inf", int(at - self._lifetime * 1000)),
-        )
+    async def revoke(self, *revocations: Revocation) -> None:
+        for start in range(0, len(revocations), REVOKED_AT_ONCE):
+            args: list[str | bytes | int] = [int(self._lifetime * 1000)]
+            for each in revocations[start : start + REVOKED_AT_ONCE]:
+                # Rounded up: what was issued at that very moment is refused, too.
+                args += (ceil(each.at * 1000), f"{each.kind}:{each.value}")
+            await self._run(self._revoke, [REVOKED], args)
 
     async def revocations(self) -> list[Revocation]:
         (found,) = await self._call(("ZRANGE", REVOKED, 0, -1, "WITHSCORES"))
@@ -108,10 +132,9 @@ class RedisCredentials:
     async def _found(self, digests: Sequence[str]) -> list[bytes | None]:
         return await self._finder.calls([("HGET", _key(digest), "ticket") for digest in digests])
 
-    async def _run(self, script: Script, digest: str, subject: str | None, args: Sequence[str | bytes | int]) -> Any:
-        own = f"{HASH_TAG}:tickets:{subject or ''}".encode(errors="surrogatepass")
+    async def _run(self, script: Script, keys: Sequence[str | bytes], args: Sequence[str | bytes | int]) -> Any:
         try:
-            (answer,) = await self._link.script(script, [_key(digest), own], args)
+            (answer,) = await self._link.script(script, keys, args)
         except NotNow as error:
             raise BusUnavailable(str(error)) from error
         return answer
@@ -125,6 +148,11 @@ class RedisCredentials:
 
 def _key(digest: str) -> str:
     return f"{HASH_TAG}:ticket:{digest}"
+
+
+def _keys(digest: str, subject: str | None) -> list[str | bytes]:
+    own = (f"{HASH_TAG}:{name}:{subject or ''}".encode(errors="surrogatepass") for name in ("tickets", "made"))
+    return [_key(digest), *own]
 
 
 def _revocation(member: str, at: float) -> Revocation | None:

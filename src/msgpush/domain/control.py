@@ -26,7 +26,11 @@ class Close(Struct, frozen=True, tag="close"):
     reconnect: bool
 
 
-Command = Close | Revocation
+class Restored(Struct, frozen=True, tag="restored"):
+    """The store of credentials has been given back what it had lost: read it again."""
+
+
+Command = Close | Revocation | Restored
 
 log = logging.getLogger("msgpush.delivery")
 

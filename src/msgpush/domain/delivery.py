@@ -10,7 +10,8 @@ from contextlib import aclosing
 from typing import Self
 
 from msgpush.domain.connection import NOW, Connection, Subscription
-from msgpush.domain.control import CHANNEL, Command, Commands
+from msgpush.domain.control import CHANNEL, Close, Command, Commands, Restored
+from msgpush.domain.credentials import Revocation
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.hub import CATCH_UP_CHUNK, Advance, Hub
 from msgpush.domain.message import Draft
@@ -32,8 +33,8 @@ class Delivery:
     """Keeps a hub at the end of a bus's log while it is open.
 
     Args:
-        prepare: what has to be known before anything is served, and again where commands may have been missed; it
-            raises BusUnavailable where that can't be found out now.
+        prepare: finds out what has to be known before anything is served, and again where that may have changed; it
+            is told whether commands may have been missed, and raises BusUnavailable where it can't be done now.
         obey: carries out a command to all instances.
     """
 
@@ -43,12 +44,13 @@ class Delivery:
         hub: Hub,
         *,
         monotonic: Callable[[], float],
-        prepare: Callable[[], Awaitable[None]],
-        obey: Callable[[Command], None],
+        prepare: Callable[[bool], Awaitable[None]],
+        obey: Callable[[Close | Revocation], None],
     ) -> None:
         self._bus, self._hub, self._monotonic = bus, hub, monotonic
         self._prepare, self._obey = prepare, obey
-        self._missed = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._missed = False
         self._work = asyncio.Event()
         self._moved = asyncio.Event()
         # However many readers catch up, one of them makes one step in a turn of the loop.
@@ -138,26 +140,29 @@ class Delivery:
     async def _begin(self) -> None:
         # In this order: what is commanded after `end` is read from the log.
         end = await self._bus.end()
-        await self._prepare()
+        await self._prepare(False)
         self._hub.begin(self._bus.epoch, end)
         commands = Commands(self._command)
         connection = Connection("control", commands, listed=False)
         self._hub.attach(connection, Subscription(frozenset({CHANNEL}), commands), NOW, lambda _: b"")
 
     def _command(self, command: Command | None) -> None:
-        if command is None:
-            self._missed.set()
+        if command is None or isinstance(command, Restored):
+            self._missed |= command is None
+            self._changed.set()
         else:
             self._obey(command)
 
     async def _make_up(self) -> None:
         while True:
-            await self._missed.wait()
-            self._missed.clear()
+            await self._changed.wait()
+            self._changed.clear()
+            missed, self._missed = self._missed, False
             try:
-                await self._prepare()
+                await self._prepare(missed)
             except BusUnavailable as error:
-                self._missed.set()
+                self._missed |= missed
+                self._changed.set()
                 await asyncio.sleep(error.retry_after)
 
     async def _tail(self) -> None:

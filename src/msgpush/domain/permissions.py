@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from math import inf
+from weakref import WeakValueDictionary
 
-from msgpush.domain.control import Close, Command
+from msgpush.domain.control import Close, Command, Restored
 from msgpush.domain.credentials import UNUSED, Revocation, Revocations, Ticket, digest_of, new_ticket
 from msgpush.domain.errors import BusUnavailable, Unauthorized
 from msgpush.domain.grant import Grant
@@ -43,23 +44,51 @@ class Permissions:
         # As long as a token may be accepted that was issued before: its own end and its issuer's clock have grace.
         self.revocations = Revocations(lifetime + 2 * leeway)
         self._loaded = False
+        self._untold = False
+        self._claiming: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def load(self) -> None:
-        """Find out what stands: before anything is served, and where word of a revocation may have been missed.
+    async def load(self, missed: bool = False) -> None:
+        """Find out what stands.
+
+        Args:
+            missed: whether commands may have been missed here, since the log has lost some. Then the store may have
+                lost as much: what is known here is put back.
 
         Raises:
-            BusUnavailable: that can't be found out now.
+            BusUnavailable: that can't be done now.
         """
         if self._credentials is not None:
             kept = await self._credentials.revocations()
             for revocation in kept:
                 self.revocations.add(revocation, self._clock())
             self._close_revoked()
-            # The store may have lost what it had: no instance that begins later may accept what this one refuses.
-            known = {(each.kind, each.value) for each in kept}
-            for revocation in [each for each in self.revocations if (each.kind, each.value) not in known]:
-                await self._credentials.revoke(revocation)
+            if missed:
+                await self._restore(kept)
+                await self._close_replaced()
         self._loaded = True
+
+    async def _restore(self, kept: Iterable[Revocation]) -> None:
+        """See to it that no instance accepts what this one refuses."""
+        assert self._credentials is not None
+        known = {(each.kind, each.value): each.at for each in kept}
+        lost = [each for each in self.revocations if known.get((each.kind, each.value), -inf) < each.at]
+        if lost:
+            self._untold = True
+            await self._credentials.revoke(*lost)
+        if self._untold:
+            # An instance that has begun meanwhile hasn't found them.
+            await self._command(Restored())
+            self._untold = False
+
+    async def _close_replaced(self) -> None:
+        """End the streams whose tickets others have used since."""
+        assert self._credentials is not None
+        for connection in list(self._hub.connections.values()):
+            if connection.grant.ticket is None:
+                continue
+            holder = await self._credentials.holder(connection.grant.ticket)
+            if holder not in (None, connection.id) and connection.id in self._hub.connections:
+                self._hub.close(connection, "disconnected", reconnect=False)
 
     # Grants
 
@@ -90,13 +119,12 @@ class Permissions:
         """Refuse tokens from now on, and end the connections that were opened with them, at all instances.
 
         Raises:
-            BusUnavailable: it may not be known everywhere; revoke it again.
+            BusUnavailable: it holds here, and may not be known everywhere; revoke it again.
         """
+        self.end(revocation)
         # Kept before it is told: whoever begins in between knows it.
         if self._credentials is not None:
             await self._credentials.revoke(revocation)
-        # Here it holds from now on, not only once it has come by.
-        self.end(revocation)
         await self._command(revocation)
 
     def end(self, revocation: Revocation) -> None:
@@ -152,16 +180,19 @@ class Permissions:
         """
         if self._credentials is None or grant.ticket is None:
             return
+        # One after another: those who try in vain would fill the log with commands.
+        async with self._claiming.setdefault(grant.ticket, asyncio.Lock()):
+            await self._claim(self._credentials, grant.ticket, grant, connection)
+
+    async def _claim(self, credentials: Credentials, ticket: str, grant: Grant, connection: str) -> None:
         until = self.end_of(grant)
         for _ in range(CLAIMS):
-            before = await self._credentials.holder(grant.ticket)
+            before = await credentials.holder(ticket)
             if before is None:
                 raise Unauthorized(NO_TICKET)
             # Ended first: should that fail, nothing has changed.
             if before:
                 await self._command(Close(before, False))
-            if await self._credentials.claim(
-                grant.ticket, grant.subject, connection=connection, before=before, until=until
-            ):
+            if await credentials.claim(ticket, grant.subject, connection=connection, before=before, until=until):
                 return
         raise BusUnavailable("others use the same ticket all the time")

@@ -208,8 +208,8 @@ class Credentials(Protocol):
             before: the holder that is known; False, and nothing done, where that is another by now.
         """
 
-    async def revoke(self, revocation: Revocation) -> None:
-        """Let a revocation stand, for all that begin later."""
+    async def revoke(self, *revocations: Revocation) -> None:
+        """Let revocations stand, for all that begin later: even where there is no room for anything else."""
 
     async def revocations(self) -> list[Revocation]:
         """All that stand, and perhaps some that need to no longer."""

@@ -9,7 +9,7 @@ from msgspec import Raw, Struct
 
 from msgpush.domain.channel import BROADCAST, is_channel
 from msgpush.domain.connection import NOW, Connection, Start, Subscription
-from msgpush.domain.control import Command, control
+from msgpush.domain.control import Close, Command, control
 from msgpush.domain.credentials import Revocation
 from msgpush.domain.delivery import Delivery
 from msgpush.domain.errors import BusUnavailable, Conflict, Malformed, MsgpushError, Overloaded
@@ -159,7 +159,7 @@ class Push:
         if isinstance(result, MsgpushError):
             raise result
 
-    def _obey(self, command: Command) -> None:
+    def _obey(self, command: Close | Revocation) -> None:
         if isinstance(command, Revocation):
             self.permissions.end(command)
         elif (connection := self.hub.connections.get(command.id)) is not None:

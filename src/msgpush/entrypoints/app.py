@@ -42,6 +42,8 @@ from msgpush.domain.ports import Bus, Credentials, Limiter, Roster
 from msgpush.domain.service import Push
 from msgpush.entrypoints.settings import Settings
 
+HOUR = 3_600  # seconds
+
 # Of one subject, at one instance: enough for a service that asks for all of its users, and no way to fill the memory.
 TICKETS_PER_SECOND = 200
 TICKETS_AT_ONCE = 2_000
@@ -59,13 +61,13 @@ def create_app(settings: Settings) -> Starlette:
     roster: Roster
     credentials: Credentials
     limiter: Limiter | None = None
-    lifetime, rate = settings.max_token_lifetime, settings.publish_rate
+    rate = settings.publish_rate
     # No other process has this name, nor has this one had it before it was started anew.
     node = f"{socket.gethostname()}-{secrets.token_hex(3)}"
     target = settings.redis
     if target is None:
         bus = MemoryBus(history_length=settings.history_length, size=settings.memory_bus_bytes)
-        credentials = MemoryCredentials(lifetime=lifetime)
+        credentials = MemoryCredentials(lifetime=_revocation_lifetime(settings))
         push = _push(settings, bus, credentials)
         roster = MemoryRoster(push.hub, node)
         resources = [push]
@@ -73,7 +75,7 @@ def create_app(settings: Settings) -> Starlette:
             limiter = MemoryLimiter(rate)
     else:
         bus = _redis_bus(settings, target)
-        credentials = RedisCredentials(target, lifetime=lifetime)
+        credentials = RedisCredentials(target, lifetime=_revocation_lifetime(settings))
         push = _push(settings, bus, credentials)
         roster = RedisRoster(target, push.hub, push.command, node=node)
         resources = [bus, credentials, push, roster]
@@ -157,6 +159,11 @@ def _redis_bus(settings: Settings, target: RedisTarget) -> RedisBus:
         history_length=settings.history_length,
         wait_replicas=settings.redis_wait_replicas,
     )
+
+
+def _revocation_lifetime(settings: Settings) -> float:
+    # No shorter than at the instances, whose clocks may differ, or they would put back what has had its time.
+    return settings.max_token_lifetime + 2 * settings.jwt_leeway + HOUR
 
 
 def _push(settings: Settings, bus: Bus, credentials: Credentials) -> Push:
