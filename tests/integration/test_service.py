@@ -178,6 +178,7 @@ def test_a_chunked_body_without_an_end_is_refused_when_it_is_too_large(service: 
         (b"GET /health HTTP/1.1\r\n\r\n", 400),
         (b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
         (b"this is not HTTP\r\n\r\n", 400),
+        (b"GET /api%2Fv1/connections HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
         (b"GET /health HTTP/1.1\r\nHost: localhost\r\nX\x00: y\r\n\r\n", 400),
         (b"CONNECT localhost:1 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
         (

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from msgpush.adapters.memory_credentials import MemoryCredentials
 from msgpush.adapters.memory_limiter import MemoryLimiter
-from msgpush.domain.credentials import Ticket
+from msgpush.domain.credentials import MOST, Ticket
 from msgpush.domain.ports import Limiter
 from tests.contracts import credentials, limiter
 from tests.support.fakes import FakeClock
@@ -35,6 +35,18 @@ class TestMemoryCredentials(credentials.CredentialsContract):
         clock.advance(540)
         assert await kept.ticket("d0") is None
         assert len(kept) == 0
+
+    async def test_tickets_that_had_to_go_leave_nothing_behind(self) -> None:
+        clock = FakeClock()
+        kept = MemoryCredentials(lifetime=credentials.LIFETIME, clock=clock.now)
+        for number in range(2 * MOST):
+            await kept.add_ticket(f"d{number}", Ticket("bob", ("a",), clock.now() + 600, None, None), 60)
+            assert await credentials.claim(kept, f"d{number}", "c", "", clock.now() + 600)
+        assert len(kept) == MOST
+        assert len(kept._by_end) <= 1_000 + 2 * MOST
+        clock.advance(600)
+        assert await kept.ticket(f"d{2 * MOST - 1}") is None
+        assert len(kept) == len(kept._by_end) == 0
 
 
 class TestMemoryLimiter(limiter.LimiterContract):

@@ -59,6 +59,18 @@ def test_a_token_is_read_from_stdin(
     assert (status, "  publishes   nothing" in told) == (0, True)
 
 
+def test_what_a_token_says_does_not_speak_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    status, told, _ = run(capsys, "inspect", token("e\x1b[31mvil"), **ENVIRON)
+    assert status == 0
+    assert "\x1b" not in told
+    assert r"  subject     'e\x1b[31mvil'" in told
+
+
+def test_a_token_within_its_leeway_is_said_to_be_that(capsys: pytest.CaptureFixture[str]) -> None:
+    status, told, _ = run(capsys, "inspect", token("bob", lifetime=-5), **ENVIRON)
+    assert (status, "and now for as long as JWT_LEEWAY says" in told) == (0, True)
+
+
 REFUSED = [
     ("x", "the token is no signed JSON Web Token"),
     (token("bob", OTHER_SECRET), "the token's signature is wrong: it was made with another key, or changed"),

@@ -72,6 +72,9 @@ class MemoryCredentials:
     def _keep(self, digest: str, kept: _Kept) -> None:
         self._tickets[digest] = kept
         heappush(self._by_end, (kept.until, digest))
+        if len(self._by_end) > 1_000 + 2 * len(self._tickets):
+            # Most of it is of tickets that are there no longer, or that end at another time by now.
+            self._by_end = sorted((kept.until, digest) for digest, kept in self._tickets.items())
 
     def _forget(self) -> None:
         now = self._clock()

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
+from math import ceil
 
 from msgspec import Struct
 from starlette.types import Receive, Scope, Send
@@ -261,8 +262,10 @@ class PublishBatch:
         if told.status in (401, 403):
             code = "invalid_token" if told.status == 401 else "insufficient_scope"
             headers += raw_headers({"WWW-Authenticate": challenge(code, told.detail)})
-        if told.status in (429, 503):
+        if told.status == 503:
             headers.append((b"retry-after", b"1"))
+        elif told.status == 429 and self._limiter is not None:
+            headers.append((b"retry-after", b"%d" % ceil(1 / self._limiter.rate)))
         await respond(send, told.status, encode(body), b"application/problem+json", headers)
 
 

@@ -363,6 +363,8 @@ class Protocol(HttpToolsProtocol):
             return "only HTTP/1.1 and HTTP/1.0 are spoken here"
         if b"#" in self.url or not (self.url[:1] == b"/" or self.url == b"*" or _ABSOLUTE.match(self.url)):
             return "the request's target is neither a path nor an http URL"
+        if b"%2f" in self.url.partition(b"?")[0].lower():
+            return "the path has an encoded slash, which some servers read as a slash and some don't"
         hosts = 0
         codings = []
         for name, value in self.headers:

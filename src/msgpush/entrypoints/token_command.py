@@ -159,10 +159,16 @@ async def _check_revocations(grant: Grant, settings: Settings) -> None:
 def _show(grant: Grant) -> None:
     assert grant.expires is not None
     left = int(grant.expires - time.time())
+    told = f"for {left} more seconds" if left >= 0 else "and now for as long as JWT_LEEWAY says"
     print(
-        f"accepted: until {format_ms(int(grant.expires * 1000))}, for {left} more seconds\n"
-        f"  subject     {grant.subject}\n"
-        f"  listens to  {', '.join(['broadcast', *sorted(grant.channels), *grant.subscribe])}\n"
-        f"  publishes   {', '.join(grant.publish) or 'nothing'}\n"
+        f"accepted: until {format_ms(int(grant.expires * 1000))}, {told}\n"
+        f"  subject     {_printable(grant.subject or '')}\n"
+        f"  listens to  {', '.join(map(_printable, ['broadcast', *sorted(grant.channels), *grant.subscribe]))}\n"
+        f"  publishes   {', '.join(map(_printable, grant.publish)) or 'nothing'}\n"
         f"  admin       {'yes' if grant.admin else 'no'}"
     )
+
+
+def _printable(text: str) -> str:
+    # A subject is often what its user chose, and a terminal obeys what it is told.
+    return text if text.isprintable() else repr(text)
