@@ -1,7 +1,7 @@
 """Commands to all instances: messages of a channel that no client can name.
 
 They travel in the log as everything does, and each instance reads them as a client reads its channels: whoever was
-away gets them when it is back.
+away gets them when it is back, or a gap where the log has lost some meanwhile.
 """
 
 import asyncio

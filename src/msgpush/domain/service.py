@@ -150,7 +150,7 @@ class Push:
         return result
 
     async def command(self, command: Command) -> None:
-        """Have a command obeyed by all instances, those that are away included, once they are back.
+        """Have a command obeyed by all instances, those that are away included, once they are back and find it.
 
         Raises:
             BusUnavailable: nothing is known to be stored.
