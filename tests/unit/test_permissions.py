@@ -10,6 +10,7 @@ import pytest
 from msgpush.adapters.memory_bus import MemoryBus
 from msgpush.adapters.memory_credentials import MemoryCredentials
 from msgpush.adapters.streams import limited_address
+from msgpush.domain import permissions
 from msgpush.domain.connection import NOW, Connection, Subscription
 from msgpush.domain.control import Close, Command, Commands, Restored
 from msgpush.domain.credentials import Revocation, Revocations, Ticket
@@ -315,6 +316,26 @@ async def test_many_who_open_a_stream_with_one_ticket_at_once_make_one_command_e
     await asyncio.gather(*(service.push.permissions.claim(grant, f"c{number}") for number in range(100)))
     assert told == [Close(f"c{number}", False) for number in range(99)]
     assert not service.push.permissions._claiming, "nothing stays of it"
+
+
+async def test_nobody_waits_for_long_for_others_who_use_the_same_ticket(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(permissions, "PATIENCE", 0.01)
+    await service.credentials.add_ticket("d", Ticket("bob", ("a",), service.clock.now() + 600, None, None), 60)
+    goes_on = asyncio.Event()
+
+    async def holder(_: str) -> str:
+        await goes_on.wait()
+        return ""
+
+    monkeypatch.setattr(service.credentials, "holder", holder)
+    first = asyncio.create_task(service.push.permissions.claim(service.grant(ticket="d"), "c1"))
+    await asyncio.sleep(0)
+    with pytest.raises(BusUnavailable, match="the same ticket"):
+        await service.push.permissions.claim(service.grant(ticket="d"), "c2")
+    goes_on.set()
+    await first
 
 
 async def test_thousands_of_streams_are_ended_some_at_a_time(service: Service) -> None:

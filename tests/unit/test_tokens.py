@@ -428,6 +428,20 @@ async def test_a_fetch_that_does_not_end_holds_nobody_up_for_long() -> None:
     assert issuer.fetches == 1, "all waited for the same"
 
 
+@pytest.mark.parametrize("header", [{}, {"kid": "one"}])
+async def test_a_key_that_was_rotated_under_the_same_name_or_none_is_found(header: dict[str, str]) -> None:
+    issuer = Issuer(public_jwk(OTHER_RSA, header.get("kid")))
+    tokens = Tokens(Keys((), issuer.keys()))
+    old, new = signed(claims("bob"), OTHER_RSA, **header), signed(claims("bob"), RSA, **header)
+    await tokens.read(old)
+    issuer.text = text_of(public_jwk(RSA, header.get("kid")))
+    assert "signature is wrong" in await refusal(tokens, new), "it has just been looked for"
+    issuer.clock.advance(MIN_INTERVAL)
+    assert (await tokens.read(new)).subject == "bob"
+    assert "signature is wrong" in await refusal(tokens, old)
+    assert issuer.fetches == 2
+
+
 async def test_a_key_that_was_withdrawn_verifies_nothing_any_more() -> None:
     issuer = Issuer(public_jwk(RSA, "one"), public_jwk(P256, "two"))
     keys = issuer.keys()

@@ -196,6 +196,10 @@ class Keys:
                     raise
         return found
 
+    async def look_again(self) -> bool:
+        """Look whether there are other keys by now; returns whether there are."""
+        return self._fetched is not None and await self._fetched.look_again()
+
 
 class FetchedKeys:
     """The keys at a URL. An async context manager: it fetches them while it is open, at times and when one is missing.
@@ -244,11 +248,17 @@ class FetchedKeys:
         """As `Keys.find`; a key that isn't known is looked for, unless that has just been done."""
         if found := self._known(id, algorithm):
             return found
-        if self.fetching or self._monotonic() - self._tried >= MIN_INTERVAL:
-            await self.refresh()
+        await self.look_again()
         if self._keys is None:
             raise KeysUnavailable("the keys that tokens are verified with can't be fetched now")
         return self._known(id, algorithm)
+
+    async def look_again(self) -> bool:
+        """Fetch the keys, unless that has just been done; returns whether they have changed."""
+        before = self.generation
+        if self.fetching or self._monotonic() - self._tried >= MIN_INTERVAL:
+            await self.refresh()
+        return self.generation != before
 
     async def refresh(self) -> None:
         """Fetch the keys: once, however many ask for it at the same time, and none of them waits for long."""

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 from joserfc import jws
 from joserfc.errors import JoseError, UnsupportedAlgorithmError
-from joserfc.jws import JWSRegistry
+from joserfc.jws import CompactSignature, JWSRegistry
 from msgspec import UNSET, Struct, UnsetType
 
-from msgpush.adapters.keys import Keys
+from msgpush.adapters.keys import ASYMMETRIC, Keys
 from msgpush.domain.channel import shown
 from msgpush.domain.errors import Unauthorized
 from msgpush.domain.grant import Grant, Patterns, is_pattern
@@ -129,16 +129,23 @@ class Tokens:
         if algorithm not in self._keys.algorithms:
             allowed = ", ".join(sorted(self._keys.algorithms))
             raise Unauthorized(f"the token's algorithm is {shown(algorithm)}; accepted are {allowed}")
-        keys = await self._keys.find(header.get("kid"), algorithm)
+        # An issuer that rotates its key may give the next one the same name, or none.
+        while not await self._is_signed(signed, header.get("kid"), algorithm):
+            if algorithm not in ASYMMETRIC or not await self._keys.look_again():
+                raise Unauthorized("the token's signature is wrong: it was made with another key, or changed")
+        return bytes(signed.payload)
+
+    async def _is_signed(self, signed: CompactSignature, kid: str | None, algorithm: str) -> bool:
+        keys = await self._keys.find(kid, algorithm)
         if not keys:
-            raise Unauthorized(f"the token's key {shown(header.get('kid'))} for {algorithm} is not known")
+            raise Unauthorized(f"the token's key {shown(kid)} for {algorithm} is not known")
         for key in keys:
             try:
                 if jws.validate_compact(signed, key.key, registry=self._registry):
-                    return bytes(signed.payload)
+                    return True
             except (JoseError, ValueError):
                 continue
-        raise Unauthorized("the token's signature is wrong: it was made with another key, or changed")
+        return False
 
     def _grant(self, payload: bytes) -> Grant:
         try:

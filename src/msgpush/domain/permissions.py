@@ -15,6 +15,8 @@ from msgpush.domain.ports import Credentials
 DAY = 86_400  # seconds
 CLOSED_AT_ONCE = 500
 CLAIMS = 100
+PATIENCE = 2.0  # seconds to wait for others who use the same ticket
+CROWDED = "others use the same ticket all the time"
 NO_TICKET = "there is no such ticket, or no longer: unused it is void after a minute"
 
 
@@ -181,8 +183,16 @@ class Permissions:
         if self._credentials is None or grant.ticket is None:
             return
         # One after another: those who try in vain would fill the log with commands.
-        async with self._claiming.setdefault(grant.ticket, asyncio.Lock()):
+        turn = self._claiming.setdefault(grant.ticket, asyncio.Lock())
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await turn.acquire()
+        except TimeoutError:
+            raise BusUnavailable(CROWDED) from None
+        try:
             await self._claim(self._credentials, grant.ticket, grant, connection)
+        finally:
+            turn.release()
 
     async def _claim(self, credentials: Credentials, ticket: str, grant: Grant, connection: str) -> None:
         until = self.end_of(grant)
@@ -195,4 +205,4 @@ class Permissions:
                 await self._command(Close(before, False))
             if await credentials.claim(ticket, grant.subject, connection=connection, before=before, until=until):
                 return
-        raise BusUnavailable("others use the same ticket all the time")
+        raise BusUnavailable(CROWDED)
