@@ -686,6 +686,17 @@ async def test_streams_that_wait_behind_an_unread_answer_are_counted_when_they_o
             await exchange.disconnect()
 
 
+async def test_at_a_subject_s_limit_a_ticket_s_new_stream_takes_the_place_of_the_older() -> None:
+    async for app in limited(max_connections_per_subject=1, max_connections_per_address=1):
+        target = f"/sse/stream/a?token={await ticket(app, 'a')}"
+        async with app.stream(target) as older, app.stream(target) as newer:
+            assert b'"reason":"disconnected","reconnect":false' in await older.closed()
+            await newer.read_until(b"msgpush.open")
+            other = await app.request("GET", f"/sse/stream/a?token={await ticket(app, 'a')}")
+            assert b'"reason":"overload"' in other.body
+            assert not newer.ended.is_set()
+
+
 async def test_a_ticket_serves_one_stream_however_many_were_about_to_open(app: AsgiDriver) -> None:
     text = await ticket(app, "a")
     waiting = [await begin(app, f"/sse/stream/a?token={text}", {}) for _ in range(10)]

@@ -18,7 +18,7 @@ from msgpush.domain.connection import Subscription
 from msgpush.domain.errors import BusUnavailable, Malformed, Overloaded, Refusal
 from msgpush.domain.grant import Grant
 from msgpush.domain.message import TYPES
-from msgpush.domain.ports import ClientInfo
+from msgpush.domain.ports import UNKNOWN, ClientInfo
 from msgpush.domain.position import TERMINAL, check_cursor, is_cursor
 from msgpush.domain.service import Push
 
@@ -74,9 +74,11 @@ class Streams:
                 await _answer(send, b"")
                 return None
             info = self._info(scope, grant)
-            self._push.admit(info)
+            # A ticket's new stream ends the older one, which may be what stands in its way.
+            self._push.admit(info if grant.ticket is None else UNKNOWN)
             start = await self._push.start_at(asked)
             await self._push.permissions.claim(grant, id)
+            self._push.admit(info)
         except (Overloaded, BusUnavailable, KeysUnavailable) as error:
             # Never a 5xx or 429: a native EventSource would give up for good.
             reason = error.reason if isinstance(error, Overloaded) else _REASONS[type(error)]

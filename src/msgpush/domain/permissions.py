@@ -204,5 +204,8 @@ class Permissions:
             if before:
                 await self._command(Close(before, False))
             if await credentials.claim(ticket, grant.subject, connection=connection, before=before, until=until):
+                # If it is here, it counts for no limit any more, at once.
+                if (replaced := self._hub.connections.get(before)) is not None:
+                    self._hub.close(replaced, "disconnected", reconnect=False)
                 return
         raise BusUnavailable(CROWDED)
