@@ -2,11 +2,15 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from msgpush import __version__
-from msgpush.entrypoints.cli import main
+from msgpush.entrypoints.cli import _warn, main
+from msgpush.entrypoints.settings import Settings
+from tests.support.tokens import P256, SECRET, public_pem
 
 
 @pytest.mark.parametrize(
@@ -35,6 +39,28 @@ def test_every_way_to_ask_has_its_answer_and_status(
     assert told in captured.out + captured.err
     assert "hunter2" not in captured.out + captured.err
     assert bool(captured.err) == (status != 0 and bool(argv))
+
+
+KEY = {"jwt_public_key": public_pem(P256)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, ""),
+        ({"jwt_secret": SECRET}, ""),
+        ({"enable_auth": False}, "authentication is off"),
+        (KEY, "JWT_AUDIENCE is not set"),
+        ({**KEY, "jwt_audience": "push"}, ""),
+        ({"jwks_url": "https://id.example/jwks"}, "JWT_AUDIENCE is not set"),
+        ({"jwks_url": "http://id.example/jwks", "jwt_audience": "push"}, "JWKS_URL is not https"),
+        ({"jwt_issuer": "https://id.example"}, "JWT_ISSUER and JWT_AUDIENCE mean nothing here"),
+    ],
+)
+def test_what_may_be_a_mistake_is_warned_of_at_the_start(settings: dict[str, Any], told: str) -> None:
+    with capture_logs() as lines:
+        _warn(Settings(max_connections=1, **settings))
+    assert [line["log_level"] == "warning" and told in line["event"] for line in lines] == ([True] if told else [])
 
 
 def test_the_module_is_the_command() -> None:

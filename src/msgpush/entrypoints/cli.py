@@ -140,6 +140,8 @@ def _warn(settings: Settings) -> None:
             "JWT_AUDIENCE is not set: tokens that their issuer made for nobody in particular are accepted, and those "
             "with an aud are refused"
         )
+    if settings.mode != "tokens" and (settings.jwt_issuer or settings.jwt_audience):
+        log.warning("JWT_ISSUER and JWT_AUDIENCE mean nothing here: no token is looked at")
     if (settings.jwks_url or "").startswith("http://"):
         log.warning("JWKS_URL is not https: whoever is in between can make tokens")
     if (room := _fitting(settings)) < settings.max_connections:

@@ -167,7 +167,9 @@ BUS_SIZE = whole(8 * MIB, 1024 * 1024 * MIB, "bytes")
 BOOLEAN = Kind(_boolean, "true or false (also 1, 0, yes, no, on, off)")
 HOST = Kind(_host, "an IP address such as 127.0.0.1, 0.0.0.0 or ::1, or a host name")
 ORIGINS = json_list(_origin, 'origins, scheme://host or scheme://host:port, such as ["https://app.example.com"]')
-NETWORKS = json_list(ipaddress.ip_network, 'IP addresses and networks, such as ["10.0.0.0/8", "::1"]')
+NETWORKS = json_list(
+    ipaddress.ip_network, 'IP addresses and networks (with no host bits), such as ["10.0.0.0/8", "::1"]'
+)
 EVENTS = Kind(_events, f"a comma-separated list of {', '.join(TYPES)}; or *, all of them; or none")
 PATH = matching(r"(/[A-Za-z0-9._~%-]+)+", "a path such as /push: with a slash before it and none after it")
 REDIS = Kind(
