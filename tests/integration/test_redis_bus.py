@@ -212,7 +212,7 @@ async def test_a_server_that_is_only_a_replica_is_no_bus(server: RedisServer) ->
     async with AsyncExitStack() as stack:
         replica = stack.enter_context(RedisServer(extra=("--replicaof", "127.0.0.1", str(server.port))))
         bus = await stack.enter_async_context(RedisBus(RedisTarget.from_url(replica.url)))
-        with pytest.raises(BusUnavailable, match="is a slave"):
+        with pytest.raises(BusUnavailable, match="is a replica"):
             await bus.end()
 
 

@@ -16,7 +16,17 @@ from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 
-from msgpush.adapters.redis_link import HASH_TAG, TIMEOUT, Backoff, Command, Link, NotNow, RedisTarget, Script
+from msgpush.adapters.redis_link import (
+    HASH_TAG,
+    TIMEOUT,
+    Backoff,
+    Command,
+    Link,
+    NotNow,
+    RedisTarget,
+    Script,
+    SharedLink,
+)
 from msgpush.adapters.redis_log import (
     EPOCH,
     NO_TAG,
@@ -104,8 +114,8 @@ class RedisBus:
         self._wait_replicas = wait_replicas
         self._clock = clock
         self._writer = Link(target, "msgpush-writer")
-        self._reader = Link(target, "msgpush-reader")
-        self._asker = Link(target, "msgpush-asker")  # apart from the histories, which may be long
+        self._reader = SharedLink(target, "msgpush-reader")
+        self._asker = SharedLink(target, "msgpush-asker")  # apart from the histories, which may be long
         self._tail_link = Link(target, "msgpush-tail", BLOCK + TIMEOUT)
         self._append_script, self._begin_script = Script(APPEND), Script(BEGIN)
         self._decoder = Decoder()

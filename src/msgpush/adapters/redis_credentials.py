@@ -7,7 +7,7 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from msgpush.adapters.redis_link import HASH_TAG, Command, Grouped, Link, NotNow, RedisTarget, Script
+from msgpush.adapters.redis_link import HASH_TAG, Command, NotNow, RedisTarget, Script, SharedLink
 from msgpush.domain.credentials import MOST, Revocation, Ticket
 from msgpush.domain.errors import BusUnavailable
 
@@ -24,7 +24,12 @@ local digest, ticket, left, most = unpack(ARGV)
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 redis.call('HSET', KEYS[1], 'ticket', ticket)
-redis.call('PEXPIRE', KEYS[1], left)
+local refused = redis.pcall('PEXPIRE', KEYS[1], left)
+if type(refused) == 'table' and refused.err then
+  -- A ticket has an end, or there is none: a script that is stopped leaves what it has written.
+  redis.call('DEL', KEYS[1])
+  return refused
+end
 for _, ended in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now)) do
   redis.call('ZREM', KEYS[2], ended)
   redis.call('ZREM', KEYS[3], ended)
@@ -84,11 +89,10 @@ class RedisCredentials:
 
     def __init__(self, target: RedisTarget, *, lifetime: float) -> None:
         # Tickets that are looked up, which anybody may ask for, hold up nothing else.
-        self._finder = Link(target, "msgpush-tickets")
-        self._link = Link(target, "msgpush-credentials")
+        self._finder = SharedLink(target, "msgpush-tickets")
+        self._link = SharedLink(target, "msgpush-credentials")
         self._lifetime = lifetime
         self._add, self._claim, self._revoke = Script(ADD), Script(CLAIM), Script(REVOKE)
-        self._find = Grouped(self._found)
 
     async def __aenter__(self) -> Self:
         return self
@@ -104,7 +108,10 @@ class RedisCredentials:
             await self._call(("DEL", *(_key(each.decode()) for each in dropped)))
 
     async def ticket(self, digest: str) -> Ticket | None:
-        found = await self._find(digest)
+        try:
+            found = await self._finder.call("HGET", _key(digest), "ticket")
+        except NotNow as error:
+            raise BusUnavailable(str(error)) from error
         return None if found is None else _decode(found)
 
     async def holder(self, digest: str) -> str | None:
@@ -128,9 +135,6 @@ class RedisCredentials:
         pairs = zip(found[::2], found[1::2], strict=True)
         made = (_revocation(member.decode(errors="surrogateescape"), float(at) / 1000) for member, at in pairs)
         return [each for each in made if each is not None]
-
-    async def _found(self, digests: Sequence[str]) -> list[bytes | None]:
-        return await self._finder.calls([("HGET", _key(digest), "ticket") for digest in digests])
 
     async def _run(self, script: Script, keys: Sequence[str | bytes], args: Sequence[str | bytes | int]) -> Any:
         try:

@@ -5,7 +5,8 @@ from importlib.resources import files
 from math import ceil
 from typing import Self
 
-from msgpush.adapters.redis_link import HASH_TAG, Grouped, Link, RedisTarget, Script
+from msgpush.adapters.redis_link import HASH_TAG, Batcher, Link, NotNow, RedisTarget, Script
+from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.ports import Allowance
 
 RATE = (files("msgpush.adapters") / "rate.lua").read_text()
@@ -23,16 +24,20 @@ class RedisLimiter:
         self.burst = max(1, ceil(rate))
         self._link = Link(target, "msgpush-limiter")
         self._script = Script(RATE)
-        self._take = Grouped(self._take_all)
+        self._take: Batcher[tuple[str, int], Allowance] = Batcher(self._take_all)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._take.close()
         await self._link.close()
 
     async def take(self, subject: str, wanted: int) -> Allowance:
-        return await self._take((subject, wanted))
+        try:
+            return await self._take((subject, wanted))
+        except NotNow as error:
+            raise BusUnavailable(str(error)) from error
 
     async def _take_all(self, asking: Sequence[tuple[str, int]]) -> list[Allowance]:
         keys = [f"{HASH_TAG}:rate:{subject}".encode(errors="surrogatepass") for subject, _ in asking]

@@ -1,16 +1,18 @@
 """Connections to the Redis that has the log now: one server, the master that Sentinels name, or a Cluster's primary.
 
-A `Link` is one connection, used by one part of the service. Whatever goes wrong with it, it is dropped, and the next
-call looks for the server anew: a failover needs nothing else. Nothing is retried in here, since only the caller knows
-whether a command may be sent twice.
+A `Link` is one connection, used by one part of the service; a `SharedLink` is one that many callers use at a time.
+Whatever goes wrong with it, it is dropped, and the next call looks for the server anew: a failover needs nothing else.
+Nothing is retried in here, since only the caller knows whether a command may be sent twice.
 """
 
 import asyncio
 import contextlib
+import logging
 import random
 import re
+import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -39,12 +41,15 @@ from msgpush.domain.errors import BusUnavailable, MsgpushError
 HASH_TAG = "{msgpush}"  # all keys have it, so that a Cluster keeps them on one primary
 TIMEOUT = 1.5  # seconds; less than the two in which a publisher is promised an answer
 CLOSING = 0.5
-GROUP = 256  # questions that are put together
+GROUP = 256  # questions that a batcher puts together, at most
+TOGETHER = 4, 32  # calls that a shared link has under way at most: to begin with, and on a server that is quick
 ASK_TIMEOUT = 0.4  # for each server that is asked where the log is
 
 Address = tuple[str, int]
 Command = Sequence[str | bytes | int]
 
+
+log = logging.getLogger("msgpush.redis")
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -163,7 +168,7 @@ class Script:
 
 
 class Link:
-    """One connection to wherever the log is. Calls on it follow one another.
+    """One connection to wherever the log is, for one caller. Calls on it follow one another.
 
     Args:
         name: shown by Redis's CLIENT LIST.
@@ -189,12 +194,11 @@ class Link:
 
     async def calls(self, commands: Sequence[Command]) -> list[Any]:
         """The replies of commands that are sent together; as `call`, where one of them fails."""
-        try:
-            async with asyncio.timeout(self._timeout):
-                async with self._lock:
-                    return await self._exchange(commands)
-        except (RedisError, OSError) as error:
-            raise _translated(error, self._target) from error
+        async with self._lock:
+            (reply,) = await self._exchange([commands])
+        if isinstance(reply, ResponseError):
+            raise _translated(reply, self._target) from reply
+        return reply
 
     async def script(
         self, script: Script, keys: Sequence[str | bytes], args: Sequence[str | bytes | int], *then: Command
@@ -232,32 +236,31 @@ class Link:
                 async with asyncio.timeout(CLOSING):
                     await connection.disconnect()
 
-    async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+    async def _exchange(self, calls: Sequence[Sequence[Command]]) -> list[list[Any] | ResponseError]:
+        """Send some calls together; what each comes to is its replies, or the first error among them.
+
+        Time is counted from when they are sent.
+
+        Raises:
+            NotNow, BusUnavailable: the connection or the server has failed; what was done isn't known.
+        """
         try:
-            return await self._send(await self._connected(), commands)
-        except ResponseError as error:
-            if _is_elsewhere(error):
-                await self.drop()
-            raise
+            async with asyncio.timeout(self._timeout):
+                connection = await self._connected()
+                # In C; what redis-py does for asyncio costs ten times that.
+                packed = [hiredis.pack_command(tuple[Any, ...](each)) for commands in calls for each in commands]
+                await connection.send_packed_command(packed, check_health=False)
+                results = [await _replies(connection, len(commands)) for commands in calls]
+        except (RedisError, OSError) as error:
+            await self.drop()
+            raise _translated(error, self._target) from error
         except BaseException:
             # Also when the caller has gone: the replies that are still to come would be taken for others'.
             await self.drop()
             raise
-
-    async def _send(self, connection: Connection, commands: Sequence[Command]) -> list[Any]:
-        # In C; what redis-py does for asyncio costs ten times that.
-        packed = [hiredis.pack_command(tuple[Any, ...](each)) for each in commands]
-        await connection.send_packed_command(packed, check_health=False)
-        replies: list[Any] = []
-        failed: ResponseError | None = None
-        for _ in commands:
-            try:
-                replies.append(await connection.read_response(disable_decoding=True))
-            except ResponseError as error:
-                failed = failed or error
-        if failed is not None:
-            raise failed
-        return replies
+        if any(isinstance(each, ResponseError) and _is_elsewhere(each) for each in results):
+            await self.drop()
+        return results
 
     async def _connected(self) -> Connection:
         connection = self._connection
@@ -270,12 +273,35 @@ class Link:
         connection = self._new(await self._locate(), self._target.options)
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
-            await _check_role(connection)
+            await self._greet(connection)
+        except ResponseError as error:
+            await _cut(connection)
+            if not _is_no_such_database(error):
+                raise
+            advice = "use 0: REDIS_DB=0, or a REDIS_URL that ends in /0"
+            raise ResponseError(f"{error}: the server has no database {connection.db}; {advice}") from error
         except BaseException:
             await _cut(connection)
             raise
         self._connection = connection
         return connection
+
+    async def _greet(self, connection: Connection) -> None:
+        """Give the connection its name, and see to it that it leads to a master.
+
+        With HELLO, which every user may call; ROLE and CLIENT SETNAME are refused to many. Where even that is refused,
+        or not known, the first write finds out that this is no master.
+        """
+        await connection.send_command("HELLO", "2", "SETNAME", self._name)
+        try:
+            told = await connection.read_response(disable_decoding=True)
+        except ResponseError as error:
+            log.debug("Redis (%s) doesn't say what it is: %s", self._target, error)
+            return
+        role = dict(zip(told[::2], told[1::2], strict=True)).get(b"role", b"master")
+        if role != b"master":
+            # It would take reads for ever, and say nothing new.
+            raise ReadOnlyError(f"the server at {connection.host}:{connection.port} is a {role.decode()}")
 
     async def _locate(self) -> Address:
         if self._target.kind == "server":
@@ -330,7 +356,6 @@ class Link:
         return kind(
             host=address[0],
             port=address[1],
-            client_name=self._name,
             # The timeout is ours, and so is the decision to try again: redis-py's ten retries have written twice.
             socket_timeout=None,
             socket_connect_timeout=None,
@@ -342,17 +367,25 @@ class Link:
         )
 
 
-async def _check_role(connection: Connection) -> None:
-    # A demoted master would take reads for ever, and say nothing new.
-    await connection.send_command("ROLE")
-    role = await connection.read_response(disable_decoding=True)
-    if role[0] != b"master":
-        raise ReadOnlyError(f"the server at {connection.host}:{connection.port} is a {role[0].decode()}")
+async def _replies(connection: Connection, number: int) -> list[Any] | ResponseError:
+    replies: list[Any] = []
+    failed: ResponseError | None = None
+    for _ in range(number):
+        try:
+            replies.append(await connection.read_response(disable_decoding=True))
+        except ResponseError as error:
+            failed = failed or error
+    return failed or replies
 
 
 async def _cut(connection: Connection) -> None:
     # Without waiting for the end: the server that it would wait for may be the one that doesn't answer.
     await connection.disconnect(nowait=True)
+
+
+def _is_no_such_database(error: ResponseError) -> bool:
+    # Both have no class of their own: a server with fewer databases, and one that is part of a Cluster.
+    return "DB index is out of range" in str(error) or "SELECT is not allowed" in str(error)
 
 
 def _is_elsewhere(error: Exception) -> bool:
@@ -371,50 +404,108 @@ def _translated(error: Exception, target: RedisTarget) -> MsgpushError:
     return BusUnavailable(f"Redis ({target}) can't be reached: {error}")
 
 
-class Grouped(Generic[Q, A]):
-    """Questions that are put together: those which come up while Redis is being asked are the next group.
+class Batcher(Generic[Q, A]):
+    """Answers questions together: those which come up while others are being answered are the next group.
+
+    A task of its own asks, so that nobody's going disturbs the others; who has gone isn't asked for any more.
 
     Args:
-        ask: the answers to some questions, in their order; raises BusUnavailable or NotNow.
+        ask: the answers to some questions, in their order; an error among them is that question's alone. Raises
+            BusUnavailable or NotNow where none could be answered.
+        most: questions of a group.
     """
 
-    def __init__(self, ask: Callable[[Sequence[Q]], Awaitable[Sequence[A]]]) -> None:
-        self._ask = ask
+    def __init__(self, ask: Callable[[Sequence[Q]], Awaitable[Sequence[A | Exception]]], most: int = GROUP) -> None:
+        self._ask, self.most = ask, most
         self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
-        self._turn = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
 
     async def __call__(self, question: Q) -> A:
-        """The answer to one question. Raises BusUnavailable."""
+        """The answer to one question. Raises BusUnavailable or NotNow."""
         answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._waiting.append((question, answer))
-        while not answer.done():
-            async with self._turn:
-                if not answer.done():
-                    await self._next_group()
-        return answer.result()
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="msgpush redis batcher")
+        return await answer
 
-    async def _next_group(self) -> None:
-        group = [self._waiting.popleft() for _ in range(min(GROUP, len(self._waiting)))]
+    async def close(self) -> None:
+        """Ask no more; who still waits is refused."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        group: list[tuple[Q, asyncio.Future[A]]] = []
         try:
-            answers = await self._ask([question for question, _ in group])
-        except (NotNow, BusUnavailable) as error:
-            # Those behind them would find the same, and have waited as long already.
-            self._fail([*group, *self._waiting], str(error))
-            self._waiting.clear()
+            while group := self._next_group():
+                try:
+                    answers = await self._ask([question for question, _ in group])
+                except (NotNow, BusUnavailable) as error:
+                    # Those behind them would find the same, and have waited as long already.
+                    _fail([*group, *self._waiting], error)
+                    self._waiting.clear()
+                else:
+                    for (_, waiting), answer in zip(group, answers, strict=True):
+                        _settle(waiting, answer)
         except BaseException:
-            # Who has asked for all of them has gone.
-            self._fail(group, "Redis was not asked to the end")
+            _fail([*group, *self._waiting], BusUnavailable("Redis is not asked any more"))
+            self._waiting.clear()
             raise
-        else:
-            for (_, waiting), answer in zip(group, answers, strict=True):
-                if not waiting.done():
-                    waiting.set_result(answer)
+        finally:
+            self._task = None
 
-    def _fail(self, group: Sequence[tuple[Q, asyncio.Future[A]]], detail: str) -> None:
-        for _, waiting in group:
-            if not waiting.done():
-                waiting.set_exception(BusUnavailable(detail))
-                waiting.exception()  # it is no mistake if nobody waits for it any more
+    def _next_group(self) -> list[tuple[Q, asyncio.Future[A]]]:
+        group: list[tuple[Q, asyncio.Future[A]]] = []
+        while self._waiting and len(group) < self.most:
+            question, answer = self._waiting.popleft()
+            if not answer.done():
+                group.append((question, answer))
+        return group
+
+
+def _fail(waiting: Iterable[tuple[Any, asyncio.Future[Any]]], error: Exception) -> None:
+    for _, answer in waiting:
+        _settle(answer, error)
+
+
+def _settle(waiting: asyncio.Future[A], answer: A | Exception) -> None:
+    if waiting.done():
+        return
+    if isinstance(answer, Exception):
+        waiting.set_exception(answer)
+        waiting.exception()  # it is no mistake if nobody waits for it any more
+    else:
+        waiting.set_result(answer)
+
+
+class SharedLink(Link):
+    """One connection for many callers: what waits is sent together, and nobody's going disturbs the others.
+
+    How long a call waits for those before it has no limit of its own: while they are answered the server is well, and
+    when they aren't, all that wait fail with them.
+    """
+
+    def __init__(self, target: RedisTarget, name: str) -> None:
+        super().__init__(target, name)
+        self._together = Batcher(self._exchange_in_time, TOGETHER[0])
+
+    async def calls(self, commands: Sequence[Command]) -> list[Any]:
+        try:
+            return await self._together(commands)
+        except ResponseError as error:
+            raise _translated(error, self._target) from error
+
+    async def _exchange_in_time(self, calls: Sequence[Sequence[Command]]) -> list[list[Any] | ResponseError]:
+        # A server answers what it was sent together when it has done all of it: where that takes long, fewer are sent.
+        began, self._together.most = time.monotonic(), max(1, self._together.most // 2)
+        results = await self._exchange(calls)
+        if time.monotonic() - began < self._timeout / 8:
+            self._together.most = min(TOGETHER[1], 4 * self._together.most)
+        return results
+
+    async def close(self) -> None:
+        await self._together.close()
+        await super().close()
 
 
 class Backoff:

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, Self
 import msgspec
 
 from msgpush.adapters.memory_roster import MemoryRoster, kinds_of, stats_of
-from msgpush.adapters.redis_link import HASH_TAG, Link, NotNow, RedisTarget, Script
+from msgpush.adapters.redis_link import HASH_TAG, NotNow, RedisTarget, Script, SharedLink
 from msgpush.domain.control import Close, Command
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.hub import Hub
@@ -64,7 +64,7 @@ class RedisRoster:
     ) -> None:
         self._hub, self._command, self._node = hub, command, node
         self._local = MemoryRoster(hub, node)
-        self._link = Link(target, "msgpush-roster")
+        self._link = SharedLink(target, "msgpush-roster")
         self._script = Script(SYNC_SCRIPT)
         self._written: dict[str, _Written] = {}
         # Kept as connections come and go: to count ten thousand anew each second would hold everything up.

@@ -24,6 +24,7 @@ PAGE_BYTES = 2 * CATCH_UP_CHUNK  # what a read should come to, since a step deli
 TYPICAL = 512  # bytes of a message, before one has been seen
 PROBE_INTERVAL = 5.0
 SILENCE = 15.0  # seconds without a probe's return after which something is wrong
+READING = 32  # connections whose histories are read at once: what they read waits for its turn, in memory
 SLICE = 8  # entries of the tail between two looks at the clock: each may concern every cohort
 
 log = logging.getLogger("msgpush.delivery")
@@ -55,6 +56,7 @@ class Delivery:
         self._moved = asyncio.Event()
         # However many readers catch up, one of them makes one step in a turn of the loop.
         self._turn = asyncio.Lock()
+        self._reading = asyncio.Semaphore(READING)
         self._catching_up: dict[Connection, asyncio.Task[None]] = {}
         self._running: list[asyncio.Task[None]] = []
         self._name = f"probe.{secrets.token_hex(8)}"
@@ -163,7 +165,7 @@ class Delivery:
             except BusUnavailable as error:
                 self._missed |= missed
                 self._changed.set()
-                await asyncio.sleep(error.retry_after)
+                await asyncio.sleep(error.retry_after * random.uniform(0.5, 1.5))
 
     async def _tail(self) -> None:
         while not self.begun:
@@ -252,23 +254,29 @@ class Delivery:
                 case Advance.AHEAD:
                     await self._moved.wait()
                 case Advance.HISTORY:
-                    size = await self._read_history(connection, size)
+                    try:
+                        async with self._reading:
+                            size = await self._read_history(connection, size)
+                    except BusUnavailable as error:
+                        # Each at its own moment: all have failed at the same one.
+                        await asyncio.sleep(error.retry_after * random.uniform(0.5, 1.5))
+                        size = min(2 * size, PAGE_BYTES)  # it may have been too much to be read in time
                 case Advance.WROTE:
                     pass
 
     async def _read_history(self, connection: Connection, size: int) -> int:
-        """Go on from the histories, where messages have been of about this size; returns what they are."""
+        """Go on from the histories, where messages have been of about this size; returns what they are.
+
+        Raises:
+            BusUnavailable: they can't be read now.
+        """
         cohort, replay = connection.cohort, connection.replay
-        assert cohort is not None
-        assert replay is not None
+        if cohort is None or replay is None:
+            return size  # it was closed, or sent back, while it waited
         limit = self._hub.floor_of(connection)
         channels = list(cohort.subscription.channels)
         number = max(PAGE[0], min(PAGE[1], PAGE_BYTES // (size * len(channels))))
-        try:
-            pages = await self._bus.history(channels, replay.after, number)
-        except BusUnavailable as error:
-            await asyncio.sleep(error.retry_after)
-            return min(2 * size, PAGE_BYTES)  # it may have been too much to be read in time
+        pages = await self._bus.history(channels, replay.after, number)
         async with self._turn:
             # Else it was sent elsewhere while the bus was read.
             if connection.replay is replay:
