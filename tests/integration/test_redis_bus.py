@@ -322,16 +322,6 @@ async def test_a_log_that_was_emptied_and_begun_by_a_new_instance_gets_one_more_
                 assert old.epoch == new.epoch
 
 
-async def test_an_entry_that_someone_else_has_written_does_not_end_delivery(server: RedisServer) -> None:
-    async with opened(server) as bus, Push(bus) as push:
-        with server.client() as client:
-            client.xadd(LOG, {"p": "what", "m": "is this"})
-            await become(lambda: not bus.reachable)
-            client.xtrim(LOG, maxlen=0, approximate=False)
-        await become(lambda: bus.reachable)
-        assert push.alive
-
-
 async def test_a_bus_that_is_closed_refuses(server: RedisServer) -> None:
     async with opened(server) as bus:
         pass

@@ -1,18 +1,23 @@
--- Append messages to the log, each by itself and all of them in one step: checked first, written after.
+-- Append messages to the log, each by itself: checked first, written after, with nobody else in between.
 --
--- KEYS[1]  the log's head, a hash: epoch, ms, seq, tag
+-- Redis undoes nothing when a command in here is refused, as one may be for want of a right. So the head says that a call
+-- is under way, from before the first write to after the last: whoever finds that word has `mend.lua` complete the call.
+--
+-- KEYS[1]  the log's head, a hash: epoch, ms, seq, tag; open: the first position of a call that is under way, its tag,
+--          and ARGV[1], if a publisher chose ids
 -- KEYS[2]  the log, a stream
 -- then for each distinct channel its history (a stream) and its newest position (a string),
 -- then for each distinct id that a publisher chose what was accepted under it (a string)
 --
 -- ARGV[1]  MessagePack: {epoch, tag, known ms, known seq, known tag, log length, history length, now or 0,
 --          whether replicas are waited for, whether it has to be written even if Redis is full, messages},
---          each message {ttl in ms, number of its id or 0, digest, timestamp, {numbers of its channels}}
+--          each message {ttl in ms, number of its id or 0, digest, timestamp, {numbers of its channels}, service:id}
 -- then each message as it is stored
 --
 -- Answers {"ok", ms, seq of the first, the log's length before, index, what was accepted before or "", ...}; or, with
 -- nothing written,
--- {"epoch", the log's} where the log has another name, and {"lost"} where it lacks what the writer knows to be in it.
+-- {"epoch", the log's} where the log has another name, {"open"} where another call was stopped halfway, and {"lost"}
+-- where the log lacks what the writer knows to be in it.
 
 local DAY = 86400000
 local REMEMBERED = 600000
@@ -25,8 +30,9 @@ local epoch, tag, known_ms, known_seq, known_tag, log_length, history_length, no
 -- As text, once: Redis writes each number that it is called with anew, and slowly.
 log_length, history_length = format('%.0f', log_length), format('%.0f', history_length)
 
-local head = call('HMGET', KEYS[1], 'epoch', 'ms', 'seq', 'tag')
+local head = call('HMGET', KEYS[1], 'epoch', 'ms', 'seq', 'tag', 'open')
 if head[1] ~= epoch then return {'epoch', head[1] or ''} end
+if head[5] and head[5] ~= '' then return {'open'} end
 local ms, seq, last_tag = tonumber(head[2]), tonumber(head[3]), head[4]
 local same = known_tag == UNKNOWN or last_tag == known_tag
 if ms < known_ms or (ms == known_ms and (seq < known_seq or (seq == known_seq and not same))) then return {'lost'} end
@@ -75,6 +81,9 @@ for i = 1, #messages do
     answer[#answer + 1] = i
     answer[#answer + 1] = sub(before, 1, 32) == digest and sub(before, 33) or ''
   else
+    if seq < first then
+      call('HSET', KEYS[1], 'open', prefix .. first .. ' ' .. tag .. ' ' .. (#KEYS > offset and ARGV[1] or ''))
+    end
     seq = seq + 1
     local id = prefix .. seq
     local stored = ARGV[i + 1]
@@ -105,7 +114,7 @@ for c, ttl in pairs(longest) do
   call('SET', last[c], prev[c], 'PX', math.max(DAY, left))
 end
 if seq >= first then
-  call('HSET', KEYS[1], 'ms', ms, 'seq', seq, 'tag', tag)
+  call('HSET', KEYS[1], 'ms', ms, 'seq', seq, 'tag', tag, 'open', '')
 elseif waits then
   -- WAIT waits for what this connection has written: where all was there already, written by another, for this.
   call('HSET', KEYS[1], 'tag', last_tag)

@@ -32,6 +32,6 @@ end
 if now > ms then ms, seq = now, 0 else seq = seq + 1 end
 local stored = tag .. ' 60 epoch ' .. name .. ' \n{}'
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', log_length, string.format('%.0f-%.0f', ms, seq), 'p', link, 'm', stored)
-redis.call('HSET', KEYS[1], 'epoch', name, 'number', number, 'previous', previous, 'cut', cut)
-redis.call('HSET', KEYS[1], 'ms', ms, 'seq', seq, 'tag', tag)
+local new = {'epoch', name, 'number', number, 'previous', previous, 'cut', cut, 'ms', ms, 'seq', seq, 'tag', tag}
+redis.call('HSET', KEYS[1], unpack(new))
 return 1

@@ -84,6 +84,7 @@ class MemoryBus:
         self.epoch = new_epoch()
         self.cut: Cursor | None = None
         self.reachable = True
+        self.unknown = 0
         self._clock = clock
         self._history_length, self._size = history_length, size
         self._most = history_length + history_length // 64

@@ -35,11 +35,13 @@ from msgpush.adapters.redis_log import (
     Chain,
     Decoder,
     Mark,
+    StoredMessage,
+    Unfinished,
     id_of,
+    link_of,
     new_tag,
     payload,
     position_of,
-    read_link,
 )
 from msgpush.domain.control import CHANNEL
 from msgpush.domain.errors import BusUnavailable, Conflict
@@ -67,6 +69,7 @@ _pack = msgspec.msgpack.Encoder().encode
 _scripts = files("msgpush.adapters")
 APPEND = (_scripts / "append.lua").read_text()
 BEGIN = (_scripts / "begin.lua").read_text()
+MEND = (_scripts / "mend.lua").read_text()
 
 
 class _Waiting(NamedTuple):
@@ -78,12 +81,18 @@ class _Waiting(NamedTuple):
 
 
 class _State(NamedTuple):
-    """What the log says of itself."""
+    """What the log says of itself.
+
+    Attributes:
+        number: of the epoch, counted from the first.
+        unfinished: a call that was stopped halfway: see `append.lua`.
+    """
 
     epoch: str
-    number: int  # of the epoch, counted from the first
+    number: int
     cut: Cursor | None
     end: Mark
+    unfinished: Unfinished | None
 
 
 class RedisBus:
@@ -117,7 +126,7 @@ class RedisBus:
         self._reader = SharedLink(target, "msgpush-reader")
         self._asker = SharedLink(target, "msgpush-asker")  # apart from the histories, which may be long
         self._tail_link = Link(target, "msgpush-tail", BLOCK + TIMEOUT)
-        self._append_script, self._begin_script = Script(APPEND), Script(BEGIN)
+        self._append_script, self._begin_script, self._mend_script = Script(APPEND), Script(BEGIN), Script(MEND)
         self._decoder = Decoder()
         self._chain = Chain(ORIGIN)
         self._links = (self._writer, self._reader, self._asker, self._tail_link)
@@ -129,6 +138,10 @@ class RedisBus:
         self._waiting: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def unknown(self) -> int:
+        return self._decoder.unknown
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._write(), name="msgpush redis writer")
@@ -214,9 +227,12 @@ class RedisBus:
                 waiting.done.set_result(None)
 
     async def _commit(self, group: list[Draft]) -> list[Stored | Conflict | BusUnavailable]:
-        tag = new_tag()
+        tag, until = new_tag(), time.monotonic() + TIMEOUT
         keys, args = self._plan(group, tag)
-        answer, *confirmed = await self._ask_until(time.monotonic() + TIMEOUT, keys, args)
+        answer, *confirmed = await self._ask_until(until, keys, args)
+        while answer[0] == b"open" and time.monotonic() < until:
+            await self._mend()
+            answer, *confirmed = await self._ask_until(until, keys, args)
         if answer[0] != b"ok":
             self._doubt = True
             raise BusUnavailable("the log has begun anew, or has lost its end: this instance is finding out which")
@@ -254,11 +270,11 @@ class RedisBus:
             if draft.digest is not None:
                 number = ids.setdefault(f"{HASH_TAG}:id:{draft.service}:{draft.id}", len(ids) + 1)
             mine = [channels.setdefault(channel, len(channels) + 1) for channel in draft.channels]
-            digest = "" if draft.digest is None else draft.digest.hex()
-            messages.append((draft.ttl * 1000, number, digest, draft.timestamp, mine))
+            digest, name = ("", "") if draft.digest is None else (draft.digest.hex(), f"{draft.service}:{draft.id}")
+            messages.append((draft.ttl * 1000, number, digest, draft.timestamp, mine, name))
         keys = [HEAD, LOG]
         for channel in channels:
-            keys += (f"{HASH_TAG}:history:{channel}", f"{HASH_TAG}:last:{channel}")
+            keys += _keys_of(channel)
         keys += ids
         known = self._chain.known
         lengths = (self._log_length, self._history_length)
@@ -280,10 +296,10 @@ class RedisBus:
         # The newest position first: what comes in between is then among the entries.
         commands: list[Command] = [("TIME",)]
         for channel in channels:
-            key = f"{HASH_TAG}:history:{channel}"
-            commands.append(("GET", f"{HASH_TAG}:last:{channel}"))
-            commands.append(("XRANGE", key, start, "+", "COUNT", limit + 1))
-            commands.append(("XLEN", key))
+            history, last = _keys_of(channel)
+            commands.append(("GET", last))
+            commands.append(("XRANGE", history, start, "+", "COUNT", limit + 1))
+            commands.append(("XLEN", history))
         try:
             (seconds, _), *replies = await self._reader.calls(commands)
         except NotNow as error:
@@ -310,13 +326,13 @@ class RedisBus:
 
     async def _state(self) -> _State:
         fields, length = await self._ask(
-            ("HMGET", HEAD, "epoch", "number", "previous", "cut", "ms", "seq", "tag"), ("XLEN", LOG)
+            ("HMGET", HEAD, "epoch", "number", "previous", "cut", "ms", "seq", "tag", "open"), ("XLEN", LOG)
         )
         self.length = length
-        epoch, number, previous, cut, ms, seq, tag = fields
+        epoch, number, previous, cut, ms, seq, tag, open = fields
         end = Mark(Position(int(ms), int(seq)), tag) if ms is not None else ORIGIN
         before = Cursor(previous.decode(), position_of(cut)) if previous else None
-        return _State((epoch or b"").decode(), int(number or 0), before, end)
+        return _State((epoch or b"").decode(), int(number or 0), before, end, Unfinished.read(open))
 
     async def _ask(self, *commands: Command) -> list[Any]:
         try:
@@ -392,7 +408,7 @@ class RedisBus:
         wait = 1 if self._failures else int(BLOCK * 1000)
         try:
             reply = await self._tail_link.call(
-                "XREAD", "COUNT", self._count, "BLOCK", wait, "STREAMS", LOG, id_of(head.position)
+                "XREAD", "COUNT", self._count, "BLOCK", wait, "STREAMS", LOG, id_of(chain.at)
             )
         except NotNow as error:
             raise BusUnavailable(str(error)) from error
@@ -402,7 +418,8 @@ class RedisBus:
                 self._expire()
                 self._doubt = True
             return [], False
-        entries, marks, before = self._decoder.log(reply[0][1], head)
+        items = reply[0][1]
+        entries, marks, before = self._decoder.log(items, head)
         self._fit_count(entries)
         if before.position <= head.position and not head.names(before):
             self._doubt = True
@@ -417,6 +434,7 @@ class RedisBus:
         if not chain.read(marks):
             self._doubt = True
             return [], True
+        chain.at = position_of(items[-1][0])
         return entries, False
 
     def _is_news(self, entry: Entry) -> bool:
@@ -449,6 +467,7 @@ class RedisBus:
         if broken:
             self._expire()
         while True:
+            await self._mend()
             state = await self._state()
             chain = self._chain
             common = await self._newest_common(state)
@@ -493,6 +512,58 @@ class RedisBus:
             raise BusUnavailable(str(error)) from error
         return bool(won)
 
+    async def _mend(self) -> None:
+        """Complete calls that were stopped halfway.
+
+        Raises:
+            BusUnavailable: what is missing can't be written now either.
+        """
+        while True:
+            # The newest first: what comes in between has moved the head when that is read.
+            (newest,) = await self._ask(("XREVRANGE", LOG, "+", "-", "COUNT", 1))
+            state = await self._state()
+            ahead = bool(newest) and position_of(newest[0][0]) > state.end.position
+            if not state.epoch or not (ahead or state.unfinished):
+                return
+            end, call = state.end.position, state.unfinished
+            first = Position(end.ms, end.seq + 1) if call is None else min(call.first, Position(end.ms, end.seq + 1))
+            (items,) = await self._ask(("XRANGE", LOG, id_of(first), "+", "COUNT", GROUP))
+            left = [
+                each
+                for each in self._decoder.stored(items)
+                if each.mark.position > end or (call is not None and each.mark.tag == call.tag)
+            ]
+            if not left and call is None:
+                return  # somebody else has written there
+            await self._complete(end, call, left)
+
+    async def _complete(self, end: Position, call: Unfinished | None, messages: Sequence[StoredMessage]) -> None:
+        channels: dict[str, int] = {}
+        ids: dict[str, int] = {}
+        plan = []
+        for mark, ttl, service, names, id in messages:
+            accepted = None if call is None else call.accepted.get(f"{service}:{id}")
+            number, value = 0, ""
+            if accepted is not None:
+                number = ids.setdefault(f"{HASH_TAG}:id:{service}:{id}", len(ids) + 1)
+                value = f"{accepted[0]}{id_of(mark.position)} {accepted[1]}"
+            mine = [channels.setdefault(channel, len(channels) + 1) for channel in names]
+            place = (id_of(mark.position), mark.position.ms, mark.position.seq, mark.tag.decode())
+            plan.append((*place, ttl * 1000, number, value, mine))
+        keys = [HEAD, LOG, *(key for channel in channels for key in _keys_of(channel)), *ids]
+        seen = (end.ms, end.seq, "" if call is None else call.name)
+        try:
+            (answer,) = await self._asker.script(self._mend_script, keys, [_pack((*seen, self._now_ms(), plan))])
+        except NotNow as error:
+            raise BusUnavailable(str(error)) from error
+        if not answer:
+            return  # another instance was first
+        log.warning("Redis had stopped a call halfway; it has been completed, with %d messages", answer[0])
+        for number in answer[1:]:
+            log.error(
+                "a history can't be written, since its key is no stream: %s", _keys_of([*channels][number - 1])[0]
+            )
+
     async def _newest_common(self, state: _State) -> Mark:
         """The newest entry that this instance has read and the log still holds, or has trimmed since."""
         marks = self._chain.marks()
@@ -521,9 +592,14 @@ class RedisBus:
             return mark.names(Mark(mark.position, found[0][1][3][:TAG]))
         if oldest:
             # What stands before the oldest was trimmed only where that follows it: else it was never in this log.
-            before = read_link(oldest[0][1][1])
-            return mark.names(before) or mark.position < before.position
+            before = link_of(oldest[0][1][1])
+            return before is None or mark.names(before) or mark.position < before.position
         return bool(state.epoch)  # all of it trimmed; or all of it gone, head and all
+
+
+def _keys_of(channel: str) -> tuple[str, str]:
+    """A channel's history, and its newest position."""
+    return f"{HASH_TAG}:history:{channel}", f"{HASH_TAG}:last:{channel}"
 
 
 def _results(group: list[Draft], answer: list[Any]) -> list[Stored | Conflict | BusUnavailable]:

@@ -4,8 +4,12 @@ An entry of a stream has two fields. `m` is made by the publishing instance: a h
 `p` is made by the script: in the log, the *link* to the entry before it; in a history, its channel's position before
 it. A link is a position and a tag, eight random characters of the call that wrote the entry. The tag tells two entries
 apart that two servers have given the same position: one that a failover has lost, and one that came in its place.
+
+A later release may say more: further fields, further words of the header, and kinds of entries that are not known here.
+Instances are replaced one by one, so what isn't known is passed over, and has its place in the chain all the same.
 """
 
+import logging
 import os
 from base64 import b64encode
 from bisect import bisect_left
@@ -14,8 +18,11 @@ from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
+import msgspec
+from msgspec import Struct
+
 from msgpush.domain.history import Linked
-from msgpush.domain.message import Draft, Entry
+from msgpush.domain.message import CONTROL, PROBE, TYPES, Draft, Entry
 from msgpush.domain.position import ZERO, Position
 
 TAG = 8
@@ -24,6 +31,9 @@ CALLS = 16_384  # as many calls are remembered, to find what the log still holds
 HEADERS = 8_192
 
 EPOCH = "epoch"
+KINDS = frozenset((*TYPES, CONTROL, PROBE, EPOCH))
+
+log = logging.getLogger("msgpush.redis")
 
 
 class Mark(NamedTuple):
@@ -64,16 +74,35 @@ class _Header(NamedTuple):
     type: str
     service: str
     channels: tuple[str, ...]
+    known: bool = True
+
+
+class StoredMessage(NamedTuple):
+    """What an entry of the log says of its message: `ttl` in seconds, `id` empty where it has none."""
+
+    mark: Mark
+    ttl: int
+    service: str
+    channels: tuple[str, ...]
+    id: str
 
 
 class Decoder:
-    """Reads entries. Publishers say the same few things again and again: each header is read once."""
+    """Reads entries. Publishers say the same few things again and again: each header is read once.
+
+    Attributes:
+        unknown: how many entries of the log were passed over, since their kind is not known here.
+    """
 
     def __init__(self) -> None:
+        self.unknown = 0
         self._headers: dict[bytes, _Header] = {}
+        self._told: set[str] = set()
 
     def log(self, items: Iterable[Any], mark: Mark) -> tuple[list[Entry], list[Mark], Mark]:
         """Entries of the log, as XREAD and XRANGE give them.
+
+        What somebody else has written there, without a link, is left out.
 
         Args:
             mark: what the reader has read last.
@@ -86,14 +115,26 @@ class Decoder:
         prev, tag = mark
         first: Mark | None = None
         link = b"%d-%d-%b" % (prev.ms, prev.seq, tag)
-        for id, (_, before, _, stored) in items:
+        for id, fields in items:
+            before, stored = _fields(fields)
             if before != link:
                 # Only the first one, unless someone else writes to the log.
-                prev, tag = linked = read_link(before)
+                linked = link_of(before)
+                if linked is None:
+                    self._pass_over("<no entry of msgpush>")
+                    continue
+                prev, tag = linked
                 first = first or linked
             position = position_of(id)
             mine = stored[:TAG]
-            entries.append(self._entry(position, prev, stored))
+            header, body = self._read(stored)
+            if header.known:
+                expires = position.ms + header.ttl * 1000
+                entries.append(Entry(position, prev, header.channels, header.type, header.service, expires, body))
+            else:
+                # It concerns nobody, and what follows links to it.
+                self._pass_over(header.type)
+                entries.append(Entry(position, prev, (), header.type, "", 0, b""))
             if mine == tag and marks:
                 marks[-1] = Mark(position, mine)
             else:
@@ -103,33 +144,117 @@ class Decoder:
         return entries, marks, first or mark
 
     def history(self, items: Iterable[Any]) -> list[Linked]:
-        """Entries of a channel's history."""
-        return [
-            Linked(prev := position_of(before), self._entry(position_of(id), prev, stored))
-            for id, (_, before, _, stored) in items
-        ]
+        """Entries of a channel's history; those of an unknown kind have expired."""
+        linked = []
+        for id, fields in items:
+            before, stored = _fields(fields)
+            if not _is_position(before):
+                continue
+            prev, position = position_of(before), position_of(id)
+            header, body = self._read(stored)
+            expires = position.ms + header.ttl * 1000 if header.known else 0
+            linked.append(
+                Linked(prev, Entry(position, prev, header.channels, header.type, header.service, expires, body))
+            )
+        return linked
 
-    def _entry(self, position: Position, prev: Position, stored: bytes) -> Entry:
+    def stored(self, items: Iterable[Any]) -> list[StoredMessage]:
+        """What entries of the log say of their messages; what has no link is left out."""
+        found = []
+        for id, fields in items:
+            before, stored = _fields(fields)
+            if link_of(before) is not None:
+                header, body = self._read(stored)
+                mark = Mark(position_of(id), stored[:TAG])
+                found.append(StoredMessage(mark, header.ttl, header.service, header.channels, _id(body)))
+        return found
+
+    def _read(self, stored: bytes) -> tuple[_Header, bytes]:
         text, _, body = stored.partition(b"\n")
         header = self._headers.get(text[TAG:])
         if header is None:
-            header = self._read(text[TAG:])
-        return Entry(
-            position, prev, header.channels, header.type, header.service, position.ms + header.ttl * 1000, body
-        )
+            if len(self._headers) >= HEADERS:
+                self._headers.clear()
+            header = self._headers[text[TAG:]] = _header(text[TAG:])
+        return header, body
 
-    def _read(self, text: bytes) -> _Header:
-        _, ttl, type, service, channels = text.decode().split(" ")
-        if len(self._headers) >= HEADERS:
-            self._headers.clear()
-        header = _Header(int(ttl), type, service, tuple(channels.split(",")) if channels else ())
-        self._headers[text] = header
-        return header
+    def _pass_over(self, kind: str) -> None:
+        self.unknown += 1
+        if kind not in self._told and len(self._told) < 16:
+            self._told.add(kind)
+            log.warning("the log has entries of a kind that is not known here, which are passed over: %.80s", kind)
 
 
-def read_link(text: bytes) -> Mark:
-    """The entry that a link names."""
-    return Mark(position_of(text[: -TAG - 1]), text[-TAG:])
+def _fields(fields: list[bytes]) -> tuple[bytes, bytes]:
+    """An entry's link and message; both empty where it isn't one of ours."""
+    if fields[0] == b"p" and fields[2:3] == [b"m"]:
+        return fields[1], fields[3]
+    named = dict(zip(fields[::2], fields[1::2], strict=True))
+    return (named[b"p"], named[b"m"]) if b"p" in named and b"m" in named else (b"", b"")
+
+
+def _header(text: bytes) -> _Header:
+    try:
+        _, ttl, type, service, channels, *_ = text.decode().split(" ")
+        names = tuple(channels.split(",")) if channels else ()
+        return _Header(int(ttl), type, service, names, type in KINDS)
+    except ValueError:
+        return _Header(0, "<unreadable>", "", (), False)
+
+
+class _Identified(Struct):
+    id: str = ""
+
+
+_decode_id = msgspec.json.Decoder(_Identified).decode
+_decode_plan = msgspec.msgpack.Decoder().decode
+
+
+def _id(body: bytes) -> str:
+    try:
+        return _decode_id(body).id
+    except msgspec.MsgspecError:
+        return ""
+
+
+class Unfinished(NamedTuple):
+    """A call of `append.lua` as the log's head tells it until the call is done.
+
+    Attributes:
+        name: what tells it from others.
+        first: where its first message stands.
+        accepted: digest and timestamp of its messages whose publisher chose the id, by `service:id`.
+    """
+
+    name: str
+    first: Position
+    tag: bytes
+    accepted: dict[str, tuple[str, str]]
+
+    @classmethod
+    def read(cls, text: bytes | None) -> "Unfinished | None":
+        """The call that the head tells of; None where it tells of none."""
+        if not text:
+            return None
+        first, tag, plan = text.split(b" ", 2)
+        accepted = {}
+        try:
+            for _, _, digest, timestamp, _, name in _decode_plan(plan)[-1] if plan else ():
+                accepted[name] = (digest, timestamp)
+        except (msgspec.MsgspecError, ValueError, TypeError, LookupError):
+            pass  # a later release plans otherwise: its messages are completed, their ids aren't remembered
+        return cls(f"{first.decode()} {tag.decode()}", position_of(first), tag, accepted)
+
+
+def link_of(text: bytes) -> Mark | None:
+    """The entry that a link names; None where the text is no link."""
+    position, dash, tag = text[: -TAG - 1], text[-TAG - 1 : -TAG], text[-TAG:]
+    return Mark(position_of(position), tag) if dash == b"-" and _is_position(position) else None
+
+
+def _is_position(text: bytes) -> bool:
+    ms, _, seq = text.partition(b"-")
+    return ms.isdigit() and seq.isdigit()
 
 
 class Chain:
@@ -145,6 +270,7 @@ class Chain:
     def begin(self, head: Mark) -> None:
         """Go on after `head`; nothing else is known."""
         self.head = head
+        self.at = head.position  # read up to here, what others have written there included
         self.known = head  # the newest that is known to be in the log, read or written
         self._read: list[Mark] = []  # the last entry of each call
         self._unseen = head.position  # not all up to here has been read

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from heapq import merge
 from importlib.resources import files
 from itertools import islice
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import msgspec
 
@@ -33,6 +33,8 @@ NODES: Final = f"{HASH_TAG}:nodes"
 TOTALS: Final = f"{HASH_TAG}:totals"
 STATS: Final = f"{HASH_TAG}:stats"
 PEAK: Final = f"{HASH_TAG}:peak"
+
+T = TypeVar("T")
 
 log = logging.getLogger("msgpush.redis")
 
@@ -106,7 +108,10 @@ class RedisRoster:
     async def stats(self) -> ConnectionStats:
         others = await self._others()
         peak, *written = await self._call(("GET", PEAK), *(("HGET", STATS, node) for node in others))
-        parts = [await self._local.stats(), *(_stats(text) for text in written if text is not None)]
+        parts = [
+            await self._local.stats(),
+            *filter(None, (_read(_stats, text) for text in written if text is not None)),
+        ]
         total = sum(part.total for part in parts)
         return ConnectionStats(
             total=total,
@@ -226,8 +231,8 @@ class RedisRoster:
                 by_node.setdefault(node, []).append(id)
         replies = await self._call(*(("HMGET", _states_of(node), *mine) for node, mine in by_node.items()))
         states = {state.id: state for state in self._local.states([id for id, node in ids if node is None])}
-        others = [_state(text) for texts in replies for text in texts if text is not None]
-        states |= {state.id: state for state in others}
+        others = (_read(_state, text) for texts in replies for text in texts if text is not None)
+        states |= {state.id: state for state in others if state is not None}
         return [states[id] for id, _ in ids if id in states]
 
     async def _call(self, *commands: Sequence[str | bytes | int]) -> list[Any]:
@@ -235,6 +240,14 @@ class RedisRoster:
             return await self._link.calls(commands) if commands else []
         except NotNow as error:
             raise BusUnavailable(str(error)) from error
+
+
+def _read(decode: Callable[[bytes], T], text: bytes) -> T | None:
+    try:
+        return decode(text)
+    except msgspec.MsgspecError:
+        # Of a later release, while instances are replaced one by one.
+        return None
 
 
 def _states_of(node: str) -> str:

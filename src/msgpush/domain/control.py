@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from msgpush.domain.credentials import Revocation
 from msgpush.domain.history import Gap
-from msgpush.domain.message import Draft, Entry
+from msgpush.domain.message import CONTROL, Draft, Entry
 
 CHANNEL = "/control"  # a slash can be in no client's channel
 KEPT = 86_400  # seconds
@@ -40,7 +40,7 @@ _decode = msgspec.json.Decoder(Command | None).decode
 
 def control(command: Command) -> Draft:
     """A command as the bus takes it."""
-    return Draft("", "", (CHANNEL,), "control", "msgpush", KEPT, _encode(command), None)
+    return Draft("", "", (CHANNEL,), CONTROL, "msgpush", KEPT, _encode(command), None)
 
 
 class Commands:

@@ -14,7 +14,7 @@ from msgpush.domain.control import CHANNEL, Close, Command, Commands, Restored
 from msgpush.domain.credentials import Revocation
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.hub import CATCH_UP_CHUNK, Advance, Hub
-from msgpush.domain.message import Draft
+from msgpush.domain.message import PROBE, Draft
 from msgpush.domain.ports import Bus, Cut
 
 BUDGET = 0.005  # seconds of fan-out after which the loop gets its turn
@@ -210,7 +210,7 @@ class Delivery:
 
     async def _probe(self) -> None:
         # An entry that goes the way of all messages, and concerns nobody.
-        probe = Draft("", "", (), "probe", self._name, 60, b"{}", None)
+        probe = Draft("", "", (), PROBE, self._name, 60, b"{}", None)
         while True:
             if self._probed is None:
                 self._probed = self._monotonic()

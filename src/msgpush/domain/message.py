@@ -21,6 +21,7 @@ Type = Literal["progress", "status", "error", "success", "warning", "info", "cus
 Priority = Literal["low", "normal", "high", "urgent"]
 
 TYPES: tuple[str, ...] = get_args(Type)
+CONTROL, PROBE = "control", "probe"  # entries that are no messages: commands to all instances, and signs of life
 MAX_TTL = 604_800
 MAX_FANOUT_BYTES = 4 * 1024 * 1024
 SPARE_DEPTH = 50  # levels that a message is nested less deeply than the parser takes

@@ -46,6 +46,10 @@ class Bus(Protocol):
     def length(self) -> int:
         """Messages retained, as far as is known without asking."""
 
+    @property
+    def unknown(self) -> int:
+        """Entries of the log that were passed over, since their kind is not known here: a later release's."""
+
     async def append(self, drafts: Sequence[Draft]) -> list[Stored | Conflict | BusUnavailable]:
         """Store messages in this order, each by itself; readable by all once this returns. One result each."""
 
