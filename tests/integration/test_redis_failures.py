@@ -14,6 +14,7 @@ import pytest
 
 from msgpush.adapters.redis_bus import LOG
 from msgpush.adapters.redis_link import HASH_TAG
+from msgpush.domain import delivery
 from msgpush.domain.errors import BusUnavailable
 from tests.support.client import SseClient
 from tests.support.load import Load
@@ -236,12 +237,73 @@ def test_a_start_without_redis_waits_for_it_and_says_so() -> None:
 def test_an_instance_that_reads_nothing_back_is_not_ready(valkey: RedisServer) -> None:
     with ThreadedService(redis_url=valkey.url) as service:
         assert httpx.get(f"http://127.0.0.1:{service.port}/health/ready").status_code == 200
-        delivery = service.push._delivery
-        eventually(lambda: delivery._probed is None)
-        delivery._probed = time.monotonic() - 16  # a probe that was taken 16 seconds ago, and hasn't come back
+        probing = service.push._delivery
+        eventually(lambda: probing._probed is None)
+        probing._probed = time.monotonic() - 16  # a probe that was taken 16 seconds ago, and hasn't come back
         answer = httpx.get(f"http://127.0.0.1:{service.port}/health/ready")
         assert answer.status_code == 503
         assert answer.json()["reason"] == "what is published doesn't come back from the bus"
+
+
+WRITES_REFUSED = {
+    "too few replicas": ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0"),
+    "full": ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0"),
+    "no right": ("ACL SETUSER default -xadd", "ACL SETUSER default +xadd"),
+    "a replica": ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
+}
+OWN_WORDS = {
+    "too few replicas": "Not enough good replicas to write",
+    "full": "maxmemory",
+    "no right": "'xadd'",
+    "a replica": "replica",
+}
+
+
+@pytest.mark.parametrize("refusal", WRITES_REFUSED)
+def test_a_redis_that_answers_and_refuses_to_write_is_told_by_health_metrics_and_log(
+    valkey: RedisServer, refusal: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(delivery, "PROBE_INTERVAL", 0.1)
+    monkeypatch.setattr(delivery, "PROBE_AGAIN", 0.1)
+    forbid, allow = WRITES_REFUSED[refusal]
+    caplog.set_level("INFO", "msgpush.delivery")
+
+    def logged(text: str) -> int:
+        return sum(text in record.getMessage() for record in caplog.records)
+
+    with valkey.client() as client, ThreadedService(redis_url=valkey.url) as service:
+        base = f"http://127.0.0.1:{service.port}"
+
+        def status(path: str) -> int:
+            return httpx.get(f"{base}{path}").status_code
+
+        def up() -> bool:
+            return "message_push_up 1.0" in httpx.get(f"{base}/metrics").text
+
+        eventually(lambda: status("/health/ready") == 200)
+        assert (status("/health"), up()) == (200, True)
+        client.execute_command(*forbid.split())
+        eventually(lambda: status("/health") == 503)
+        assert OWN_WORDS[refusal] in httpx.get(f"{base}/health").json()["reason"]
+        assert not up()
+        assert (status("/health/ready"), status("/health/live")) == (200, 200), "as if it could not be reached"
+        assert logged("the bus takes no messages") == logged(OWN_WORDS[refusal]) == 1
+        client.execute_command(*allow.split())
+        eventually(lambda: status("/health") == 200)
+        eventually(up)
+        eventually(lambda: logged("the bus takes messages again") == 1)
+        assert logged("the bus takes no messages") == 1
+
+
+def test_an_instance_whose_redis_has_never_taken_a_message_is_not_ready(valkey: RedisServer) -> None:
+    with valkey.client() as client, ThreadedService(redis_url=valkey.url):
+        client.config_set("min-replicas-to-write", "1")
+    with ServiceProcess(REDIS_URL=valkey.url) as service:
+        assert httpx.get(f"http://127.0.0.1:{service.port}/health/ready").status_code == 503
+        assert httpx.get(f"http://127.0.0.1:{service.port}/health/live").status_code == 200
+        with valkey.client() as client:
+            client.config_set("min-replicas-to-write", "0")
+        eventually(lambda: httpx.get(f"http://127.0.0.1:{service.port}/health/ready").status_code == 200)
 
 
 def test_a_close_that_is_sent_while_an_instance_has_lost_redis_reaches_it(valkey: RedisServer) -> None:

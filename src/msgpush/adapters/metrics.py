@@ -43,10 +43,11 @@ _REASONS: dict[type[MsgpushError], str] = {
 _REFUSALS = (Denied, KeysUnavailable, RateExceeded, TooLarge, Unauthorized)
 
 # What a gauge of all workers is made of, among those that run.
-_TOGETHER: Mapping[str, Literal["livesum", "livemostrecent", "livemin"]] = {
+_TOGETHER: Mapping[str, Literal["livesum", "livemostrecent", "livemin", "livemax"]] = {
     "message_push_connections_total": "livesum",
     "message_push_bus_length": "livemostrecent",
     "message_push_up": "livemin",
+    "message_push_unknown_entries": "livemax",
 }
 
 
@@ -216,9 +217,13 @@ class Gauges(Collector):
     """What is read off the service when it is asked for."""
 
     def __init__(
-        self, connections: Callable[[], dict[str, int]], bus_length: Callable[[], int], up: Callable[[], bool]
+        self,
+        connections: Callable[[], dict[str, int]],
+        bus_length: Callable[[], int],
+        unknown: Callable[[], int],
+        up: Callable[[], bool],
     ) -> None:
-        self._connections, self._bus_length, self._up = connections, bus_length, up
+        self._connections, self._bus_length, self._unknown, self._up = connections, bus_length, unknown, up
         if Shared.joined is not None:
             Shared.joined.gauges = self
 
@@ -228,4 +233,11 @@ class Gauges(Collector):
             connections.add_metric([transport], number)
         yield connections
         yield GaugeMetricFamily("message_push_bus_length", "Messages that the bus retains.", value=self._bus_length())
-        yield GaugeMetricFamily("message_push_up", "Whether messages are delivered.", value=float(self._up()))
+        yield GaugeMetricFamily(
+            "message_push_unknown_entries",
+            "Entries of the log passed over since the start: of a later release, or written by somebody else.",
+            value=self._unknown(),
+        )
+        yield GaugeMetricFamily(
+            "message_push_up", "Whether messages can be published and are delivered.", value=float(self._up())
+        )

@@ -61,8 +61,8 @@ class Operations:
         return Response(self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _trouble(self) -> str | None:
-        if not self._push.alive:
-            return "delivery has stopped"
+        if (reason := self._push.trouble) is not None:
+            return reason
         # The bus is asked once a second, however many ask.
         async with self._asking:
             if time.monotonic() >= self._known_until:

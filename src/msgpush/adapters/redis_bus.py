@@ -249,17 +249,17 @@ class RedisBus:
         backoff = Backoff()
         # Over the same connection, or it would wait for nothing.
         wait: list[Command] = [("WAIT", self._wait_replicas, WAIT_MS)] if self._wait_replicas else []
-        while True:
-            try:
-                async with asyncio.timeout(until - time.monotonic()):
-                    return await self._writer.script(self._append_script, keys, args, *wait)
-            except TimeoutError:
-                raise BusUnavailable(f"Redis ({self._target}) doesn't answer") from None
-            except NotNow:
-                # It wasn't done, so it may be sent again, while there is time.
-                if time.monotonic() + 0.1 > until:
-                    raise
-                await backoff.pause()
+        refused: NotNow | None = None
+        try:
+            async with asyncio.timeout(until - time.monotonic()):
+                while True:
+                    try:
+                        return await self._writer.script(self._append_script, keys, args, *wait)
+                    except NotNow as error:
+                        refused = error  # it wasn't done, so it may be sent again, while there is time
+                    await backoff.pause()
+        except TimeoutError:
+            raise refused or BusUnavailable(f"Redis ({self._target}) doesn't answer") from None
 
     def _plan(self, group: list[Draft], tag: bytes) -> tuple[list[str], list[bytes]]:
         channels: dict[str, int] = {}

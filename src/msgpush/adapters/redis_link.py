@@ -361,6 +361,7 @@ class Link:
             socket_connect_timeout=None,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
+            driver_info=None,  # CLIENT SETINFO is a right that isn't needed
             # Hides dead connections.
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
             **options,

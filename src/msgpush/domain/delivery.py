@@ -23,6 +23,7 @@ PAGE = 8, 256  # entries of a channel that one read of histories asks for, at le
 PAGE_BYTES = 2 * CATCH_UP_CHUNK  # what a read should come to, since a step delivers no more than half of it
 TYPICAL = 512  # bytes of a message, before one has been seen
 PROBE_INTERVAL = 5.0
+PROBE_AGAIN = 1.0  # after one that the bus hasn't taken
 SILENCE = 15.0  # seconds without a probe's return after which something is wrong
 READING = 32  # connections whose histories are read at once: what they read waits for its turn, in memory
 SLICE = 8  # entries of the tail between two looks at the clock: each may concern every cohort
@@ -37,6 +38,9 @@ class Delivery:
         prepare: finds out what has to be known before anything is served, and again where that may have changed; it
             is told whether commands may have been missed, and raises BusUnavailable where it can't be done now.
         obey: carries out a command to all instances.
+
+    Attributes:
+        refusal: why the bus took nothing, in its own words, the last time that it was tried; None: it did.
     """
 
     def __init__(
@@ -61,6 +65,9 @@ class Delivery:
         self._running: list[asyncio.Task[None]] = []
         self._name = f"probe.{secrets.token_hex(8)}"
         self._probed: float | None = None  # since when a probe hasn't come back
+        self._taken = False  # whether one ever was
+        self._told = ""  # what was logged of the bus refusing them
+        self.refusal: str | None = None
 
     @property
     def alive(self) -> bool:
@@ -74,8 +81,8 @@ class Delivery:
 
     @property
     def ready(self) -> bool:
-        """Whether what is published comes back, as far as the bus takes it."""
-        return self.begun and (self._probed is None or self._monotonic() - self._probed < SILENCE)
+        """Whether the bus took something once, and what it takes comes back."""
+        return self.begun and self._taken and (self._probed is None or self._monotonic() - self._probed < SILENCE)
 
     async def __aenter__(self) -> Self:
         try:
@@ -215,9 +222,23 @@ class Delivery:
             if self._probed is None:
                 self._probed = self._monotonic()
             (result,) = await self._bus.append([probe])
-            if isinstance(result, BusUnavailable):
+            refused = isinstance(result, BusUnavailable)
+            if refused:
                 self._probed = None  # nothing comes back of what wasn't taken
-            await asyncio.sleep(PROBE_INTERVAL)
+            self._taken |= not refused
+            self._tell(result.detail if isinstance(result, BusUnavailable) else None)
+            await asyncio.sleep(PROBE_AGAIN if refused else PROBE_INTERVAL)
+
+    def _tell(self, refusal: str | None) -> None:
+        self.refusal = refusal
+        if refusal is None:
+            if self._told:
+                log.info("the bus takes messages again")
+            self._told = ""
+        elif self._bus.reachable and refusal != self._told:
+            # One that can't be reached says so itself.
+            log.warning("the bus takes no messages: %s", refusal)
+            self._told = refusal
 
     def _serve_fallen(self) -> None:
         for connection in self._hub.take_fallen():

@@ -98,8 +98,13 @@ class Push:
 
     @property
     def ready(self) -> bool:
-        """Whether the bus has been reached, and what it takes comes back."""
+        """Whether the bus has taken something, and what it takes comes back."""
         return self._delivery.ready
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be published or delivered now, as far as that is known without asking; None: all is well."""
+        return self._delivery.refusal if self.alive else "delivery has stopped"
 
     async def __aenter__(self) -> Self:
         await self._delivery.__aenter__()

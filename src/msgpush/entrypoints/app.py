@@ -94,7 +94,10 @@ def create_app(settings: Settings) -> Starlette:
     push.hub.on_delivered = metrics.delivered
     metrics.registry.register(
         Gauges(
-            connections=lambda: {"sse": len(push.hub.connections)}, bus_length=lambda: bus.length, up=lambda: push.alive
+            connections=lambda: {"sse": len(push.hub.connections)},
+            bus_length=lambda: bus.length,
+            unknown=lambda: bus.unknown,
+            up=lambda: push.trouble is None,
         )
     )
     app = Starlette(

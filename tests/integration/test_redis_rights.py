@@ -1,0 +1,112 @@
+"""The rights in docs/redis.md are all that the service needs, and none too many."""
+
+import asyncio
+import re
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from msgpush.adapters import redis_credentials
+from msgpush.adapters.redis_bus import APPEND, RedisBus
+from msgpush.adapters.redis_credentials import RedisCredentials
+from msgpush.adapters.redis_limiter import RedisLimiter
+from msgpush.adapters.redis_link import RedisTarget, Script
+from msgpush.adapters.redis_roster import RedisRoster
+from msgpush.domain.connection import Connection, Subscription
+from msgpush.domain.control import Close, control
+from msgpush.domain.credentials import Revocation, Ticket
+from msgpush.domain.errors import BusUnavailable
+from msgpush.domain.ports import ConnectionFilter, Stored
+from msgpush.domain.service import Push
+from tests.support.fakes import FakeSink, PlainView, make
+from tests.support.redis_servers import RedisServer
+
+DOCS = Path(__file__).parents[2] / "docs" / "redis.md"
+
+
+def documented() -> list[str]:
+    found = re.search(r"^ACL SETUSER msgpush .*$", DOCS.read_text(), re.MULTILINE)
+    assert found is not None
+    return found[0].split()
+
+
+async def test_the_documented_rights_are_enough_for_everything_and_all_are_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(redis_credentials, "MOST", 1)  # ticket a subject: the older ones go
+    line = documented()
+    with RedisServer() as server, server.client() as admin:
+        assert admin.execute_command(*line)
+        admin.config_resetstat()
+        await do_everything(server.url.replace("//", "//msgpush:password@").replace("/0", "/1"))
+        assert admin.acl_log() == [], "nothing was refused"
+        given = {each[1:] for each in line if each.startswith("+")}
+        # AUTH needs no right, and the rest is what this test asks.
+        assert used(server) - given <= {"auth", "info", "acl|log", "client|setinfo", "config|resetstat"}
+        assert given - used(server) == set(), "each is used"
+
+
+def used(server: RedisServer) -> set[str]:
+    """The commands that the server was given since its statistics were reset."""
+    with server.client() as client:
+        return {name.removeprefix("cmdstat_") for name in client.info("commandstats")}
+
+
+async def do_everything(url: str) -> None:
+    target = RedisTarget.from_url(url)
+    async with AsyncExitStack() as stack:
+        bus, other_bus = [
+            await stack.enter_async_context(RedisBus(target, wait_replicas=replicas)) for replicas in (1, 0)
+        ]
+        credentials = await stack.enter_async_context(RedisCredentials(target, lifetime=60))
+        push = await stack.enter_async_context(Push(bus, credentials=credentials))
+        other = await stack.enter_async_context(Push(other_bus))
+        roster, others = (
+            RedisRoster(target, push.hub, push.command, node="n1"),
+            RedisRoster(target, other.hub, other.command, node="n2"),
+        )
+        for each in (roster, others):
+            await stack.enter_async_context(each)
+        limiter = await stack.enter_async_context(RedisLimiter(target, 10))
+
+        await publish(bus)
+        sink = FakeSink()
+        subscription = Subscription(frozenset({"a"}), PlainView())
+        other.subscribe(Connection("c1", sink), subscription, await other.start_at("earliest"), lambda _: b"\n")
+        assert (await push.history("a", None, 10)).gap is None
+
+        ticket = Ticket("s", ("a",), time.time() + 50, None, None)
+        for digest in ("d1", "d2"):
+            await credentials.add_ticket(digest, ticket, 40)
+        assert await credentials.ticket("d2") == ticket
+        assert await credentials.claim("d2", "s", connection="c1", before="", until=time.time() + 50)
+        assert await credentials.holder("d2") == "c1"
+        await credentials.revoke(Revocation("jti", "x", time.time()))
+        assert await credentials.revocations()
+        assert (await limiter.take("s", 1)).granted
+
+        await others.sync()
+        (found,), _ = await roster.connections(ConnectionFilter(node="n2"), 10, None)
+        assert found.id == "c1"
+        assert (await roster.stats()).by_node
+        assert await roster.close("c1", reconnect=True)
+        async with asyncio.timeout(10):
+            while other.hub.connections:  # noqa: ASYNC110 - the command comes by the log
+                await asyncio.sleep(0.005)
+        await others.sync()
+
+
+async def publish(bus: RedisBus) -> None:
+    (unconfirmed,) = await bus.append([make("m0", "a")])
+    assert "replicas" in str(unconfirmed)
+    bus._wait_replicas = 0
+    script, bus._append_script = bus._append_script, Script(APPEND.replace("call('SET', KEYS", "call('NOSUCH', KEYS"))
+    (stopped,) = await bus.append([make("m1", "a", ttl=600_000)])
+    assert isinstance(stopped, BusUnavailable)
+    bus._append_script = script
+    for _ in range(2):
+        (stored,) = await bus.append([make("m1", "a", ttl=600_000)])
+        assert isinstance(stored, Stored)
+    await bus.append([control(Close("nobody", True))])
