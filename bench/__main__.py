@@ -49,6 +49,8 @@ class Plan:
     rounds: int
     connections: int = 64
     batch: int = 100
+    missed: int = 20
+    live_rate: float = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class Bench:
             ("fghi", self._over_redis),
             ("j", self._redis_memory),
             ("k", self._tokens),
+            ("l", self._resume),
         ]
         for name, measure in parts:
             if not self.plan.only & set(name):
@@ -226,6 +229,19 @@ class Bench:
         self._figure("   in a channel that has nothing else", costs.channel)
         self._figure("   an id that a publisher chose, for 10 minutes", costs.id)
 
+    def _resume(self) -> None:
+        count, each = self.plan.idle_streams, self.plan.missed
+        say(f"l: {count:,} streams come back to an instance that has just begun, over Redis")
+        with redis_process(free_port()) as redis:
+            os.sched_setaffinity(redis.pid, self._client_cores)
+            with self._service(16, redis.url) as before:
+                cursor = self._load(load.fill, before.port, count, each)
+            with self._service(count, redis.url) as service:
+                ours = self._load(load.resume, service.port, cursor, count, each, self.plan.live_rate)
+        self._figure(f"l  Redis: {count:,} streams resume {each} messages each", ours.seconds, None, "s")
+        self._keep("l", ours, 0.0)
+        self._check("l", ours.missing, ours.surplus)
+
     def _tokens(self) -> None:
         say("k: what a token costs")
         for algorithm, first, again in token_costs():
@@ -235,7 +251,7 @@ class Bench:
     def _figure(self, what: str, value: float, floor: float | None = None, unit: str = "") -> None:
         self.report.figures.append(Figure(what, value, floor, unit))
 
-    def _keep(self, name: str, result: load.Fanout | load.Burst | load.Published, busy: float) -> None:
+    def _keep(self, name: str, result: load.Fanout | load.Burst | load.Published | load.Resumed, busy: float) -> None:
         self.report.details[name] = asdict(result)
         if busy > _BUSY:
             self.report.notes.append(f"{name}: the load client was {busy:.0%} busy; the server may be faster")
@@ -409,14 +425,14 @@ def write_json(path: Path, about: dict[str, str], report: Report) -> None:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure msgpush beside bare floors.")
-    parser.add_argument("--only", default="a,b,c,d,e,f,g,h,i,j,k", help="parts to measure, as in a,b (default: all)")
+    parser.add_argument("--only", default="a,b,c,d,e,f,g,h,i,j,k,l", help="parts to measure, as in a,b (default: all)")
     parser.add_argument("--seconds", type=float, help="how long each throughput is measured (default: 5; quick: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
     parser.add_argument("--quick", action="store_true", help="fewer streams, about 15 s: does it run?")
     options = parser.parse_args(arguments)
     options.only = frozenset(filter(None, options.only.replace(" ", "").split(",")))
-    if not options.only or options.only - set("abcdefghijk"):
-        parser.error("--only takes letters from a to k, separated by commas")
+    if not options.only or options.only - set("abcdefghijkl"):
+        parser.error("--only takes letters from a to l, separated by commas")
     if options.seconds is not None and not 0 < options.seconds <= 600:
         parser.error("--seconds takes a number up to 600")
     return options

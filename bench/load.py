@@ -90,11 +90,23 @@ class Published:
     refusal: str
 
 
-def message(number: int) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """What it took until streams that came back had all that was published while they were away."""
+
+    seconds: float
+    streams: int
+    missing: int
+    surplus: int
+    live: int
+    """Messages published meanwhile, which must have come as well."""
+
+
+def message(number: int, channel: str = CHANNEL) -> bytes:
     """The message published: about 140 bytes of JSON, the same length for every number."""
     return (
-        b'{"type":"progress","service":"bench","channels":["bench"],"data":'
-        b'{"task_id":"task_abc123","progress":65,"t":%d,"stage":"embedding"}}' % (_BASE + number)
+        b'{"type":"progress","service":"bench","channels":["%b"],"data":'
+        b'{"task_id":"task_abc123","progress":65,"t":%d,"stage":"embedding"}}' % (channel.encode(), _BASE + number)
     )
 
 
@@ -129,32 +141,45 @@ class Streams:
         self._cut: dict[int, bytes] = {}
         self._first = -1
 
-    def open(self, count: int) -> None:
+    def open(
+        self,
+        count: int,
+        path: Callable[[int], str] = lambda _: f"/sse/stream/{CHANNEL}",
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> None:
         """All streams are open, their opening blocks read, when this returns."""
-        request = f"GET /sse/stream/{CHANNEL} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n"
-        request += "Accept: text/event-stream\r\n\r\n"
         opening: dict[int, bytes] = {}
+        paths: dict[int, str] = {}
         deadline = time.monotonic() + _STREAM_OPENING_SECONDS
         while len(self._sockets) < count or opening:
             while len(self._sockets) < count and len(opening) < _IN_FLIGHT:
                 sock = _dial(self._port, len(self._sockets))
+                paths[sock.fileno()] = path(len(self._sockets))
                 self._sockets[sock.fileno()] = sock
                 opening[sock.fileno()] = b""
                 self._poll.register(sock, select.EPOLLOUT)
+            meanwhile()
             for fd, event in self._poll.poll(1):
                 if fd not in opening:
+                    if fd in self.received:
+                        self.read(fd)
                     continue
                 if event & select.EPOLLOUT:
-                    self._sockets[fd].send(request.encode())
+                    request = f"GET {paths[fd]} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n"
+                    self._sockets[fd].send(f"{request}Accept: text/event-stream\r\n\r\n".encode())
                     self._poll.modify(fd, select.EPOLLIN)
                     continue
                 opening[fd] += self._sockets[fd].recv(4096) or b"(closed)\n\n"
                 if b"\n\n" in opening[fd]:
-                    _check_opened(opening.pop(fd))
+                    answer = opening.pop(fd)
+                    _check_opened(answer)
+                    # What was missed may have come with it.
+                    self.received[fd] = answer.count(MARK)
+                    if not answer.endswith(b"\n"):
+                        self._cut[fd] = answer[-_EDGE:]
             if time.monotonic() > deadline:
                 raise Spoiled(f"{len(self._sockets) - len(opening)} of {count} streams opened in time")
         self._first = next(iter(self._sockets))
-        self.received.update(dict.fromkeys(self._sockets, 0))
 
     def read(self, fd: int) -> int:
         """The number of messages in what this stream has to read; -1 when it can't be read now."""
@@ -510,3 +535,71 @@ def publish(port: int, connections: int, batch: int, seconds: float, count: int 
             busy=window.busy,
             refusal=publishers.refusal,
         )
+
+
+def fill(port: int, count: int, each: int) -> str:
+    """Publish some messages to each of many channels; the cursor from before them."""
+    cursor = probe(port)
+    with select.epoll() as poll:
+        length = len(_filling(0, 0))
+        publishers = Publishers(poll, port, "/api/v1/messages/batch", 4, length)
+        bodies = (_filling(start, n) for n in range(each) for start in range(0, count, _FILLED_AT_ONCE))
+        under_way = 0
+        for fd in publishers:
+            if (body := next(bodies, None)) is not None:
+                publishers.send(fd, body)
+                under_way += 1
+        while under_way:
+            for fd, _ in poll.poll(1):
+                if publishers.read(fd) is None:
+                    continue
+                under_way -= 1
+                if (body := next(bodies, None)) is not None:
+                    publishers.send(fd, body)
+                    under_way += 1
+        if publishers.accepted != count * each:
+            raise Spoiled(f"{publishers.accepted} of {count * each} messages accepted: {publishers.refusal}")
+    return cursor
+
+
+_FILLED_AT_ONCE = 100
+
+
+def _channel(number: int) -> str:
+    return f"c{number:06d}"
+
+
+def _filling(start: int, n: int) -> bytes:
+    return b"[" + b",".join(message(n, _channel(start + i)) for i in range(_FILLED_AT_ONCE)) + b"]"
+
+
+def resume(port: int, cursor: str, count: int, each: int, live_rate: float) -> Resumed:
+    """Open streams that all continue after one cursor, while others publish; until each has all that is its own."""
+    with select.epoll() as poll, select.epoll() as answered:
+        streams = Streams(poll, port)
+        body = message(0, _channel(0))
+        publishers = Publishers(answered, port, "/api/v1/messages/send", 1, len(body))
+        publisher = next(iter(publishers))
+        began = time.monotonic()
+        idle, sent = True, 0
+
+        def publish(ending: bool = False) -> None:
+            nonlocal idle, sent
+            idle = idle or (bool(answered.poll(0)) and publishers.read(publisher) is not None)
+            if idle and not ending and sent < (time.monotonic() - began) * live_rate:
+                publishers.send(publisher, message(0, _channel(sent % count)))
+                idle, sent = False, sent + 1
+
+        streams.open(count, lambda n: f"/sse/stream/{_channel(n)}?last_event_id={cursor}", publish)
+        deadline = began + _STREAM_OPENING_SECONDS
+        promised = count * each
+        while streams.received.total() < promised + publishers.accepted and time.monotonic() < deadline:
+            publish()
+            for fd, _ in poll.poll(0.01):
+                streams.read(fd)
+        took = time.monotonic() - began
+        while not idle and time.monotonic() < deadline:
+            publish(ending=True)
+        _read_for(poll, streams, 0.2)
+        got, due = streams.received.total(), promised + publishers.accepted
+        return Resumed(took, count, max(0, due - got), max(0, got - due), publishers.accepted)
