@@ -135,6 +135,7 @@ class RedisBus:
         self._doubt = False
         self._count = READ
         self._failures = 0
+        self._broken: set[str] = set()  # histories that nothing can be written to, as far as it was told
         self._waiting: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -558,11 +559,13 @@ class RedisBus:
             raise BusUnavailable(str(error)) from error
         if not answer:
             return  # another instance was first
-        log.warning("Redis had stopped a call halfway; it has been completed, with %d messages", answer[0])
+        if answer[0]:
+            log.warning("Redis had stopped a call halfway; it has been completed, with %d messages", answer[0])
         for number in answer[1:]:
-            log.error(
-                "a history can't be written, since its key is no stream: %s", _keys_of([*channels][number - 1])[0]
-            )
+            history, _ = _keys_of([*channels][number - 1])
+            if history not in self._broken:
+                self._broken.add(history)
+                log.error("a history can't be written, since its key is no stream: %s", history)
 
     async def _newest_common(self, state: _State) -> Mark:
         """The newest entry that this instance has read and the log still holds, or has trimmed since."""
