@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ from msgpush.domain.connection import Connection
 from msgpush.entrypoints.protocol import Limits
 from tests.support.client import RawConnection, SseClient, request
 from tests.support.service import ServiceProcess, ThreadedService, eventually
-from tests.support.tokens import KeyServer
+from tests.support.tokens import SECRET, KeyServer, bearer, token
 
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 STREAM = b"GET /sse/stream/a HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -384,6 +385,23 @@ def test_sigterm_waits_for_no_key_server() -> None:
             process.signal(signal.SIGTERM)
             assert process.wait() == 0
         keys.endless = False
+
+
+def test_what_others_have_set_stops_no_start_and_a_key_comes_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "jwt").write_text(f"{SECRET}\n")
+    with ServiceProcess(
+        *("--service-port", "0"),
+        JWT_SECRET_FILE=str(tmp_path / "jwt"),
+        SERVICE_PORT="tcp://10.0.0.2:8089",
+        REDIS_PORT="tcp://10.0.0.1:6379",
+        LOG_LENGTH="none",
+    ) as process:
+        assert request(process.port, "HEAD", "/sse/user/alice", headers=bearer(token("alice"))).status == 200
+        assert request(process.port, "HEAD", "/sse/user/alice").status == 401
+        warnings = [line["event"] for line in process.log if line["level"] == "warning"]
+    assert warnings == [
+        "set, but not used here and so not read: LOG_LENGTH (used only with REDIS_HOST or REDIS_URL)",
+    ]
 
 
 def test_a_second_signal_ends_at_once() -> None:

@@ -1,6 +1,7 @@
 """Settings: one table; a wrong one stops the start with one line, and none is ignored."""
 
 from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 from msgpush.domain.message import TYPES
 from msgpush.entrypoints.settings import (
     DEFAULTS,
+    FILES,
     SETTINGS,
     Settings,
     SettingsError,
@@ -198,6 +200,25 @@ ANYTHING_GOES = {"REDIS_PASSWORD", "JWT_ISSUER", "JWT_AUDIENCE"}
 ALWAYS_SECRET = {"JWT_SECRET", "JWT_PUBLIC_KEY", "REDIS_PASSWORD", "METRICS_TOKEN"}
 
 
+# What a setting needs to be used, and so to be read.
+REDIS, KEY = {"REDIS_HOST": "redis"}, {"JWT_SECRET": SECRET}
+NEEDS: dict[str, dict[str, str]] = {
+    "REDIS_PORT": REDIS,
+    "REDIS_PASSWORD": REDIS,
+    "REDIS_DB": REDIS,
+    "REDIS_WAIT_REPLICAS": REDIS,
+    "LOG_LENGTH": REDIS,
+    "JWT_ISSUER": KEY,
+    "JWT_AUDIENCE": KEY,
+    "JWT_LEEWAY": KEY,
+    "MAX_TOKEN_LIFETIME": KEY,
+}
+
+
+def needs(name: str) -> dict[str, str]:
+    return NEEDS.get(name, {})
+
+
 def cases(table: dict[str, list[Any]]) -> list[tuple[str, Any]]:
     return [(name, case) for name, each in table.items() for case in each]
 
@@ -274,9 +295,9 @@ def test_every_default_reads_back_as_itself() -> None:
 def test_a_right_value_is_taken_from_the_environment_and_from_a_flag(name: str, case: tuple[str, Any]) -> None:
     text, value = case
     ways = (
-        Settings.from_environ({name: text}),
-        Settings.from_environ({}, [flag(name), text]),
-        Settings.from_environ({}, [f"{flag(name)}={text}"]),
+        Settings.from_environ(needs(name) | {name: text}),
+        Settings.from_environ(needs(name), [flag(name), text]),
+        Settings.from_environ(needs(name), [f"{flag(name)}={text}"]),
     )
     for settings in ways:
         read = getattr(settings, name.lower())
@@ -290,9 +311,9 @@ def test_a_wrong_value_is_refused_in_a_line_with_the_setting_the_value_and_what_
 ) -> None:
     _, allowed = BAD[name]
     for label, line in (
-        (name, refusal({name: text})),
-        (flag(name), refusal({}, [flag(name), text])),
-        (flag(name), refusal({}, [f"{flag(name)}={text}"])),
+        (name, refusal(needs(name) | {name: text})),
+        (flag(name), refusal(needs(name), [flag(name), text])),
+        (flag(name), refusal(needs(name), [f"{flag(name)}={text}"])),
     ):
         assert line.startswith(label + " ")
         assert allowed in line
@@ -454,6 +475,205 @@ def test_authentication_switched_off_is_open_on_a_loopback_address_too() -> None
     assert Settings.from_environ({"ENABLE_AUTH": "false"}).mode == "open"
 
 
+# What isn't used isn't read
+
+
+REDIS_URL, OPEN = {"REDIS_URL": "redis://r"}, {"ENABLE_AUTH": "false"}
+UNUSED = [
+    *((name, {}) for name in NEEDS),
+    *((name, REDIS_URL) for name in ("REDIS_PORT", "REDIS_PASSWORD", "REDIS_DB")),
+    *(("MEMORY_BUS_BYTES", each) for each in (REDIS, REDIS_URL)),
+    *((name, OPEN) for name in ("JWT_SECRET", "JWT_PUBLIC_KEY", "JWKS_URL", "JWT_ISSUER", "JWT_AUDIENCE")),
+    *((name, OPEN | KEY) for name in ("JWT_ISSUER", "JWT_AUDIENCE", "JWT_LEEWAY", "MAX_TOKEN_LIFETIME")),
+]
+
+
+@pytest.mark.parametrize(("name", "others"), UNUSED)
+def test_a_setting_that_is_not_used_stops_no_start_and_is_told(name: str, others: dict[str, str]) -> None:
+    without = Settings.from_environ(others)
+    for text in (*BAD.get(name, (["x"], ""))[0], *(text for text, _ in GOOD[name])):
+        for environ, argv, label in (({name: text}, [], name), ({}, [flag(name), text], flag(name))):
+            warnings: list[str] = []
+            assert Settings.from_environ(others | environ, argv, warnings.append) == without
+            assert any(f"{label} (used only with" in line for line in warnings)
+            assert all(text not in line or len(text) < 5 for line in warnings), "it may be secret"
+
+
+def test_what_is_not_used_is_told_in_one_line() -> None:
+    warnings: list[str] = []
+    Settings.from_environ({"LOG_LENGTH": "1", "REDIS_DB": "x", "REDIS_PASSWORD": "hunter2"}, [], warnings.append)
+    assert warnings == [
+        "set, but not used here and so not read: REDIS_PASSWORD (used only with REDIS_HOST), REDIS_DB (used only with "
+        "REDIS_HOST), LOG_LENGTH (used only with REDIS_HOST or REDIS_URL)"
+    ]
+
+
+def test_on_redis_the_time_that_revocations_are_kept_for_counts_without_tokens_too() -> None:
+    settings = Settings.from_environ({**OPEN, **REDIS, "MAX_TOKEN_LIFETIME": "7200", "JWT_LEEWAY": "5"})
+    assert (settings.max_token_lifetime, settings.jwt_leeway) == (7200, 5)
+
+
+LINKS = ["tcp://10.0.0.1:6379", "tcp://[fd00::1]:6379", "udp://10.0.0.1:53", "sctp://10.0.0.1:1"]
+PORTS = [name.upper() for name in SETTINGS if name.endswith("_port")]
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("name", PORTS)
+def test_what_kubernetes_sets_for_a_service_of_that_name_is_passed_over_with_a_warning(name: str, link: str) -> None:
+    warnings: list[str] = []
+    settings = Settings.from_environ(REDIS | {name: link}, [], warnings.append)
+    assert getattr(settings, name.lower()) == getattr(Settings(), name.lower())
+    (warning,) = warnings
+    assert warning.startswith(f"{name} is '{link}', as Kubernetes sets it for a Service named {name.lower()[:-5]}: ")
+    assert f"{DEFAULTS[name.lower()]} is used" in warning
+    assert "enableServiceLinks: false" in warning
+    assert "another name" in warning
+
+
+@pytest.mark.parametrize("others", [{}, {"REDIS_URL": "redis://r"}])
+def test_what_kubernetes_sets_for_a_port_that_is_not_used_is_no_business_of_ours(others: dict[str, str]) -> None:
+    warnings: list[str] = []
+    settings = Settings.from_environ(others | {"REDIS_PORT": LINKS[0]}, [], warnings.append)
+    assert (settings, warnings) == (Settings.from_environ(others), [])
+
+
+def test_a_flag_is_never_kubernetes() -> None:
+    assert refusal(REDIS, ["--redis-port", LINKS[0]]).startswith(f"--redis-port is '{LINKS[0]}': it must be a whole")
+    for text in ("tcp://10.0.0.1", "tcp://a/b:1", "http://10.0.0.1:80", "10.0.0.1:6379", "tcp://10.0.0.1:6379 "):
+        assert refusal(REDIS | {"REDIS_PORT": text}).startswith("REDIS_PORT is ")
+
+
+# Secrets in files
+
+
+SECRETS = {
+    "REDIS_PASSWORD": ("pass word", REDIS),
+    "REDIS_URL": ("redis://:pw@r", {}),
+    "JWT_SECRET": (SECRET, {}),
+    "JWT_PUBLIC_KEY": (PEMS[1].strip(), {}),
+    "JWKS_URL": ("https://id.example/jwks?key=x", {}),
+    "METRICS_TOKEN": ("let.me-in", {}),
+}
+
+
+def test_each_setting_that_may_be_secret_has_a_file() -> None:
+    secret = {name.upper() for name, setting in SETTINGS.items() if any(map(setting.secret, ("x", "https://u@h")))}
+    assert {name.upper() for name in FILES} == SECRETS.keys() == secret
+    assert {name.upper() for name in FILES.values()} == {f"{name}_FILE" for name in SECRETS}
+
+
+@pytest.mark.parametrize(("name", "end"), [(name, end) for name in SECRETS for end in ("", "\n", "\r\n")])
+def test_a_secret_comes_from_a_file_without_its_end_of_line(name: str, end: str, tmp_path: Path) -> None:
+    value, others = SECRETS[name]
+    file = tmp_path / "secret"
+    file.write_bytes((value + end).encode())
+    by_value = Settings.from_environ(others | {name: value})
+    assert getattr(by_value, name.lower()) == value
+    for environ, argv in (
+        ({f"{name}_FILE": str(file)}, []),
+        ({}, [f"{flag(name)}-file", str(file)]),
+        ({f"{name}_FILE": "/none"}, [f"{flag(name)}-file={file}"]),
+    ):
+        assert Settings.from_environ(others | environ, argv) == by_value
+
+
+@pytest.mark.parametrize("text", [" pw", "pw ", "pw\n\n", "pw\n\r\n", "pw\r", "pw\t\n", "p\nw", "p\u00e4ss"])
+def test_no_other_white_space_of_a_file_is_lost(text: str, tmp_path: Path) -> None:
+    (tmp_path / "pw").write_bytes(text.encode())
+    read = Settings.from_environ(REDIS | {"REDIS_PASSWORD_FILE": str(tmp_path / "pw")}).redis_password
+    assert read == (text[:-2] if text.endswith("\r\n") else text[:-1] if text.endswith("\n") else text)
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_and_its_file_exclude_each_other(name: str, tmp_path: Path) -> None:
+    value, others = SECRETS[name]
+    file = tmp_path / "secret"
+    file.write_text(value)
+    one, two = f"{name}_FILE", f"{flag(name)}-file"
+    assert refusal(others | {name: value, one: str(file)}) == f"{one} excludes {name}: set one of the two"
+    assert refusal(others | {name: value}, [two, str(file)]) == f"{two} excludes {name}: set one of the two"
+    unset = Settings.from_environ(others | {name: value, one: str(file)}, [f"{flag(name)}="])
+    assert getattr(unset, name.lower()) == value
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "No such file or directory"),
+        (b"", "it is empty"),
+        (b"\n", "it is empty"),
+        (b"\r\n", "it is empty"),
+        (b"hunter2\xff", "it is not UTF-8"),
+        ("\ufeffhunter2".encode(), "it begins with a byte order mark"),
+        ("hunter2".encode("utf-16"), "it is not UTF-8"),
+        (b"hunter2" * 20_000, "it is larger than 65536 bytes"),
+    ],
+)
+def test_a_file_that_holds_no_secret_is_told_with_its_path_and_never_what_is_in_it(
+    name: str, content: bytes | None, why: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "secret"
+    if content is not None:
+        file.write_bytes(content)
+    for label, line in (
+        (f"{name}_FILE", refusal(SECRETS[name][1] | {f"{name}_FILE": str(file)})),
+        (f"{flag(name)}-file", refusal(SECRETS[name][1], [f"{flag(name)}-file", str(file)])),
+    ):
+        assert line.startswith(f"{label} is '{file}': ")
+        assert why in line
+        assert "hunter2" not in line
+
+
+def test_a_directory_and_a_path_that_cannot_be_are_told(tmp_path: Path) -> None:
+    assert "it can't be read: Is a directory" in refusal({"JWT_SECRET_FILE": str(tmp_path)})
+    for path in ("/x\0y", "/x\ud800"):
+        assert "no file has such a name" in refusal({"JWT_SECRET_FILE": path})
+    assert "File name too long" in refusal({"JWT_SECRET_FILE": "/" + "x" * 5000})
+
+
+def test_a_file_with_a_wrong_value_is_told_with_what_is_allowed_and_never_the_value(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    for name, text, why in (
+        ("JWT_SECRET", "hunter2", "it is shorter than 32 bytes; it must be at least 32 bytes long"),
+        ("JWT_PUBLIC_KEY", "hunter2", "it is no public key in PEM; it must be"),
+        ("JWT_PUBLIC_KEY", private_pem(P256), "it is a private key"),
+        ("REDIS_URL", "redis:/hunter2", "redis+cluster://"),
+        ("METRICS_TOKEN", "hunter2 ", "it must be text of"),
+        ("JWKS_URL", "hunter2", "https:// or http://"),
+    ):
+        file.write_text(text)
+        line = refusal({f"{name}_FILE": str(file)})
+        assert line.startswith(f"{name}_FILE is '{file}', and its content can't be used: ")
+        assert why in line
+        assert "hunter2" not in line
+
+
+@pytest.mark.parametrize("text", ["hunter2", "hunter2/x", "redis://:hunter2@r", "-----BEGIN PRIVATE KEY-----\nhunter2"])
+def test_a_secret_where_its_file_was_meant_is_not_shown(text: str) -> None:
+    line = refusal({"JWT_SECRET_FILE": text})
+    assert "hunter2" not in line
+    assert line.startswith("JWT_SECRET_FILE is no absolute path, and not shown, since it may be the secret itself: it ")
+
+
+def test_a_file_that_is_not_used_is_not_read(tmp_path: Path) -> None:
+    for name, others in (("JWT_SECRET", OPEN), ("REDIS_PASSWORD", {}), ("REDIS_PASSWORD", REDIS_URL)):
+        warnings: list[str] = []
+        environ = {f"{name}_FILE": str(tmp_path), name: "x"}
+        assert Settings.from_environ(others | environ, [], warnings.append) == Settings.from_environ(others)
+        assert f"{name}_FILE (used only with" in warnings[0]
+
+
+def test_what_a_file_holds_counts_as_set(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(SECRET)
+    (tmp_path / "url").write_text("redis://r\n")
+    environ = {"JWT_SECRET_FILE": str(tmp_path / "key"), "REDIS_URL_FILE": str(tmp_path / "url")}
+    settings = Settings.from_environ({**environ, "SERVICE_HOST": "0.0.0.0", "JWT_LEEWAY": "7", "LOG_LENGTH": "1234"})
+    assert (settings.mode, settings.jwt_leeway, settings.log_length) == ("tokens", 7, 1234)
+    line = refusal({**environ, **REDIS})
+    assert line.startswith("REDIS_URL_FILE excludes REDIS_HOST")
+
+
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         Settings().service_port = 1  # type: ignore[misc]
@@ -462,7 +682,7 @@ def test_settings_cannot_be_changed() -> None:
 
 @given(name=st.sampled_from(sorted(SETTINGS)), text=st.text(min_size=1))
 def test_no_text_makes_anything_but_a_value_or_one_line(name: str, text: str) -> None:
-    line = outcome({name.upper(): text}, [])
+    line = outcome(needs(name.upper()) | {name.upper(): text}, [])
     assert line is None or (line.startswith(f"{name.upper()} ") and line.isprintable())
 
 
@@ -470,7 +690,7 @@ def test_no_text_makes_anything_but_a_value_or_one_line(name: str, text: str) ->
 def test_a_value_that_is_not_text_is_refused_like_any_other(name: str, raw: bytes) -> None:
     # So Python gives bytes of the environment that aren't UTF-8.
     text = (b"\xff" + raw).decode(errors="surrogateescape")
-    assert refusal({name: text}).startswith(f"{name} ")
+    assert refusal(needs(name) | {name: text}).startswith(f"{name} ")
 
 
 @given(st.lists(st.text()))
@@ -491,6 +711,8 @@ def test_the_help_names_every_flag_with_its_default_and_what_is_allowed() -> Non
         assert f"  {flag(name)}\n" in text
         assert f"Allowed: {setting.kind.allowed}." in flat
         assert not DEFAULTS[name] or f"Default: {DEFAULTS[name]}." in flat
+        assert (f"Or {flag(name)}-file: the path of a file that holds it." in flat) == (name in FILES)
+    assert "the end of line at its end doesn't count" in flat
     assert max(map(len, text.splitlines())) <= 110
 
 
@@ -499,4 +721,6 @@ def test_the_table_has_a_row_of_three_cells_for_every_setting() -> None:
     assert lines[:2] == ["| setting | default | meaning |", "|---|---|---|"]
     assert [line.split("`")[1].lower() for line in lines[2:]] == list(SETTINGS)
     assert all(line.count("|") == 4 and line.endswith(" |") for line in lines[2:])
+    with_file = {line.split("`")[1].lower() for line in lines[2:] if "_FILE`: the path of a file" in line}
+    assert with_file == FILES.keys()
     assert "| `SERVICE_PORT` | `8089` | Port to listen on; 0: any free one." in lines[3]

@@ -82,6 +82,7 @@ class SigningKey(NamedTuple):
     key: Key
     algorithm: str
     verifying: VerifyingKey
+    public_pem: str
 
 
 def private_key(pem: str) -> SigningKey:
@@ -93,7 +94,8 @@ def private_key(pem: str) -> SigningKey:
     for kind in (RSAKey, ECKey, OKPKey):
         key = _imported(kind, pem)
         if key is not None and key.is_private and (algorithms := _algorithms_of(key)):
-            return SigningKey(key, min(algorithms - {"EdDSA"}), VerifyingKey(key, algorithms))
+            public = key.as_pem(private=False).decode()
+            return SigningKey(key, min(algorithms - {"EdDSA"}), VerifyingKey(key, algorithms), public)
     raise ValueError(
         f"it is no private RSA key of {SMALLEST_RSA} bits or more, no P-256 key and no Ed25519 key, in PEM"
     )

@@ -54,15 +54,16 @@ def _main(argv: list[str]) -> int:
             if "--help" in flags or "-h" in flags:
                 print(help_text())
                 return 0
+            warnings: list[str] = []
             try:
-                settings = Settings.from_environ(os.environ, flags)
+                settings = Settings.from_environ(os.environ, flags, warnings.append)
             except SettingsError as error:
                 print(f"msgpush: {error}", file=sys.stderr)
                 return 2
             worker = Worker.from_environ(os.environ)
             if worker is not None:
                 return work(settings, worker)
-            return supervise(settings, flags) if settings.workers > 1 else serve(settings)
+            return supervise(settings, flags, warnings) if settings.workers > 1 else serve(settings, warnings)
         case [command, *_]:
             print(f"msgpush: there is no command {command!r}\n{USAGE}", end="", file=sys.stderr)
             return 2
@@ -70,17 +71,25 @@ def _main(argv: list[str]) -> int:
             raise AssertionError(argv)
 
 
-def serve(settings: Settings) -> int:
-    """Run the service until a signal ends it; returns the exit status."""
+def serve(settings: Settings, warnings: Sequence[str] = ()) -> int:
+    """Run the service until a signal ends it; returns the exit status.
+
+    Args:
+        warnings: what is to be said of the settings, besides what they are.
+    """
     configure(settings.log_level, settings.log_format)
-    _warn(settings)
+    _warn(settings, warnings)
     return _run(settings, on_ready=lambda host, port: _greet(settings, host, port))
 
 
-def supervise(settings: Settings, flags: Sequence[str]) -> int:
-    """Run the service in workers, which get these flags, until a signal ends them; returns the exit status."""
+def supervise(settings: Settings, flags: Sequence[str], warnings: Sequence[str] = ()) -> int:
+    """Run the service in workers, which get these flags, until a signal ends them; returns the exit status.
+
+    Args:
+        warnings: what is to be said of the settings, besides what they are.
+    """
     configure(settings.log_level, settings.log_format)
-    _warn(settings)
+    _warn(settings, warnings)
     try:
         listeners = listen_together(settings.service_host, settings.service_port, settings.workers)
     except OSError as error:
@@ -132,7 +141,9 @@ def _run(settings: Settings, *, listener: socket.socket | None = None, on_ready:
     )
 
 
-def _warn(settings: Settings) -> None:
+def _warn(settings: Settings, warnings: Sequence[str] = ()) -> None:
+    for warning in warnings:
+        log.warning(warning)
     if settings.mode == "open":
         log.warning("authentication is off: whoever reaches this address may publish and listen to everything")
     if settings.mode == "tokens" and not settings.jwt_audience and (settings.jwt_public_key or settings.jwks_url):
@@ -140,8 +151,6 @@ def _warn(settings: Settings) -> None:
             "JWT_AUDIENCE is not set: tokens that their issuer made for nobody in particular are accepted, and those "
             "with an aud are refused"
         )
-    if settings.mode != "tokens" and (settings.jwt_issuer or settings.jwt_audience):
-        log.warning("JWT_ISSUER and JWT_AUDIENCE mean nothing here: no token is looked at")
     if (settings.jwks_url or "").startswith("http://"):
         log.warning("JWKS_URL is not https: whoever is in between can make tokens")
     if (room := _fitting(settings)) < settings.max_connections:

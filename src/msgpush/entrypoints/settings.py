@@ -6,11 +6,12 @@ Each of its fields is one setting: a variable of that name in capitals, and a fl
 import difflib
 import ipaddress
 import json
+import os
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
 import msgspec
 from msgspec import Struct
@@ -21,6 +22,7 @@ from msgpush.adapters.streams import read_events
 from msgpush.domain.channel import shown
 from msgpush.domain.errors import Malformed, MsgpushError
 from msgpush.domain.message import MAX_TTL, TYPES
+from msgpush.entrypoints.secret_file import read_secret
 
 Mode = Literal["open", "local", "tokens"]
 Level = Literal["debug", "info", "warning", "error"]
@@ -40,6 +42,10 @@ class SettingsError(MsgpushError):
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(f"{name} {problem}")
         self.name, self.problem = name, problem
+
+
+class Unfit(ValueError):
+    """A value can't be used for a reason that is told: its text, which shows nothing secret."""
 
 
 class Kind(Struct, frozen=True):
@@ -141,19 +147,17 @@ def _events(text: str) -> frozenset[str]:
         raise ValueError from error
 
 
-def _redis_url(text: str) -> str:
-    RedisTarget.from_url(text)
-    return text
+def checked(check: Callable[[str], object], allowed: str) -> Kind:
+    """Text that `check` takes; the ValueErrors that it raises say why not, and show nothing secret."""
 
+    def parse(text: str) -> str:
+        try:
+            check(text)
+        except ValueError as error:
+            raise Unfit(str(error)) from None
+        return text
 
-def _secret(text: str) -> str:
-    secret_key(text)
-    return text
-
-
-def _public_key(text: str) -> str:
-    public_key(text)
-    return text
+    return Kind(parse, allowed)
 
 
 ANY_TEXT = matching(r"(?s).+", "any text")
@@ -172,21 +176,21 @@ NETWORKS = json_list(
 )
 EVENTS = Kind(_events, f"a comma-separated list of {', '.join(TYPES)}; or *, all of them; or none")
 PATH = matching(r"(/[A-Za-z0-9._~%-]+)+", "a path such as /push: with a slash before it and none after it")
-REDIS = Kind(
-    _redis_url,
+REDIS = checked(
+    RedisTarget.from_url,
     "redis://host, rediss://host, redis+sentinel://host,host/name or redis+cluster://host,host; see docs/redis.md",
 )
 HTTP_URL = matching(r"https?://[^\s/?#@]+([/?#]\S*)?", "a URL that begins with https:// or http://, and names no user")
 TOKEN = matching(r"[A-Za-z0-9._~+/=-]+", "text of A-Za-z0-9._~+/=-")
-SECRET = Kind(_secret, "at least 32 bytes long, and no PEM key")
-PUBLIC_KEY = Kind(_public_key, "a public key in PEM: RSA of 2048 bits or more, EC on P-256, or Ed25519")
+SECRET = checked(secret_key, "at least 32 bytes long, and no PEM key")
+PUBLIC_KEY = checked(public_key, "a public key in PEM: RSA of 2048 bits or more, EC on P-256, or Ed25519")
 
 
 def _never(_: str) -> bool:
     return False
 
 
-def _always(_: str) -> bool:
+def _always(_: object) -> bool:
     return True
 
 
@@ -194,16 +198,52 @@ def _may_hold_password(url: str) -> bool:
     return "@" in url or "?" in url
 
 
+class When(Struct, frozen=True):
+    """When a setting is used. Otherwise it isn't even read: what others have set it to stops no start.
+
+    Args:
+        met: whether it is used, by the values of the settings that stand before it in the table and are set.
+        words: continue "it is used only".
+    """
+
+    met: Callable[[Mapping[str, Any]], bool]
+    words: str
+
+
+def _with_redis(read: Mapping[str, Any]) -> bool:
+    return "redis_host" in read or "redis_url" in read
+
+
+def _with_tokens(read: Mapping[str, Any]) -> bool:
+    return read.get("enable_auth") is not False
+
+
+def _with_key(read: Mapping[str, Any]) -> bool:
+    return _with_tokens(read) and any(name in read for name in ("jwt_secret", "jwt_public_key", "jwks_url"))
+
+
+ALWAYS = When(_always, "")
+REDIS_HOST = When(lambda read: "redis_host" in read, "with REDIS_HOST")
+REDIS_BUS = When(_with_redis, "with REDIS_HOST or REDIS_URL")
+MEMORY_BUS = When(lambda read: not _with_redis(read), "without REDIS_HOST and REDIS_URL")
+TOKENS = When(_with_tokens, "without ENABLE_AUTH=false")
+KEY = When(_with_key, "with a key for tokens, and without ENABLE_AUTH=false")
+# Instances on one Redis share the revocations, which each keeps for so long, whether it reads tokens itself or not.
+REVOCATIONS = When(lambda read: _with_key(read) or _with_redis(read), "with a key for tokens, or with Redis")
+
+
 class Setting(Struct, frozen=True):
     """What the table says of a setting, beyond its name, type and default.
 
     Args:
-        secret: whether this value must not be shown.
+        secret: whether this value must not be shown. Where some may not, the setting can come from a file as well.
+        when: when it is used.
     """
 
     kind: Kind
     help: str
     secret: Callable[[str], bool] = _never
+    when: When = ALWAYS
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -213,17 +253,27 @@ class Settings(Struct, frozen=True, kw_only=True):
     service_port: Annotated[int, Setting(whole(0, 65535), "Port to listen on; 0: any free one.")] = 8089
     workers: Annotated[int, Setting(whole(1, 64), "Processes that serve; more than one need Redis.")] = 1
     redis_host: Annotated[str | None, Setting(HOST, "The Redis server that is the bus.")] = None
-    redis_port: Annotated[int, Setting(whole(1, 65535), "With REDIS_HOST: its port.")] = 6379
-    redis_password: Annotated[str | None, Setting(ANY_TEXT, "With REDIS_HOST: its password.", _always)] = None
-    redis_db: Annotated[int, Setting(whole(0, 65535), "With REDIS_HOST: its database.")] = 2
+    redis_port: Annotated[int, Setting(whole(1, 65535), "With REDIS_HOST: its port.", when=REDIS_HOST)] = 6379
+    redis_password: Annotated[str | None, Setting(ANY_TEXT, "With REDIS_HOST: its password.", _always, REDIS_HOST)] = (
+        None
+    )
+    redis_db: Annotated[int, Setting(whole(0, 65535), "With REDIS_HOST: its database.", when=REDIS_HOST)] = 2
     redis_url: Annotated[str | None, Setting(REDIS, "Instead of REDIS_HOST: a URL.", _may_hold_password)] = None
     redis_wait_replicas: Annotated[
-        int, Setting(whole(0, 64), "With Redis: replicas that must have a message before it is accepted.")
+        int,
+        Setting(whole(0, 64), "With Redis: replicas that must have a message before it is accepted.", when=REDIS_BUS),
     ] = 0
     log_length: Annotated[
-        int, Setting(whole(1000, 100_000_000), "With Redis: messages that the log keeps for instances that were away.")
+        int,
+        Setting(
+            whole(1000, 100_000_000),
+            "With Redis: messages that the log keeps for instances that were away.",
+            when=REDIS_BUS,
+        ),
     ] = 100_000
-    memory_bus_bytes: Annotated[int, Setting(BUS_SIZE, "What the embedded bus keeps at most.")] = 256 * MIB
+    memory_bus_bytes: Annotated[
+        int, Setting(BUS_SIZE, "Without Redis: what the embedded bus keeps at most.", when=MEMORY_BUS)
+    ] = 256 * MIB
     history_length: Annotated[int, Setting(whole(1, 1_000_000), "Messages kept for each channel.")] = 1000
     message_ttl: Annotated[int, Setting(TTL, "How long messages are kept that don't say it.")] = 3600
     max_message_bytes: Annotated[int, Setting(whole(1024, 16 * MIB, "bytes"), "The largest message.")] = 256 * 1024
@@ -258,33 +308,73 @@ class Settings(Struct, frozen=True, kw_only=True):
             "false: off, on any address; true: on; unset: on with a key, else off, for this machine alone.",
         ),
     ] = None
-    jwt_secret: Annotated[str | None, Setting(SECRET, "Key of HS256 tokens.", _always)] = None
-    jwt_public_key: Annotated[str | None, Setting(PUBLIC_KEY, "Key of RS256, ES256 or Ed25519 tokens.", _always)] = None
-    jwks_url: Annotated[str | None, Setting(HTTP_URL, "Where such keys are fetched.", _may_hold_password)] = None
-    jwt_issuer: Annotated[str | None, Setting(ANY_TEXT, "With a key: the only `iss` that is accepted.")] = None
-    jwt_audience: Annotated[str | None, Setting(ANY_TEXT, "With a key: the `aud` that a token must name.")] = None
-    jwt_leeway: Annotated[float, Setting(SECONDS, "With a key: grace after a token's end.")] = 30.0
+    jwt_secret: Annotated[str | None, Setting(SECRET, "Key of HS256 tokens.", _always, TOKENS)] = None
+    jwt_public_key: Annotated[
+        str | None, Setting(PUBLIC_KEY, "Key of RS256, ES256 or Ed25519 tokens.", _always, TOKENS)
+    ] = None
+    jwks_url: Annotated[str | None, Setting(HTTP_URL, "Where such keys are fetched.", _may_hold_password, TOKENS)] = (
+        None
+    )
+    jwt_issuer: Annotated[str | None, Setting(ANY_TEXT, "With a key: the only `iss` that is accepted.", when=KEY)] = (
+        None
+    )
+    jwt_audience: Annotated[
+        str | None, Setting(ANY_TEXT, "With a key: the `aud` that a token must name.", when=KEY)
+    ] = None
+    jwt_leeway: Annotated[float, Setting(SECONDS, "With a key: grace after a token's end.", when=REVOCATIONS)] = 30.0
     max_token_lifetime: Annotated[
-        int, Setting(whole(60, 10 * 366 * 86_400, "seconds"), "With a key: what a token may be valid for, at most.")
+        int,
+        Setting(
+            whole(60, 10 * 366 * 86_400, "seconds"),
+            "With a key: what a token may be valid for, at most.",
+            when=REVOCATIONS,
+        ),
     ] = 30 * 86_400
     metrics_token: Annotated[str | None, Setting(TOKEN, "What /metrics asks for.", _always)] = None
     log_level: Annotated[Level, Setting(choice(*get_args(Level)), "The least important that is logged.")] = "info"
     log_format: Annotated[Format, Setting(choice(*get_args(Format)), "Lines for people, or JSON objects.")] = "console"
 
     @classmethod
-    def from_environ(cls, environ: Mapping[str, str], argv: Sequence[str] = ()) -> Self:
-        """Settings from variables and flags. Flags win; an empty value counts as unset.
+    def from_environ(
+        cls, environ: Mapping[str, str], argv: Sequence[str] = (), warn: Callable[[str], object] = lambda _: None
+    ) -> Self:
+        """Settings from variables, flags and files. Flags win; an empty value counts as unset.
+
+        What isn't used isn't read, nor are files that would hold it.
+
+        Args:
+            warn: is told, in a line each, what may be a mistake.
 
         Raises:
-            SettingsError: a wrong value, an unknown flag, or what `check` refuses.
+            SettingsError: a wrong value, an unknown flag, a file that can't be read, or what `check` refuses.
         """
-        given = {name: (name.upper(), environ.get(name.upper(), "")) for name in SETTINGS} | _read_flags(argv)
-        settings = cls(**{name: _parse(label, name, text) for name, (label, text) in given.items() if text})
+        variables = {name: Given(name.upper(), environ.get(name.upper(), "")) for name in (*SETTINGS, *FILES.values())}
+        given = {name: each for name, each in (variables | _read_flags(argv)).items() if each.text}
+        labels: dict[str, str] = {}
+        read: dict[str, Any] = {}
+        unused = []
+        for name, setting in SETTINGS.items():
+            value, file = given.get(name), given.get(FILES.get(name, ""))
+            used = setting.when.met(read)
+            if value is not None and _is_service_link(name, value):
+                # Kubernetes'; nobody meant this service by it.
+                if used:
+                    warn(_passed_over(name, value))
+            elif not used:
+                unused += [f"{each.label} (used only {setting.when.words})" for each in (value, file) if each]
+            elif value is not None and file is not None:
+                raise SettingsError(file.label, f"excludes {value.label}: set one of the two")
+            elif value is not None:
+                labels[name], read[name] = value.label, _parse(value, name)
+            elif file is not None:
+                labels[name], read[name] = file.label, _parse_file(file, name)
+        if unused:
+            warn(f"set, but not used here and so not read: {', '.join(unused)}")
+        settings = cls(**read)
         try:
             settings.check()
         except SettingsError as error:
-            label, _ = given[error.name.lower()]
-            raise SettingsError(label, error.problem) from None
+            raise SettingsError(labels.get(error.name.lower(), error.name), error.problem) from None
         return settings
 
     @property
@@ -336,6 +426,12 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 
 SETTINGS: Mapping[str, Setting] = {field.name: field.type.__metadata__[0] for field in msgspec.structs.fields(Settings)}
+# By each setting whose value may be a secret, the one that names a file with it.
+FILES: Mapping[str, str] = {name: f"{name}_file" for name, setting in SETTINGS.items() if setting.secret is not _never}
+
+A_FILE = "the path of a file that holds it"
+LONGEST_PATH = 300  # characters of it that are told
+SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://[^\s/]+:[0-9]{1,5}")
 
 ALONE = (
     "several processes need a bus that they share, and the embedded one serves one process; set REDIS_HOST or "
@@ -357,8 +453,11 @@ def help_text() -> str:
         "usage: msgpush serve [--setting value]...",
         "",
         "Starts the service. Each setting is a flag, or a variable in the environment: --service-port 8089 or",
-        "SERVICE_PORT=8089. Flags win; an empty value counts as unset. Keys and passwords belong in the environment:",
-        "other users of a machine can read a command's arguments.",
+        "SERVICE_PORT=8089. Flags win; an empty value counts as unset; what isn't used isn't read.",
+        "",
+        "Keys and passwords belong in the environment or in files: other users of a machine can read a command's",
+        "arguments. A file is named by JWT_SECRET_FILE or --jwt-secret-file, and so for each of them; the end of line",
+        "at its end doesn't count. Set a value or its file, not both.",
         "",
     )
     return "\n".join((*usage, *(_help(name, setting) for name, setting in SETTINGS.items()))) + "\n"
@@ -367,6 +466,8 @@ def help_text() -> str:
 def _help(name: str, setting: Setting) -> str:
     default = DEFAULTS[name]
     text = f"{setting.help}{f' Default: {default}.' if default else ''} Allowed: {setting.kind.allowed}."
+    if name in FILES:
+        text += f" Or {_flag(FILES[name])}: {A_FILE}."
     body = textwrap.fill(
         text, 110, initial_indent=" " * 6, subsequent_indent=" " * 6, break_long_words=False, break_on_hyphens=False
     )
@@ -379,12 +480,21 @@ def markdown_table() -> str:
     for name, setting in SETTINGS.items():
         default = f"`{DEFAULTS[name]}`" if DEFAULTS[name] else ""
         meaning = f"{setting.help} Allowed: {setting.kind.allowed}.".replace("|", "\\|").replace("*", "\\*")
+        if name in FILES:
+            meaning += f" Or `{FILES[name].upper()}`: {A_FILE}."
         rows.append(f"| `{name.upper()}` | {default} | {meaning} |")
     return "\n".join(rows) + "\n"
 
 
-def _read_flags(argv: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """The settings that are given as flags, each with the flag and the text of its value; the last one counts."""
+class Given(NamedTuple):
+    """A setting as somebody has set it: the variable or the flag, and the text of its value."""
+
+    label: str
+    text: str
+
+
+def _read_flags(argv: Sequence[str]) -> dict[str, Given]:
+    """The settings that are given as flags; the last of the same counts."""
     found = {}
     rest = list(argv)
     while rest:
@@ -396,9 +506,10 @@ def _read_flags(argv: Sequence[str]) -> dict[str, tuple[str, str]]:
         if not equals:
             # Not any "--...": a PEM key begins so.
             if not rest or rest[0].partition("=")[0] in FLAGS:
-                raise SettingsError(flag, f"has no value: it must be {SETTINGS[name].kind.allowed}")
+                allowed = SETTINGS[name].kind.allowed if name in SETTINGS else A_FILE
+                raise SettingsError(flag, f"has no value: it must be {allowed}")
             text = rest.pop(0)
-        found[name] = (flag, text)
+        found[name] = Given(flag, text)
     return found
 
 
@@ -410,12 +521,49 @@ def _unknown(flag: str, position: int) -> SettingsError:
     return SettingsError(name, f"is no flag, and flags are --setting value; {advice}")
 
 
-def _parse(label: str, name: str, text: str) -> Any:
+def _parse(given: Given, name: str) -> Any:
+    return _parsed(given.label, name, given.text, _value(name, given.text))
+
+
+def _parse_file(given: Given, name: str) -> Any:
+    named = f"is {_path(given.text)}"
+    try:
+        text = read_secret(given.text)
+    except ValueError as error:
+        raise SettingsError(given.label, f"{named}: {error}; it must be {A_FILE}") from None
+    return _parsed(given.label, name, text, f"{named}, and its content can't be used")
+
+
+def _parsed(label: str, name: str, text: str, told: str) -> Any:
     kind = SETTINGS[name].kind
     try:
         return kind.parse(text)
-    except ValueError:
-        raise SettingsError(label, f"{_value(name, text)}: it must be {kind.allowed}") from None
+    except ValueError as error:
+        reason = f"{error}; " if isinstance(error, Unfit) else ""
+        raise SettingsError(label, f"{told}: {reason}it must be {kind.allowed}") from None
+
+
+def _path(text: str) -> str:
+    """The path of a file as a message may tell it."""
+    # Anything else may be the secret itself, where its path was meant.
+    if not text.startswith(("/", "./", "../")) and not os.path.lexists(text.replace("\0", "")):
+        return "no absolute path, and not shown, since it may be the secret itself"
+    return repr(text if len(text) <= LONGEST_PATH else f"{text[:LONGEST_PATH]}...")
+
+
+def _is_service_link(name: str, given: Given) -> bool:
+    """Whether this is what Kubernetes sets in each pod, for a Service that happens to have a setting's name."""
+    is_variable = given.label == name.upper()
+    return is_variable and name.endswith("_port") and SERVICE_LINK.fullmatch(given.text) is not None
+
+
+def _passed_over(name: str, given: Given) -> str:
+    service = name.removesuffix("_port").replace("_", "-")
+    return (
+        f"{given.label} is {shown(given.text)}, as Kubernetes sets it for a Service named {service}: passed over, "
+        f"and {DEFAULTS[name]} is used. To avoid that, set enableServiceLinks: false in the pod's spec, set "
+        f"{given.label} yourself, or give the Service another name"
+    )
 
 
 def _value(name: str, text: str) -> str:
@@ -449,5 +597,5 @@ def _is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-FLAGS: Mapping[str, str] = {_flag(name): name for name in SETTINGS}
+FLAGS: Mapping[str, str] = {_flag(name): name for name in (*SETTINGS, *FILES.values())}
 DEFAULTS: Mapping[str, str] = {name: _text(getattr(Settings(), name)) for name in SETTINGS}

@@ -32,10 +32,11 @@ NO_KEY = "has no value: set it, or JWT_PUBLIC_KEY or JWKS_URL, to what the servi
 def token_command(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run `msgpush token ...`; returns the exit status: 0 done or accepted, 1 refused, 2 asked wrongly."""
     asked = _parser().parse_args(argv)
+    environ = {**environ, "SERVICE_HOST": "127.0.0.1", "ENABLE_AUTH": ""}
     try:
-        settings = Settings.from_environ({**environ, "SERVICE_HOST": "127.0.0.1", "ENABLE_AUTH": ""})
         if asked.action == "issue":
-            return _issue(asked, settings)
+            return _issue(asked, environ)
+        settings = Settings.from_environ(environ)
         text = sys.stdin.read().strip() if asked.token == "-" else asked.token
         return asyncio.run(_inspect(text, settings))
     except SettingsError as error:
@@ -77,12 +78,19 @@ def _seconds(text: str) -> int:
     return int(found[1]) * UNITS[found[2]]
 
 
-def _issue(asked: argparse.Namespace, settings: Settings) -> int:
-    try:
-        key = _signing_key(asked, settings)
-    except (OSError, ValueError) as error:
-        print(f"msgpush: --key {asked.key}: {error}", file=sys.stderr)
-        return 2
+def _issue(asked: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    if asked.key is None:
+        settings = Settings.from_environ(environ)
+        key = _secret_of(settings)
+    else:
+        try:
+            key = private_key(asked.key.read_text())
+        except (OSError, ValueError) as error:
+            print(f"msgpush: --key {asked.key}: {error}", file=sys.stderr)
+            return 2
+        # The service has its public half: so what goes with a key is read here, too.
+        public = {"JWT_PUBLIC_KEY": key.public_pem, "JWT_PUBLIC_KEY_FILE": ""}
+        settings = Settings.from_environ({**environ, **public})
     now = int(time.time())
     claims: dict[str, Any] = {"sub": asked.sub, "iat": now, "exp": now + asked.lifetime}
     claims |= {"iss": settings.jwt_issuer} if settings.jwt_issuer else {}
@@ -102,15 +110,13 @@ def _issue(asked: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _signing_key(asked: argparse.Namespace, settings: Settings) -> SigningKey:
-    if asked.key is not None:
-        return private_key(asked.key.read_text())
+def _secret_of(settings: Settings) -> SigningKey:
     if settings.jwt_secret is None:
         raise SettingsError(
             "JWT_SECRET", "has no value: set it to what the service has, or give a private key by --key"
         )
     verifying = secret_key(settings.jwt_secret)
-    return SigningKey(verifying.key, "HS256", verifying)
+    return SigningKey(verifying.key, "HS256", verifying, public_pem="")
 
 
 async def _inspect(token: str, settings: Settings) -> int:
