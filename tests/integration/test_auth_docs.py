@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote, urlsplit
 
 import msgspec
 import pytest
@@ -18,16 +20,18 @@ import pytest
 from msgpush.entrypoints.settings import Settings
 from tests.integration.test_browser import CHROMIUM, dom
 from tests.support.client import Response, SseClient, request
+from tests.support.providers import Provider, auth0, cognito, entra, keycloak
 from tests.support.redis_servers import free_port
 from tests.support.service import ServiceProcess, ThreadedService, eventually
-from tests.support.tokens import RSA, SECRET, KeyServer, bearer, claims, public_jwk, signed, token
+from tests.support.tokens import OTHER_RSA, RSA, SECRET, KeyServer, bearer, claims, public_jwk, signed, token
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "auth.md").read_text()
 BLOCK = re.compile(r"^## ([^\n]+)$|^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 FIRST, TOKEN, USERS = "From nothing to the first token", "The token", "Your own users"
-ISSUERS, SERVICES = "Keycloak, Auth0 and the like", "Services that publish"
+ISSUER, SERVICES = "An identity provider", "Services that publish"
+KEYCLOAK, AUTH0, ENTRA, COGNITO = "Keycloak", "Auth0", "Microsoft Entra ID", "Amazon Cognito"
 TICKET, COOKIE, ENDING = "EventSource with a ticket", "EventSource with a cookie", "Ending it"
 
 
@@ -49,7 +53,8 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, 
 
 
 def test_no_block_is_missing_here() -> None:
-    run = {(FIRST, "bash"), (TOKEN, "json"), (USERS, "python"), (USERS, "js"), (ISSUERS, "env"), (SERVICES, "bash")}
+    run = {(FIRST, "bash"), (TOKEN, "json"), (USERS, "python"), (USERS, "js"), (ISSUER, "env"), (SERVICES, "bash")}
+    run |= {(KEYCLOAK, "env"), (AUTH0, "env"), (AUTH0, "js"), (ENTRA, "env"), (COGNITO, "env"), (COGNITO, "js")}
     run |= {(SERVICES, "python"), (TICKET, "js"), (COOKIE, "js"), (COOKIE, "env"), (COOKIE, "http"), (ENDING, "bash")}
     assert set(BLOCKS) == run
 
@@ -123,19 +128,94 @@ def test_a_back_end_makes_tokens_of_its_own(language: str) -> None:
             assert listens(service.port, text, channel) == status
 
 
-def test_an_identity_provider_s_tokens_are_verified_by_its_keys() -> None:
-    given = settings_of(BLOCKS[ISSUERS, "env"])
-    with KeyServer(public_jwk(RSA, "one", use="sig", alg="RS256")) as keys:
-        assert given["JWKS_URL"].startswith("https://")
-        with ServiceProcess(
-            JWKS_URL=keys.url, JWT_ISSUER=given["JWT_ISSUER"], JWT_AUDIENCE=given["JWT_AUDIENCE"]
-        ) as service:
-            issued = claims(
-                "alice", iss=given["JWT_ISSUER"], aud=["account", given["JWT_AUDIENCE"]], subscribe=["kb:7"]
-            )
-            assert listens(service.port, signed(issued, RSA, kid="one"), "kb:7") == 200
-            for wrong in ({"aud": "account"}, {"iss": given["JWT_ISSUER"] + "/"}):
-                assert listens(service.port, signed(issued | wrong, RSA, kid="one"), "kb:7") == 401
+# Identity providers, on this machine in the place of their own: all that differs is where they are
+
+
+ALLOWED = {"subscribe": ["kb:7"]}
+
+
+def recipe_at(server: KeyServer, heading: str) -> dict[str, str]:
+    """The settings of a recipe, for a provider at that server."""
+    given = settings_of(BLOCKS[heading, "env"])
+    Settings.from_environ(given | {"SERVICE_HOST": "0.0.0.0"})
+    issuer = given["JWT_ISSUER"]
+    assert issuer.startswith("https://")
+    return given | {"JWT_ISSUER": server.origin + issuer.removeprefix("https://").removeprefix(urlsplit(issuer).netloc)}
+
+
+def statuses(given: dict[str, str], asked: Sequence[tuple[str, str]]) -> list[int]:
+    """What the service answers who listens to a channel with a token."""
+    with ServiceProcess(*(f"--{name.lower().replace('_', '-')}={text}" for name, text in given.items())) as service:
+        return [listens(service.port, text, quote(channel)) for text, channel in asked]
+
+
+def provider_of(heading: str, issuer: str, audience: str) -> Provider:
+    if heading == ENTRA:
+        return entra(issuer, audience)
+    make = {KEYCLOAK: keycloak, AUTH0: auth0, COGNITO: cognito, ISSUER: keycloak}[heading]
+    return make(issuer, audience, ALLOWED)
+
+
+def other_slash(issuer: str) -> str:
+    return issuer.removesuffix("/") if issuer.endswith("/") else f"{issuer}/"
+
+
+@pytest.mark.parametrize("heading", [KEYCLOAK, AUTH0, ENTRA, COGNITO])
+def test_a_provider_s_recipe_accepts_its_access_tokens_and_no_others(heading: str) -> None:
+    with KeyServer() as server:
+        given = recipe_at(server, heading)
+        issuer, audience = given["JWT_ISSUER"], given["JWT_AUDIENCE"]
+        provider = provider_of(heading, issuer, audience)
+        server.documents = provider.documents
+        own = f"user:{provider.claims['sub']}"
+        claim = given.get("JWT_AUDIENCE_CLAIM", "aud")
+        refused = [
+            provider.token(key=OTHER_RSA),
+            provider.token(kid="none"),
+            provider.token({"iss": other_slash(issuer)}),
+            provider.token({"iss": "https://id.example.com"}),
+            provider.token({claim: "another"}),
+            provider.token({claim: None}),
+            # An ID token, which is for the client that has asked for it.
+            provider.token({"client_id": None, "token_use": "id", "aud": "app"}),
+        ]
+        asked = [(provider.token(), own), (provider.token(), "kb:7"), *((text, own) for text in refused)]
+        assert statuses(given, asked) == [200, 403 if heading == ENTRA else 200, *[401] * len(refused)]
+
+
+def test_a_provider_s_keys_are_found_by_its_name_alone() -> None:
+    with KeyServer(public_jwk(RSA, "one")) as server:
+        given = recipe_at(server, ISSUER)
+        server.documents["/.well-known/openid-configuration"] = {"issuer": server.origin, "jwks_uri": server.url}
+        issued = claims("alice", iss=server.origin, aud=given["JWT_AUDIENCE"], subscribe=["kb:7"])
+        text = signed(issued, RSA, kid="one")
+        assert statuses(given, [(text, "kb:7"), (token("alice", RSA), "user:alice")]) == [200, 401]
+        # With a key of its own nothing is looked for.
+        fetches = server.fetches
+        assert statuses(given | {"JWT_SECRET": SECRET}, [(signed(issued), "kb:7"), (text, "kb:7")]) == [200, 401]
+        assert server.fetches == fetches
+
+
+@pytest.mark.parametrize(
+    ("heading", "call"),
+    [
+        (
+            AUTH0,
+            "exports.onExecutePostLogin({}, {accessToken: {setCustomClaim: (name, value) => show({[name]: value})}})",
+        ),
+        (
+            COGNITO,
+            "exports.handler({}).then(({response: {claimsAndScopeOverrideDetails: {accessTokenGeneration: made}}}) => "
+            "show(made.claimsToAddOrOverride))",
+        ),
+    ],
+)
+def test_what_runs_at_the_provider_makes_the_claim(heading: str, call: str) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs node")
+    script = f"{BLOCKS[heading, 'js']}\nconst show = (claims) => console.log(JSON.stringify(claims));\n{call};"
+    assert json.loads(shell(f"{shlex.quote(node)} -e {shlex.quote(script)}")) == {"msgpush": ALLOWED}
 
 
 def test_a_service_publishes_with_a_token_for_just_that() -> None:

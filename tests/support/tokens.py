@@ -21,7 +21,10 @@ OTHER_SECRET = "another secret, which nobody here is to trust"
 RSA = RSAKey.generate_key(2048)
 OTHER_RSA = RSAKey.generate_key(2048)
 P256 = ECKey.generate_key("P-256")
+P384 = ECKey.generate_key("P-384")
+P521 = ECKey.generate_key("P-521")
 ED25519 = OKPKey.generate_key("Ed25519")
+ED448 = OKPKey.generate_key("Ed448")
 
 AsymmetricKey = RSAKey | ECKey | OKPKey
 SigningKey = str | AsymmetricKey
@@ -80,31 +83,38 @@ def _algorithm(key: SigningKey) -> str:
     if isinstance(key, RSAKey):
         return "RS256"
     if isinstance(key, ECKey):
-        return "ES256"
-    return "Ed25519" if isinstance(key, OKPKey) else "HS256"
+        return {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512"}[key.curve_name]
+    return key.curve_name if isinstance(key, OKPKey) else "HS256"
 
 
 class KeyServer:
-    """A server that hands out a key set, as an issuer does; a test changes what it says."""
+    """A server that hands out a key set, as an issuer does; a test changes what it says.
+
+    `documents` are what it has at other paths; once there are any, the keys are only at their own.
+    """
 
     def __init__(self, *keys: object) -> None:
         self.keys: tuple[object, ...] = keys
+        self.documents: dict[str, object] = {}
         self.status = 200
         self.fetches = 0
+        self.agents: set[str | None] = set()
         self.endless = False
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 owner.fetches += 1
+                owner.agents.add(self.headers["User-Agent"])
                 if owner.endless:
                     with suppress(OSError):
                         while owner.endless:
                             self.wfile.write(b"H")
                             time.sleep(0.1)
                     return
-                body = json.dumps({"keys": owner.keys}).encode()
-                self.send_response(owner.status)
+                known = not owner.documents or self.path in (*owner.documents, "/jwks.json")
+                body = json.dumps(owner.documents.get(self.path, {"keys": owner.keys})).encode()
+                self.send_response(owner.status if known else 404)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 if owner.status == 302:
@@ -116,7 +126,8 @@ class KeyServer:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/jwks.json"
+        self.origin = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"{self.origin}/jwks.json"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), name="keys")
 
     def __enter__(self) -> Self:

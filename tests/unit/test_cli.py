@@ -54,6 +54,9 @@ KEY = {"jwt_public_key": public_pem(P256)}
         ({**KEY, "jwt_audience": "push"}, ""),
         ({"jwks_url": "https://id.example/jwks"}, "JWT_AUDIENCE is not set"),
         ({"jwks_url": "http://id.example/jwks", "jwt_audience": "push"}, "JWKS_URL is not https"),
+        ({"jwt_issuer": "https://id.example"}, "JWT_AUDIENCE is not set"),
+        ({"jwt_issuer": "https://id.example", "jwt_audience": ("push", "api")}, ""),
+        ({"jwt_issuer": "https://id.example", "jwt_secret": SECRET}, ""),
     ],
 )
 def test_what_may_be_a_mistake_is_warned_of_at_the_start(settings: dict[str, Any], told: str) -> None:

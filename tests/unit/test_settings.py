@@ -21,11 +21,11 @@ from msgpush.entrypoints.settings import (
     help_text,
     markdown_table,
 )
-from tests.support.tokens import ED25519, P256, RSA, SECRET, private_pem, public_pem
+from tests.support.tokens import ED448, ED25519, P256, P384, P521, RSA, SECRET, private_pem, public_pem
 
 with pytest.warns(SecurityWarning):
     SHORT_RSA = public_pem(RSAKey.generate_key(1024))
-PEMS = [public_pem(RSA), public_pem(P256), public_pem(ED25519)]
+PEMS = [public_pem(key) for key in (RSA, P256, P384, P521, ED25519, ED448)]
 
 BAD_NUMBERS = ["x", "-1", "+1", " 1", "1 ", "1\n", "1_0", "1e3", "0x10", "nan", "inf", "-0", "١", "9" * 400]
 BAD_WHOLE = [*BAD_NUMBERS, "1.5", "1.0"]
@@ -95,8 +95,16 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "MAX_CONNECTIONS_PER_SUBJECT": [("0", 0), ("1", 1)],
     "MAX_CONNECTIONS_PER_ADDRESS": [("0", 0), ("1000000", 1000000)],
     "PUBLISH_RATE": [("0", 0.0), ("0.0", 0.0), ("0.5", 0.5), ("1000000", 1000000.0)],
-    "JWT_ISSUER": [("https://id.example", "https://id.example")],
-    "JWT_AUDIENCE": [("msgpush", "msgpush")],
+    "JWT_ISSUER": [
+        (url, url) for url in ("https://id.example", "https://id.example:8443/realms/app", "http://127.0.0.1:8080/x/")
+    ],
+    "JWT_AUDIENCE": [
+        ("msgpush", "msgpush"),
+        ('["msgpush"]', ("msgpush",)),
+        (' ["x"]', ' ["x"]'),
+        ('["a", "https://b"]', ("a", "https://b")),
+    ],
+    "JWT_AUDIENCE_CLAIM": [("client_id",) * 2, ("https://example.com/claims/for",) * 2],
     "JWT_LEEWAY": [("0", 0.0), ("2.5", 2.5)],
     "LOG_LEVEL": [("debug",) * 2, ("info",) * 2, ("warning",) * 2, ("error",) * 2, ("INFO", "info")],
     "LOG_FORMAT": [("console",) * 2, ("json",) * 2, ("JSON", "json")],
@@ -178,12 +186,35 @@ BAD: dict[str, tuple[list[str], str]] = {
             private_pem(P256),
             private_pem(ED25519),
             SHORT_RSA,
-            public_pem(ECKey.generate_key("P-384")),
+            public_pem(ECKey.generate_key("secp256k1")),
             public_pem(OKPKey.generate_key("X25519")),
             PEMS[0][:-40],
         ],
-        "a public key in PEM: RSA of 2048 bits or more, EC on P-256, or Ed25519",
+        "a public key in PEM: RSA of 2048 bits or more, EC on P-256, P-384 or P-521, Ed25519 or Ed448",
     ),
+    "JWT_ISSUER": (
+        [
+            "id",
+            "id.example",
+            "http://id.example",
+            "http://127.0.0.1.example",
+            "ftp://id.example",
+            "https://",
+            "https:///x",
+            "https://u:p@id.example",
+            "https://id.example?x=1",
+            "https://id.example/#x",
+            "https://id.example/a b",
+            "https://id.ex\u00e4mple",
+            "https://id.example:99999",
+            "HTTPS://id.example",
+            "https://[::1",
+            " https://id.example",
+        ],
+        "found by OpenID discovery, for which it must be an https:// URL",
+    ),
+    "JWT_AUDIENCE": (["[", "[]", '[""]', '["a", 7]', '["a"', '[["a"]]'], "any text, or a JSON list of such"),
+    "JWT_AUDIENCE_CLAIM": (["x" * 201], "the name of a claim"),
     "MAX_TOKEN_LIFETIME": ([*BAD_WHOLE, "59"], "a whole number of seconds from 60 to"),
     "JWKS_URL": (
         ["id.example/jwks", "ftp://x", "https://", "https:///jwks", "https://a b"],
@@ -195,7 +226,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "LOG_FORMAT": (["text", "console,json"], "console or json"),
 }
 
-ANYTHING_GOES = {"REDIS_PASSWORD", "JWT_ISSUER", "JWT_AUDIENCE"}
+ANYTHING_GOES = {"REDIS_PASSWORD"}
 # What stands for the public key may be the private one, by mistake.
 ALWAYS_SECRET = {"JWT_SECRET", "JWT_PUBLIC_KEY", "REDIS_PASSWORD", "METRICS_TOKEN"}
 
@@ -208,8 +239,8 @@ NEEDS: dict[str, dict[str, str]] = {
     "REDIS_DB": REDIS,
     "REDIS_WAIT_REPLICAS": REDIS,
     "LOG_LENGTH": REDIS,
-    "JWT_ISSUER": KEY,
     "JWT_AUDIENCE": KEY,
+    "JWT_AUDIENCE_CLAIM": KEY | {"JWT_AUDIENCE": "x"},
     "JWT_LEEWAY": KEY,
     "MAX_TOKEN_LIFETIME": KEY,
 }
@@ -278,6 +309,7 @@ def test_the_defaults_are_the_contracts() -> None:
         "DRAIN_SECONDS": "10",
         "CORS_ORIGINS": "[]",
         "TRUSTED_PROXIES": "[]",
+        "JWT_AUDIENCE_CLAIM": "aud",
         "JWT_LEEWAY": "30",
         "MAX_TOKEN_LIFETIME": "2592000",
         "LOG_LEVEL": "info",
@@ -458,12 +490,37 @@ def test_authentication_switched_on_without_a_key_stops_the_start_and_both_ways_
 
 
 @pytest.mark.parametrize(
-    "key", [{"JWT_SECRET": SECRET}, {"JWT_PUBLIC_KEY": PEMS[1]}, {"JWKS_URL": "https://id.example/jwks"}]
+    "key",
+    [
+        {"JWT_SECRET": SECRET},
+        {"JWT_PUBLIC_KEY": PEMS[1]},
+        {"JWKS_URL": "https://id.example/jwks"},
+        {"JWT_ISSUER": "https://id.example"},
+    ],
 )
 def test_any_key_switches_tokens_on_unless_authentication_is_switched_off(key: dict[str, str]) -> None:
     assert Settings.from_environ(key).mode == "tokens"
     assert Settings.from_environ({**key, "ENABLE_AUTH": "true"}).mode == "tokens"
     assert Settings.from_environ({**key, "ENABLE_AUTH": "false"}).mode == "open"
+
+
+@pytest.mark.parametrize(
+    "key", [{"JWT_SECRET": SECRET}, {"JWT_PUBLIC_KEY": PEMS[1]}, {"JWKS_URL": "https://id.example/jwks"}]
+)
+def test_beside_another_key_an_issuer_is_any_text_and_nothing_is_found_by_it(key: dict[str, str]) -> None:
+    for issuer in ("my back end", "http://id.example", "https://id.example"):
+        settings = Settings.from_environ({**key, "JWT_ISSUER": issuer})
+        assert (settings.mode, settings.jwt_issuer, settings.discovers_keys) == ("tokens", issuer, False)
+    assert Settings.from_environ({"JWT_ISSUER": "https://id.example"}).discovers_keys
+
+
+def test_an_issuer_whose_keys_cannot_be_found_opens_no_service() -> None:
+    line = refusal({"JWT_ISSUER": "http://id.example", "SERVICE_HOST": "0.0.0.0"})
+    assert line.startswith("JWT_ISSUER is 'http://id.example': without another key the issuer's keys are found by")
+    assert "or set JWT_SECRET, JWT_PUBLIC_KEY or JWKS_URL as well" in line
+    with pytest.raises(SettingsError, match=r"^JWT_ISSUER "):
+        _ = Settings(jwt_issuer="x").mode
+    assert Settings.from_environ({"JWT_ISSUER": "x", "ENABLE_AUTH": "false"}).mode == "open"
 
 
 def test_settings_made_in_code_do_not_open_a_service_that_was_asked_to_be_protected() -> None:
@@ -485,6 +542,7 @@ UNUSED = [
     *(("MEMORY_BUS_BYTES", each) for each in (REDIS, REDIS_URL)),
     *((name, OPEN) for name in ("JWT_SECRET", "JWT_PUBLIC_KEY", "JWKS_URL", "JWT_ISSUER", "JWT_AUDIENCE")),
     *((name, OPEN | KEY) for name in ("JWT_ISSUER", "JWT_AUDIENCE", "JWT_LEEWAY", "MAX_TOKEN_LIFETIME")),
+    ("JWT_AUDIENCE_CLAIM", KEY),
 ]
 
 
@@ -686,7 +744,7 @@ def test_no_text_makes_anything_but_a_value_or_one_line(name: str, text: str) ->
     assert line is None or (line.startswith(f"{name.upper()} ") and line.isprintable())
 
 
-@given(name=st.sampled_from(sorted(BAD)), raw=st.binary())
+@given(name=st.sampled_from(sorted(BAD.keys() - {"JWT_AUDIENCE", "JWT_AUDIENCE_CLAIM"})), raw=st.binary(max_size=20))
 def test_a_value_that_is_not_text_is_refused_like_any_other(name: str, raw: bytes) -> None:
     # So Python gives bytes of the environment that aren't UTF-8.
     text = (b"\xff" + raw).decode(errors="surrogateescape")

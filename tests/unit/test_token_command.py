@@ -9,9 +9,12 @@ import pytest
 
 from msgpush.entrypoints.token_command import token_command
 from tests.support.tokens import (
+    ED448,
     ED25519,
     OTHER_SECRET,
     P256,
+    P384,
+    P521,
     RSA,
     SECRET,
     KeyServer,
@@ -93,7 +96,7 @@ def test_why_a_token_is_refused_is_told(capsys: pytest.CaptureFixture[str], text
     assert ('claims:   {"sub": "bob"' in told) == (text != "x")
 
 
-@pytest.mark.parametrize("key", [RSA, P256, ED25519], ids=["RSA", "P-256", "Ed25519"])
+@pytest.mark.parametrize("key", [RSA, P256, P384, P521, ED25519, ED448], ids=range(6))
 def test_a_private_key_issues_what_its_public_key_verifies(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, key: Any
 ) -> None:
@@ -111,7 +114,37 @@ def test_a_private_key_issues_what_its_public_key_verifies(
         assert (status, "key 'one' for" in told) == (1, True)
         keys.status = 500
         status, told, _ = run(capsys, "inspect", issued.strip(), JWKS_URL=keys.url, **environ)
-        assert (status, "can't be fetched now" in told) == (1, True)
+        assert (status, "can't be fetched now: JWKS_URL: the answer's status is 500" in told) == (1, True)
+
+
+def test_the_keys_of_an_issuer_are_found_by_its_name_and_what_is_wrong_there_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with KeyServer(public_jwk(RSA, "one"), public_jwk(P256, "enc", use="enc")) as keys:
+        path = "/.well-known/openid-configuration"
+        keys.documents[path] = {"issuer": keys.origin, "jwks_uri": keys.url}
+        text = signed(claims("bob", iss=keys.origin), RSA, kid="one")
+        assert run(capsys, "inspect", text, JWT_ISSUER=keys.origin)[0] == 0
+        other = signed(claims("bob", iss=keys.origin), P256, kid="enc")
+        told = run(capsys, "inspect", other, JWT_ISSUER=keys.origin)[1].splitlines()[-1]
+        assert "key 'enc' for ES256 is not known: in the set of JWT_ISSUER it is for encryption" in told
+        keys.documents[path] = {"issuer": f"{keys.origin}/", "jwks_uri": keys.url}
+        status, told, _ = run(capsys, "inspect", text, JWT_ISSUER=keys.origin)
+        assert (status, f"so set JWT_ISSUER={keys.origin}/" in told) == (1, True)
+        keys.documents = {"/elsewhere": {}}
+        told = run(capsys, "inspect", text, JWT_ISSUER=keys.origin)[1].splitlines()[-1]
+        assert f"JWT_ISSUER: its metadata at {keys.origin}{path}: the answer's status is 404" in told
+
+
+def test_a_token_is_issued_for_the_first_audience_in_the_claim_that_names_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text(SECRET + "\n")
+    environ = {"JWT_SECRET_FILE": str(tmp_path / "secret"), "JWT_AUDIENCE": '["push", "api"]'}
+    for name, more in (("aud", {}), ("client_id", {"JWT_AUDIENCE_CLAIM": "client_id"})):
+        _, issued, _ = run(capsys, "issue", "--sub", "bob", **environ, **more)
+        status, told, _ = run(capsys, "inspect", issued.strip(), **environ, **more)
+        assert (status, f'"{name}": "push"' in told) == (0, True)
 
 
 def test_issuer_and_audience_are_the_services(capsys: pytest.CaptureFixture[str]) -> None:

@@ -151,7 +151,8 @@ _HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\[\]:@/]+))(?::[0-9]{1,5})?")
 _PROXY_HEADERS = frozenset((b"forwarded", b"x-real-ip", b"via"))
 _ADVICE = (
     "the service is in local mode, without authentication, and serves this machine alone; to serve others, set a key "
-    "for tokens (JWT_SECRET, JWT_PUBLIC_KEY or JWKS_URL), or ENABLE_AUTH=false behind something that protects it"
+    "for tokens (JWT_SECRET, JWT_PUBLIC_KEY, JWKS_URL or JWT_ISSUER), or ENABLE_AUTH=false behind something that "
+    "protects it"
 )
 
 

@@ -1,15 +1,13 @@
 """The keys that tokens are verified with: a secret, a public key, or a set of keys that is fetched (RFC 7517)."""
 
 import asyncio
+import base64
 import logging
 import threading
 import time
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from http.client import HTTPException
 from typing import Any, Final, NamedTuple, Self
 
 import msgspec
@@ -17,19 +15,30 @@ from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 from msgspec import Struct
 
+from msgpush.adapters.issuers import fetched
 from msgpush.adapters.web import KeysUnavailable
+from msgpush.domain.channel import shown
 
 SMALLEST_SECRET = 32  # bytes, for HS256 (RFC 7518, section 3.2)
-SMALLEST_RSA = 2048  # bits, for RS256 (section 3.3)
-FETCH_SECONDS = 4.0
-FETCH_BYTES = 1024 * 1024
+SMALLEST_RSA = 2048  # bits (section 3.3)
 REFRESH = 600.0  # seconds after which a set is fetched again: a key that was withdrawn goes
 MIN_INTERVAL = 3.0  # seconds between two fetches, whatever keys are asked for
+LONGEST_LIST = 500  # characters of keys' names, in an answer
 PATIENCE = 5.0  # seconds that a request waits for a fetch
 
 # The algorithms of each kind of key, and no others: a token doesn't choose how it is verified (RFC 8725, section 3.1).
+# The first is the one that tokens are issued with. Ed25519 and Ed448 go by two names each (RFC 9864).
 SYMMETRIC: Final = frozenset({"HS256"})
-ASYMMETRIC: Final = frozenset({"RS256", "ES256", "Ed25519", "EdDSA"})
+RSA_ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
+CURVE_ALGORITHMS: Final[Mapping[str, Sequence[str]]] = {
+    "P-256": ("ES256",),
+    "P-384": ("ES384",),
+    "P-521": ("ES512",),
+    "Ed25519": ("Ed25519", "EdDSA"),
+    "Ed448": ("Ed448", "EdDSA"),
+}
+ASYMMETRIC: Final = frozenset(RSA_ALGORITHMS).union(*CURVE_ALGORITHMS.values())
+KINDS: Final = f"RSA of {SMALLEST_RSA} bits or more, EC on P-256, P-384 or P-521, Ed25519 or Ed448"
 
 Asymmetric = RSAKey | ECKey | OKPKey
 
@@ -69,11 +78,8 @@ def public_key(pem: str) -> VerifyingKey:
         raise ValueError("it is a private key: only who issues tokens has that")
     if "-----BEGIN PUBLIC KEY-----" not in text and "-----BEGIN RSA PUBLIC KEY-----" not in text:
         raise ValueError("it is no public key in PEM")
-    for kind in (RSAKey, ECKey, OKPKey):
-        key = _imported(kind, text)
-        if key is not None and (algorithms := _algorithms_of(key)):
-            return VerifyingKey(key, algorithms)
-    raise ValueError(f"it is no RSA key of {SMALLEST_RSA} bits or more, no P-256 key and no Ed25519 key")
+    key, algorithms = _of_pem(text, "it is no public key that can be read")
+    return VerifyingKey(key, frozenset(algorithms))
 
 
 class SigningKey(NamedTuple):
@@ -91,56 +97,126 @@ def private_key(pem: str) -> SigningKey:
     Raises:
         ValueError: it is something else, or a kind of key that isn't used here.
     """
-    for kind in (RSAKey, ECKey, OKPKey):
-        key = _imported(kind, pem)
-        if key is not None and key.is_private and (algorithms := _algorithms_of(key)):
-            public = key.as_pem(private=False).decode()
-            return SigningKey(key, min(algorithms - {"EdDSA"}), VerifyingKey(key, algorithms), public)
-    raise ValueError(
-        f"it is no private RSA key of {SMALLEST_RSA} bits or more, no P-256 key and no Ed25519 key, in PEM"
+    none = (
+        f"it is no private RSA key of {SMALLEST_RSA} bits or more, none on P-256, P-384 or P-521, and no Ed25519 or "
+        "Ed448 key, in PEM"
     )
+    key, algorithms = _of_pem(pem, none)
+    if not key.is_private:
+        raise ValueError(none)
+    public = key.as_pem(private=False).decode()
+    return SigningKey(key, algorithms[0], VerifyingKey(key, frozenset(algorithms)), public)
 
 
-def key_set(text: bytes) -> list[VerifyingKey]:
-    """The keys of a JWK Set (RFC 7517, section 5) that tokens may be verified with; others are left out.
+def _of_pem(pem: str, none: str) -> tuple[Asymmetric, Sequence[str]]:
+    """The key of a PEM text, and its algorithms. Raises ValueError: with `none`, or why that key isn't used here."""
+    for kind in (RSAKey, ECKey, OKPKey):
+        if (key := _imported(kind, pem)) is not None:
+            try:
+                return key, _algorithms_of(key)
+            except ValueError as error:
+                raise ValueError(f"it {error}") from None
+    raise ValueError(none)
+
+
+class LeftOut(NamedTuple):
+    """A key of a set that tokens can't be verified with, and why: continues "it"."""
+
+    id: str | None
+    reason: str
+
+
+def key_set(text: bytes, leave: Callable[[LeftOut], object] = lambda _: None) -> list[VerifyingKey]:
+    """The keys of a JWK Set (RFC 7517, section 5) that tokens may be verified with, each taken for itself.
+
+    Args:
+        leave: is told each of the others.
 
     Raises:
         ValueError: it is no JWK Set.
     """
     try:
-        found = msgspec.json.decode(text, type=_KeySet)
+        each = msgspec.json.decode(text, type=_KeySet).keys
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(f"it is no JWK Set: {error}") from None
-    keys = (_jwk(each) for each in found.keys)
-    return [key for key in keys if key is not None]
+    found, objects = [], 0
+    for raw in each:
+        id = None
+        try:
+            given = _object(raw)
+            objects += 1
+            id = given["kid"] if isinstance(given.get("kid"), str) else None
+            found.append(_jwk(given, id))
+        except ValueError as error:
+            leave(LeftOut(id, str(error)))
+    if each and not objects:
+        raise ValueError("it is no JWK Set: none of its keys is an object")
+    return found
 
 
 class _KeySet(Struct):
-    keys: list[dict[str, Any]]
+    keys: list[msgspec.Raw]
+
+
+def _object(raw: msgspec.Raw) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(raw, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"can't be read: {error}") from None
 
 
 # What makes a public key: nothing else that a set says of it is taken from it.
 _MEMBERS: Mapping[str, tuple[type[Asymmetric], Sequence[str]]] = {
     "RSA": (RSAKey, ("n", "e")),
-    "EC": (ECKey, ("crv", "x", "y")),
-    "OKP": (OKPKey, ("crv", "x")),
+    "EC": (ECKey, ("x", "y")),
+    "OKP": (OKPKey, ("x",)),
 }
 
 
-def _jwk(given: dict[str, Any]) -> VerifyingKey | None:
-    # Secrets (`oct`) least of all: whoever may read the set could then issue tokens.
-    kind, members = _MEMBERS.get(str(given.get("kty")), (None, ()))
-    uses = given.get("key_ops") or ["verify"]
-    if kind is None or given.get("use", "sig") != "sig" or not isinstance(uses, list) or "verify" not in uses:
-        return None
-    key = _imported(kind, {"kty": given["kty"]} | {name: given.get(name) for name in members})
-    algorithms = frozenset() if key is None else _algorithms_of(key)
-    # Ed25519 and EdDSA are names of the same (RFC 9864).
-    named = "EdDSA" if given.get("alg") == "Ed25519" else given.get("alg")
-    if key is None or not algorithms or not (named is None or named in list(algorithms)):
-        return None
-    id = given.get("kid")
-    return VerifyingKey(key, algorithms, id if isinstance(id, str) else None)
+def _jwk(given: dict[str, Any], id: str | None) -> VerifyingKey:
+    """The key that a JWK is; a member that is null or "" is absent. Raises ValueError, with what it is instead."""
+    said = {name: value for name, value in given.items() if value != ""}
+    kty, use, operations, alg = (said.get(name) for name in ("kty", "use", "key_ops", "alg"))
+    if kty == "oct":
+        # Least of all: whoever may read the set could then issue tokens.
+        raise ValueError("is a secret (kty 'oct'), which doesn't belong in a set")
+    if not isinstance(kty, str) or kty not in _MEMBERS:
+        raise ValueError(f"is of the kty {shown(kty)}, and {', '.join(_MEMBERS)} are known")
+    if use not in (None, "sig"):
+        purpose = "for encryption" if use == "enc" else "not for signatures"
+        raise ValueError(f"is {purpose}: its use is {shown(use)}, not 'sig'")
+    if operations and not (isinstance(operations, list) and "verify" in operations):
+        raise ValueError(f"is not for signatures: its key_ops are {shown(operations)}, without 'verify'")
+    kind, members = _MEMBERS[kty]
+    curve = {} if kty == "RSA" else {"crv": _curve(said.get("crv"))}
+    key = _imported(kind, {"kty": kty} | curve | {name: _base64url(name, said.get(name)) for name in members})
+    if key is None:
+        raise ValueError(f"can't be read: its {' and '.join(members)} make no {kty} key")
+    algorithms = _algorithms_of(key)
+    named = [name for name in algorithms if name == alg]
+    if named and kty != "OKP":
+        algorithms = named
+    elif alg is not None and not named:
+        raise ValueError(f"is for the algorithm {shown(alg)}, and one of its kind verifies {', '.join(algorithms)}")
+    return VerifyingKey(key, frozenset(algorithms), id)
+
+
+def _curve(crv: object) -> str:
+    if not isinstance(crv, str) or crv not in CURVE_ALGORITHMS:
+        raise ValueError(f"is on the curve {shown(crv)}, and {', '.join(CURVE_ALGORITHMS)} are known")
+    return crv
+
+
+def _base64url(name: str, value: object) -> str:
+    """A member as RFC 7518 has it, where it was padded, or is in the other alphabet of base64."""
+    if not isinstance(value, str):
+        raise ValueError(f"has no {name}" if value is None else f"can't be read: its {name} is no text")
+    text = value.rstrip("=").replace("+", "-").replace("/", "_")
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True)
+    except ValueError:
+        raise ValueError(f"can't be read: its {name} is no base64url") from None
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 def _imported(kind: type[Asymmetric], given: str | dict[str, Any]) -> Asymmetric | None:
@@ -154,12 +230,14 @@ def _imported(kind: type[Asymmetric], given: str | dict[str, Any]) -> Asymmetric
             return None
 
 
-def _algorithms_of(key: Asymmetric) -> frozenset[str]:
+def _algorithms_of(key: Asymmetric) -> Sequence[str]:
+    """What a key may be used with. Raises ValueError: nothing; its text continues "it"."""
     if isinstance(key, RSAKey):
-        return frozenset({"RS256"}) if key.public_key.key_size >= SMALLEST_RSA else frozenset()
-    if isinstance(key, ECKey):
-        return frozenset({"ES256"}) if key.curve_name == "P-256" else frozenset()
-    return frozenset({"Ed25519", "EdDSA"}) if key.curve_name == "Ed25519" else frozenset()
+        size = key.public_key.key_size
+        if size < SMALLEST_RSA:
+            raise ValueError(f"is an RSA key of {size} bits, and {SMALLEST_RSA} are the least")
+        return RSA_ALGORITHMS
+    return CURVE_ALGORITHMS[_curve(key.curve_name)]
 
 
 class Keys:
@@ -198,6 +276,10 @@ class Keys:
                     raise
         return found
 
+    def why_none(self, id: str | None, algorithm: str) -> str:
+        """Why there is no such key, as far as that can be told; it continues a sentence."""
+        return "" if self._fetched is None else self._fetched.why_none(id, algorithm)
+
     async def look_again(self) -> bool:
         """Look whether there are other keys by now; returns whether there are."""
         return self._fetched is not None and await self._fetched.look_again()
@@ -209,7 +291,8 @@ class FetchedKeys:
     Keys that were fetched stay in use when they can't be fetched again.
 
     Args:
-        fetch: gets the set's text; it may block, and runs in a thread. Raises OSError.
+        setting: the one that names the URL.
+        fetch: gets the set's text; it may block, and runs in a thread. Raises OSError or ValueError.
         monotonic: seconds of a clock that never jumps.
         patience: seconds to wait for it at most.
     """
@@ -218,18 +301,21 @@ class FetchedKeys:
         self,
         url: str,
         *,
+        setting: str = "JWKS_URL",
         fetch: Callable[[str], bytes] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         patience: float = PATIENCE,
     ) -> None:
         self._url, self._fetch, self._monotonic, self._patience = url, fetch or fetched, monotonic, patience
+        self.setting = setting
         self.generation = 0
+        self.problem = ""  # why they couldn't be fetched, last time
+        self._left_out: list[LeftOut] = []
         self._keys: list[VerifyingKey] | None = None
         self._text = b""
         self._tried = -MIN_INTERVAL
         self._fetching: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._failed = False
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="msgpush keys")
@@ -274,31 +360,52 @@ class FetchedKeys:
     async def _run(self) -> None:
         while True:
             await self.refresh()
-            await asyncio.sleep(MIN_INTERVAL if self._failed or self.fetching else REFRESH)
+            await asyncio.sleep(MIN_INTERVAL if self.problem or self.fetching else REFRESH)
 
     async def _refresh(self) -> None:
+        left_out: list[LeftOut] = []
         try:
             text = await _in_daemon(self._fetch, self._url)
-            keys = key_set(text)
+            keys = key_set(text, left_out.append)
+            self._tell(left_out)
             if not keys:
-                raise ValueError("it has no key that can be used")
+                told = "; ".join(f"{shown(each.id)} {each.reason}" for each in left_out[:3])
+                raise ValueError(f"it has no key that can be used{told and f': {told}'}")
         except (OSError, ValueError) as error:
-            if not self._failed:
+            if not self.problem:
                 kept = "; those fetched before stay in use" if self._keys is not None else ""
-                log.warning("the keys of JWKS_URL can't be fetched: %s%s", error, kept)
-            self._failed = True
-        except Exception:
-            log.exception("the keys of JWKS_URL can't be fetched")
-            self._failed = True
+                log.warning("the keys of %s can't be fetched: %s%s", self.setting, error, kept)
+            self.problem = str(error) or repr(error)
+        except Exception as error:
+            log.exception("the keys of %s can't be fetched", self.setting)
+            self.problem = repr(error)
         else:
-            if self._failed or self._keys is None:
-                log.info("fetched %d keys from JWKS_URL", len(keys))
-            self._keys, self._failed = keys, False
+            if self.problem or self._keys is None:
+                log.info("fetched %d keys from %s", len(keys), self.setting)
+            self._keys, self.problem = keys, ""
             if text != self._text:
                 self._text = text
                 self.generation += 1
         finally:
             self._fetching = None
+
+    def _tell(self, left_out: list[LeftOut]) -> None:
+        """Log what is left out, once for each change of that."""
+        if left_out != self._left_out:
+            for each in left_out:
+                log.info("a key of %s is left out: %s %s", self.setting, shown(each.id), each.reason)
+            self._left_out = left_out
+
+    def why_none(self, id: str | None, algorithm: str) -> str:
+        """As `Keys.why_none`."""
+        for key in self._keys or ():
+            if id is not None and key.id == id:
+                return f": in the set of {self.setting} it is a key for {', '.join(sorted(key.algorithms))}"
+        for each in self._left_out:
+            if id is not None and each.id == id:
+                return f": in the set of {self.setting} it {each.reason}"
+        names = ", ".join(shown(key.id) for key in self._keys or ())
+        return f": the set of {self.setting} has {names}" if 0 < len(names) <= LONGEST_LIST else ""
 
     def _known(self, id: str | None, algorithm: str) -> list[VerifyingKey]:
         return [key for key in self._keys or () if algorithm in key.algorithms and id in (None, key.id)]
@@ -317,36 +424,3 @@ async def _in_daemon(function: Callable[[str], bytes], url: str) -> bytes:
 
     threading.Thread(target=run, name="msgpush keys fetch", daemon=True).start()
     return await asyncio.wrap_future(done)
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    # Whoever is sent elsewhere for keys might take a stranger's.
-    def redirect_request(self, *_: object) -> None:
-        return None
-
-
-def fetched(url: str) -> bytes:
-    """What is at a URL, within a few seconds and a megabyte.
-
-    Raises:
-        OSError: that can't be had.
-    """
-    until = time.monotonic() + FETCH_SECONDS
-    opener = urllib.request.build_opener(_NoRedirects)
-    request = urllib.request.Request(url, headers={"Accept": "application/jwk-set+json, application/json"})
-    parts, size = [], 0
-    try:
-        with opener.open(request, timeout=FETCH_SECONDS) as response:
-            while part := response.read1(65_536):
-                parts.append(part)
-                size += len(part)
-                if size > FETCH_BYTES:
-                    raise OSError(f"the answer is larger than {FETCH_BYTES} bytes")
-                if time.monotonic() > until:
-                    raise TimeoutError("the answer takes too long")
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise OSError(f"the answer's status is {error.code}") from None
-    except (HTTPException, ValueError) as error:
-        raise OSError(f"the answer can't be read: {error!r}") from None
-    return b"".join(parts)

@@ -2,7 +2,7 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -12,6 +12,7 @@ from joserfc.errors import JoseError, UnsupportedAlgorithmError
 from joserfc.jws import CompactSignature, JWSRegistry
 from msgspec import UNSET, Struct, UnsetType
 
+from msgpush.adapters.issuers import differ_by_slash
 from msgpush.adapters.keys import ASYMMETRIC, Keys
 from msgpush.domain.channel import shown
 from msgpush.domain.errors import Unauthorized
@@ -67,7 +68,9 @@ class Tokens:
     """Reads tokens.
 
     Args:
-        issuer, audience: what a token must be from, and for; None: whoever issues it, and for nobody in particular.
+        issuer: what a token must be from; None: whoever issues it.
+        audience: what a token must be for: one of these; None: nobody in particular.
+        audience_claim: the claim that says whom it is for.
         leeway: seconds by which clocks may differ.
         max_lifetime: seconds that a token may be valid for: as long as a revocation is remembered.
         clock: seconds since 1970.
@@ -78,13 +81,14 @@ class Tokens:
         keys: Keys,
         *,
         issuer: str | None = None,
-        audience: str | None = None,
+        audience: str | Sequence[str] | None = None,
+        audience_claim: str = "aud",
         leeway: float = 30.0,
         max_lifetime: float = 30 * 86_400,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._keys, self._clock = keys, clock
-        self._issuer, self._audience = issuer, audience
+        self._issuer, self._audience, self._audience_claim = issuer, frozenset(_texts(audience)), audience_claim
         self._leeway, self._max_lifetime = leeway, max_lifetime
         self._registry = registry_for(keys.algorithms)
         # By digest: neither the time of a look-up nor this process's memory tells what was nearly right.
@@ -138,7 +142,8 @@ class Tokens:
     async def _is_signed(self, signed: CompactSignature, kid: str | None, algorithm: str) -> bool:
         keys = await self._keys.find(kid, algorithm)
         if not keys:
-            raise Unauthorized(f"the token's key {shown(kid)} for {algorithm} is not known")
+            why = self._keys.why_none(kid, algorithm)
+            raise Unauthorized(f"the token's key {shown(kid)} for {algorithm} is not known{why}")
         for key in keys:
             try:
                 if jws.validate_compact(signed, key.key, registry=self._registry):
@@ -153,6 +158,7 @@ class Tokens:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise Unauthorized(f"the token's claims are wrong: {error}") from None
         self._check(claims)
+        self._check_audience(claims, payload)
         given = claims.msgpush or Permissions()
         for name in ("subscribe", "publish"):
             for pattern in getattr(given, name):
@@ -188,12 +194,32 @@ class Tokens:
                 f"the token is valid for longer than {self._max_lifetime:.15g} seconds (MAX_TOKEN_LIFETIME)"
             )
         if self._issuer is not None and claims.iss != self._issuer:
-            raise Unauthorized(f"the token's iss is {shown(claims.iss)}, not the issuer that is trusted here")
-        meant = (claims.aud,) if isinstance(claims.aud, str) else claims.aud
-        if self._audience is None and meant is not None:
-            raise Unauthorized(f"the token is for others: its aud is {shown(claims.aud)}, and no JWT_AUDIENCE is set")
-        if self._audience is not None and self._audience not in (meant or ()):
-            raise Unauthorized(f"the token is for others: its aud is {shown(claims.aud)}, not this service's audience")
+            told = "not the issuer that is trusted here"
+            if isinstance(claims.iss, str) and differ_by_slash(claims.iss, self._issuer):
+                told += f": JWT_ISSUER is {shown(self._issuer)}, and they differ by the slash at the end alone"
+            raise Unauthorized(f"the token's iss is {shown(claims.iss)}, {told}")
+
+    def _check_audience(self, claims: Claims, payload: bytes) -> None:
+        if not self._audience:
+            if claims.aud is not None:
+                told = f"its aud is {shown(claims.aud)}, and no JWT_AUDIENCE is set"
+                raise Unauthorized(f"the token is for others: {told}")
+            return
+        named: dict[str, object] = {"aud": claims.aud}
+        if self._audience_claim != "aud":
+            # Where there is an aud as well, it counts all the same (RFC 7519, section 4.1.3).
+            named = named if claims.aud is not None else {}
+            named[self._audience_claim] = msgspec.json.decode(payload).get(self._audience_claim)
+        for claim, value in named.items():
+            if self._audience.isdisjoint(_texts(value)):
+                told = f"its {claim} is {shown(value)}, not this service's audience"
+                raise Unauthorized(f"the token is for others: {told}")
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    """What a claim names that is a text, or several."""
+    several = (value,) if isinstance(value, str) else value if isinstance(value, list | tuple) else ()
+    return tuple(text for text in several if isinstance(text, str))
 
 
 def _moment(seconds: float) -> str:

@@ -20,6 +20,7 @@ from msgpush.adapters.access import Access
 from msgpush.adapters.auth import Authenticator, Cors, LocalOnly, OpenAuthenticator, TokenAuthenticator
 from msgpush.adapters.channels import Channels
 from msgpush.adapters.connections import Connections
+from msgpush.adapters.issuers import discovered
 from msgpush.adapters.keys import FetchedKeys, Keys, public_key, secret_key
 from msgpush.adapters.memory_bus import MemoryBus
 from msgpush.adapters.memory_credentials import MemoryCredentials
@@ -84,7 +85,7 @@ def create_app(settings: Settings) -> Starlette:
             resources.append(limiter)
     auth: Authenticator = OpenAuthenticator()
     if settings.mode == "tokens":
-        fetched = FetchedKeys(settings.jwks_url) if settings.jwks_url else None
+        fetched = fetched_keys_of(settings)
         if fetched is not None:
             resources.append(fetched)
         auth = TokenAuthenticator(
@@ -116,6 +117,16 @@ def create_app(settings: Settings) -> Starlette:
     return app
 
 
+def fetched_keys_of(settings: Settings) -> FetchedKeys | None:
+    """The keys that are fetched as these settings say; None: there are others, or none."""
+    if settings.jwks_url:
+        return FetchedKeys(settings.jwks_url)
+    if settings.discovers_keys:
+        assert settings.jwt_issuer
+        return FetchedKeys(settings.jwt_issuer, setting="JWT_ISSUER", fetch=discovered)
+    return None
+
+
 def keys_of(settings: Settings, fetched: FetchedKeys | None) -> Keys:
     """The keys that these settings name, and those that are fetched."""
     fixed = []
@@ -132,6 +143,7 @@ def tokens_of(settings: Settings, keys: Keys) -> Tokens:
         keys,
         issuer=settings.jwt_issuer,
         audience=settings.jwt_audience,
+        audience_claim=settings.jwt_audience_claim,
         leeway=settings.jwt_leeway,
         max_lifetime=settings.max_token_lifetime,
     )

@@ -146,7 +146,8 @@ def _warn(settings: Settings, warnings: Sequence[str] = ()) -> None:
         log.warning(warning)
     if settings.mode == "open":
         log.warning("authentication is off: whoever reaches this address may publish and listen to everything")
-    if settings.mode == "tokens" and not settings.jwt_audience and (settings.jwt_public_key or settings.jwks_url):
+    public = settings.jwt_public_key or settings.jwks_url or settings.discovers_keys
+    if settings.mode == "tokens" and not settings.jwt_audience and public:
         log.warning(
             "JWT_AUDIENCE is not set: tokens that their issuer made for nobody in particular are accepted, and those "
             "with an aud are refused"

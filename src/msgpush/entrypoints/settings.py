@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 import msgspec
 from msgspec import Struct
 
-from msgpush.adapters.keys import public_key, secret_key
+from msgpush.adapters.issuers import is_issuer
+from msgpush.adapters.keys import KINDS, public_key, secret_key
 from msgpush.adapters.redis_link import RedisTarget
 from msgpush.adapters.streams import read_events
 from msgpush.domain.channel import shown
@@ -123,6 +124,18 @@ def _boolean(text: str) -> bool:
     raise ValueError
 
 
+def _audience(text: str) -> str | tuple[str, ...]:
+    if not text.startswith("["):
+        return text
+    try:
+        several = msgspec.json.decode(text, type=tuple[str, ...])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError from error
+    if not several or not all(several):
+        raise Unfit("it names nobody")
+    return several
+
+
 def _host(text: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?", text):
         return text
@@ -183,7 +196,9 @@ REDIS = checked(
 HTTP_URL = matching(r"https?://[^\s/?#@]+([/?#]\S*)?", "a URL that begins with https:// or http://, and names no user")
 TOKEN = matching(r"[A-Za-z0-9._~+/=-]+", "text of A-Za-z0-9._~+/=-")
 SECRET = checked(secret_key, "at least 32 bytes long, and no PEM key")
-PUBLIC_KEY = checked(public_key, "a public key in PEM: RSA of 2048 bits or more, EC on P-256, or Ed25519")
+PUBLIC_KEY = checked(public_key, f"a public key in PEM: {KINDS}")
+AUDIENCE = Kind(_audience, 'any text, or a JSON list of such, as in ["push", "api"]')
+CLAIM = matching(r"(?s).{1,200}", "the name of a claim, such as aud or client_id")
 
 
 def _never(_: str) -> bool:
@@ -210,6 +225,9 @@ class When(Struct, frozen=True):
     words: str
 
 
+KEYS = ("jwt_secret", "jwt_public_key", "jwks_url", "jwt_issuer")
+
+
 def _with_redis(read: Mapping[str, Any]) -> bool:
     return "redis_host" in read or "redis_url" in read
 
@@ -219,7 +237,7 @@ def _with_tokens(read: Mapping[str, Any]) -> bool:
 
 
 def _with_key(read: Mapping[str, Any]) -> bool:
-    return _with_tokens(read) and any(name in read for name in ("jwt_secret", "jwt_public_key", "jwks_url"))
+    return _with_tokens(read) and any(name in read for name in KEYS)
 
 
 ALWAYS = When(_always, "")
@@ -228,6 +246,7 @@ REDIS_BUS = When(_with_redis, "with REDIS_HOST or REDIS_URL")
 MEMORY_BUS = When(lambda read: not _with_redis(read), "without REDIS_HOST and REDIS_URL")
 TOKENS = When(_with_tokens, "without ENABLE_AUTH=false")
 KEY = When(_with_key, "with a key for tokens, and without ENABLE_AUTH=false")
+AUDIENCE_SET = When(lambda read: "jwt_audience" in read, "with JWT_AUDIENCE")
 # Instances on one Redis share the revocations, which each keeps for so long, whether it reads tokens itself or not.
 REVOCATIONS = When(lambda read: _with_key(read) or _with_redis(read), "with a key for tokens, or with Redis")
 
@@ -310,17 +329,25 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = None
     jwt_secret: Annotated[str | None, Setting(SECRET, "Key of HS256 tokens.", _always, TOKENS)] = None
     jwt_public_key: Annotated[
-        str | None, Setting(PUBLIC_KEY, "Key of RS256, ES256 or Ed25519 tokens.", _always, TOKENS)
+        str | None, Setting(PUBLIC_KEY, "Key of RS256, PS256, ES256, Ed25519 and such tokens.", _always, TOKENS)
     ] = None
-    jwks_url: Annotated[str | None, Setting(HTTP_URL, "Where such keys are fetched.", _may_hold_password, TOKENS)] = (
-        None
-    )
-    jwt_issuer: Annotated[str | None, Setting(ANY_TEXT, "With a key: the only `iss` that is accepted.", when=KEY)] = (
-        None
-    )
+    jwks_url: Annotated[str | None, Setting(HTTP_URL, "Where such keys are.", _may_hold_password, TOKENS)] = None
+    jwt_issuer: Annotated[
+        str | None,
+        Setting(
+            ANY_TEXT,
+            "The only `iss` that is accepted; where there is no other key, also where such keys are found, by OpenID "
+            "discovery: an https URL then.",
+            when=TOKENS,
+        ),
+    ] = None
     jwt_audience: Annotated[
-        str | None, Setting(ANY_TEXT, "With a key: the `aud` that a token must name.", when=KEY)
+        str | tuple[str, ...] | None,
+        Setting(AUDIENCE, "With a key: whom a token must be for, by its `aud`; of several, one of them.", when=KEY),
     ] = None
+    jwt_audience_claim: Annotated[
+        str, Setting(CLAIM, "With JWT_AUDIENCE: the claim that names it, where that isn't `aud`.", when=AUDIENCE_SET)
+    ] = "aud"
     jwt_leeway: Annotated[float, Setting(SECONDS, "With a key: grace after a token's end.", when=REVOCATIONS)] = 30.0
     max_token_lifetime: Annotated[
         int,
@@ -392,7 +419,17 @@ class Settings(Struct, frozen=True, kw_only=True):
     @property
     def has_key(self) -> bool:
         """Whether there is something to verify tokens with."""
-        return any((self.jwt_secret, self.jwt_public_key, self.jwks_url))
+        return any(getattr(self, name) for name in KEYS)
+
+    @property
+    def discovers_keys(self) -> bool:
+        """Whether JWT_ISSUER alone says where the keys are."""
+        return bool(self.jwt_issuer) and not any((self.jwt_secret, self.jwt_public_key, self.jwks_url))
+
+    @property
+    def first_audience(self) -> str | None:
+        """Whom tokens are issued for."""
+        return self.jwt_audience[0] if isinstance(self.jwt_audience, tuple) else self.jwt_audience
 
     @property
     def redis(self) -> RedisTarget | None:
@@ -414,6 +451,8 @@ class Settings(Struct, frozen=True, kw_only=True):
             raise SettingsError("REDIS_URL", "excludes REDIS_HOST, since it says everything itself: set one of the two")
         if self.workers > 1 and not (self.redis_host or self.redis_url):
             raise SettingsError("WORKERS", f"{_value('workers', _text(self.workers))}: {ALONE}")
+        if self.enable_auth is not False and self.discovers_keys and not is_issuer(self.jwt_issuer or ""):
+            raise SettingsError("JWT_ISSUER", f"{_value('jwt_issuer', self.jwt_issuer or '')}: {NO_ISSUER}")
         if self.enable_auth and not self.has_key:
             raise SettingsError("ENABLE_AUTH", f"is true, and there is no key: {BOTH_WAYS_OUT}")
         if self.enable_auth is None and not self.has_key and not _is_loopback(self.service_host):
@@ -437,9 +476,13 @@ ALONE = (
     "several processes need a bus that they share, and the embedded one serves one process; set REDIS_HOST or "
     "REDIS_URL, or leave it 1"
 )
+NO_ISSUER = (
+    "without another key the issuer's keys are found by OpenID discovery, for which it must be an https:// URL without "
+    "query or user (http:// on this machine alone); or set JWT_SECRET, JWT_PUBLIC_KEY or JWKS_URL as well"
+)
 BOTH_WAYS_OUT = (
-    "set a key for tokens (JWT_SECRET, JWT_PUBLIC_KEY or JWKS_URL), or, behind something that protects the service, "
-    "ENABLE_AUTH=false"
+    "set a key for tokens (JWT_SECRET, JWT_PUBLIC_KEY or JWKS_URL) or whose keys to take (JWT_ISSUER), or, behind "
+    "something that protects the service, ENABLE_AUTH=false"
 )
 UNPROTECTED = (
     f"others could use the service there without authentication; {BOTH_WAYS_OUT}; else stay on 127.0.0.1, ::1 or "

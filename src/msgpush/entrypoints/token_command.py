@@ -14,7 +14,7 @@ from typing import Any
 from joserfc import jws
 from joserfc.errors import JoseError
 
-from msgpush.adapters.keys import FetchedKeys, Keys, SigningKey, private_key, secret_key
+from msgpush.adapters.keys import Keys, SigningKey, private_key, secret_key
 from msgpush.adapters.redis_credentials import RedisCredentials
 from msgpush.adapters.tokens import registry_for
 from msgpush.adapters.web import KeysUnavailable
@@ -22,11 +22,11 @@ from msgpush.domain.credentials import Revocations
 from msgpush.domain.errors import BusUnavailable, Unauthorized
 from msgpush.domain.grant import Grant
 from msgpush.domain.message import format_ms
-from msgpush.entrypoints.app import keys_of, tokens_of
+from msgpush.entrypoints.app import fetched_keys_of, keys_of, tokens_of
 from msgpush.entrypoints.settings import Settings, SettingsError
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
-NO_KEY = "has no value: set it, or JWT_PUBLIC_KEY or JWKS_URL, to what the service has"
+NO_KEY = "has no value: set it, or JWT_PUBLIC_KEY, JWKS_URL or JWT_ISSUER, to what the service has"
 
 
 def token_command(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     issue.add_argument("--lifetime", type=_seconds, default=3600, help="such as 90s, 15m, 1h or 30d; default 1h")
     issue.add_argument("--jti", help="its own name, by which it can be revoked alone")
     issue.add_argument("--key", type=Path, metavar="FILE", help="a private key in PEM, instead of JWT_SECRET")
-    issue.add_argument("--kid", help="the key's id in the key set at JWKS_URL")
+    issue.add_argument("--kid", help="the key's id in the set that the service fetches")
     inspect = actions.add_parser(
         "inspect",
         help="say why a token is accepted or isn't",
@@ -94,7 +94,7 @@ def _issue(asked: argparse.Namespace, environ: Mapping[str, str]) -> int:
     now = int(time.time())
     claims: dict[str, Any] = {"sub": asked.sub, "iat": now, "exp": now + asked.lifetime}
     claims |= {"iss": settings.jwt_issuer} if settings.jwt_issuer else {}
-    claims |= {"aud": settings.jwt_audience} if settings.jwt_audience else {}
+    claims |= {settings.jwt_audience_claim: settings.first_audience} if settings.first_audience else {}
     claims |= {"jti": asked.jti} if asked.jti else {}
     claims["msgpush"] = {"subscribe": asked.subscribe, "publish": asked.publish, "admin": asked.admin}
     header = {"alg": key.algorithm, "typ": "JWT"} | ({"kid": asked.kid} if asked.kid else {})
@@ -124,13 +124,17 @@ async def _inspect(token: str, settings: Settings) -> int:
         raise SettingsError("JWT_SECRET", NO_KEY)
     _show_unverified(token)
     async with AsyncExitStack() as opened:
-        fetched = FetchedKeys(settings.jwks_url) if settings.jwks_url else None
+        fetched = fetched_keys_of(settings)
         if fetched is not None:
             await opened.enter_async_context(fetched)
         try:
             grant = await tokens_of(settings, keys_of(settings, fetched)).read(token)
             await _check_revocations(grant, settings)
-        except (Unauthorized, KeysUnavailable) as error:
+        except KeysUnavailable as error:
+            why = f": {fetched.setting}: {fetched.problem}" if fetched and fetched.problem else ""
+            print(f"refused: {error}{why}")
+            return 1
+        except Unauthorized as error:
             print(f"refused: {error}")
             return 1
     _show(grant)

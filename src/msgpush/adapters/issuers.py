@@ -1,0 +1,140 @@
+"""What issuers of tokens publish on the web: their keys, and where these are (OpenID Connect Discovery 1.0)."""
+
+import ipaddress
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from http.client import HTTPException
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+from authlib.oidc.discovery import OpenIDProviderMetadata, get_well_known_url
+
+from msgpush import __version__
+
+FETCH_SECONDS = 4.0
+FETCH_BYTES = 1024 * 1024
+
+# Firewalls refuse those who don't say what they are.
+HEADERS = {"User-Agent": f"msgpush/{__version__}", "Accept": "application/jwk-set+json, application/json"}
+
+
+def is_issuer(text: str) -> bool:
+    """Whether an issuer's keys can be found by its name: an https URL without query, fragment or user.
+
+    Also http on this machine alone, where nobody is in between.
+    """
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    plain = text.isascii() and text.isprintable() and not set(text) & set(" ?#@\\")
+    return plain and is_safe(text) and text.startswith(f"{parts.scheme}://")
+
+
+def is_safe(url: str) -> bool:
+    """Whether nobody can be in between: it is https, or http on this machine alone."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    host = parts.hostname or ""
+    return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host)))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def discovered(issuer: str, fetch: Callable[[str], bytes] | None = None) -> bytes:
+    """The key set of an issuer, which its metadata leads to.
+
+    Args:
+        fetch: gets what is at a URL.
+
+    Raises:
+        OSError: that can't be had.
+        ValueError: the metadata isn't this issuer's, or leads nowhere.
+    """
+    fetch = fetch or fetched
+    at = get_well_known_url(issuer, external=True)
+    try:
+        text = fetch(at)
+    except OSError as error:
+        raise OSError(f"its metadata at {at}: {error}") from None
+    location = _key_location(issuer, text, at)
+    try:
+        return fetch(location)
+    except OSError as error:
+        raise OSError(f"its keys at {location}: {error}") from None
+
+
+def _key_location(issuer: str, text: bytes, at: str) -> str:
+    try:
+        found = msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError):
+        raise ValueError(f"at {at} is no JSON object") from None
+    issued, location = (found.get(name) for name in ("issuer", "jwks_uri"))
+    # Whoever can put a document there mustn't be taken for another issuer (OpenID Connect Discovery 1.0, section 4.3).
+    if issued != issuer:
+        hint = ""
+        if isinstance(issued, str) and differ_by_slash(issued, issuer):
+            hint = f": they differ by the slash at the end alone, so set JWT_ISSUER={issued}"
+        raise ValueError(f"the metadata at {at} is that of the issuer {issued!r}, not of {issuer!r}{hint}")
+    # Of all that such a document says no more is used, and what is said of logins needn't be right.
+    metadata = OpenIDProviderMetadata({"issuer": issued, "jwks_uri": location if isinstance(location, str) else None})
+    try:
+        metadata.validate_issuer()
+        metadata.validate_jwks_uri()
+    except ValueError as error:
+        raise ValueError(f"the metadata at {at} is wrong: {error}") from None
+    assert isinstance(location, str)
+    # Authlib lets each issuer lead to this machine, and has a variable that lets it lead anywhere.
+    if not (location.startswith("https://") or (issuer.startswith("http://") and is_safe(location))):
+        raise ValueError(f"the metadata at {at} is wrong: its jwks_uri is {location!r}, not https")
+    return location
+
+
+def differ_by_slash(one: str, other: str) -> bool:
+    """Whether the only difference is a slash at the end, the mistake that is made most with issuers."""
+    return one != other and one.removesuffix("/") == other.removesuffix("/")
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    # Whoever is sent elsewhere for keys might take a stranger's.
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def fetched(url: str) -> bytes:
+    """What is at a URL, within a few seconds and a megabyte.
+
+    Raises:
+        OSError: that can't be had.
+    """
+    until = time.monotonic() + FETCH_SECONDS
+    opener = urllib.request.build_opener(_NoRedirects)
+    request = urllib.request.Request(url, headers=HEADERS)
+    parts, size = [], 0
+    try:
+        with opener.open(request, timeout=FETCH_SECONDS) as response:
+            while part := response.read1(65_536):
+                parts.append(part)
+                size += len(part)
+                if size > FETCH_BYTES:
+                    raise OSError(f"the answer is larger than {FETCH_BYTES} bytes")
+                if time.monotonic() > until:
+                    raise TimeoutError("the answer takes too long")
+    except urllib.error.HTTPError as error:
+        error.close()
+        redirect = ", and redirects aren't followed" if 300 <= error.code < 400 else ""
+        raise OSError(f"the answer's status is {error.code}{redirect}") from None
+    except (HTTPException, ValueError) as error:
+        raise OSError(f"the answer can't be read: {error!r}") from None
+    return b"".join(parts)
