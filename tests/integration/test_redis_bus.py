@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -69,6 +68,12 @@ class TestCluster(RedisContract):
 @pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:
     with RedisServer() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(redis_binary(), tls=Certificates(tmp_path_factory.mktemp("secure"))) as started:
         yield started
 
 
@@ -200,12 +205,36 @@ async def test_a_wrong_password_is_said_and_never_shown(server: RedisServer) -> 
         assert "hunter2" not in caught.value.detail
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:
-    with RedisServer(redis_binary(), tls=Certificates(tmp_path)) as secure:
-        bare = secure.url.partition("?")[0]
-        async with RedisBus(RedisTarget.from_url(bare)) as bus:
-            with pytest.raises(BusUnavailable, match="certificate"):
+async def test_a_certificate_that_nobody_vouches_for_is_refused(secure: RedisServer) -> None:
+    bare = secure.url.partition("?")[0]
+    async with RedisBus(RedisTarget.from_url(bare)) as bus:
+        with pytest.raises(BusUnavailable, match="certificate"):
+            await bus.end()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "why"),
+    [
+        ("ssl_cert_reqs=none", None),
+        ("ssl_cert_reqs=required", "certificate"),
+        ("ssl_cert_reqs=optional", "certificate"),
+        ("ssl_cert_reqs=required&ssl_ca_certs={ca}", None),
+        ("ssl_cert_reqs=optional&ssl_ca_certs={ca}", None),
+        ("ssl_ca_certs={ca}&ssl_check_hostname=false", None),
+    ],
+)
+async def test_a_url_says_how_a_certificate_is_checked(secure: RedisServer, parameters: str, why: str | None) -> None:
+    bare, _, query = secure.url.partition("?")
+    url = f"{bare}?{parameters.format(ca=query.removeprefix('ssl_ca_certs='))}"
+    # No certificate is for that name: but where none is checked, or only that somebody vouches for it.
+    for host in ("127.0.0.1", "localhost"):
+        fails = why or ("certificate" if host == "localhost" and "none" not in url and "false" not in url else None)
+        async with RedisBus(RedisTarget.from_url(url.replace("127.0.0.1", host))) as bus:
+            if fails is None:
                 await bus.end()
+            else:
+                with pytest.raises(BusUnavailable, match=fails):
+                    await bus.end()
 
 
 async def test_a_server_that_is_only_a_replica_is_no_bus(server: RedisServer) -> None:

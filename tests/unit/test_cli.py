@@ -55,6 +55,8 @@ KEY = {"jwt_public_key": public_pem(P256)}
         ({"jwks_url": "https://id.example/jwks"}, "JWT_AUDIENCE is not set"),
         ({"jwks_url": "http://id.example/jwks", "jwt_audience": "push"}, "JWKS_URL is not https"),
         ({"jwt_issuer": "https://id.example"}, "JWT_AUDIENCE is not set"),
+        ({"redis_url": "rediss://r?ssl_cert_reqs=none"}, "REDIS_URL has ssl_cert_reqs=none"),
+        ({"redis_url": "rediss://r?ssl_cert_reqs=optional"}, ""),
         ({"jwt_issuer": "https://id.example", "jwt_audience": ("push", "api")}, ""),
         ({"jwt_issuer": "https://id.example", "jwt_secret": SECRET}, ""),
     ],

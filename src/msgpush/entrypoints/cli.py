@@ -154,6 +154,8 @@ def _warn(settings: Settings, warnings: Sequence[str] = ()) -> None:
         )
     if (settings.jwks_url or "").startswith("http://"):
         log.warning("JWKS_URL is not https: whoever is in between can make tokens")
+    if settings.redis is not None and settings.redis.options.get("ssl_cert_reqs") == "none":
+        log.warning("REDIS_URL has ssl_cert_reqs=none: whoever is in between can read and change everything")
     if (room := _fitting(settings)) < settings.max_connections:
         log.warning("MAX_CONNECTIONS is lowered to what the limit of open files allows", max_connections=room)
 

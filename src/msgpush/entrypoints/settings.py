@@ -210,7 +210,8 @@ def _always(_: object) -> bool:
 
 
 def _may_hold_password(url: str) -> bool:
-    return "@" in url or "?" in url
+    # As redis://user:password does, where the host was forgotten.
+    return re.search(r"[@?#]|//[^/\[]*:(?![0-9]{1,5}([,/]|$))", url) is not None
 
 
 class When(Struct, frozen=True):
