@@ -159,6 +159,34 @@ def test_without_trusted_proxies_nobody_s_word_for_an_address_counts(proxies: st
         assert second.next().type == "msgpush.close"
 
 
+@pytest.mark.parametrize("proxies", ['["127.0.0.0/8"]', '["::ffff:127.0.0.1"]'])
+def test_a_socket_for_ipv6_knows_peers_of_ipv4_and_their_proxies(proxies: str) -> None:
+    with (
+        ServiceProcess(JWT_SECRET=SECRET, SERVICE_HOST="::", MAX_CONNECTIONS_PER_ADDRESS="1") as direct,
+        ServiceProcess(
+            JWT_SECRET=SECRET, SERVICE_HOST="::", MAX_CONNECTIONS_PER_ADDRESS="1", TRUSTED_PROXIES=proxies
+        ) as behind,
+        listen(direct.port) as first,
+        listen(direct.port) as second,
+        listen(behind.port, X_Forwarded_For="::ffff:203.0.113.7, [::ffff:127.0.0.1]:443") as third,
+        listen(behind.port, X_Forwarded_For="203.0.113.8") as fourth,
+        listen(behind.port, X_Forwarded_For="203.0.113.7:99") as fifth,
+    ):
+        assert first.next().type == "msgpush.open"
+        assert second.next().type == "msgpush.close"
+        assert remotes(direct)[0].startswith("127.0.0.1:")
+        assert [stream.next().type for stream in (third, fourth)] == ["msgpush.open"] * 2
+        assert fifth.next().type == "msgpush.close", "it is the first one's address, with a port"
+        assert sorted(remotes(behind)) == ["203.0.113.7", "203.0.113.8"]
+
+
+def test_local_mode_serves_this_machine_in_the_notation_of_ipv6() -> None:
+    with ServiceProcess(SERVICE_HOST="::ffff:127.0.0.1") as service:
+        for host in ("[::ffff:127.0.0.1]", "[::ffff:7f00:1]:8089", "127.0.0.1"):
+            assert request(service.port, "GET", "/health", headers={"Host": host}).status == 200
+        assert request(service.port, "GET", "/health", headers={"Host": "[::ffff:a00:1]"}).status == 403
+
+
 @needs_nginx
 def test_behind_a_trusted_proxy_a_page_s_own_origin_is_what_the_browser_calls_it(tmp_path: Path) -> None:
     with (

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from msgpush.adapters.addresses import limited_address
 from msgpush.adapters.memory_bus import MemoryBus
 from msgpush.adapters.memory_credentials import MemoryCredentials
-from msgpush.adapters.streams import limited_address
 from msgpush.domain import permissions
 from msgpush.domain.connection import NOW, Connection, Subscription
 from msgpush.domain.control import Close, Command, Commands, Restored

@@ -33,7 +33,14 @@ BAD_SECONDS = [*BAD_NUMBERS, ".5", "5.", "1,5", "3601", "0.5.5"]
 BAD_LISTS = ["x", "[", "{}", "null", "[1]", '["x"', '"x"', '[["x"]]', "[null]"]
 
 GOOD: dict[str, list[tuple[str, Any]]] = {
-    "SERVICE_HOST": [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("localhost", "localhost"), ("127.8.9.10",) * 2],
+    "SERVICE_HOST": [
+        ("127.0.0.1", "127.0.0.1"),
+        ("::1", "::1"),
+        ("localhost", "localhost"),
+        ("127.8.9.10",) * 2,
+        ("::FFFF:127.0.0.1", "127.0.0.1"),
+        ("0:0:0:0:0:0:0:1", "::1"),
+    ],
     "SERVICE_PORT": [("0", 0), ("1", 1), ("65535", 65535)],
     "WORKERS": [("1", 1)],
     "REDIS_HOST": [("redis", "redis"), ("10.0.0.1", "10.0.0.1")],
@@ -83,6 +90,8 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
         ("[]", ()),
         ('["10.0.0.0/8", "::1"]', (IPv4Network("10.0.0.0/8"), IPv6Network("::1/128"))),
         ('["192.0.2.1"]', (IPv4Network("192.0.2.1/32"),)),
+        ('["::ffff:10.0.0.0/104", "::FFFF:c000:201"]', (IPv4Network("10.0.0.0/8"), IPv4Network("192.0.2.1/32"))),
+        ('["2001:DB8::/32", "::/0"]', (IPv6Network("2001:db8::/32"), IPv6Network("::/0"))),
     ],
     "ROOT_PATH": [("/push", "/push"), ("/a/b-c.d", "/a/b-c.d")],
     "ENABLE_AUTH": [("false", False), ("0", False), ("no", False), ("off", False), ("FALSE", False)],
@@ -174,7 +183,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         'a JSON list of origins, scheme://host or scheme://host:port, such as ["https://app.example.com"]',
     ),
     "TRUSTED_PROXIES": (
-        [*BAD_LISTS, "10.0.0.1", '["10.0.0.1/8"]', '["proxy"]', '["*"]', '["10.0.0.0/33"]', '[""]'],
+        [*BAD_LISTS, "10.0.0.1", '["10.0.0.1/8"]', '["proxy"]', '["*"]', '["10.0.0.0/33"]', '["::1%lo"]', '[""]'],
         "a JSON list of IP addresses and networks",
     ),
     "ROOT_PATH": (["/", "push", "/push/", "//push", "/a//b", "/a b", "/a?x", "https://a/x"], "a path such as /push"),

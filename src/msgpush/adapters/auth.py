@@ -1,7 +1,6 @@
 """Who a request comes from: by its token or ticket, or by nothing in the open modes, in which that isn't asked."""
 
 import hmac
-import ipaddress
 import re
 from collections.abc import Sequence
 from typing import Protocol
@@ -11,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from msgpush.adapters.addresses import read_address
 from msgpush.adapters.tokens import Tokens
 from msgpush.adapters.web import ProblemResponse, error_response, header, problem
 from msgpush.domain.credentials import PREFIX
@@ -165,10 +165,10 @@ def is_local_host(host: str) -> bool:
     if name == "localhost":
         return match[1] is None
     try:
-        address = ipaddress.ip_address(name)
+        # In brackets are addresses of IPv6, and nothing else is in them.
+        return read_address(name).is_loopback and (":" in name) == (match[1] is not None)
     except ValueError:
         return False
-    return address.is_loopback and (address.version == 6) == (match[1] is not None)
 
 
 class LocalOnly:

@@ -3,12 +3,12 @@
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from ipaddress import ip_address, ip_network
 from typing import Literal
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from msgpush.adapters.addresses import limited_address, with_port
 from msgpush.adapters.auth import Authenticator
 from msgpush.adapters.metrics import Metrics
 from msgpush.adapters.sse import HEADERS, EventStream, EventView, refusal
@@ -113,25 +113,12 @@ class Streams:
     def _info(self, scope: Scope, grant: Grant) -> ClientInfo:
         host, port = scope.get("client") or ("", 0)
         # A proxy that is trusted doesn't always say the port.
-        remote = f"{host}:{port}" if port else host
+        remote = with_port(host, port) if port else host
         user_agent = (header(scope, b"user-agent") or "")[:256]
         return ClientInfo(grant.subject, "sse", remote, user_agent, self._clock(), limited_address(host))
 
 
 _REASONS: Mapping[type[Exception], Refusal] = {BusUnavailable: "bus", KeysUnavailable: "keys"}
-
-
-def limited_address(host: str) -> str:
-    """What counts as one address: of IPv6 a network of 64 bits, since whoever has one address has all of those."""
-    if ":" not in host:
-        return host
-    try:
-        address = ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if address.version == 4:
-        return host
-    return str(address.ipv4_mapped or ip_network((address, 64), strict=False))
 
 
 async def _answer(send: Send, body: bytes) -> None:

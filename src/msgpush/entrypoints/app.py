@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ExceptionHandler
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from msgpush.adapters.access import Access
+from msgpush.adapters.addresses import ProxyHeaders
 from msgpush.adapters.auth import Authenticator, Cors, LocalOnly, OpenAuthenticator, TokenAuthenticator
 from msgpush.adapters.channels import Channels
 from msgpush.adapters.connections import Connections
@@ -251,7 +251,7 @@ def _middleware(settings: Settings) -> list[Middleware]:
     middleware = []
     if settings.trusted_proxies:
         # Outermost: all others see the client's own address and scheme.
-        middleware.append(Middleware(ProxyHeadersMiddleware, trusted_hosts=list(map(str, settings.trusted_proxies))))
+        middleware.append(Middleware(ProxyHeaders, trusted=settings.trusted_proxies))
     if settings.mode == "local":
         middleware.append(Middleware(LocalOnly, origins=settings.cors_origins))
     if settings.cors_origins:

@@ -24,6 +24,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from msgpush.adapters.addresses import one_notation
 from msgpush.adapters.web import encode, problem
 
 HIGH_WATER = 16 * 1024
@@ -215,6 +216,9 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if self.client is not None:
+            # A socket that listens on :: has the peers of IPv4, too, in a notation of its own.
+            self.client = (one_notation(self.client[0]), self.client[1])
         self.flow = Flow(transport, self.pipeline)  # type: ignore[arg-type]
         transport.set_write_buffer_limits(high=HIGH_WATER)
         self._must_end_by(self._limits.header_timeout)

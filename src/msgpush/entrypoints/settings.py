@@ -4,18 +4,17 @@ Each of its fields is one setting: a variable of that name in capitals, and a fl
 """
 
 import difflib
-import ipaddress
 import json
 import os
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
 import msgspec
 from msgspec import Struct
 
+from msgpush.adapters.addresses import Network, read_address, read_network
 from msgpush.adapters.issuers import is_issuer
 from msgpush.adapters.keys import KINDS, public_key, secret_key
 from msgpush.adapters.redis_link import RedisTarget
@@ -28,7 +27,6 @@ from msgpush.entrypoints.secret_file import read_secret
 Mode = Literal["open", "local", "tokens"]
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["console", "json"]
-Network = IPv4Network | IPv6Network
 
 MIB = 1024 * 1024
 
@@ -139,7 +137,7 @@ def _audience(text: str) -> str | tuple[str, ...]:
 def _host(text: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?", text):
         return text
-    return str(ipaddress.ip_address(text))
+    return str(read_address(text))
 
 
 def _origin(text: str) -> str:
@@ -184,9 +182,7 @@ BUS_SIZE = whole(8 * MIB, 1024 * 1024 * MIB, "bytes")
 BOOLEAN = Kind(_boolean, "true or false (also 1, 0, yes, no, on, off)")
 HOST = Kind(_host, "an IP address such as 127.0.0.1, 0.0.0.0 or ::1, or a host name")
 ORIGINS = json_list(_origin, 'origins, scheme://host or scheme://host:port, such as ["https://app.example.com"]')
-NETWORKS = json_list(
-    ipaddress.ip_network, 'IP addresses and networks (with no host bits), such as ["10.0.0.0/8", "::1"]'
-)
+NETWORKS = json_list(read_network, 'IP addresses and networks (with no host bits), such as ["10.0.0.0/8", "::1"]')
 EVENTS = Kind(_events, f"a comma-separated list of {', '.join(TYPES)}; or *, all of them; or none")
 PATH = matching(r"(/[A-Za-z0-9._~%-]+)+", "a path such as /push: with a slash before it and none after it")
 REDIS = checked(
@@ -636,7 +632,7 @@ def _flag(name: str) -> str:
 
 def _is_loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return read_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
 
