@@ -13,7 +13,7 @@ from starlette.routing import Mount, Route
 from msgpush.entrypoints.app import create_app
 from msgpush.entrypoints.settings import Settings
 from tests.integration.test_nginx import NGINX, Nginx
-from tests.support.client import SseClient, request
+from tests.support.client import RawConnection, SseClient, request
 from tests.support.service import ServiceProcess
 from tests.support.tokens import SECRET, bearer, token
 
@@ -118,6 +118,71 @@ def test_local_mode_serves_this_machine(local: ServiceProcess) -> None:
             assert result.returncode == 0, result.stderr
     for origin in (f"http://localhost:{local.port}", "http://127.0.0.1:3000", "https://[::1]"):
         assert request(local.port, "GET", "/health", headers={"Origin": origin}).status == 200
+
+
+# What the server refuses before it is a request
+
+
+PAGE = b"Origin: https://a.example.com\r\n"
+SEND = b"POST /api/v1/messages/send HTTP/1.1\r\nHost: localhost\r\n"
+REFUSED = [
+    (b"GET /%2f HTTP/1.1\r\nHost: localhost\r\n" + PAGE + b"\r\n", 400),
+    (b"GET / HTTP/1.1\r\n" + PAGE + b"X\x00: y\r\n\r\n", 400),
+    (b"GET / HTTP/1.1\r\nHost: a\r\n" + PAGE + b"Host: b\r\n\r\n", 400),
+    (SEND + PAGE + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+    (b"GET / HTTP/1.1\r\n" + PAGE + b"Host:", 408),
+    (SEND + b"Content-Length: 5\r\n" + PAGE + b"\r\n1", 408),
+    (SEND + b"Content-Length: 400000\r\n" + PAGE + b"\r\n", 413),
+    (SEND + b"Transfer-Encoding: chunked\r\n" + PAGE + b"\r\n50000\r\n" + b"x" * 0x50000, 413),
+    (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + PAGE + b"Cookie: " + b"x" * 40_000 + b"\r\n\r\n", 431),
+    (b"GET / HTTP/1.1\r\nHost: localhost\r\nCookie: " + b"x" * 40_000 + b"\r\n" + PAGE + b"\r\n", 431),
+    (b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: localhost\r\n" + PAGE + b"\r\n", 431),
+    (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + PAGE + b"Cookie: " + b"x" * 40_000, 431),
+    (SEND + PAGE + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: " + b"x" * 40_000, 431),
+]
+
+
+@pytest.fixture(scope="module")
+def paged() -> Iterator[ServiceProcess]:
+    with ServiceProcess(
+        ENABLE_AUTH="false", CORS_ORIGINS='["https://*.example.com"]', HEADER_TIMEOUT="0.3", BODY_TIMEOUT="0.3"
+    ) as running:
+        yield running
+
+
+def refusal(port: int, raw: bytes) -> tuple[int, list[str], str]:
+    """The status of the answer to these bytes, its headers of CORS, and its `Vary`."""
+    with RawConnection(port) as connection:
+        connection.send(raw)
+        head = connection.read_all().partition(b"\r\n\r\n")[0].decode().lower()
+    first, *lines = head.split("\r\n")
+    cors = sorted(line for line in lines if line.startswith("access-control-"))
+    return int(first.split()[1]), cors, "\n".join(line for line in lines if line.startswith("vary"))
+
+
+@pytest.mark.parametrize(("raw", "status"), REFUSED, ids=[f"{n}-{status}" for n, (_, status) in enumerate(REFUSED)])
+def test_pages_can_read_why_their_requests_were_refused_and_pages_of_others_cannot(
+    paged: ServiceProcess, raw: bytes, status: int
+) -> None:
+    assert refusal(paged.port, raw) == (
+        status,
+        [
+            "access-control-allow-credentials: true",
+            "access-control-allow-origin: https://a.example.com",
+            "access-control-expose-headers: retry-after, ratelimit, ratelimit-policy, www-authenticate",
+        ],
+        "vary: origin",
+    )
+    for page in (b"Origin: https://example.com\r\n", b""):
+        assert refusal(paged.port, raw.replace(PAGE, page)) == (status, [], "vary: origin")
+
+
+def test_a_refusal_in_local_mode_can_be_read_by_pages_of_this_machine(local: ServiceProcess) -> None:
+    page = b"Origin: http://localhost:3000\r\n"
+    for raw, status in REFUSED[:1] + REFUSED[6:7] + REFUSED[8:9]:
+        got, cors, _ = refusal(local.port, raw.replace(PAGE, page))
+        assert got == status
+        assert "access-control-allow-origin: http://localhost:3000" in cors
 
 
 # Proxies that are trusted, and those that are not

@@ -88,7 +88,12 @@ class ThreadedService:
 
         with listen(self.host, 0) as listener:
             self._server = make_server(
-                self.app, limits=self._limits, drain=lambda: self.push.drain(0.2), drain_seconds=0.2, on_ready=ready
+                self.app,
+                limits=self._limits,
+                drain=lambda: self.push.drain(0.2),
+                drain_seconds=0.2,
+                on_ready=ready,
+                cors=self.app.state.cors.answer,
             )
             self._server.run(sockets=[listener])
 

@@ -1,18 +1,15 @@
 """Who a request comes from: by its token or ticket, or by nothing in the open modes, in which that isn't asked."""
 
 import hmac
-import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Container
 from typing import Protocol
 
-from starlette.datastructures import Headers
-from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from msgpush.adapters.addresses import read_address
+from msgpush.adapters.cors import CorsRules
+from msgpush.adapters.origins import is_local_host, own_origin, sent_origin
 from msgpush.adapters.tokens import Tokens
-from msgpush.adapters.web import ProblemResponse, error_response, header, problem
+from msgpush.adapters.web import error_response, header
 from msgpush.domain.credentials import PREFIX
 from msgpush.domain.errors import Denied, Unauthorized
 from msgpush.domain.grant import EVERYTHING, Grant
@@ -53,9 +50,9 @@ class TokenAuthenticator:
         origins: further origins whose pages may have a browser send the cookie.
     """
 
-    def __init__(self, tokens: Tokens, permissions: Permissions, origins: Sequence[str] = ()) -> None:
+    def __init__(self, tokens: Tokens, permissions: Permissions, origins: Container[str] = ()) -> None:
         self._tokens, self._permissions = tokens, permissions
-        self._origins = frozenset(origins)
+        self._origins = origins
 
     async def authenticate(self, scope: Scope, token: str | None = None) -> Grant:
         bearer = _bearer(scope)
@@ -82,8 +79,8 @@ class TokenAuthenticator:
         """Whether a request whose cookie a browser has added was made by a page that may."""
         origin = header(scope, b"origin")
         if origin is not None:
-            own = f"{scope['scheme']}://{header(scope, b'host')}".lower()
-            return origin == own or origin in self._origins
+            own = own_origin(scope["scheme"], header(scope, b"host"))
+            return origin in self._origins or (own is not None and sent_origin(origin) == own)
         site = header(scope, b"sec-fetch-site")
         return scope["method"] in ("GET", "HEAD") and site in (None, "same-origin", "none")
 
@@ -121,33 +118,6 @@ def has_token(scope: Scope, token: str) -> bool:
     return hmac.compare_digest((_bearer(scope) or "").encode(), token.encode())
 
 
-class Cors(CORSMiddleware):
-    """What pages of other origins may do (Fetch, section 3.3): Starlette's, with refusals as all errors are told.
-
-    Args:
-        origins: those origins, exactly; none of them is `*`, so that cookies may be sent along.
-    """
-
-    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
-        super().__init__(
-            app,
-            allow_origins=origins,
-            allow_credentials=True,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
-            expose_headers=["Retry-After", "RateLimit", "RateLimit-Policy", "WWW-Authenticate"],
-            max_age=600,
-        )
-
-    def preflight_response(self, request_headers: Headers) -> Response:
-        answer = super().preflight_response(request_headers)
-        if answer.status_code == 200:
-            return answer
-        headers = {name: value for name, value in answer.headers.items() if not name.startswith("content-")}
-        return ProblemResponse(problem(answer.status_code, bytes(answer.body).decode()), headers)
-
-
-_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\[\]:@/]+))(?::[0-9]{1,5})?")
 _PROXY_HEADERS = frozenset((b"forwarded", b"x-real-ip", b"via"))
 _ADVICE = (
     "the service is in local mode, without authentication, and serves this machine alone; to serve others, set a key "
@@ -156,37 +126,23 @@ _ADVICE = (
 )
 
 
-def is_local_host(host: str) -> bool:
-    """Whether a Host header's value, or an origin's host, names this machine."""
-    match = _HOST.fullmatch(host)
-    if match is None:
-        return False
-    name = (match[1] or match[2]).lower()
-    if name == "localhost":
-        return match[1] is None
-    try:
-        # In brackets are addresses of IPv6, and nothing else is in them.
-        return read_address(name).is_loopback and (":" in name) == (match[1] is not None)
-    except ValueError:
-        return False
-
-
 class LocalOnly:
     """Refuses what came through a proxy, or under another name than this machine's: DNS rebinding, pages of others.
 
     Args:
-        origins: further origins whose pages may use the service.
+        rules: has the origins whose pages may use the service.
     """
 
-    def __init__(self, app: ASGIApp, origins: Sequence[str] = ()) -> None:
-        self._app = app
-        self._origins = frozenset(origins)
+    def __init__(self, app: ASGIApp, rules: CorsRules) -> None:
+        self._app, self._rules = app, rules
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        # Not a coroutine of its own: that would cost every open stream half a kilobyte.
         if scope["type"] == "http" and (reason := self._stranger(scope)):
-            await error_response(Denied(f"{reason}; {_ADVICE}"))(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
+            refusal = error_response(Denied(f"{reason}; {_ADVICE}"))
+            refusal.headers.update(self._rules.answer(header(scope, b"origin")))
+            return refusal(scope, receive, send)
+        return self._app(scope, receive, send)
 
     def _stranger(self, scope: Scope) -> str | None:
         if scope["http_version"] == "1.0":
@@ -197,12 +153,8 @@ class LocalOnly:
                 hosts.append(value.decode("latin-1"))
             elif name in _PROXY_HEADERS or name.startswith(b"x-forwarded-"):
                 return f"the request came through a proxy ({name.decode('latin-1')} header)"
-            elif name == b"origin" and not self._may_use(value.decode("latin-1")):
+            elif name == b"origin" and value.decode("latin-1") not in self._rules.origins:
                 return "the request came from another origin's page"
         if len(hosts) != 1 or not is_local_host(hosts[0]):
             return "the request came under another name than localhost (Host header)"
         return None
-
-    def _may_use(self, origin: str) -> bool:
-        scheme, _, host = origin.partition("://")
-        return origin in self._origins or (scheme in ("http", "https") and is_local_host(host))

@@ -17,9 +17,10 @@ from starlette.types import ExceptionHandler
 
 from msgpush.adapters.access import Access
 from msgpush.adapters.addresses import ProxyHeaders
-from msgpush.adapters.auth import Authenticator, Cors, LocalOnly, OpenAuthenticator, TokenAuthenticator
+from msgpush.adapters.auth import Authenticator, LocalOnly, OpenAuthenticator, TokenAuthenticator
 from msgpush.adapters.channels import Channels
 from msgpush.adapters.connections import Connections
+from msgpush.adapters.cors import Cors, CorsRules
 from msgpush.adapters.issuers import discovered
 from msgpush.adapters.keys import FetchedKeys, Keys, public_key, secret_key
 from msgpush.adapters.memory_bus import MemoryBus
@@ -28,6 +29,7 @@ from msgpush.adapters.memory_limiter import MemoryLimiter
 from msgpush.adapters.memory_roster import MemoryRoster
 from msgpush.adapters.metrics import Gauges, Metrics
 from msgpush.adapters.operations import Operations
+from msgpush.adapters.origins import Origins
 from msgpush.adapters.pages import page_routes
 from msgpush.adapters.publish import Publish, PublishBatch
 from msgpush.adapters.redis_bus import RedisBus
@@ -83,14 +85,13 @@ def create_app(settings: Settings) -> Starlette:
         if rate:
             limiter = RedisLimiter(target, rate)
             resources.append(limiter)
+    rules = CorsRules(Origins(settings.cors_origins, loopback=settings.mode == "local"), settings.cors_headers)
     auth: Authenticator = OpenAuthenticator()
     if settings.mode == "tokens":
         fetched = fetched_keys_of(settings)
         if fetched is not None:
             resources.append(fetched)
-        auth = TokenAuthenticator(
-            tokens_of(settings, keys_of(settings, fetched)), push.permissions, settings.cors_origins
-        )
+        auth = TokenAuthenticator(tokens_of(settings, keys_of(settings, fetched)), push.permissions, rules.origins)
     metrics = Metrics()
     push.hub.on_delivered = metrics.delivered
     metrics.registry.register(
@@ -103,17 +104,17 @@ def create_app(settings: Settings) -> Starlette:
     )
     app = Starlette(
         routes=_routes(settings, push, auth, roster=roster, limiter=limiter, metrics=metrics),
-        middleware=_middleware(settings),
+        middleware=_middleware(settings, rules),
         exception_handlers={
             MsgpushError: _on_error(metrics),
             HTTPException: on_http_exception,
             ClientGone: on_client_gone,
-            Exception: on_crash,
+            Exception: _on_crash(rules),
         },
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    app.state.push, app.state.resources, app.state.metrics = push, resources, metrics
+    app.state.push, app.state.resources, app.state.metrics, app.state.cors = push, resources, metrics, rules
     return app
 
 
@@ -156,6 +157,16 @@ def _on_error(metrics: Metrics) -> ExceptionHandler:
         return await on_error(request, error)
 
     return counted
+
+
+def _on_crash(rules: CorsRules) -> ExceptionHandler:
+    async def readable(request: Request, error: Exception) -> Response:
+        # Starlette answers this outside of all middleware.
+        response = await on_crash(request, error)
+        response.headers.update(rules.answer(request.headers.get("origin")))
+        return response
+
+    return readable
 
 
 @asynccontextmanager
@@ -247,13 +258,13 @@ def _routes(
     ]
 
 
-def _middleware(settings: Settings) -> list[Middleware]:
+def _middleware(settings: Settings, rules: CorsRules) -> list[Middleware]:
     middleware = []
     if settings.trusted_proxies:
         # Outermost: all others see the client's own address and scheme.
         middleware.append(Middleware(ProxyHeaders, trusted=settings.trusted_proxies))
     if settings.mode == "local":
-        middleware.append(Middleware(LocalOnly, origins=settings.cors_origins))
-    if settings.cors_origins:
-        middleware.append(Middleware(Cors, origins=settings.cors_origins))
+        middleware.append(Middleware(LocalOnly, rules=rules))
+    if rules.origins:
+        middleware.append(Middleware(Cors, rules=rules))
     return middleware

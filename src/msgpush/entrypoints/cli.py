@@ -138,6 +138,7 @@ def _run(settings: Settings, *, listener: socket.socket | None = None, on_ready:
         drain_seconds=settings.drain_seconds,
         on_ready=on_ready,
         on_refused=app.state.metrics.refused,
+        cors=app.state.cors.answer,
     )
 
 

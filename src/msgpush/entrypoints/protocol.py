@@ -14,7 +14,7 @@ What is added, and why it can't be had from the outside:
 import asyncio
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httptools
@@ -33,6 +33,7 @@ LINGER_SECONDS = 1.0
 HALF_CLOSED_SECONDS = 1.0
 
 _REFUSALS = {400: "malformed", 408: "too_slow", 431: "headers"}
+_ORIGIN = re.compile(rb"(?i)\norigin:[ \t]*(\S+)")
 _ABSOLUTE = re.compile(rb"(?i)https?://([^/?#@]+)(?=[/?]|\Z)")
 
 
@@ -179,6 +180,8 @@ class State(ServerState):
     """What all connections of a server share.
 
     Attributes:
+        on_refused: told why, whenever a request was refused before it was one.
+        cors: the headers without which pages of an origin couldn't read such a refusal.
         deadlines: connections that must get on with it, and until when.
     """
 
@@ -186,6 +189,7 @@ class State(ServerState):
         super().__init__()
         self.limits = limits
         self.on_refused: Callable[[str], None] = lambda reason: None
+        self.cors: Callable[[str | None], Mapping[str, str]] = lambda origin: {}
         self.deadlines: dict[Protocol, float] = {}
 
     def expire(self, now: float) -> None:
@@ -287,9 +291,10 @@ class Protocol(HttpToolsProtocol):
                 data = self._without_upgrade() + data[upgrade.args[0] :]
             except httptools.HttpParserError:
                 # Not worth a line in the log: whoever can connect could fill a disk with them.
-                self._refuse(*self._refusal)
+                self._refuse(*self._refusal, unread=data)
                 return
-        if max(self._head_bytes, self._framing_bytes) > self._limits.header_bytes:
+        # A head that is too large is read on for a while: without its Origin no page could read why it was refused.
+        if max(self._head_bytes // 2, self._framing_bytes) > self._limits.header_bytes:
             self._refuse(431, self._too_large)
 
     def _without_upgrade(self) -> bytes:
@@ -441,13 +446,15 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
         elif not self._in_head and not self._unanswered:
             self.linger()  # it was answered before its body was complete
+        elif self._in_head and self._head_bytes > self._limits.header_bytes:
+            self._refuse(431, self._too_large)
         elif self._in_head:
             self._refuse(408, f"the request's headers took longer than {self._limits.header_timeout:g} seconds")
         else:
             self._refuse(408, f"the request's body took longer than {self._limits.body_timeout:g} seconds")
 
-    def _refuse(self, status: int, detail: str) -> None:
-        # What can't become a request, or is one no longer.
+    def _refuse(self, status: int, detail: str, unread: bytes = b"") -> None:
+        # What can't become a request, or is one no longer. The parser doesn't tell the last header before a mistake.
         self.server_state.on_refused(_REFUSALS[status])
         if self._in_head and self._unanswered:
             # Those before it get their answers, and its own would be taken for one of them.
@@ -469,9 +476,12 @@ class Protocol(HttpToolsProtocol):
         body = encode(told)
         head = (
             f"HTTP/1.1 {status} {told.title}\r\ncontent-type: application/problem+json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n"
         )
-        self.transport.write(head.encode() + body)
+        sent = [value for name, value in self.headers or () if name == b"origin"] or _ORIGIN.findall(unread)
+        cors = self.server_state.cors(sent[0].decode("latin-1") if sent else None)
+        added = "".join(f"{name.lower()}: {value}\r\n" for name, value in cors.items())
+        self.transport.write(f"{head}{added}\r\n".encode() + body)
         self.linger()
 
     @property

@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from types import FrameType
 
 import uvicorn
@@ -115,11 +115,13 @@ def run(
     drain_seconds: float = 10.0,
     on_ready: Callable[[str, int], None] | None = None,
     on_refused: Callable[[str], None] | None = None,
+    cors: Callable[[str | None], Mapping[str, str]] | None = None,
 ) -> int:
     """Serve an application until SIGTERM or SIGINT; a second one ends the process at once.
 
     Args:
         on_refused: told of each request that was refused before it was one, and why.
+        cors: the headers that such a refusal needs, so that pages of the request's origin can read it.
         listener: a supervisor's socket that listens there already; a second signal is then for the supervisor.
 
     Returns:
@@ -145,6 +147,7 @@ def run(
         drain_seconds=drain_seconds,
         on_ready=ready,
         on_refused=on_refused,
+        cors=cors,
         supervised=supervised,
     )
     with listener, contextlib.suppress(SystemExit):
@@ -161,6 +164,7 @@ def make_server(
     drain_seconds: float = 10.0,
     on_ready: Callable[[str, int], None] | None = None,
     on_refused: Callable[[str], None] | None = None,
+    cors: Callable[[str | None], Mapping[str, str]] | None = None,
     supervised: bool = False,
 ) -> Server:
     """A server that is ready to run on a listening socket."""
@@ -183,6 +187,8 @@ def make_server(
     )
     if on_refused is not None:
         server.server_state.on_refused = on_refused
+    if cors is not None:
+        server.server_state.cors = cors
     return server
 
 

@@ -17,6 +17,7 @@ from msgspec import Struct
 from msgpush.adapters.addresses import Network, read_address, read_network
 from msgpush.adapters.issuers import is_issuer
 from msgpush.adapters.keys import KINDS, public_key, secret_key
+from msgpush.adapters.origins import read_origins
 from msgpush.adapters.redis_link import RedisTarget
 from msgpush.adapters.streams import read_events
 from msgpush.domain.channel import shown
@@ -140,15 +141,11 @@ def _host(text: str) -> str:
     return str(read_address(text))
 
 
-def _origin(text: str) -> str:
-    """An origin as browsers write it: in lower case, without its scheme's own port."""
-    found = re.fullmatch(r"([a-z][a-z0-9+.-]*)://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?", text.lower())
-    if found is None or int(found[3] or 0) > 65535:
+def _header_name(text: str) -> str:
+    """The name of a header: a token (RFC 9110, section 5.6.2)."""
+    if text == "*" or not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}", text):
         raise ValueError
-    scheme, host, port = found.groups()
-    if port is None or (scheme, int(port)) in (("http", 80), ("https", 443)):
-        return f"{scheme}://{host}"
-    return f"{scheme}://{host}:{int(port)}"
+    return text
 
 
 def _events(text: str) -> frozenset[str]:
@@ -181,7 +178,12 @@ TTL = whole(1, MAX_TTL, "seconds")
 BUS_SIZE = whole(8 * MIB, 1024 * 1024 * MIB, "bytes")
 BOOLEAN = Kind(_boolean, "true or false (also 1, 0, yes, no, on, off)")
 HOST = Kind(_host, "an IP address such as 127.0.0.1, 0.0.0.0 or ::1, or a host name")
-ORIGINS = json_list(_origin, 'origins, scheme://host or scheme://host:port, such as ["https://app.example.com"]')
+ORIGINS = json_list(
+    read_origins,
+    'origins, scheme://host or scheme://host:port, such as ["https://app.example.com"]; https://*.example.com stands '
+    "for all names below that one",
+)
+HEADERS = json_list(_header_name, 'names of headers, such as ["X-Request-ID"]')
 NETWORKS = json_list(read_network, 'IP addresses and networks (with no host bits), such as ["10.0.0.0/8", "::1"]')
 EVENTS = Kind(_events, f"a comma-separated list of {', '.join(TYPES)}; or *, all of them; or none")
 PATH = matching(r"(/[A-Za-z0-9._~%-]+)+", "a path such as /push: with a slash before it and none after it")
@@ -313,6 +315,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     body_timeout: Annotated[float, Setting(TIMEOUT, "What a body may take.")] = 30.0
     drain_seconds: Annotated[float, Setting(SECONDS, "SIGTERM closes streams one by one over so long.")] = 10.0
     cors_origins: Annotated[tuple[str, ...], Setting(ORIGINS, "Origins whose pages may use the service.")] = ()
+    cors_headers: Annotated[tuple[str, ...], Setting(HEADERS, "Further headers that those pages may send.")] = ()
     trusted_proxies: Annotated[
         tuple[Network, ...], Setting(NETWORKS, "Proxies whose word for a client's address is taken.")
     ] = ()
