@@ -77,6 +77,10 @@ def test_the_image_starts_is_healthy_and_ends_on_sigterm(installed: Path, tmp_pa
     )
     try:
         health = [installed / "python", "-c", check[1]]
+        # A container's environment may name proxies, for what it fetches from elsewhere.
+        nobody = "http://127.0.0.1:1"
+        proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy"), nobody)
+        environ |= proxies
         eventually(lambda: subprocess.run(health, env=environ, capture_output=True, check=False).returncode == 0)
         assert request(port, "GET", "/health").status == 200
         assert request(port, "GET", "/sse/stream/a").status == 401

@@ -155,7 +155,7 @@ def test_a_worker_that_is_killed_is_replaced_and_nobody_is_refused_meanwhile(tmp
         assert len(service.logged("ready")) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_drains_all_workers_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     with Workers(tmp_path, DRAIN_SECONDS="1") as service, streams(service.port) as found:
         assert list(tmp_path.iterdir())

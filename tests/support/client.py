@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import msgspec
 
+from msgpush.entrypoints.health import UnixConnection
 from tests.support.eventsource import Event, EventStreamParser
 
 PATIENCE = 10.0
@@ -23,11 +24,18 @@ class Response:
         return msgspec.json.decode(self.body)
 
 
+Where = int | str  # a port of this machine, or the path of a unix socket
+
+
 def request(
-    port: int, method: str, target: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    port: Where, method: str, target: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
     """The answer to a request over a connection of its own."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    connection = (
+        http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        if isinstance(port, int)
+        else UnixConnection(port, PATIENCE)
+    )
     try:
         connection.request(method, target, body, dict(headers or {}))
         response = connection.getresponse()
@@ -44,12 +52,12 @@ class RawConnection:
         receive_buffer: bytes that the kernel keeps for a reader that doesn't read.
     """
 
-    def __init__(self, port: int, receive_buffer: int | None = None) -> None:
-        self._socket = socket.socket()
+    def __init__(self, port: Where, receive_buffer: int | None = None) -> None:
+        self._socket = socket.socket(socket.AF_INET if isinstance(port, int) else socket.AF_UNIX)
         if receive_buffer is not None:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self._socket.settimeout(PATIENCE)
-        self._socket.connect(("127.0.0.1", port))
+        self._socket.connect(("127.0.0.1", port) if isinstance(port, int) else port)
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +104,7 @@ class SseClient:
 
     def __init__(
         self,
-        port: int,
+        port: Where,
         target: str,
         headers: Mapping[str, str] | None = None,
         *,

@@ -149,7 +149,7 @@ class ServiceProcess:
         assert self._process.poll() is None, self.log
         # As JSON, or as the console has it.
         told = (
-            line["port"]
+            line.get("port", -1)
             if line.get("event") == "ready"
             else re.search(r"\] *ready .* port=(\d+)", str(line.get("event")))
             for line in self.log

@@ -59,6 +59,9 @@ KEY = {"jwt_public_key": public_pem(P256)}
         ({"redis_url": "rediss://r?ssl_cert_reqs=optional"}, ""),
         ({"jwt_issuer": "https://id.example", "jwt_audience": ("push", "api")}, ""),
         ({"jwt_issuer": "https://id.example", "jwt_secret": SECRET}, ""),
+        ({"service_uds": "/run/push.sock"}, ""),
+        ({"service_uds": "/run/push.sock", "jwt_secret": SECRET}, 'TRUSTED_PROXIES=["unix"]'),
+        ({"service_uds": "/run/push.sock", "jwt_secret": SECRET, "trusted_proxies": ("unix",)}, ""),
     ],
 )
 def test_what_may_be_a_mistake_is_warned_of_at_the_start(settings: dict[str, Any], told: str) -> None:

@@ -1,10 +1,12 @@
 """Logs: one form for everybody's, on stderr, and no query string in them."""
 
+import io
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import structlog
@@ -160,3 +162,36 @@ def test_configuring_again_replaces_what_was(capsys: pytest.CaptureFixture[str])
     logging.getLogger("b").info("once")
     structlog.get_logger("a").info("once")
     assert [line["event"] for line in objects(capsys.readouterr().err)] == ["once", "once"]
+
+
+class Gone(io.StringIO):
+    """What nobody reads any longer."""
+
+    def write(self, _: str) -> int:
+        raise BrokenPipeError
+
+
+def closed() -> io.StringIO:
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("stream", [None, closed(), Gone()], ids=["none", "closed", "gone"])
+@pytest.mark.parametrize("format", ["console", "json"])
+def test_a_line_that_can_not_be_written_is_lost_and_nothing_else_happens(
+    stream: io.StringIO | None, format: Literal["console", "json"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    configure("debug", format)
+    structlog.get_logger("msgpush").warning("nobody reads this")
+    try:
+        raise RuntimeError
+    except RuntimeError:
+        logging.getLogger("asyncio").exception("nor this")
+
+
+def test_a_mistake_in_a_line_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("info", "json")
+    logging.getLogger("somebody.elses").info("%d", "x")
+    assert "Logging error" in capsys.readouterr().err

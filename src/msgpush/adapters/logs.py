@@ -1,9 +1,10 @@
 """The process's logs: structlog's events, and everything that goes through `logging`, in one form on stderr."""
 
+import contextlib
 import logging
 import re
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 from structlog.processors import JSONRenderer, StackInfoRenderer, TimeStamper, format_exc_info
@@ -12,6 +13,17 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 # In a URI, a quote, an angle bracket or a space would be percent-encoded: that is where it ends (RFC 3986).
 _QUERY = re.compile(r'(/[^\s"<>?]*)\?[^\s"<>]*')
+
+
+class Lines(logging.StreamHandler[Any]):
+    """Lines on a stream. One that can't be written is lost, and nothing else happens: its reader may have gone."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(sys.exc_info()[1], OSError) or self.stream is None or self.stream.closed:
+            return
+        # A mistake in the line itself, which `logging` tells on stderr.
+        with contextlib.suppress(OSError, ValueError):
+            super().handleError(record)
 
 
 def configure(level: str, format: Literal["console", "json"]) -> None:
@@ -24,7 +36,7 @@ def configure(level: str, format: Literal["console", "json"]) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = Lines(sys.stderr)
     handler.setFormatter(
         ProcessorFormatter(
             foreign_pre_chain=_shared(),
@@ -62,7 +74,8 @@ def _shared() -> list[Processor]:
 def _renderer(format: Literal["console", "json"]) -> Processor:
     if format == "json":
         return JSONRenderer()
-    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+    colors = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+    return structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
 
 
 def _adopt_uvicorn(level: str) -> None:

@@ -1,21 +1,25 @@
 """The `msgpush` command."""
 
 import os
+import shlex
 import shutil
 import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import msgspec
 import structlog
 
 from msgpush import __version__
+from msgpush.adapters.addresses import with_port
 from msgpush.adapters.logs import configure
 from msgpush.adapters.metrics import Shared
 from msgpush.entrypoints.app import create_app
+from msgpush.entrypoints.output import complain, say, standard_files
 from msgpush.entrypoints.protocol import Limits
-from msgpush.entrypoints.server import raise_open_files, run
+from msgpush.entrypoints.server import address_of, listen, raise_open_files, run, unix_socket
 from msgpush.entrypoints.settings import Settings, SettingsError, help_text
 from msgpush.entrypoints.supervisor import Supervisor, Worker, listen_together, worker_command
 from msgpush.entrypoints.token_command import token_command
@@ -37,7 +41,8 @@ log = structlog.get_logger("msgpush")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line, and exit with its status: 0 done, 1 failed, 2 asked wrongly."""
-    sys.exit(_main(list(sys.argv[1:] if argv is None else argv)))
+    with standard_files():
+        sys.exit(_main(list(sys.argv[1:] if argv is None else argv)))
 
 
 def _main(argv: list[str]) -> int:
@@ -58,14 +63,14 @@ def _main(argv: list[str]) -> int:
             try:
                 settings = Settings.from_environ(os.environ, flags, warnings.append)
             except SettingsError as error:
-                print(f"msgpush: {error}", file=sys.stderr)
+                complain(f"msgpush: {error}")
                 return 2
             worker = Worker.from_environ(os.environ)
             if worker is not None:
                 return work(settings, worker)
             return supervise(settings, flags, warnings) if settings.workers > 1 else serve(settings, warnings)
         case [command, *_]:
-            print(f"msgpush: there is no command {command!r}\n{USAGE}", end="", file=sys.stderr)
+            complain(f"msgpush: there is no command {command!r}\n{USAGE.rstrip()}")
             return 2
         case _:
             raise AssertionError(argv)
@@ -78,8 +83,11 @@ def serve(settings: Settings, warnings: Sequence[str] = ()) -> int:
         warnings: what is to be said of the settings, besides what they are.
     """
     configure(settings.log_level, settings.log_format)
-    _warn(settings, warnings)
-    return _run(settings, on_ready=lambda host, port: _greet(settings, host, port))
+    with ExitStack() as opened:
+        listeners = _prepare(settings, opened, warnings)
+        if not listeners:
+            return 1
+        return _run(settings, listeners[0], on_ready=lambda host, port: _greet(settings, host, port))
 
 
 def supervise(settings: Settings, flags: Sequence[str], warnings: Sequence[str] = ()) -> int:
@@ -89,21 +97,18 @@ def supervise(settings: Settings, flags: Sequence[str], warnings: Sequence[str] 
         warnings: what is to be said of the settings, besides what they are.
     """
     configure(settings.log_level, settings.log_format)
-    _warn(settings, warnings)
-    try:
-        listeners = listen_together(settings.service_host, settings.service_port, settings.workers)
-    except OSError as error:
-        told = error.strerror or error
-        log.error("can't listen on %s port %d: %s", settings.service_host, settings.service_port, told)
-        return 1
-    host, port = listeners[0].getsockname()[:2]
-    with tempfile.TemporaryDirectory(prefix="msgpush-") as directory:
+    with ExitStack() as opened:
+        listeners = _prepare(settings, opened, warnings)
+        if not listeners:
+            return 1
+        address = address_of(listeners[0])
+        directory = opened.enter_context(tempfile.TemporaryDirectory(prefix="msgpush-"))
         return Supervisor(
             worker_command(flags),
             listeners,
             environ={**os.environ, Shared.DIRECTORY: directory},
             patience=settings.drain_seconds + DRAIN_GRACE,
-            on_ready=lambda: _greet(settings, host, port),
+            on_ready=lambda: _greet(settings, *address),
             on_exit=lambda number: Shared.forget(directory, number),
         ).run()
 
@@ -119,19 +124,54 @@ def work(settings: Settings, worker: Worker) -> int:
         log.info("a worker serves", worker=worker.number)
         worker.serves(shared.refresh)
 
-    status = _run(settings, listener=worker.listener, on_ready=ready)
+    status = _run(settings, worker.listener, supervised=True, on_ready=ready)
     if worker.orphaned:
         shared.leave()
     return status
 
 
-def _run(settings: Settings, *, listener: socket.socket | None = None, on_ready: Callable[[str, int], None]) -> int:
+def _prepare(settings: Settings, opened: ExitStack, warnings: Sequence[str]) -> list[socket.socket]:
+    """What each process listens on; none, and a line in the log, where the service can't start."""
+    if _fitting(settings) < 1:
+        log.error(
+            f"no stream could be served: {RESERVED_FILES} open files are for other things, and the limit is no more; "
+            "raise it (ulimit -n, LimitNOFILE of systemd, ulimits of compose.yaml)",
+            open_files=raise_open_files(),
+        )
+        return []
+    try:
+        listeners = _listen(settings, opened)
+    except OSError as error:
+        where = settings.service_uds or f"{settings.service_host} port {settings.service_port}"
+        log.error("can't listen on %s: %s", where, error.strerror or error)
+        return []
+    _warn(settings, warnings)
+    return listeners
+
+
+def _listen(settings: Settings, opened: ExitStack) -> list[socket.socket]:
+    host, port, number = settings.service_host, settings.service_port, settings.workers
+    if settings.service_uds is not None:
+        first = opened.enter_context(unix_socket(settings.service_uds, int(settings.service_uds_mode, 8)))
+        return [first, *(opened.enter_context(first.dup()) for _ in range(number - 1))]
+    listeners = [listen(host, port)] if number == 1 else listen_together(host, port, number)
+    return [opened.enter_context(listener) for listener in listeners]
+
+
+def _run(
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    supervised: bool = False,
+    on_ready: Callable[[str, int], None],
+) -> int:
     app = create_app(msgspec.structs.replace(settings, max_connections=_fitting(settings)))
     return run(
         app,
         host=settings.service_host,
         port=settings.service_port,
         listener=listener,
+        supervised=supervised,
         root_path=settings.root_path,
         limits=Limits(header_timeout=settings.header_timeout, body_timeout=settings.body_timeout),
         drain=lambda: app.state.push.drain(settings.drain_seconds),
@@ -153,6 +193,11 @@ def _warn(settings: Settings, warnings: Sequence[str] = ()) -> None:
             "JWT_AUDIENCE is not set: tokens that their issuer made for nobody in particular are accepted, and those "
             "with an aud are refused"
         )
+    if settings.service_uds is not None and settings.mode != "local" and "unix" not in settings.trusted_proxies:
+        log.warning(
+            'clients on SERVICE_UDS have no address and no scheme but http: TRUSTED_PROXIES=["unix"] takes the word of '
+            "the proxy that connects to it"
+        )
     if (settings.jwks_url or "").startswith("http://"):
         log.warning("JWKS_URL is not https: whoever is in between can make tokens")
     if settings.redis is not None and settings.redis.options.get("ssl_cert_reqs") == "none":
@@ -168,10 +213,15 @@ def _fitting(settings: Settings) -> int:
 
 def _greet(settings: Settings, host: str, port: int) -> None:
     bus = "redis" if settings.redis_host or settings.redis_url else "memory"
-    log.info("ready", version=__version__, host=host, port=port, bus=bus, workers=settings.workers)
+    where: dict[str, str | int] = {"host": host, "port": port} if settings.service_uds is None else {"uds": host}
+    log.info("ready", version=__version__, **where, bus=bus, workers=settings.workers)
     if settings.log_format == "json":
         return
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    url, curl, page = f"http://{with_port(host, port)}", "curl", ""
+    if settings.service_uds is None:
+        page = f"or open {url}/ in a browser. "
+    else:
+        url, curl = "http://localhost", f"curl --unix-socket {shlex.quote(host)}"
     message = '{"type":"info","service":"me","channels":["demo"],"data":{"hello":"world"}}'
     token = header = ""
     if settings.mode == "tokens":
@@ -180,11 +230,10 @@ def _greet(settings: Settings, host: str, port: int) -> None:
         allowed = f"--subscribe demo --publish demo --publish service:me{key}"
         token = f"\n    TOKEN=$({command} token issue --sub me {allowed})"
         header = ' -H "Authorization: Bearer $TOKEN"'
-    print(
-        f"\n  msgpush {__version__} serves {url}/ {BUSES[bus]}."
+    say(
+        f"\n  msgpush {__version__} serves {settings.service_uds or f'{url}/'} {BUSES[bus]}."
         f"\n  Try it in two other terminals{', each with the same key in its environment' if token else ''}:\n{token}"
-        f"\n    curl -N {url}/sse/stream/demo{header}"
-        f"\n    curl {url}/api/v1/messages/send{header} -d '{message}'\n"
-        f"\n  or open {url}/ in a browser. Ctrl-C ends it.\n",
-        flush=True,
+        f"\n    {curl} -N {url}/sse/stream/demo{header}"
+        f"\n    {curl} {url}/api/v1/messages/send{header} -d '{message}'\n"
+        f"\n  {page}Ctrl-C ends it.\n"
     )

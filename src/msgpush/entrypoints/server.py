@@ -5,12 +5,14 @@ uvicorn's own shutdown closes the listeners first, waits for open streams for ev
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import os
 import resource
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
@@ -24,6 +26,10 @@ from msgpush.entrypoints.protocol import Limits, Protocol, State
 
 SEND_BUFFER = 64 * 1024  # the kernel's own would hold 4 MB for each reader that has stalled
 CLOSE_SECONDS = 1.0
+PROBE_SECONDS = 1.0  # what a process may take to accept, before its socket is taken for one that is served
+
+# Those of which a second one ends the process at once. A terminal that goes may send SIGHUP more than once.
+IMPATIENT = (signal.SIGTERM, signal.SIGINT)
 
 log = logging.getLogger("msgpush.server")
 
@@ -34,7 +40,7 @@ class Server(uvicorn.Server):
     Args:
         drain: ends the application's streams; called while everything is still served.
         drain_seconds: what the drain may take.
-        on_ready: called once, with the address that is listened on.
+        on_ready: called once, with the address that is listened on; of a unix socket the path, and 0.
         supervised: whether a second signal is for a supervisor to act on, and changes nothing here.
     """
 
@@ -56,8 +62,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and sockets and self._on_ready is not None:
-            host, port = sockets[0].getsockname()[:2]
-            self._on_ready(host, port)
+            self._on_ready(*address_of(sockets[0]))
 
     async def on_tick(self, counter: int) -> bool:
         self.server_state.expire(time.monotonic())
@@ -90,7 +95,7 @@ class Server(uvicorn.Server):
             yield
             return
         # uvicorn's raises the signal anew at the end, and so exits with its number.
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, self.handle_exit) for number in ending_signals()}
         try:
             yield
         finally:
@@ -98,7 +103,7 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit and not self._supervised:
+        if self.should_exit and not self._supervised and sig in IMPATIENT:
             os._exit(128 + sig)
         self.should_exit = True
 
@@ -109,6 +114,7 @@ def run(
     host: str,
     port: int,
     listener: socket.socket | None = None,
+    supervised: bool = False,
     root_path: str = "",
     limits: Limits | None = None,
     drain: Callable[[], Awaitable[None]] | None = None,
@@ -117,17 +123,17 @@ def run(
     on_refused: Callable[[str], None] | None = None,
     cors: Callable[[str | None], Mapping[str, str]] | None = None,
 ) -> int:
-    """Serve an application until SIGTERM or SIGINT; a second one ends the process at once.
+    """Serve an application until SIGTERM, SIGINT or SIGHUP; a second one of the first two ends the process at once.
 
     Args:
+        listener: a socket that listens already, instead of one at `host` and `port`.
+        supervised: whether a second signal is for a supervisor to act on.
         on_refused: told of each request that was refused before it was one, and why.
         cors: the headers that such a refusal needs, so that pages of the request's origin can read it.
-        listener: a supervisor's socket that listens there already; a second signal is then for the supervisor.
 
     Returns:
         the process's exit status: 0, or 1 where the service could not start.
     """
-    supervised = listener is not None
     try:
         listener = listener or listen(host, port)
     except OSError as error:
@@ -192,6 +198,11 @@ def make_server(
     return server
 
 
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """The signals that drain the service. SIGHUP isn't one where it was ignored from the start, as by nohup."""
+    return IMPATIENT if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (*IMPATIENT, signal.SIGHUP)
+
+
 def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """A listening socket, whose options its connections inherit.
 
@@ -223,6 +234,55 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def address_of(listener: socket.socket) -> tuple[str, int]:
+    """The address and port that a socket listens on; of a unix socket the path, and 0."""
+    address = listener.getsockname()
+    return (address, 0) if isinstance(address, str) else (address[0], address[1])
+
+
+@contextlib.contextmanager
+def unix_socket(path: str, mode: int) -> Iterator[socket.socket]:
+    """A listening unix socket, which is removed at the end.
+
+    One that a process has left behind is replaced; one that is served isn't, nor is anything that is no socket.
+
+    Raises:
+        OSError: it is served already, there is something else, or there can be none.
+    """
+    _make_way(path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        own = os.lstat(path)
+        try:
+            # Before it listens nobody can connect.
+            os.chmod(path, mode)
+            listener.listen(4096)
+            yield listener
+        finally:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(own, os.lstat(path)):
+                    os.unlink(path)
+
+
+def _make_way(path: str) -> None:
+    try:
+        is_socket = stat.S_ISSOCK(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return
+    if not is_socket:
+        raise FileExistsError(errno.EEXIST, "there is something that is no socket: remove it, or choose another path")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(PROBE_SECONDS)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except (TimeoutError, BlockingIOError):
+            pass
+    raise OSError(errno.EADDRINUSE, "another process serves it")
 
 
 def raise_open_files() -> int:

@@ -7,6 +7,7 @@ import difflib
 import json
 import os
 import re
+import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 import msgspec
 from msgspec import Struct
 
-from msgpush.adapters.addresses import Network, read_address, read_network
+from msgpush.adapters.addresses import Proxy, read_address, read_network
 from msgpush.adapters.issuers import is_issuer
 from msgpush.adapters.keys import KINDS, public_key, secret_key
 from msgpush.adapters.origins import read_origins
@@ -30,6 +31,7 @@ Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["console", "json"]
 
 MIB = 1024 * 1024
+UNIX_PATH_BYTES = 108 if sys.platform == "linux" else 104
 
 
 class SettingsError(MsgpushError):
@@ -148,6 +150,22 @@ def _header_name(text: str) -> str:
     return text
 
 
+def _proxy(text: str) -> Proxy:
+    return "unix" if text == "unix" else read_network(text)
+
+
+def _socket_path(text: str) -> str:
+    # What the kernel has room for, with the zero byte at the end.
+    if (
+        not text.startswith("/")
+        or text.endswith("/")
+        or not text.isprintable()
+        or len(os.fsencode(text)) >= UNIX_PATH_BYTES
+    ):
+        raise ValueError
+    return text
+
+
 def _events(text: str) -> frozenset[str]:
     try:
         return read_events(text)
@@ -184,7 +202,15 @@ ORIGINS = json_list(
     "for all names below that one",
 )
 HEADERS = json_list(_header_name, 'names of headers, such as ["X-Request-ID"]')
-NETWORKS = json_list(read_network, 'IP addresses and networks (with no host bits), such as ["10.0.0.0/8", "::1"]')
+PROXIES = json_list(
+    _proxy,
+    'IP addresses and networks (with no host bits), such as ["10.0.0.0/8", "::1"]; "unix" is whoever connects to '
+    "SERVICE_UDS",
+)
+SOCKET_PATH = Kind(
+    _socket_path, f"a path such as /run/msgpush/http.sock: from the root, and of {UNIX_PATH_BYTES - 1} bytes at most"
+)
+FILE_MODE = matching("0?[0-7]{3}", "an octal mode such as 660 or 666")
 EVENTS = Kind(_events, f"a comma-separated list of {', '.join(TYPES)}; or *, all of them; or none")
 PATH = matching(r"(/[A-Za-z0-9._~%-]+)+", "a path such as /push: with a slash before it and none after it")
 REDIS = checked(
@@ -240,6 +266,7 @@ def _with_key(read: Mapping[str, Any]) -> bool:
 
 
 ALWAYS = When(_always, "")
+UNIX_SOCKET = When(lambda read: "service_uds" in read, "with SERVICE_UDS")
 REDIS_HOST = When(lambda read: "redis_host" in read, "with REDIS_HOST")
 REDIS_BUS = When(_with_redis, "with REDIS_HOST or REDIS_URL")
 MEMORY_BUS = When(lambda read: not _with_redis(read), "without REDIS_HOST and REDIS_URL")
@@ -269,6 +296,12 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     service_host: Annotated[str, Setting(HOST, "Address to listen on.")] = "127.0.0.1"
     service_port: Annotated[int, Setting(whole(0, 65535), "Port to listen on; 0: any free one.")] = 8089
+    service_uds: Annotated[
+        str | None, Setting(SOCKET_PATH, "Unix socket to listen on, instead of SERVICE_HOST and SERVICE_PORT.")
+    ] = None
+    service_uds_mode: Annotated[
+        str, Setting(FILE_MODE, "With SERVICE_UDS: who may connect, as a file's mode.", when=UNIX_SOCKET)
+    ] = "660"
     workers: Annotated[int, Setting(whole(1, 64), "Processes that serve; more than one need Redis.")] = 1
     redis_host: Annotated[str | None, Setting(HOST, "The Redis server that is the bus.")] = None
     redis_port: Annotated[int, Setting(whole(1, 65535), "With REDIS_HOST: its port.", when=REDIS_HOST)] = 6379
@@ -317,7 +350,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     cors_origins: Annotated[tuple[str, ...], Setting(ORIGINS, "Origins whose pages may use the service.")] = ()
     cors_headers: Annotated[tuple[str, ...], Setting(HEADERS, "Further headers that those pages may send.")] = ()
     trusted_proxies: Annotated[
-        tuple[Network, ...], Setting(NETWORKS, "Proxies whose word for a client's address is taken.")
+        tuple[Proxy, ...], Setting(PROXIES, "Proxies whose word for a client's address is taken.")
     ] = ()
     root_path: Annotated[str, Setting(PATH, "The prefix under which a proxy serves it.")] = ""
     enable_auth: Annotated[
@@ -455,7 +488,8 @@ class Settings(Struct, frozen=True, kw_only=True):
             raise SettingsError("JWT_ISSUER", f"{_value('jwt_issuer', self.jwt_issuer or '')}: {NO_ISSUER}")
         if self.enable_auth and not self.has_key:
             raise SettingsError("ENABLE_AUTH", f"is true, and there is no key: {BOTH_WAYS_OUT}")
-        if self.enable_auth is None and not self.has_key and not _is_loopback(self.service_host):
+        is_local = self.service_uds is not None or _is_loopback(self.service_host)
+        if self.enable_auth is None and not self.has_key and not is_local:
             raise SettingsError("SERVICE_HOST", f"{_value('service_host', self.service_host)}: {UNPROTECTED}")
 
     def __repr__(self) -> str:

@@ -2,7 +2,7 @@
 
 Each worker accepts from a listening socket of its own, and the kernel spreads the connections over these sockets. The
 supervisor holds them all: what waits in the socket of a worker that has died waits for its successor, and nobody is
-refused meanwhile.
+refused meanwhile. A unix socket can't be shared so: all workers accept from the same one.
 
 A socket pair ties a worker to its supervisor. The worker writes a byte when it serves; it reads the pair's end when
 there is no supervisor any longer, however that ended, and then drains as it does at SIGTERM.
@@ -22,7 +22,7 @@ from typing import Self
 
 import structlog
 
-from msgpush.entrypoints.server import listen
+from msgpush.entrypoints.server import IMPATIENT, ending_signals, listen
 
 VARIABLE = "MSGPUSH_WORKER"
 
@@ -147,7 +147,7 @@ class Post:
 class Supervisor:
     """Keeps workers running until a signal, and none after that.
 
-    SIGTERM and SIGINT go on to the workers, which drain; a second one ends them at once.
+    SIGTERM, SIGINT and SIGHUP go on to the workers, which drain; a second one of the first two ends them at once.
 
     Args:
         command: what each worker runs.
@@ -184,7 +184,7 @@ class Supervisor:
 
     async def _run(self) -> int:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ending_signals():
             loop.add_signal_handler(number, self._signalled, number)
         async with asyncio.TaskGroup() as tasks:
             for post in self._posts:
@@ -249,11 +249,11 @@ class Supervisor:
             self._on_ready()
 
     def _signalled(self, number: int) -> None:
-        if self._stopping.is_set():
+        if not self._stopping.is_set():
+            self._stop(number)
+        elif number in IMPATIENT:
             self._status = 128 + number
             self._kill()
-        else:
-            self._stop(number)
 
     def _stop(self, number: int) -> None:
         self._stopping.set()

@@ -23,6 +23,7 @@ from msgpush.domain.errors import BusUnavailable, Unauthorized
 from msgpush.domain.grant import Grant
 from msgpush.domain.message import format_ms
 from msgpush.entrypoints.app import fetched_keys_of, keys_of, tokens_of
+from msgpush.entrypoints.output import complain
 from msgpush.entrypoints.settings import Settings, SettingsError
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -40,7 +41,7 @@ def token_command(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         text = sys.stdin.read().strip() if asked.token == "-" else asked.token
         return asyncio.run(_inspect(text, settings))
     except SettingsError as error:
-        print(f"msgpush: {error}", file=sys.stderr)
+        complain(f"msgpush: {error}")
         return 2
 
 
@@ -86,7 +87,7 @@ def _issue(asked: argparse.Namespace, environ: Mapping[str, str]) -> int:
         try:
             key = private_key(asked.key.read_text())
         except (OSError, ValueError) as error:
-            print(f"msgpush: --key {asked.key}: {error}", file=sys.stderr)
+            complain(f"msgpush: --key {asked.key}: {error}")
             return 2
         # The service has its public half: so what goes with a key is read here, too.
         public = {"JWT_PUBLIC_KEY": key.public_pem, "JWT_PUBLIC_KEY_FILE": ""}
@@ -104,7 +105,7 @@ def _issue(asked: argparse.Namespace, environ: Mapping[str, str]) -> int:
         # What the service wouldn't accept isn't worth printing.
         asyncio.run(tokens_of(settings, Keys([key.verifying])).read(token))
     except Unauthorized as error:
-        print(f"msgpush: the service would refuse it: {error}", file=sys.stderr)
+        complain(f"msgpush: the service would refuse it: {error}")
         return 2
     print(token)
     return 0

@@ -1,0 +1,71 @@
+"""What the command prints: nothing ends because nobody reads it any longer, or because it has no place to go."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import TextIO
+
+
+def say(text: str) -> None:
+    """Print to stdout at once. What can't be written is lost."""
+    _write(sys.stdout, text)
+
+
+def complain(text: str) -> None:
+    """Print to stderr. What can't be written is lost."""
+    _write(sys.stderr, text)
+
+
+@contextlib.contextmanager
+def standard_files() -> Iterator[None]:
+    """Whatever a command was given as stdin, stdout and stderr, it has all three, and ends quietly.
+
+    A reader that has had enough, as `| head` has, ends the command with 0. Another fault in writing what was asked for,
+    as on a full disk, is told, and ends it with 1.
+    """
+    _open_closed()
+    try:
+        yield
+    except BrokenPipeError:
+        sys.exit(0)
+    finally:
+        _flush()
+
+
+def _open_closed() -> None:
+    # Else the first file that is opened, or the first connection, would take their place.
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+
+
+def _write(file: TextIO, text: str) -> None:
+    try:
+        print(text, file=file, flush=True)
+    except (OSError, ValueError):
+        _discard(file)
+
+
+def _flush() -> None:
+    # Python itself would complain at exit of what it can't flush, and change the exit status.
+    for file in (sys.stdout, sys.stderr):
+        try:
+            file.flush()
+        except (OSError, ValueError) as error:
+            _discard(file)
+            if file is sys.stdout and isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+                complain(f"msgpush: the output can't be written: {error.strerror}")
+                sys.exit(1)
+
+
+def _discard(file: TextIO) -> None:
+    """Let what a file has still to write, and what it is given from now on, go nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, file.fileno())
+        os.close(nowhere)
