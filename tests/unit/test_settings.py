@@ -276,6 +276,7 @@ ALWAYS_SECRET = {"JWT_SECRET", "JWT_PUBLIC_KEY", "REDIS_PASSWORD", "METRICS_TOKE
 # What a setting needs to be used, and so to be read.
 REDIS, KEY = {"REDIS_HOST": "redis"}, {"JWT_SECRET": SECRET}
 NEEDS: dict[str, dict[str, str]] = {
+    "SERVICE_UDS_MODE": {"SERVICE_UDS": "/run/push.sock"},
     "REDIS_PORT": REDIS,
     "REDIS_PASSWORD": REDIS,
     "REDIS_DB": REDIS,
