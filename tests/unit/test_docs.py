@@ -35,6 +35,13 @@ def test_the_program_that_embeds_the_domain_runs() -> None:
     assert received == published.replace("published", "received")
 
 
+def test_the_program_whose_listener_is_told_of_its_end_runs() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", programs("docs/embedding.md")[2]], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert result.stdout.splitlines() == ["received m1", "the end: drain"]
+
+
 async def test_the_application_that_mounts_the_service_runs() -> None:
     names: dict[str, object] = {}
     exec(programs("docs/embedding.md")[1], names)

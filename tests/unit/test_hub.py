@@ -4,6 +4,7 @@ import pytest
 
 from msgpush.adapters.memory_bus import MemoryBus
 from msgpush.domain import hub as hub_module
+from msgpush.domain.connection import End
 from msgpush.domain.history import Gap
 from msgpush.domain.hub import Advance
 from msgpush.domain.message import Entry
@@ -418,6 +419,32 @@ def test_a_socket_that_takes_a_little_is_slow_but_not_cut() -> None:
         reader.sink.backlog -= 10
         driver.hub.beat()
     assert not reader.sink.ended
+
+
+def test_a_close_tells_from_where_to_go_on_so_that_what_was_not_taken_comes_again() -> None:
+    driver = Driver()
+    reader, waiting = driver.connect("a"), driver.connect("a", after="earliest", settle=False)
+    (taken,) = driver.say(make("m1", "a"))
+    reader.sink.full = True
+    driver.say(make("m2", "a"))
+    driver.hub.close(reader.connection, "slow", reconnect=True)
+    assert reader.connection.end == End("slow", True, taken)
+    again = driver.connect("a", after=reader.connection.end.cursor)
+    assert (again.sink.ids, again.sink.gaps) == (["m2"], [])
+    assert waiting.connection.end is None
+
+
+def test_a_gap_that_could_not_be_told_before_a_close_is_told_to_who_goes_on_from_there() -> None:
+    driver = Driver()
+    reader = driver.connect("a")
+    (cursor,) = driver.say(make("m1", "a"))
+    reader.sink.full = True
+    driver.hub.cut("other", driver.hub.head)
+    driver.hub.close(reader.connection, "slow", reconnect=True)
+    assert reader.connection.end == End("slow", True, cursor)
+    foreign = driver.connect("a", after="foreign", settle=False)
+    driver.hub.close(foreign.connection, "drain", reconnect=True)
+    assert foreign.connection.end == End("drain", True, "foreign")
 
 
 @pytest.mark.parametrize("reconnect", [True, False])

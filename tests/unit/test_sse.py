@@ -1,11 +1,15 @@
 """Server-Sent Events: what is written is read back equal, by a parser written from the standard."""
 
+import asyncio
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import Message
 
-from msgpush.adapters.sse import EventView, closing, opening
+from msgpush.adapters.sse import EventView, SendSink, closing, opening
+from msgpush.domain.connection import NOW, Connection, Subscription
 from msgpush.domain.history import Gap
 from msgpush.domain.message import TYPES, Draft, Entry, draft, parse
 from msgpush.domain.position import Position
@@ -110,6 +114,50 @@ def test_a_stream_cut_at_every_byte_and_resumed_gives_exactly_what_was_published
             assert got == sorted(set(got)), cut
         else:
             assert (got, told) == (list(range(1, 16)), False), cut
+
+
+class SlowServer:
+    """A server whose client reads a little at a time: each `read` takes 16 KiB."""
+
+    def __init__(self) -> None:
+        self.body = b""
+        self._asked = asyncio.Semaphore(0)
+
+    async def send(self, message: Message) -> None:
+        body = message["body"]
+        for start in range(0, max(1, len(body)), 16 * 1024):
+            await self._asked.acquire()
+            self.body += body[start : start + 16 * 1024]
+
+    async def read(self) -> None:
+        before = len(self.body)
+        self._asked.release()
+        async with asyncio.timeout(5):
+            while len(self.body) == before:  # noqa: ASYNC110 - any turn of the loop may make it true
+                await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+
+async def test_a_client_over_plain_asgi_that_reads_slowly_but_on_and_on_is_not_cut_as_slow() -> None:
+    server, driver = SlowServer(), Driver()
+    sink = SendSink(server.send)
+    sink.writer = asyncio.create_task(sink.write())
+    connection = Connection("c1", sink)
+    driver.hub.attach(connection, Subscription(frozenset("a"), EventView(frozenset())), NOW, lambda _: b"open\n")
+    texts = [f"m{number}" for number in range(200)]
+    driver.say(*(make(text, "a", data={"x": "y" * 2000}) for text in texts))
+    while not connection.live or sink.backlog:
+        await server.read()
+        driver.clock.advance(20)  # of the 30 that it may take nothing
+        driver.hub.beat()
+        driver.settle()
+        assert connection.attached
+    events = [event for event in EventStreamParser().feed(server.body[5:]) if event.type == "message"]
+    assert [msgspec.json.decode(event.data)["id"] for event in events] == texts
+    driver.hub.close(connection, "drain", reconnect=True)
+    for _ in range(2):
+        server._asked.release()
+    await sink.writer
 
 
 def message(n: int) -> Draft:

@@ -25,6 +25,7 @@ HEADERS = [
     (b"x-accel-buffering", b"no"),
 ]
 SEND_AHEAD = 64 * 1024
+PIECE = 16 * 1024  # what is passed on at once: each shows that a slow client still reads
 
 _encode = msgspec.json.encode
 
@@ -192,9 +193,11 @@ class SendSink:
             self._changed.clear()
             if self._chunks:
                 body, self._chunks = b"".join(self._chunks), []
-                await self._send({"type": "http.response.body", "body": body, "more_body": True})
-                self.backlog -= len(body)
-                self._written.set()
+                for start in range(0, len(body), PIECE):
+                    piece = body[start : start + PIECE]
+                    await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+                    self.backlog -= len(piece)
+                    self._written.set()
             elif self._ended:
                 await self._send({"type": "http.response.body", "body": b""})
                 return

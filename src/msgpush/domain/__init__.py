@@ -3,6 +3,7 @@
 from msgpush.domain.channel import BROADCAST, is_channel, route
 from msgpush.domain.errors import (
     BusUnavailable,
+    Closed,
     Conflict,
     Denied,
     Fault,
@@ -24,6 +25,7 @@ __all__ = [
     "LATEST",
     "Bus",
     "BusUnavailable",
+    "Closed",
     "Conflict",
     "Cursor",
     "Denied",

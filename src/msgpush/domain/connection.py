@@ -4,6 +4,7 @@ from math import inf
 
 from msgspec import Struct
 
+from msgpush.domain.errors import Ending
 from msgpush.domain.grant import EVERYTHING, Grant
 from msgpush.domain.history import Gap, Replay
 from msgpush.domain.message import Entry
@@ -39,6 +40,14 @@ class Start(Struct, frozen=True):
 NOW = Start()
 
 
+class End(Struct, frozen=True):
+    """How a connection was closed, and the cursor from which its reader may go on."""
+
+    reason: Ending
+    reconnect: bool
+    cursor: str
+
+
 class Connection:
     """One reader.
 
@@ -53,6 +62,7 @@ class Connection:
         "bytes_sent",
         "cohort",
         "cursor",
+        "end",
         "ends",
         "gaps",
         "grant",
@@ -84,6 +94,7 @@ class Connection:
         self.cohort: Cohort | None = None
         self.live = False
         self.cursor: Position = ZERO
+        self.end: End | None = None  # once it has been closed
         self.asked: str | None = None  # the cursor it came with, until it has moved on
         self.replay: Replay | None = None
         self.gaps: list[Gap] = []

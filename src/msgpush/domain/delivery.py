@@ -13,7 +13,7 @@ from msgpush.domain.connection import NOW, Connection, Subscription
 from msgpush.domain.control import CHANNEL, Close, Command, Commands, Restored
 from msgpush.domain.credentials import Revocation
 from msgpush.domain.errors import BusUnavailable
-from msgpush.domain.hub import CATCH_UP_CHUNK, Advance, Hub
+from msgpush.domain.hub import CATCH_UP_CHUNK, CLOSING, Advance, Hub
 from msgpush.domain.message import PROBE, Draft
 from msgpush.domain.ports import Bus, Cut
 
@@ -26,6 +26,7 @@ PROBE_INTERVAL = 5.0
 PROBE_AGAIN = 1.0  # after one that the bus hasn't taken
 SILENCE = 15.0  # seconds without a probe's return after which something is wrong
 READING = 32  # connections whose histories are read at once: what they read waits for its turn, in memory
+LEAVING = 1.0  # seconds in which readers may still get what has been published
 SLICE = 8  # entries of the tail between two looks at the clock: each may concern every cohort
 
 log = logging.getLogger("msgpush.delivery")
@@ -63,6 +64,8 @@ class Delivery:
         self._reading = asyncio.Semaphore(READING)
         self._catching_up: dict[Connection, asyncio.Task[None]] = {}
         self._running: list[asyncio.Task[None]] = []
+        self._control: Connection | None = None
+        self.ended = False
         self._name = f"probe.{secrets.token_hex(8)}"
         self._probed: float | None = None  # since when a probe hasn't come back
         self._taken = False  # whether one ever was
@@ -85,6 +88,7 @@ class Delivery:
         return self.begun and self._taken and (self._probed is None or self._monotonic() - self._probed < SILENCE)
 
     async def __aenter__(self) -> Self:
+        self.ended = False
         try:
             await self._begin()
         except BusUnavailable as error:
@@ -98,10 +102,27 @@ class Delivery:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        tasks = [*self._running, *self._catching_up.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            if self._hub.connections:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LEAVING):
+                        await self._reach_end(self._monotonic() + LEAVING)
+        finally:
+            self._end_all()
+            tasks = [*self._running, *self._catching_up.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _end_all(self) -> None:
+        self.ended = True
+        self._hub.sweep()
+        for connection in list(self._hub.connections.values()):
+            self._hub.close(connection, "drain", reconnect=True)
+        if self._control is not None:
+            self._hub.detach(self._control)
+        # There is no beat any more that would cut those whose sockets are full.
+        asyncio.get_running_loop().call_later(CLOSING, self._hub.cut_closing)
 
     def start(self, connection: Connection) -> None:
         """Serve a connection that was just attached."""
@@ -120,12 +141,7 @@ class Delivery:
     async def drain(self, seconds: float) -> None:
         """Give every connection what has been published, then close it with `drain`, spread over `seconds`."""
         deadline = self._monotonic() + seconds
-        try:
-            end = await self._bus.end()
-        except BusUnavailable:
-            end = self._hub.head
-        while self._hub.head < end and self._monotonic() < deadline:
-            await self._next_move(deadline)
+        await self._reach_end(deadline)
         # Most of the time is for spreading the reconnects, the rest for those that were behind.
         began, total = self._monotonic(), len(self._hub.connections)
         spread = max(deadline - seconds / 5 - began, BEAT)
@@ -140,6 +156,14 @@ class Delivery:
             if self._hub.connections:
                 await asyncio.sleep(BEAT)
 
+    async def _reach_end(self, deadline: float) -> None:
+        try:
+            end = await self._bus.end()
+        except BusUnavailable:
+            return
+        while self._hub.head < end and self._monotonic() < deadline:
+            await self._next_move(deadline)
+
     async def _flush(self, deadline: float) -> None:
         while self._hub.sweep(BUDGET):
             if self._monotonic() >= deadline:
@@ -152,8 +176,8 @@ class Delivery:
         await self._prepare(False)
         self._hub.begin(self._bus.epoch, end)
         commands = Commands(self._command)
-        connection = Connection("control", commands, listed=False)
-        self._hub.attach(connection, Subscription(frozenset({CHANNEL}), commands), NOW, lambda _: b"")
+        self._control = Connection("control", commands, listed=False)
+        self._hub.attach(self._control, Subscription(frozenset({CHANNEL}), commands), NOW, lambda _: b"")
 
     def _command(self, command: Command | None) -> None:
         if command is None or isinstance(command, Restored):

@@ -1,9 +1,11 @@
 """What can go wrong, as a small tree. Errors carry fields; nobody parses their text."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from msgspec import Struct
 
+Ending = Literal["drain", "slow", "expired", "disconnected", "revoked"]
 Refusal = Literal["connections", "subject", "address", "draining", "bus", "keys"]
 
 
@@ -84,5 +86,30 @@ class Overloaded(MsgpushError):
     """No new stream can be served now, here."""
 
     def __init__(self, reason: Refusal) -> None:
-        super().__init__(reason)
+        super().__init__(f"no new stream can be served: {_OVERLOADED[reason]}")
         self.reason = reason
+
+
+_OVERLOADED: Mapping[Refusal, str] = {
+    "connections": "there are as many as this process may serve",
+    "subject": "there are as many as this subject may have",
+    "address": "there are as many as this address may have",
+    "draining": "this one is ending, or has ended",
+    "bus": "the bus can't be reached",
+    "keys": "there are no keys to verify tokens with",
+}
+
+
+class Closed(MsgpushError):
+    """A listener was ended, after everything that it has been given.
+
+    Args:
+        reason: why: `drain` (this `Push` ends), `slow` (it has read nothing for too long), `disconnected` (on request,
+            or by a mistake here), `expired` or `revoked` (its permissions ended).
+        reconnect: whether it is welcome again.
+        cursor: where to listen on from, so that nothing is overlooked.
+    """
+
+    def __init__(self, reason: Ending, reconnect: bool, cursor: str) -> None:
+        super().__init__(f"the listener was closed ({reason}); continue after {cursor!r}")
+        self.reason, self.reconnect, self.cursor = reason, reconnect, cursor

@@ -20,7 +20,8 @@ from itertools import count
 from math import inf
 from typing import Any, NamedTuple
 
-from msgpush.domain.connection import Cohort, Connection, FrameCache, Start, Subscription
+from msgpush.domain.connection import Cohort, Connection, End, FrameCache, Start, Subscription
+from msgpush.domain.errors import Ending
 from msgpush.domain.history import Gap, Page, Reason, Replay
 from msgpush.domain.log import Ring
 from msgpush.domain.message import Entry
@@ -224,11 +225,14 @@ class Hub:
             del self._cohorts[cohort.subscription]
             self._frames.leave(cohort.frames)
 
-    def close(self, connection: Connection, reason: str, *, reconnect: bool) -> None:
+    def close(self, connection: Connection, reason: Ending, *, reconnect: bool) -> None:
         """End a connection in the open; without `reconnect` its client is told never to come back."""
         if connection.cohort is None:
             return
         view = connection.cohort.subscription.view
+        # What it hasn't been told yet it will be again, from where that began.
+        go_on = connection.gaps[0].after if connection.gaps else self.cursor_of(connection)
+        connection.end = End(reason, reconnect, go_on)
         cursor = self.cursor_of(connection) + TERMINAL if not reconnect else ""
         connection.sink.finish(view.chunk([view.close(reason, reconnect, cursor)]))
         self._closing[connection.sink] = self._monotonic() + CLOSING
@@ -513,6 +517,10 @@ class Hub:
                 self.close(connection, "slow", reconnect=True)
         if not self._marked and self._round is None:
             self._frames.clear()  # those that catch up fill it, too
+        self.cut_closing(now)
+
+    def cut_closing(self, now: float = inf) -> None:
+        """Cut those that were closed and have had their time to take the closing block."""
         for sink, until in list(self._closing.items()):
             if now >= until:
                 del self._closing[sink]

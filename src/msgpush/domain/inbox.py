@@ -30,7 +30,7 @@ class Lines(Struct, frozen=True):
         return b""
 
     def close(self, reason: str, reconnect: bool, cursor: str) -> bytes:
-        return b""
+        return b""  # it is raised
 
     def chunk(self, frames: Sequence[bytes]) -> bytes:
         return b"".join(frames)
@@ -40,7 +40,10 @@ LINES = Lines()
 
 
 class Inbox:
-    """Takes chunks until 256 KiB are unread: a reader that lags costs no more, and catches up from the log."""
+    """Takes chunks until 256 KiB are unread: a reader that lags costs no more, and catches up from the log.
+
+    What it has taken can be read after its end, too.
+    """
 
     def __init__(self) -> None:
         self._chunks: deque[bytes] = deque()
@@ -67,7 +70,7 @@ class Inbox:
         self._changed.set()
 
     def abort(self) -> None:
-        self.finish(b"")
+        self.finish(b"")  # there is no socket to cut
 
     async def drained(self) -> bool:
         while not self.writable and not self._ended:
@@ -78,15 +81,15 @@ class Inbox:
         """The next item, when there is one; None at the end."""
         while not self._lines:
             if self._chunks:
-                chunk = self._chunks.popleft()
-                self.backlog -= len(chunk)
-                self._changed.set()
-                self._lines = chunk.splitlines()[::-1]
+                self._lines = self._chunks.popleft().splitlines()[::-1]
             elif self._ended:
                 return None
             else:
                 await self._change()
         line = self._lines.pop()
+        # With each item, since that is how a slow reader is told from one that has stopped.
+        self.backlog -= len(line) + 1
+        self._changed.set()
         return _message(line[1:]) if line[:1] == b"m" else _gap(line[1:])
 
     async def _change(self) -> None:

@@ -95,7 +95,7 @@ class Sink(Protocol):
 
     @property
     def backlog(self) -> int:
-        """Bytes taken and not yet passed to the network."""
+        """Bytes taken and not yet passed to the network, or to the reader; it falls with whatever its reader takes."""
 
     def offer(self, chunk: bytes) -> bool:
         """True: taken whole. False: nothing taken, since the reader is behind; try again once `drained`."""

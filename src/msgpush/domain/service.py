@@ -12,7 +12,7 @@ from msgpush.domain.connection import NOW, Connection, Start, Subscription
 from msgpush.domain.control import Close, Command, control
 from msgpush.domain.credentials import Revocation
 from msgpush.domain.delivery import Delivery
-from msgpush.domain.errors import BusUnavailable, Conflict, Malformed, MsgpushError, Overloaded
+from msgpush.domain.errors import BusUnavailable, Closed, Conflict, Malformed, MsgpushError, Overloaded
 from msgpush.domain.history import Gap, Reason, Replay
 from msgpush.domain.hub import Hub
 from msgpush.domain.inbox import LINES, Inbox
@@ -46,6 +46,8 @@ class History(Struct, frozen=True):
 
 class Push:
     """Publish and subscribe, over a bus. An async context manager: it delivers while it is open.
+
+    Leaving it, in whatever way, ends all streams and listeners with `drain`, and no new ones begin.
 
     Args:
         bus: where the messages are kept.
@@ -107,10 +109,12 @@ class Push:
         return self._delivery.refusal if self.alive else "delivery has stopped"
 
     async def __aenter__(self) -> Self:
+        self.draining = False
         await self._delivery.__aenter__()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        self.draining = True
         await self._delivery.__aexit__(*exc)
 
     # Publishing
@@ -230,6 +234,8 @@ class Push:
             self.hub.close(connection, "revoked", reconnect=False)
         elif (reconnect := self._closed.pop(connection.id, None)) is not None:
             self.hub.close(connection, "disconnected", reconnect=reconnect)
+        elif self._delivery.ended:
+            self.hub.close(connection, "drain", reconnect=True)
         else:
             self._delivery.start(connection)
 
@@ -253,6 +259,9 @@ class Push:
 
         Raises:
             Malformed: no channel name, or no cursor.
+            BusUnavailable: the bus has never been reached, or can't be asked about the cursor.
+            Overloaded: this `Push` ends, or was left.
+            Closed: after the last item, where it was ended from here: why, and the cursor to listen on from.
         """
         for channel in channels:
             if not is_channel(channel):
@@ -260,12 +269,17 @@ class Push:
         wanted = frozenset(channels) | ({BROADCAST} if broadcast else set())
         inbox = Inbox()
         connection = Connection(secrets.token_hex(8), inbox)
-        self.subscribe(connection, Subscription(wanted, LINES), await self.start_at(after), lambda _: b"")
+        start = await self.start_at(after)
+        if self.draining:
+            raise Overloaded("draining")
+        self.subscribe(connection, Subscription(wanted, LINES), start, lambda _: b"")
         try:
             while (item := await inbox.next()) is not None:
                 yield item
         finally:
             self.unsubscribe(connection)
+        if (end := connection.end) is not None:
+            raise Closed(end.reason, end.reconnect, end.cursor)
 
     # Reading
 
