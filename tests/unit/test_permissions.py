@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from starlette.applications import Starlette
 
 from msgpush.adapters.addresses import limited_address
 from msgpush.adapters.memory_bus import MemoryBus
@@ -13,12 +14,14 @@ from msgpush.adapters.memory_credentials import MemoryCredentials
 from msgpush.domain import permissions
 from msgpush.domain.connection import NOW, Connection, Subscription
 from msgpush.domain.control import Close, Command, Commands, Restored
-from msgpush.domain.credentials import Revocation, Revocations, Ticket
+from msgpush.domain.credentials import Revocation, Revocations, Ticket, digest_of
 from msgpush.domain.errors import BusUnavailable, Overloaded, Unauthorized
 from msgpush.domain.grant import EVERYTHING, Grant
 from msgpush.domain.history import Gap
-from msgpush.domain.message import format_ms
+from msgpush.domain.message import format_ms, parse
+from msgpush.domain.places import Places
 from msgpush.domain.ports import ClientInfo
+from msgpush.domain.position import Cursor, Position
 from msgpush.domain.service import Push
 from msgpush.entrypoints.app import create_app, lifespan
 from msgpush.entrypoints.settings import Settings
@@ -434,8 +437,8 @@ async def test_nothing_is_counted_of_those_who_have_gone(service: Service) -> No
         service.open(service.grant(f"s{number}"), f"192.0.2.{number}", id=f"c{number}")
     for connection in list(service.push.hub.connections.values()):
         service.push.unsubscribe(connection)
-    assert not service.push.hub.subjects
-    assert not service.push.hub.addresses
+    places = service.push.hub.places
+    assert (places.total, places.subjects, places.addresses) == (0, {}, {})
 
 
 # Over HTTP
@@ -713,16 +716,161 @@ async def test_a_ticket_serves_one_stream_however_many_were_about_to_open(app: A
     await waiting[-1].disconnect()
 
 
-async def begin(app: AsgiDriver, target: str, headers: dict[str, str]) -> Exchange:
+async def begin(app: AsgiDriver, target: str, headers: dict[str, str], *, client: str = "127.0.0.1") -> Exchange:
     """A request whose answer nobody reads yet; it has come as far as it can."""
     exchange = Exchange()
     exchange.full = True
     exchange.incoming.put_nowait({"type": "http.request", "body": b"", "more_body": False})
-    scope = app.scope("GET", target, headers, exchange)
+    scope = {**app.scope("GET", target, headers, exchange), "client": (client, 50000)}
     exchange.task = asyncio.ensure_future(app._run(scope, exchange))
     for _ in range(20):
         await asyncio.sleep(0)
     return exchange
+
+
+def read_on(exchange: Exchange) -> None:
+    """The client reads again."""
+    exchange.full = False
+    exchange.room.set()
+
+
+# What is refused has ended nothing
+
+
+@pytest.fixture(params=["wire", "send"])
+async def crowded(request: pytest.FixtureRequest) -> AsyncIterator[AsgiDriver]:
+    made = create_app(Settings(jwt_secret=SECRET, max_connections=3, max_connections_per_address=2))
+    async with lifespan(made):
+        yield AsgiDriver(made, wire=request.param == "wire")
+
+
+async def still_there(app: AsgiDriver, stream: Exchange) -> None:
+    push = push_of(app)
+    await push.publish(parse(b'{"type":"info","service":"s","channels":["a"],"id":"still-there"}'))
+    await stream.read_until(b"still-there")
+
+
+def push_of(app: AsgiDriver) -> Push:
+    assert isinstance(app.app, Starlette)
+    push = app.app.state.push
+    assert isinstance(push, Push)
+    return push
+
+
+@pytest.mark.parametrize("why", ["address", "draining", "bus", "gone"])
+async def test_a_request_that_is_refused_while_it_waits_does_not_end_its_ticket_s_older_stream(
+    crowded: AsgiDriver, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push, text = push_of(crowded), await ticket(crowded, "a")
+    async with crowded.stream(f"/sse/stream/a?token={text}") as older:
+        await opened(older)
+        newer = await begin(crowded, f"/sse/stream/a?token={text}", {}, client="192.0.2.9")
+        others = []
+        if why == "address":
+            for _ in range(2):
+                others.append(await begin(crowded, "/sse/user/eve", bearer(token("eve")), client="192.0.2.9"))
+                read_on(others[-1])
+                await opened(others[-1])
+        elif why == "gone":
+            newer.incoming.put_nowait({"type": "http.disconnect"})
+        elif why == "draining":
+            push.draining = True
+        else:
+            monkeypatch.setattr(push.bus, "reachable", False)
+        read_on(newer)
+        body = await newer.closed()
+        assert (b'"overload"' in body) == (why != "gone")
+        assert b"msgpush.open" not in body
+        await still_there(crowded, older)
+        metrics = (await crowded.request("GET", "/metrics")).body.decode()
+        assert (f'message_push_refused_total{{reason="{why}"}} 1.0' in metrics) == (why != "gone")
+        for other in others:
+            await other.disconnect()
+
+
+async def test_a_request_that_is_refused_at_once_does_not_end_its_ticket_s_older_stream(
+    crowded: AsgiDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push, text = push_of(crowded), await ticket(crowded, "a")
+
+    async def away() -> Position:
+        raise BusUnavailable("away")
+
+    async with crowded.stream(f"/sse/stream/a?token={text}") as older:
+        await opened(older)
+        assert (await crowded.request("HEAD", f"/sse/stream/a?token={text}")).status == 200
+        assert (await crowded.request("GET", f"/sse/stream/b?token={text}")).status == 403
+        assert (await crowded.request("GET", f"/sse/stream/a?token={text}&x=1")).status == 400
+        with monkeypatch.context() as patch:
+            patch.setattr(push.bus, "end", away)
+            elsewhere = str(Cursor(push.bus.epoch, Position(1 << 45, 0)))
+            refused = await crowded.request("GET", f"/sse/stream/a?token={text}&last_event_id={elsewhere}")
+            assert b'"overload"' in refused.body
+        push.draining = True
+        assert b'"overload"' in (await crowded.request("GET", f"/sse/stream/a?token={text}")).body
+        await still_there(crowded, older)
+
+
+async def test_a_ticket_that_ends_while_its_request_waits_is_told_and_then_refused(app: AsgiDriver) -> None:
+    text = await ticket(app, "a")
+    waiting = await begin(app, f"/sse/stream/a?token={text}", {})
+    permissions = push_of(app).permissions
+    assert isinstance(permissions._credentials, MemoryCredentials)
+    permissions._credentials._drop(digest_of(text))
+    read_on(waiting)
+    assert b'{"reason":"expired","reconnect":true}' in await waiting.closed()
+    assert (await app.request("GET", f"/sse/stream/a?token={text}")).status == 401
+
+
+async def test_while_a_ticket_is_claimed_nobody_gets_its_place_and_nobody_gets_one_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = create_app(Settings(jwt_secret=SECRET, max_connections_per_subject=2))
+    async with lifespan(made):
+        app, push = AsgiDriver(made, wire=True), made.state.push
+        credentials, answer = push.permissions._credentials, asyncio.Event()
+        real = credentials.claim
+
+        async def slow(*args: Any, **more: Any) -> bool:
+            await answer.wait()
+            claimed: bool = await real(*args, **more)
+            return claimed
+
+        monkeypatch.setattr(credentials, "claim", slow)
+        texts = [await ticket(app, "a") for _ in range(4)]
+        waiting = [await begin(app, f"/sse/stream/a?token={text}", {}) for text in texts]
+        for exchange in waiting:
+            read_on(exchange)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        # It needs no claim, and comes too late all the same.
+        assert b'"overload"' in (await app.request("GET", "/sse/user/bob", b"", bearer(token("bob")))).body
+        answer.set()
+        assert [b'"overload"' in await exchange.read_until(b"event: ") for exchange in waiting[2:]] == [True] * 2
+        for exchange in waiting[:2]:
+            await opened(exchange)
+        assert len(push.hub.connections) == push.hub.places.total == 2
+        for exchange in waiting:
+            await exchange.disconnect()
+        assert push.hub.places.total == 0
+
+
+async def test_all_streams_of_a_ticket_have_one_place_and_one_at_each_address() -> None:
+    places, ticket = Places(), "t"
+    at_home, away, other = (
+        ClientInfo(who, "sse", "", "", 0.0, where) for who, where in (("bob", "home"), ("bob", "away"), ("eve", "home"))
+    )
+    for info in (at_home, at_home, away):
+        places.take(info, ticket)
+    places.take(other, None)
+    assert (places.total, places.subjects["bob"]) == (2, 1)
+    assert places.addresses == {"home": 2, "away": 1}
+    places.leave(at_home, ticket)
+    places.leave(away, ticket)
+    assert (places.total, places.addresses) == (2, {"home": 2})
+    places.leave(at_home, ticket)
+    places.leave(other, None)
+    assert (places.total, places.subjects, places.addresses) == (0, {}, {})
 
 
 async def test_an_upload_that_goes_on_after_its_token_was_revoked_publishes_no_more(app: AsgiDriver) -> None:

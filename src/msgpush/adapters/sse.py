@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from msgpush.domain.connection import Connection, Start, Subscription
-from msgpush.domain.errors import Overloaded, Refusal
+from msgpush.domain.errors import BusUnavailable, Overloaded, Refusal, Unauthorized
 from msgpush.domain.grant import Grant
 from msgpush.domain.history import Gap
 from msgpush.domain.message import Entry, data_of
@@ -222,19 +222,18 @@ class EventStream(StreamingResponse):
         grant: Grant,
         subscription: Subscription,
         start: Start,
+        on_refused: Callable[[Refusal], None],
     ) -> None:
         # Not StreamingResponse's own: there is nothing to iterate over.
         self.status_code, self.raw_headers, self.background = 200, HEADERS, None
         self._push, self._id, self._info, self._grant = push, connection_id, info, grant
-        self._subscription, self._start = subscription, start
+        self._subscription, self._start, self._on_refused = subscription, start, on_refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-        try:
-            # Once more, and nothing waits from here on: that may have taken long, behind an answer that nobody reads.
-            self._push.admit(self._info)
-        except Overloaded as error:
-            await send({"type": "http.response.body", "body": refusal(error.reason)})
+        # That may have taken long, behind an answer that nobody reads.
+        if (refused := await self._enter(receive)) is not None:
+            await send({"type": "http.response.body", "body": refused})
             return
         wire: Wire | None = scope.get("extensions", {}).get("msgpush.wire")
         if wire is None:
@@ -247,6 +246,27 @@ class EventStream(StreamingResponse):
                 pass
         finally:
             self._push.unsubscribe(connection)
+
+    async def _enter(self, receive: Receive) -> bytes | None:
+        """Come in, or have what is told instead; nothing waits, and nothing is refused, from here to the first block.
+
+        The ticket is claimed last of all: that ends its older stream for good.
+        """
+        ticket = self._grant.ticket
+        try:
+            with self._push.place(self._info, ticket):
+                if ticket is not None:
+                    if await _has_gone(receive):
+                        return b""
+                    await self._push.permissions.claim(self._grant, self._id)
+        except Unauthorized:
+            # It was valid when the response began. Who comes back is told 401.
+            return closing("expired", True)
+        except (Overloaded, BusUnavailable) as error:
+            reason = error.reason if isinstance(error, Overloaded) else "bus"
+            self._on_refused(reason)
+            return refusal(reason)
+        return None
 
     def _subscribe(self, sink: Sink) -> Connection:
         connection = Connection(self._id, sink, self._info, grant=self._grant)
@@ -274,6 +294,17 @@ class EventStream(StreamingResponse):
             heartbeat=self._push.heartbeat,
         )
         return self._subscription.view.chunk([block])
+
+
+async def _has_gone(receive: Receive) -> bool:
+    """Whether the client is known to have gone by now."""
+    await asyncio.sleep(0)  # what the loop knows already the server is told first
+    try:
+        async with asyncio.timeout(0):
+            await _until_gone(receive)
+    except TimeoutError:
+        return False
+    return True
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -18,7 +18,7 @@ from msgpush.domain.connection import Subscription
 from msgpush.domain.errors import BusUnavailable, Malformed, Overloaded, Refusal
 from msgpush.domain.grant import Grant
 from msgpush.domain.message import TYPES
-from msgpush.domain.ports import UNKNOWN, ClientInfo
+from msgpush.domain.ports import ClientInfo
 from msgpush.domain.position import TERMINAL, check_cursor, is_cursor
 from msgpush.domain.service import Push
 
@@ -66,7 +66,6 @@ class Streams:
             check_cursor(asked)
         token = query.one("token")
         subscription = self._subscription(scope, query)
-        id = secrets.token_hex(8)
         try:
             grant = await self._auth.authenticate(scope, token)
             grant.check_listen(subscription.channels)
@@ -74,18 +73,24 @@ class Streams:
                 await _answer(send, b"")
                 return None
             info = self._info(scope, grant)
-            # A ticket's new stream ends the older one, which may be what stands in its way.
-            self._push.admit(info if grant.ticket is None else UNKNOWN)
+            self._push.admit(info, grant.ticket)
             start = await self._push.start_at(asked)
-            await self._push.permissions.claim(grant, id)
-            self._push.admit(info)
+            self._push.admit(info, grant.ticket)
         except (Overloaded, BusUnavailable, KeysUnavailable) as error:
             # Never a 5xx or 429: a native EventSource would give up for good.
             reason = error.reason if isinstance(error, Overloaded) else _REASONS[type(error)]
             self._metrics.refused(reason)
             await _answer(send, refusal(reason))
             return None
-        return EventStream(self._push, id, info=info, grant=grant, subscription=subscription, start=start)
+        return EventStream(
+            self._push,
+            secrets.token_hex(8),
+            info=info,
+            grant=grant,
+            subscription=subscription,
+            start=start,
+            on_refused=self._metrics.refused,
+        )
 
     def _subscription(self, scope: Scope, query: Query) -> Subscription:
         names = segment(scope, f"/sse/{self._kind}/")

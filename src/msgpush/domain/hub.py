@@ -13,18 +13,19 @@ written to a connection before everything of its subscription at or below it.
 """
 
 import random
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from itertools import count
 from math import inf
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from msgpush.domain.connection import Cohort, Connection, End, FrameCache, Start, Subscription
 from msgpush.domain.errors import Ending
 from msgpush.domain.history import Gap, Page, Reason, Replay
 from msgpush.domain.log import Ring
 from msgpush.domain.message import Entry
+from msgpush.domain.places import Places
 from msgpush.domain.ports import Sink
 from msgpush.domain.position import TERMINAL, ZERO, Cursor, Position
 from msgpush.domain.wheel import Wheel
@@ -85,8 +86,7 @@ class Hub:
         self.head = ZERO
         self.connections: dict[str, Connection] = {}
         self.peak = 0
-        self.subjects: Counter[str | None] = Counter()
-        self.addresses: Counter[str] = Counter()
+        self.places = Places()
         self.on_delivered: Callable[[Sequence[Entry]], None] | None = None
         self._ring = ring if ring is not None else Ring()
         self._cohorts: dict[Subscription, Cohort] = {}
@@ -185,8 +185,7 @@ class Hub:
         if connection.listed:
             self.connections[connection.id] = connection
             self.peak = max(self.peak, len(self.connections))
-            self.subjects[connection.info.subject] += 1
-            self.addresses[connection.info.address] += 1
+            self.places.take(connection.info, connection.grant.ticket)
             self._next_end = min(self._next_end, connection.ends)
         connection.asked = start.asked
         if start.asked is None:
@@ -219,8 +218,7 @@ class Hub:
         self._blocked.pop(connection, None)
         self._wheel.remove(connection)
         if self.connections.pop(connection.id, None) is not None:
-            _discount(self.subjects, connection.info.subject)
-            _discount(self.addresses, connection.info.address)
+            self.places.leave(connection.info, connection.grant.ticket)
         if not cohort.live and not cohort.behind:
             del self._cohorts[cohort.subscription]
             self._frames.leave(cohort.frames)
@@ -572,9 +570,3 @@ class Hub:
 
     def _text(self, position: Position) -> str:
         return str(Cursor(self.epoch, position))
-
-
-def _discount(counts: Counter[Any], key: str | None) -> None:
-    counts[key] -= 1
-    if not counts[key]:
-        del counts[key]

@@ -133,7 +133,7 @@ class Permissions:
         """Refuse tokens from now on, and end their connections, at this instance."""
         self.revocations.add(revocation, self._clock())
         # Most subjects that are revoked have no stream here, and to look at all takes a moment.
-        if revocation.kind != "subject" or revocation.value in self._hub.subjects:
+        if revocation.kind != "subject" or revocation.value in self._hub.places.subjects:
             self._close_revoked()
 
     def _close_revoked(self) -> None:

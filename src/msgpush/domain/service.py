@@ -2,7 +2,8 @@
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Self
 
 from msgspec import Raw, Struct
@@ -210,18 +211,37 @@ class Push:
             return Start(cursor, reset=True)
         return Start(cursor, min(former, cut.position), reset=True)
 
-    def admit(self, info: ClientInfo = UNKNOWN) -> None:
-        """Raise `Overloaded` where no further stream can be served, or none of this client's."""
+    def admit(self, info: ClientInfo = UNKNOWN, ticket: str | None = None) -> None:
+        """Raise `Overloaded` where no further stream can be served, or none of this client's.
+
+        Args:
+            ticket: the digest of the ticket that it would claim: a stream of the same ticket gives its place to it.
+        """
         if self.draining:
             raise Overloaded("draining")
         if not (self._delivery.begun and self.bus.reachable):
             raise Overloaded("bus")
-        if len(self.hub.connections) >= self._max_connections:
+        places = self.hub.places
+        new, elsewhere = places.needed(info, ticket)
+        if new and places.total >= self._max_connections:
             raise Overloaded("connections")
-        if info.subject is not None and 0 < self._max_per_subject <= self.hub.subjects[info.subject]:
+        if new and info.subject is not None and 0 < self._max_per_subject <= places.subjects[info.subject]:
             raise Overloaded("subject")
-        if info.address and 0 < self._max_per_address <= self.hub.addresses[info.address]:
+        if elsewhere and info.address and 0 < self._max_per_address <= places.addresses[info.address]:
             raise Overloaded("address")
+
+    @contextmanager
+    def place(self, info: ClientInfo, ticket: str | None) -> Iterator[None]:
+        """Keep a place for a stream that will be subscribed right after this; raise `Overloaded` where there is none.
+
+        Whatever is irrevocable, as the claim of its ticket is, may be done meanwhile: nobody else gets the place.
+        """
+        self.admit(info, ticket)
+        self.hub.places.take(info, ticket)
+        try:
+            yield
+        finally:
+            self.hub.places.leave(info, ticket)
 
     def subscribe(
         self, connection: Connection, subscription: Subscription, start: Start, opening: Callable[[str], bytes]
