@@ -238,6 +238,16 @@ async def test_metrics_count_what_was_accepted_and_what_was_refused(client: Asgi
     assert await metric(client, "message_push_up") == 1
 
 
+async def test_what_instances_tell_each_other_counts_as_no_message(client: AsgiDriver) -> None:
+    async with client.stream("/sse/stream/a") as stream:
+        await stream.read_until(b"\n\n")
+        (row,) = (await client.request("GET", "/api/v1/connections")).json()["connections"]
+        await client.request("DELETE", f"/api/v1/connections/{row['id']}")
+        await stream.closed()
+    for name in ("messages_sent_total", "message_duration_seconds_count"):
+        assert not await metric(client, f"message_push_{name}")
+
+
 async def test_clients_cannot_make_metrics_without_end(client: AsgiDriver) -> None:
     for n in range(MAX_SERVICES + 20):
         await client.send(b'{"type":"info","service":"s%d"}' % n)

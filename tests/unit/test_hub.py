@@ -4,13 +4,14 @@ import pytest
 
 from msgpush.adapters.memory_bus import MemoryBus
 from msgpush.domain import hub as hub_module
-from msgpush.domain.connection import End
+from msgpush.domain.connection import NOW, Connection, End, Subscription
+from msgpush.domain.control import Close, control
 from msgpush.domain.history import Gap
 from msgpush.domain.hub import Advance
 from msgpush.domain.message import Entry
 from msgpush.domain.position import ZERO, Position, parse_cursor
 from tests.support.driver import Driver, at_once
-from tests.support.fakes import PlainView, make
+from tests.support.fakes import FakeSink, PlainView, make
 
 
 def test_a_live_connection_gets_the_messages_of_its_channels_in_order() -> None:
@@ -419,6 +420,44 @@ def test_a_socket_that_takes_a_little_is_slow_but_not_cut() -> None:
         reader.sink.backlog -= 10
         driver.hub.beat()
     assert not reader.sink.ended
+
+
+def test_only_what_a_client_has_taken_live_counts_as_delivered() -> None:
+    driver = Driver()
+    delivered: list[str] = []
+    driver.hub.on_delivered = lambda entries: delivered.extend(entry.type for entry in entries)
+    internal = Connection("internal", FakeSink(), listed=False)
+    driver.hub.attach(internal, Subscription(frozenset({"/control"}), PlainView("internal")), NOW, lambda _: b"")
+    full, other = driver.connect("a"), driver.connect("b")
+    driver.say(make("m1", "a"), make("m2", "b", type="status"))
+    assert delivered == ["info", "status"]
+    full.sink.full = True
+    driver.say(make("m3", "a"))  # nobody takes it
+    driver.say(control(Close("c1", True)), make("m5"), make("m6", "nobody"))
+    full.sink.drain()
+    driver.settle()
+    assert full.sink.ids == ["m1", "m3"]  # by catching up
+    driver.connect("a", after="earliest")
+    assert delivered == ["info", "status"]
+    mixed = driver.connect("b")
+    mixed.sink.full = True
+    driver.say(make("m7", "b", type="error"))
+    assert (other.sink.ids[-1], mixed.sink.ids) == ("m7", [])
+    assert delivered == ["info", "status", "error"]
+
+
+def test_a_chunk_that_reaches_a_reader_in_a_later_turn_counts_as_delivered_once() -> None:
+    driver = Driver()
+    delivered: list[int] = []
+    driver.hub.on_delivered = lambda entries: delivered.append(len(entries))
+    readers = [driver.connect("a") for _ in range(100)]
+    driver.publish(make("m1", "a"))
+    driver.tail()
+    turns = 1
+    while driver.hub.sweep(0):
+        turns += 1
+    assert (turns > 2, delivered) == (True, [1])
+    assert all(reader.sink.ids == ["m1"] for reader in readers)
 
 
 def test_a_close_tells_from_where_to_go_on_so_that_what_was_not_taken_comes_again() -> None:

@@ -140,8 +140,9 @@ class Metrics:
         )
         self._duration = Histogram(
             "message_push_message_duration_seconds",
-            "From a message's acceptance to its writing to sockets, once for each set of like connections, and once "
-            "for messages of the same millisecond that are written together.",
+            "From a message's acceptance to its writing to sockets, once for each set of like connections of which at "
+            "least one has taken it, and once for messages of the same millisecond that are written together. Live "
+            "delivery alone: what is replayed, or caught up on by a slow reader, isn't counted.",
             ["service", "type"],
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
             registry=self.registry,
@@ -191,7 +192,7 @@ class Metrics:
         self._refused.labels(reason).inc()
 
     def delivered(self, entries: Sequence[Entry]) -> None:
-        """A set of like connections has been given these entries."""
+        """One or more of a set of like connections have taken these entries, live."""
         now = self._clock()
         # A histogram counts one by one, and a batch's messages all took the same time: they count once.
         for service, type, ms in {(entry.service, entry.type, entry.position.ms) for entry in entries}:

@@ -14,11 +14,12 @@ written to a connection before everything of its subscription at or below it.
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum, auto
 from itertools import count
 from math import inf
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from msgpush.domain.connection import Cohort, Connection, End, FrameCache, Start, Subscription
 from msgpush.domain.errors import Ending
@@ -49,15 +50,20 @@ class Advance(Enum):
     HISTORY = auto()  # older than the ring: the bus has to be asked
 
 
-class _Round(NamedTuple):
-    """One chunk on its way to a cohort's live connections."""
+class _Round(Struct):
+    """One chunk on its way to a cohort's live connections.
+
+    Attributes:
+        taken: whether any client has taken it.
+    """
 
     cohort: Cohort
     chunk: bytes
     entries: list[Entry]
     start: Position
     end: Position
-    readers: Iterable[Connection]
+    readers: Iterator[Connection]
+    taken: bool = False
 
 
 class Hub:
@@ -87,6 +93,7 @@ class Hub:
         self.connections: dict[str, Connection] = {}
         self.peak = 0
         self.places = Places()
+        # Told what clients have taken live: not what is caught up on, nor what this instance reads itself.
         self.on_delivered: Callable[[Sequence[Entry]], None] | None = None
         self._ring = ring if ring is not None else Ring()
         self._cohorts: dict[Subscription, Cohort] = {}
@@ -368,15 +375,16 @@ class Hub:
         return _Round(cohort, chunk, entries, start, end, iter(list(cohort.live)))
 
     def _serve(self, round: _Round, deadline: float) -> bool:
-        cohort, chunk, entries, start, end, readers = round
-        messages, size = len(entries), len(chunk)
+        cohort, chunk, start, end = round.cohort, round.chunk, round.start, round.end
+        messages, size = len(round.entries), len(chunk)
         served = 0
-        for connection in readers:
+        for connection in round.readers:
             # It may have gone, or fallen behind, or come anew since the round began.
             if not connection.live or connection.cohort is not cohort or connection.cursor >= end:
                 continue
             if connection.sink.offer(chunk):
                 connection.cursor = end
+                round.taken = round.taken or connection.listed
                 connection.messages_sent += messages
                 connection.bytes_sent += size
             else:
@@ -390,7 +398,7 @@ class Hub:
         cohort = round.cohort
         cohort.written = self._monotonic()
         self._round = None
-        if self.on_delivered is not None:
+        if round.taken and self.on_delivered is not None:
             self.on_delivered(round.entries)
         if cohort.pending and not cohort.marked:
             cohort.marked = True
