@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 
 from msgpush.adapters.metrics import MAX_SERVICES
 from msgpush.adapters.origins import is_local_host
+from msgpush.domain.control import Close
 from msgpush.domain.errors import BusUnavailable
 from msgpush.entrypoints.app import create_app, lifespan
 from msgpush.entrypoints.settings import Settings
@@ -240,12 +241,11 @@ async def test_metrics_count_what_was_accepted_and_what_was_refused(client: Asgi
 
 async def test_what_instances_tell_each_other_counts_as_no_message(client: AsgiDriver) -> None:
     async with client.stream("/sse/stream/a") as stream:
-        await stream.read_until(b"\n\n")
-        (row,) = (await client.request("GET", "/api/v1/connections")).json()["connections"]
-        await client.request("DELETE", f"/api/v1/connections/{row['id']}")
-        await stream.closed()
+        await app_of(client).state.push.command(Close("elsewhere", True))
+        await client.send(b'{"type":"info","service":"s","channels":["a"],"id":"m1"}')
+        await stream.read_until(b'"m1"')
     for name in ("messages_sent_total", "message_duration_seconds_count"):
-        assert not await metric(client, f"message_push_{name}")
+        assert await metric(client, f"message_push_{name}") == 1
 
 
 async def test_clients_cannot_make_metrics_without_end(client: AsgiDriver) -> None:
