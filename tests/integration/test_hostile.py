@@ -418,6 +418,83 @@ def test_what_is_sent_behind_a_stream_ends_it_and_is_not_answered(
     besiege(service, attack)
 
 
+# What some gateways send behind the headers of a GET, and what belongs to the request by its own framing.
+RESTS = {
+    b"Transfer-Encoding: chunked\r\n\r\n": [
+        b"0\r\n\r\n",
+        b"0\r\nX: y\r\nY: z\r\n\r\n",
+        b"5;a=b\r\nhello\r\n1\r\n!\r\n000\r\n\r\n\r\n",
+    ],
+    b"Content-Length: 5\r\n\r\n": [b"hello", b"GET /\r\n\r\n"],
+    b"Content-Length: 0\r\n\r\n": [b"\r\n\r\n"],
+    b"\r\n": [b"\r\n"],
+}
+
+
+@pytest.mark.parametrize("head", RESTS)
+def test_the_rest_of_a_stream_s_own_request_may_come_at_any_time_cut_at_any_byte(
+    service: ServiceProcess, head: bytes
+) -> None:
+    first = STREAM[:-2] + head
+    with contextlib.ExitStack() as opened:
+        streams = []
+        for rest in RESTS[head]:
+            for cut in range(-1, len(rest) + 1):
+                connection = opened.enter_context(RawConnection(service.port))
+                connection.send(first + rest[: max(0, cut)])
+                connection.read_until(b"msgpush.open")
+                for piece in [rest[cut:]] if cut >= 0 else [rest[n : n + 1] for n in range(len(rest))]:
+                    connection.send(piece)
+                streams.append(connection)
+        for _ in range(2):
+            assert publish(service, "attacked", id=(id := f"r{time.monotonic_ns()}")) == 202
+            for connection in streams:
+                connection.read_until(f'"{id}"'.encode())
+        # The request is over by now: what comes next isn't part of it.
+        for connection in streams:
+            with contextlib.suppress(ConnectionError):
+                connection.send(LIVE)
+                assert b"HTTP/1.1 " not in connection.read_all()
+
+
+CHUNKED = STREAM[:-2] + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "rest"),
+    [
+        (CHUNKED, b"x\r\n"),
+        (CHUNKED, b"0\r\n\r\n" + LIVE),
+        (CHUNKED, b"0\r\n\r\n" + LIVE[:3]),
+        (CHUNKED, b"5\r\nhello!\r\n"),
+        (CHUNKED, b"1\r\nx\r\n" * 20_000),
+        (CHUNKED, b"ffffff\r\n" + b"x" * 100_000),
+        (CHUNKED, b"0\r\n" + b"X: y\r\n" * 20_000),
+        (CHUNKED, b"5;" + b"x" * 100_000),
+        (STREAM[:-2] + b"Content-Length: 5\r\n\r\n", b"hello" + LIVE),
+        (STREAM[:-2] + b"Content-Length: 1000000\r\n\r\n", b"x" * 100_000),
+        (STREAM, b"\r\n" * 50_000),
+    ],
+)
+def test_what_is_no_rest_of_a_stream_s_request_or_has_no_end_ends_the_stream(
+    service: ServiceProcess, head: bytes, rest: bytes
+) -> None:
+    def attack() -> None:
+        connections = connected(service, 20)
+        for connection in connections:
+            connection.send(head)
+            connection.read_until(b"msgpush.open")
+        for connection in connections:
+            with contextlib.suppress(ConnectionError):
+                connection.send(rest)
+        for connection in connections:
+            with contextlib.suppress(ConnectionError):
+                assert b"HTTP/1.1 " not in connection.read_all()
+        close_all(connections)
+
+    besiege(service, attack)
+
+
 def test_a_stream_behind_other_requests_is_a_stream_and_its_end_is_noticed(service: ServiceProcess) -> None:
     def attack() -> None:
         with RawConnection(service.port) as connection:

@@ -64,7 +64,7 @@ class Wire:
         self._flow, self._transport = protocol.flow, protocol.transport
 
     def open(self) -> None:
-        """The response is a stream: from here on, whatever the client sends ends it."""
+        """The response is a stream: from here on, whatever the client sends ends it, but its own request's rest."""
         self._protocol.begin_stream()
 
     @property
@@ -247,8 +247,7 @@ class Protocol(HttpToolsProtocol):
         elif self._deaf:
             pass
         elif self._streaming:
-            if data.strip(b"\r\n"):
-                self.transport.abort()
+            self._take_rest(data)
         else:
             self._unset_keepalive_if_required()
             self.held += data
@@ -297,6 +296,24 @@ class Protocol(HttpToolsProtocol):
         if max(self._head_bytes // 2, self._framing_bytes) > self._limits.header_bytes:
             self._refuse(431, self._too_large)
 
+    def _take_rest(self, data: bytes) -> None:
+        """What comes while a stream is open: the end of its own request, or what ends the stream.
+
+        Some gateways send the last chunk of an empty body after the headers. Nothing waits for it, and no more is taken
+        than of headers; empty lines are allowed behind it (RFC 9112, section 2.2).
+        """
+        self._framing_bytes += len(data)
+        if self._in_head:
+            wrong = bool(data.strip(b"\r\n"))
+        else:
+            try:
+                self.parser.feed_data(data)
+                wrong = False
+            except httptools.HttpParserError:
+                wrong = True
+        if wrong or self._framing_bytes > self._limits.header_bytes:
+            self.transport.abort()
+
     def _without_upgrade(self) -> bytes:
         # No upgrade is offered here, so it is a plain request (RFC 9110, section 7.8). But the parser leaves out its
         # body: another one gets the head anew.
@@ -312,6 +329,11 @@ class Protocol(HttpToolsProtocol):
             self._must_end_by(self._limits.header_timeout if self._in_head else self._limits.body_timeout)
 
     # What the parser calls
+
+    def on_message_begin(self) -> None:
+        if self._streaming:
+            raise ValueError("a request behind a stream")
+        super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Trailers are none of the headers that somebody before us has checked (RFC 9110, section 6.5.1).
@@ -343,8 +365,9 @@ class Protocol(HttpToolsProtocol):
             self.server_state.deadlines.pop(self, None)
 
     def on_body(self, body: bytes) -> None:
-        # Chunks of one byte are allowed; without end are neither their extensions nor trailers.
-        self._framing_bytes = max(0, self._framing_bytes - 8 * len(body))
+        if not self._streaming:
+            # Chunks of one byte are allowed; without end are neither their extensions nor trailers.
+            self._framing_bytes = max(0, self._framing_bytes - 8 * len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -416,6 +439,7 @@ class Protocol(HttpToolsProtocol):
 
     def begin_stream(self) -> None:
         self._streaming = True
+        self._framing_bytes = 0
         if self.pipeline or self.held or self._half_closed or self._deaf:
             self.transport.abort()
         self.server_state.deadlines.pop(self, None)
