@@ -35,17 +35,23 @@ def read_json(text: bytes) -> Any:
 
     Raises:
         ValueError: it is none, or not UTF-8 throughout.
-        Undecided: it is nested deeply.
+        Undecided: it is nested deeply, or marked twice as Unicode.
     """
     if text.count(b"[") + text.count(b"{") > 300:
         raise Undecided
-    decoded = text.decode()
-    value = json.loads(
+    decoded = text.decode("utf-8-sig")
+    if decoded.startswith("\ufeff"):
+        raise Undecided
+    return json.loads(
         decoded, parse_int=Number, parse_float=Number, parse_constant=_no_constant, object_pairs_hook=Members
     )
-    # What is half a surrogate pair is no text.
-    json.dumps(value, ensure_ascii=False).encode()
-    return value
+
+
+def has_half_a_pair(value: Any) -> bool:
+    """Whether one of its texts, a name included, has half of a surrogate pair."""
+    if isinstance(value, str):
+        return any("\ud800" <= each <= "\udfff" for each in value)
+    return isinstance(value, list | tuple) and any(map(has_half_a_pair, value))
 
 
 def _no_constant(name: str) -> None:
@@ -58,7 +64,7 @@ def judge_message(body: bytes, *, broadcast: bool) -> Verdict:
         value = read_json(body)
     except ValueError:
         return "malformed"
-    return "accepted" if _is_message(value, broadcast) else "invalid"
+    return "accepted" if not has_half_a_pair(value) and _is_message(value, broadcast) else "invalid"
 
 
 def _is_message(value: Any, broadcast: bool) -> bool:
@@ -77,6 +83,7 @@ def _is_message(value: Any, broadcast: bool) -> bool:
         and _is_text(given.get("source", ""))
         and len(given.get("source", "")) <= 128
         and _is_target(given.get("target", Members()), broadcast)
+        and (given.get("channels") or _names_somebody(given.get("target", Members())))
         and _are_channels(given.get("channels", []))
         and _is_data(given["type"], given.get("data", Members()))
         and isinstance(metadata, Members)
@@ -103,6 +110,10 @@ def _is_target(value: Any, broadcast: bool) -> bool:
         and all(_is_text(each) and each for each in given.values())
         and all(is_channel(f"{name[:-3]}:{each}") for name, each in given.items())
     )
+
+
+def _names_somebody(value: Members) -> bool:
+    return not value or any(each is not None for _, each in value)
 
 
 def _are_channels(value: Any, most: int = 32) -> bool:
@@ -157,7 +168,7 @@ def moment(text: str) -> str | None:
 
 
 def judge_batch(body: bytes) -> tuple[Verdict, list[Any]]:
-    """What the contract says of a batch as an array, and its items (section 4)."""
+    """What the contract says of a batch as an array, and its items (section 4), whatever these may be."""
     try:
         value = read_json(body)
     except ValueError:
@@ -173,6 +184,8 @@ def judge_ticket(body: bytes) -> Verdict:
         value = read_json(body)
     except ValueError:
         return "malformed"
+    if has_half_a_pair(value):
+        return "invalid"
     channels = value.once().get("channels") if isinstance(value, Members) and len(value) == 1 else None
     return "accepted" if channels and _are_channels(channels, 64) else "invalid"
 
@@ -183,6 +196,8 @@ def judge_revocation(body: bytes, now: float) -> Verdict:
         value = read_json(body)
     except ValueError:
         return "malformed"
+    if has_half_a_pair(value):
+        return "invalid"
     given = value.once() if isinstance(value, Members) else {}
     ((name, what),) = given.items() if len(given) == 1 else [("", None)]
     if name in ("subject", "jti"):

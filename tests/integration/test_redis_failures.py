@@ -224,10 +224,23 @@ def test_a_start_without_redis_waits_for_it_and_says_so() -> None:
         base = f"http://127.0.0.1:{service.port}"
         health = httpx.get(f"{base}/health")
         assert health.status_code == 503
-        assert f"127.0.0.1:{port}" in health.json()["reason"]
+        assert health.json()["reason"] == "Redis can't be reached"
         assert httpx.get(f"{base}/health/ready").status_code == 503
         assert any("waiting for it" in line["event"] for line in service.log)
-        assert httpx.post(f"{base}/api/v1/messages/send", json={"type": "info", "service": "s"}).status_code == 503
+        assert f"127.0.0.1:{port}" in json.dumps(service.log), "the log names the address"
+        message = {"type": "info", "service": "s"}
+        answers = [
+            httpx.post(f"{base}/api/v1/messages/send", json=message),
+            httpx.post(f"{base}/api/v1/messages/batch", json=[message]),
+            httpx.get(f"{base}/api/v1/channels/a/messages"),
+            httpx.get(f"{base}/api/v1/connections"),
+            httpx.post(f"{base}/api/v1/tickets", json={"channels": ["a"]}),
+            httpx.post(f"{base}/api/v1/revocations", json={"subject": "bob"}),
+        ]
+        assert {answer.status_code for answer in answers} == {503}
+        for answer in (health, httpx.get(f"{base}/health/ready"), *answers):
+            assert str(port) not in answer.text, "strangers learn no address"
+            assert "127.0.0.1" not in answer.text
         assert _refusal(service.port)
         with RedisServer(port=port):
             eventually(lambda: httpx.get(f"{base}/health/ready").status_code == 200)

@@ -271,10 +271,10 @@ async def test_the_open_modes_ask_for_nothing(settings: Settings) -> None:
 async def test_a_refusal_says_which_permission_is_missing_for_which_channels(client: AsgiDriver) -> None:
     answer = await client.request("GET", "/sse/stream/a,b,kb:1", b"", bearer(issue("bob", subscribe=["kb:*"])))
     assert answer.status == 403
-    assert answer.json()["detail"] == "the permission to subscribe is missing for 'a', 'b'"
+    assert answer.json()["detail"] == 'the permission to subscribe is missing for "a", "b"'
     body = b'{"type":"info","service":"a","target":{"user_id":"1"},"channels":["x"]}'
     answer = await client.request("POST", "/api/v1/messages/send", body, bearer(issue("bob", publish=["user:*"])))
-    assert answer.json()["detail"] == "the permission to publish is missing for 'service:a', 'x'"
+    assert answer.json()["detail"] == 'the permission to publish is missing for "service:a", "x"'
     answer = await client.request("GET", "/api/v1/connections", b"", bearer(issue("bob")))
     assert answer.json()["detail"] == "the permission `admin` is missing"
 
@@ -282,7 +282,7 @@ async def test_a_refusal_says_which_permission_is_missing_for_which_channels(cli
 async def test_a_refusal_names_a_few_of_many_channels(client: AsgiDriver) -> None:
     channels = ",".join(f"c{number:02}" for number in range(64))
     answer = await client.request("GET", f"/sse/stream/{channels}", b"", bearer(issue("bob")))
-    assert answer.json()["detail"].endswith("missing for 'c00', 'c01', 'c02', 'c03', 'c04', ...")
+    assert answer.json()["detail"].endswith('missing for "c00", "c01", "c02", "c03", "c04", ...')
 
 
 async def test_a_challenge_has_no_character_that_would_end_it(client: AsgiDriver) -> None:
@@ -304,7 +304,7 @@ async def test_each_item_of_a_batch_is_allowed_by_itself(client: AsgiDriver) -> 
     first, second, third = answer.json()["results"]
     assert first["channels"] == third["channels"] == ["demo", "service:a"]
     assert second["error"]["status"] == 403
-    assert "'other'" in second["error"]["detail"]
+    assert '"other"' in second["error"]["detail"]
 
 
 async def test_the_order_of_refusals_on_a_stream(client: AsgiDriver) -> None:

@@ -1,5 +1,6 @@
 """What a message may be, and what becomes of it."""
 
+import json
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -65,7 +66,15 @@ def test_null_counts_as_absent_everywhere() -> None:
     nothing = dict.fromkeys(("id", "timestamp", "source", "target", "channels", "data", "metadata"))
     assert delivered(body(**nothing)) == delivered(body())
     assert delivered(body(metadata={"priority": None, "ttl": None})) == delivered(body())
-    assert made(body(target={"user_id": None})).channels == ("service:s",)
+    assert made(body(target={"user_id": "u", "kb_id": None})).channels == ("user:u", "service:s")
+    assert made(body(target={"user_id": None}, channels=["a"])).channels == ("a", "service:s")
+
+
+@pytest.mark.parametrize("channels", [None, []])
+def test_a_target_that_names_nobody_is_refused_where_nobody_would_get_the_message(channels: object) -> None:
+    refused = faults(body(target={"user_id": None, "kb_id": None}, channels=channels))
+    assert [fault.pointer for fault in refused] == ["/target/user_id", "/target/kb_id"]
+    assert "null names nobody" in refused[0].detail
 
 
 @pytest.mark.parametrize("type", TYPES)
@@ -76,44 +85,44 @@ def test_every_type_of_the_contract_is_taken(type: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "pointer", "named"),
     [
-        ({"type": "news"}, "/type", "'news'"),
-        ({"type": None}, "/type", "None"),
+        ({"type": "news"}, "/type", '"news"'),
+        ({"type": None}, "/type", "null"),
         ({"type": 5}, "/type", "5"),
-        ({"service": ""}, "/service", "''"),
+        ({"service": ""}, "/service", '""'),
         ({"service": "s" * 65}, "/service", "1-64"),
-        ({"service": "a/b"}, "/service", "'a/b'"),
-        ({"service": "s\n"}, "/service", "'s\\n'"),
-        ({"id": ""}, "/id", "''"),
+        ({"service": "a/b"}, "/service", '"a/b"'),
+        ({"service": "s\n"}, "/service", '"s\\n"'),
+        ({"id": ""}, "/id", '""'),
         ({"id": "x" * 129}, "/id", "1-128"),
-        ({"id": "x\n"}, "/id", "'x\\n'"),
+        ({"id": "x\n"}, "/id", '"x\\n"'),
         ({"id": 7}, "/id", "7"),
         ({"source": "x" * 129}, "/source", "128"),
         ({"timestamp": 5}, "/timestamp", "5"),
         ({"target": []}, "/target", "[]"),
-        ({"target": {"user": "x"}}, "/target/user", "'user'"),
-        ({"target": {"_id": "x"}}, "/target/_id", "'_id'"),
-        ({"target": {"a/b~_id": "*"}}, "/target/a~1b~0_id", "'a/b~:*'"),
-        ({"target": {"user_id": ""}}, "/target/user_id", "'user:'"),
-        ({"target": {"user_id": True}}, "/target/user_id", "True"),
+        ({"target": {"user": "x"}}, "/target/user", '"user"'),
+        ({"target": {"_id": "x"}}, "/target/_id", '"_id"'),
+        ({"target": {"a/b~_id": "*"}}, "/target/a~1b~0_id", '"a/b~:*"'),
+        ({"target": {"user_id": ""}}, "/target/user_id", '"user:"'),
+        ({"target": {"user_id": True}}, "/target/user_id", "true"),
         ({"target": {f"k{n}_id": "x" for n in range(9)}}, "/target", "9"),
-        ({"channels": "a"}, "/channels", "'a'"),
+        ({"channels": "a"}, "/channels", '"a"'),
         ({"channels": [5]}, "/channels/0", "5"),
-        ({"channels": ["a", "b", ""]}, "/channels/2", "''"),
+        ({"channels": ["a", "b", ""]}, "/channels/2", '""'),
         ({"channels": ["c"] * 33}, "/channels", "33"),
         ({"data": 5}, "/data", "object"),
         ({"metadata": {"ttl": 0}}, "/metadata/ttl", "0"),
         ({"metadata": {"ttl": 604801}}, "/metadata/ttl", "604801"),
         ({"metadata": {"ttl": 1.5}}, "/metadata/ttl", "1.5"),
-        ({"metadata": {"ttl": "5"}}, "/metadata/ttl", "'5'"),
-        ({"metadata": {"priority": "max"}}, "/metadata/priority", "'max'"),
-        ({"metadata": {"tll": 5}}, "/metadata/tll", "'tll'"),
+        ({"metadata": {"ttl": "5"}}, "/metadata/ttl", '"5"'),
+        ({"metadata": {"priority": "max"}}, "/metadata/priority", '"max"'),
+        ({"metadata": {"tll": 5}}, "/metadata/tll", '"tll"'),
         ({"metadata": []}, "/metadata", "[]"),
-        ({"chanels": []}, "/chanels", "'chanels'"),
-        ({"a/b~c": 1}, "/a~1b~0c", "'a/b~c'"),
+        ({"chanels": []}, "/chanels", '"chanels"'),
+        ({"a/b~c": 1}, "/a~1b~0c", '"a/b~c"'),
         ({"x` - at `$.id": 1}, "/x` - at `$.id", "x`"),
         ({"type": "progress"}, "/data/progress", "required"),
-        ({"type": "progress", "data": {"progress": "50"}}, "/data/progress", "'50'"),
-        ({"type": "progress", "data": {"progress": True}}, "/data/progress", "True"),
+        ({"type": "progress", "data": {"progress": "50"}}, "/data/progress", '"50"'),
+        ({"type": "progress", "data": {"progress": True}}, "/data/progress", "true"),
         ({"type": "progress", "data": {"progress": -0.1}}, "/data/progress", "-0.1"),
         ({"type": "progress", "data": {"progress": 100.0001}}, "/data/progress", "100.0001"),
     ],
@@ -151,11 +160,15 @@ def test_progress_may_be_any_number_from_0_to_100(progress: str) -> None:
         b"",
         b" ",
         b"{",
-        b"\xef\xbb\xbf{}",
+        b"\xef\xbb\xbf",
+        b"\xef\xbb\xbf\xef\xbb\xbf{}",
+        b" \xef\xbb\xbf{}",
         b"\xff",
         b'{"type":"info","service":"s","source":"\xc3"}',
         b'{"type":"info","service":"s","data":{"x":"\xed\xa0\x80"}}',
-        b'{"type":"info","service":"s","data":{"x":"\\ud800"}}',
+        b'{"type":"info","service":"s","data":{"x":"\\ud83"}}',
+        b'{"type":"info","service":"s","data":{"x":"\\ud800","y":"\\x"}}',
+        b'{"type":"info","service":"s","data":{"x":"\\ud800"}',
         b'{"type":"info","service":"s","data":{"x":NaN}}',
         b'{"type":"info","service":"s","data":{"x":01}}',
         b'{"type":"info","service":"s","data":{"x":"a\nb"}}',
@@ -168,6 +181,65 @@ def test_progress_may_be_any_number_from_0_to_100(progress: str) -> None:
 def test_what_cannot_be_read_is_malformed(text: bytes) -> None:
     with pytest.raises(Malformed):
         made(text)
+
+
+HALVES = ["\\ud83d", "a\\uDBFFb", "\\udc00\\ud83d", "\\ud83d\\ud83d\\ude00", "\\ud83d\\u0041", "\\\\\\udfff"]
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize(
+    ("fields", "pointer"),
+    [
+        ('"source":"HALF"', "/source"),
+        ('"id":"HALF"', "/id"),
+        ('"timestamp":"HALF"', "/timestamp"),
+        ('"channels":["a","HALF"]', "/channels/1"),
+        ('"target":{"user_id":"HALF"}', "/target/user_id"),
+        ('"target":{"HALF_id":"u"}', "/target"),
+        ('"data":"HALF"', "/data"),
+        ('"data":{"a":{"~/":[0,{"b":"x","c":"HALF"}]}}', "/data/a/~0~1/1/c"),
+        ('"data":{"a":[{"HALF":1}]}', "/data/a/0"),
+        ('"data":{"a":[],"n":1e999,"m":1,"a":["HALF"]}', "/data/a/0"),
+        ('"metadata":{"priority":"HALF"}', "/metadata/priority"),
+        ('"metadata":{"retry_count":"HALF"}', "/metadata/retry_count"),
+        ('"HALF":1', ""),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_a_fault_of_the_text_that_has_it(half: str, fields: str, pointer: str) -> None:
+    text = f'{{"type":"info","service":"s",{fields.replace("HALF", half)}}}'.encode()
+    (fault,) = faults(text)
+    assert fault.pointer == pointer
+    assert "half of a surrogate pair, \\ud" in fault.detail
+    assert fault.detail.isprintable()
+
+
+def test_whole_surrogate_pairs_and_backslashes_before_a_u_are_no_fault() -> None:
+    data = rb'{"\ud83d\ude00":"\uD83D\uDE00","b":"\\ud83d","c":"\\\\ude00"}'
+    assert b'"data":' + data in made(b'{"type":"info","service":"s","data":' + data + b"}").body
+
+
+@given(st.text('d8cfF0aA\\"u\ud83d\ude00\U0001f600', max_size=12), st.booleans())
+def test_a_text_is_refused_exactly_where_it_has_half_of_a_surrogate_pair(text: str, plain: bool) -> None:
+    read = json.loads(json.dumps(text))
+    half = any("\ud800" <= each <= "\udfff" for each in read)
+    written = json.dumps({read: [read]}, ensure_ascii=not plain or half)
+    for fields in (f'"data":{written}', f'"source":{json.dumps(text)}', f'"metadata":{{"retry_count":{written}}}'):
+        whole = f'{{"type":"info","service":"s",{fields}}}'.encode()
+        if half:
+            assert "surrogate" in faults(whole)[0].detail
+        else:
+            made(whole)
+
+
+@pytest.mark.parametrize("text", [b"", b" \r\n\t", b"\xef\xbb\xbf", b"\xef\xbb\xbf "])
+def test_an_empty_body_is_called_empty(text: bytes) -> None:
+    with pytest.raises(Malformed, match="the body is empty"):
+        parse(text)
+
+
+def test_a_byte_order_mark_before_a_message_is_passed_over() -> None:
+    assert parse(b"\xef\xbb\xbf" + body(source="\ufeff")) == parse(body(source="\ufeff"))
+    assert faults(b"\xef\xbb\xbf" + body(id="a b"))[0].pointer == "/id"
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 5_000])

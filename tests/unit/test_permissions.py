@@ -491,7 +491,8 @@ async def ticket(app: AsgiDriver, *channels: str, **more: Any) -> str:
         ({"issued_before": True}, 422),
         ({"issued_before": -1}, 422),
         ({"issued_before": 4_000_000_000}, 422),
-        (b'{"issued_before":1e400}', 400),
+        (b'{"issued_before":1e400}', 422),
+        (b'{"issued_before":%b}' % (b"9" * 5_000), 422),
         (b'{"issued_before":1%b}' % (b"0" * 400), 422),
         (b'{"subject":"' + b"x" * 70_000 + b'"}', 413),
     ],
@@ -512,14 +513,14 @@ async def test_a_revocation_is_read_or_refused_with_the_place(app: AsgiDriver, g
 @pytest.mark.parametrize(
     ("given", "pointer", "detail"),
     [
-        ({"subject": ""}, "/subject", "'' is not allowed: it must be a text, and not empty"),
+        ({"subject": ""}, "/subject", '"" is not allowed: it must be a text, and not empty'),
         ({"jti": 7}, "/jti", "7 is not allowed: it must be a text, and not empty"),
-        ({"subject": "bob", "a/b": 1}, "/a~1b", "'a/b' is no field of a revocation"),
+        ({"subject": "bob", "a/b": 1}, "/a~1b", '"a/b" is no field of a revocation'),
         ({"subject": "bob", "jti": "t1"}, "", "it must have exactly one of the fields subject, jti and issued_before"),
         (
             {"issued_before": "now"},
             "/issued_before",
-            "'now' is not allowed: seconds since 1970, or an RFC 3339 date-time",
+            '"now" is not allowed: seconds since 1970, or an RFC 3339 date-time',
         ),
     ],
 )

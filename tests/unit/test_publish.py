@@ -155,6 +155,66 @@ async def test_a_wrong_body_is_refused_with_its_place_and_nothing_is_stored(
     assert await stored(client) == []
 
 
+@pytest.mark.parametrize("path", [SEND, BROADCAST, BATCH])
+@pytest.mark.parametrize("body", [b"", b" \r\n", b"\xef\xbb\xbf"])
+async def test_an_empty_body_is_told_as_empty(client: AsgiDriver, path: str, body: bytes) -> None:
+    assert problem(await client.request("POST", path, body), 400)["detail"] == "the body is empty"
+
+
+@pytest.mark.parametrize("path", [SEND, BROADCAST])
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"[" + message() + b"]", 422),
+        (b"[]", 422),
+        (b"\xef\xbb\xbf [7]", 422),
+        (b'{"messages":[' + message() + b"]}", 422),
+        (message() + b"\n" + message(), 400),
+    ],
+)
+async def test_many_messages_sent_as_one_are_told_where_to_go(
+    client: AsgiDriver, path: str, body: bytes, status: int
+) -> None:
+    told = problem(await client.request("POST", path, body), status)
+    assert "one message is a JSON object; several are sent to /api/v1/messages/batch" in told["detail"]
+
+
+async def test_one_message_sent_as_many_is_told_what_a_batch_is(client: AsgiDriver) -> None:
+    told = problem(await client.request("POST", BATCH, message()), 422)
+    assert told["detail"].startswith("this is one message, which is sent to /send; a batch is a JSON array")
+    assert "application/x-ndjson" in told["detail"]
+
+
+async def test_lines_under_another_type_are_told_how_they_are_sent(client: AsgiDriver) -> None:
+    body = message(id="m1") + b"\n" + message(id="m2")
+    told = problem(await client.request("POST", BATCH, body, {"content-type": "application/json"}), 400)
+    assert "NDJSON, which is sent with Content-Type: application/x-ndjson" in told["detail"]
+    assert await stored(client) == []
+
+
+WRONG: list[Any] = [None, True, False, "a\nb\x7f\u202e'", "", ("a",), ["a", None], {"a": [True]}, 1.5, -7, []]
+
+
+@pytest.mark.parametrize("value", WRONG)
+@pytest.mark.parametrize(
+    "field", ["type", "service", "id", "source", "timestamp", "target", "channels", "data", "metadata", "x'y\n"]
+)
+async def test_answers_speak_json_whatever_they_are_about(client: AsgiDriver, field: str, value: Any) -> None:
+    inner = {
+        "target": {"user_id": value, f"a{field}": value},
+        "channels": [value],
+        "data": {"progress": value},
+        "metadata": {"ttl": value, "priority": value},
+    }
+    for wrong in (value, inner.get(field, [value])):
+        body = message(**{"type": "progress", "data": {"progress": 1}, field: wrong})
+        answer = await client.send(body)
+        for fault in answer.json().get("errors", []):
+            assert fault["detail"].isprintable()
+            for python in ("None", "True", "False", "('", "['", "{'", "',", " 'a", "str", "int", "float", "bool "):
+                assert python not in fault["detail"].replace("string", "").replace("boolean", ""), fault
+
+
 async def test_a_compressed_body_is_refused(client: AsgiDriver) -> None:
     problem(await client.send(message(), content_encoding="gzip"), 415)
 
@@ -179,6 +239,79 @@ async def test_a_batch_keeps_its_order_and_each_item_stands_alone(client: AsgiDr
     assert [each.get("id", each.get("error", {}).get("status")) for each in told["results"]] == ["m1", 422, "m3", 409]
     assert told["results"][1]["error"]["errors"][0]["pointer"] == "/type"
     assert await stored(client) == ["m1", "m3"]
+
+
+@pytest.mark.parametrize("form", ["array", "object", "ndjson"])
+@pytest.mark.parametrize(
+    ("faulty", "status", "pointer"),
+    [
+        (b'{"type":"info","service":"s","source":"cut \\ud83d"}', 422, "/source"),
+        (b'{"type":"info","service":"s","data":{"a":["\\ud83d"]}}', 422, "/data/a/0"),
+        (b'{"type":"info","service":"s","data":{"\\ud83d":1}}', 422, "/data"),
+        (b'{"type":"info","service":"s","data":{"a":' + b"[" * 1_000 + b"]" * 1_000 + b"}}", 400, None),
+    ],
+)
+async def test_an_items_fault_never_touches_its_neighbours(form: str, faulty: bytes, status: int, pointer: str) -> None:
+    async with lifespan(app := create_app(Settings())):
+        client = AsgiDriver(app)
+        items = [message(id="m1"), faulty, message(id="m2"), faulty]
+        array = b"[" + b",".join(items) + b"]"
+        body = {"array": array, "object": b'{"messages":' + array + b"}", "ndjson": b"\n".join(items)}[form]
+        answer = await client.request("POST", BATCH, body, NDJSON if form == "ndjson" else {})
+        assert answer.status == 202
+        told = answer.json()
+        assert [each.get("id", each.get("error", {}).get("status")) for each in told["results"]] == [
+            "m1",
+            status,
+            "m2",
+            status,
+        ]
+        alone = problem(await client.send(faulty), status)
+        assert told["results"][1]["error"] == alone
+        assert [each["pointer"] for each in alone.get("errors", [])] == ([pointer] if pointer else [])
+        assert await stored(client) == ["m1", "m2"]
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/x-ndjson",
+        "application/ndjson",
+        "Application/NDJSON; charset=utf-8",
+        "application/jsonl",
+        "application/x-jsonl;charset=utf-8",
+        "application/jsonlines",
+        "application/x-jsonlines ; a=b",
+    ],
+)
+async def test_ndjson_has_several_names(client: AsgiDriver, content_type: str) -> None:
+    body = message(id="m1") + b"\n" + message(id="m2") + b"\n"
+    assert (await client.request("POST", BATCH, body, {"content-type": content_type})).json()["accepted"] == 2
+
+
+async def test_a_byte_order_mark_is_passed_over(client: AsgiDriver) -> None:
+    bom = b"\xef\xbb\xbf"
+    one, other = message(id="m1"), message(id="m2")
+    assert (await client.send(bom + one)).status == 202
+    assert (await client.send(bom + message(id="b1"), BROADCAST)).status == 202
+    for body, headers in (
+        (bom + b"[" + other + b"]", {}),
+        (bom + b' {"messages":[' + other + b"]}", {}),
+        (bom + other + b"\n" + bom + other, NDJSON),
+    ):
+        assert (await client.request("POST", BATCH, body, headers)).json()["rejected"] == 0
+    assert (await client.request("POST", "/api/v1/tickets", bom + b'{"channels":["a"]}')).status == 201
+    revoked = await client.request("POST", "/api/v1/revocations", bom + b'{"subject":"ann"}')
+    assert revoked.status == 201
+    assert await stored(client) == ["m1", "b1", "m2"]
+    assert problem(await client.request("POST", BATCH, bom + b"\n", NDJSON), 422)["results"] == []
+
+
+@pytest.mark.parametrize("endpoint", ["tickets", "revocations"])
+async def test_half_of_a_surrogate_pair_has_a_pointer_in_every_body(client: AsgiDriver, endpoint: str) -> None:
+    told = problem(await client.request("POST", f"/api/v1/{endpoint}", b'{"subject":"a\\ud83d"}'), 422)
+    assert told["errors"][0]["pointer"] == "/subject"
+    assert "half of a surrogate pair" in told["detail"]
 
 
 @pytest.mark.parametrize("body", [b"[]", b'{"messages":[]}', b'[{"type":"news"}]'])

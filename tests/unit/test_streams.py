@@ -1,6 +1,7 @@
 """The streams' contract, in process: with the server's wire extension and without."""
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 
@@ -120,6 +121,32 @@ async def test_the_header_wins_over_the_query_and_an_empty_one_is_none(client: A
         assert b'"resumed":false' in await stream.read_until(b"\n\n")
     async with client.stream(f"/sse/stream/a?{spelling}=earliest", {"Last-Event-ID": ""}) as stream:
         assert b'"resumed":true' in await stream.read_until(b'"m1"')
+
+
+@pytest.mark.parametrize("mistake", ["undefined", "null", "NaN", "None"])
+@pytest.mark.parametrize("header", [True, False])
+async def test_a_cursor_that_only_a_mistake_makes_is_told_as_that(
+    client: AsgiDriver, mistake: str, header: bool
+) -> None:
+    query, headers = ("", {"last-event-id": mistake}) if header else (f"?lastEventId={mistake}", {})
+    async with client.stream(f"/sse/stream/a{query}", headers) as stream:
+        gap = events(await stream.read_until(b'"reset"'))[-1]
+    told = json.loads(gap.data)
+    assert (told["after"], told["reason"]) == (mistake, "reset")
+    assert f'"{mistake}" is no cursor, but what ' in told["detail"]
+    assert "lastEventId of the newest event" in told["detail"]
+    history = (await client.request("GET", f"/api/v1/channels/a/messages?after={mistake}")).json()
+    assert history["gap"]["detail"] == told["detail"]
+
+
+async def test_a_javascript_object_is_no_cursor_and_told_as_that(client: AsgiDriver) -> None:
+    for request in (
+        client.request("GET", "/sse/stream/a", b"", {"last-event-id": "[object Object]"}),
+        client.request("GET", "/api/v1/channels/a/messages?after=[object%20Object]"),
+    ):
+        answer = await request
+        assert answer.status == 400
+        assert '"[object Object]" is no cursor, but what a JavaScript object becomes' in answer.json()["detail"]
 
 
 async def test_a_cursor_that_this_log_did_not_make_is_told_as_reset(client: AsgiDriver) -> None:

@@ -180,12 +180,12 @@ REFUSED = [
     (token("bob")[:-4], "signature is wrong"),
     (token("bob").rpartition(".")[0] + ".", "signature is wrong"),
     (token("bob", OTHER_SECRET), "signature is wrong"),
-    (unsigned(claims("bob")), "algorithm is 'none'; accepted are HS256"),
-    (unsigned(claims("bob"), "None"), "algorithm is 'None'; accepted are HS256"),
+    (unsigned(claims("bob")), 'algorithm is "none"; accepted are HS256'),
+    (unsigned(claims("bob"), "None"), 'algorithm is "None"; accepted are HS256'),
     (unsigned(claims("bob"), "HS256"), "signature is wrong"),
-    (signed(claims("bob"), SECRET, "HS384"), "algorithm is 'HS384'; accepted are HS256"),
-    (signed(claims("bob"), SECRET, "HS512"), "algorithm is 'HS512'; accepted are HS256"),
-    (token("bob", RSA), "algorithm is 'RS256'; accepted are HS256"),
+    (signed(claims("bob"), SECRET, "HS384"), 'algorithm is "HS384"; accepted are HS256'),
+    (signed(claims("bob"), SECRET, "HS512"), 'algorithm is "HS512"; accepted are HS256'),
+    (token("bob", RSA), 'algorithm is "RS256"; accepted are HS256'),
     (signed(claims("bob"), crit=["exp"], exp=1), "extensions (crit)"),
     (signed(claims("bob"), crit=["b64"], b64=False), "extensions (crit)"),
     (signed(claims("bob"), crit=[]), "extensions (crit)"),
@@ -196,7 +196,7 @@ REFUSED = [
     (signed(b'{"sub":"bob","exp":1e999}'), "claims are wrong"),
     (signed({"exp": 1}), "claims are wrong: Object missing required field `sub`"),
     (signed({"sub": "bob"}), "claims are wrong: Object missing required field `exp`"),
-    (signed(claims("bob") | {"sub": 7}), "claims are wrong: Expected `str`, got `int` - at `$.sub`"),
+    (signed(claims("bob") | {"sub": 7}), "claims are wrong: Expected `string`, got `whole number` - at `$.sub`"),
     (signed(claims("bob") | {"sub": None}), "claims are wrong"),
     (signed(claims("")), "sub is empty"),
     (signed(claims("bob") | {"exp": "1"}), "claims are wrong"),
@@ -210,7 +210,7 @@ REFUSED = [
     (token("bob", lifetime=31 * DAY), "valid for longer than 2592000 seconds (MAX_TOKEN_LIFETIME)"),
     (signed({"sub": "bob", "exp": claims(lifetime=31 * DAY)["exp"]}), "valid for longer than"),
     (token("bob", iat=claims()["iat"] - 20 * DAY, lifetime=11 * DAY), "valid for longer than"),
-    (token("bob", aud="msgpush"), "its aud is 'msgpush', and no JWT_AUDIENCE is set"),
+    (token("bob", aud="msgpush"), 'its aud is "msgpush", and no JWT_AUDIENCE is set'),
     (token("bob", aud=[]), "its aud is"),
     (token("bob", aud=7), "claims are wrong"),
     (token("bob", jti=7), "claims are wrong"),
@@ -254,7 +254,7 @@ async def test_a_public_key_is_no_secret_of_hs256() -> None:
     # What an attacker has is the public key, in any of the forms that it is handed out.
     for key in ASYMMETRIC:
         for secret in (public_pem(key), public_pem(key).strip(), json.dumps(public_jwk(key))):
-            assert "algorithm is 'HS256'" in await refusal(by_public_key(key), token("bob", secret))
+            assert 'algorithm is "HS256"' in await refusal(by_public_key(key), token("bob", secret))
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,14 @@ async def test_an_audience_that_is_set_must_be_named() -> None:
         assert (await tokens.read(token("bob", aud=accepted))).subject == "bob"
     for refused in ("other", "msgpush2", ["other"], []):
         assert "not this service's audience" in await refusal(tokens, token("bob", aud=refused))
-    assert "its aud is None" in await refusal(tokens, token("bob"))
+    assert "its aud is null" in await refusal(tokens, token("bob"))
+    assert 'its aud is ["other"]' in await refusal(tokens, token("bob", aud=["other"]))
+
+
+async def test_a_claim_that_is_json_as_text_is_told_as_that() -> None:
+    told = await refusal(by_secret(), signed(claims("bob") | {"msgpush": '{"subscribe":["a"]}'}))
+    assert r'msgpush is the text "{\"subscribe\":[\"a\"]}", and must be an object' in told
+    assert "write the claim as JSON" in told
 
 
 async def test_of_several_audiences_one_must_be_named() -> None:
@@ -720,7 +727,7 @@ async def test_unknown_keys_make_no_more_than_one_fetch_in_the_shortest_interval
     tokens = Tokens(Keys((), issuer.keys()))
     for number in range(20):
         text = signed(claims("bob"), OTHER_RSA, kid=f"none{number}")
-        assert f"key 'none{number}' for RS256 is not known" in await refusal(tokens, text)
+        assert f'key "none{number}" for RS256 is not known' in await refusal(tokens, text)
     assert issuer.fetches == 1
     issuer.clock.advance(MIN_INTERVAL)
     await refusal(tokens, signed(claims("bob"), OTHER_RSA, kid="none"))
@@ -748,8 +755,8 @@ async def test_keys_that_were_never_fetched_are_no_reason_to_refuse_a_token() ->
             await tokens.read(token("bob", RSA))
     assert issuer.fetches == 1, "no more often than the shortest interval allows"
     # What no key could verify is refused all the same.
-    assert "algorithm is 'none'" in await refusal(tokens, unsigned(claims("bob")))
-    assert "algorithm is 'HS256'" in await refusal(tokens, token("bob"))
+    assert 'algorithm is "none"' in await refusal(tokens, unsigned(claims("bob")))
+    assert 'algorithm is "HS256"' in await refusal(tokens, token("bob"))
 
 
 async def test_a_fetch_that_does_not_end_holds_nobody_up_for_long() -> None:
@@ -791,7 +798,7 @@ async def test_a_key_that_was_withdrawn_verifies_nothing_any_more() -> None:
     issuer.text = text_of(public_jwk(P256, "two"))
     issuer.clock.advance(MIN_INTERVAL)
     await keys.refresh()
-    assert "key 'one' for RS256 is not known" in await refusal(tokens, text)
+    assert 'key "one" for RS256 is not known' in await refusal(tokens, text)
 
 
 async def test_keys_that_are_the_same_again_leave_what_is_known_of_tokens() -> None:
@@ -816,7 +823,7 @@ async def test_a_token_that_names_no_key_is_verified_by_any_of_its_kind() -> Non
 
 async def test_a_secret_in_a_key_set_verifies_nothing() -> None:
     issuer = Issuer({"kty": "oct", "k": b64(SECRET), "kid": "s", "alg": "HS256"}, public_jwk(RSA))
-    assert "algorithm is 'HS256'" in await refusal(Tokens(Keys((), issuer.keys())), signed(claims("bob"), kid="s"))
+    assert 'algorithm is "HS256"' in await refusal(Tokens(Keys((), issuer.keys())), signed(claims("bob"), kid="s"))
 
 
 async def test_keys_are_fetched_before_anybody_asks_for_one() -> None:

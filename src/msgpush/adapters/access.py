@@ -15,13 +15,17 @@ from msgpush.adapters.auth import Authenticator
 from msgpush.adapters.web import RateExceeded, body_headers, encode, read_body
 from msgpush.domain.channel import MAX_LISTENED, NAME_RULE, escape, is_channel, shown
 from msgpush.domain.credentials import Revocation
-from msgpush.domain.errors import Fault, Invalid, Malformed
-from msgpush.domain.message import check_utf8, format_ms, normal_timestamp
+from msgpush.domain.errors import Fault, Invalid
+from msgpush.domain.json_text import check_utf8, unreadable, without_bom
+from msgpush.domain.message import format_ms, normal_timestamp
 from msgpush.domain.permissions import Permissions
 from msgpush.domain.ports import Limiter
 
 MAX_BYTES = 16 * 1024
 NO_STORE = {"Cache-Control": "no-store"}
+
+# A number that no float can hold is one all the same.
+_decode = msgspec.json.Decoder(float_hook=float).decode
 
 log = logging.getLogger("msgpush.auth")
 
@@ -113,10 +117,13 @@ async def _read(request: Request) -> dict[str, Any]:
     body_headers(request.scope, MAX_BYTES, "the body")
     body = await read_body(request.receive, MAX_BYTES, "the body")
     check_utf8(body)
+    body = without_bom(body)
     try:
-        given = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):
-        raise Malformed("the body is not JSON") from None
+        given = _decode(body)
+    except msgspec.ValidationError as error:
+        raise Invalid(Fault("", f"it has something that can't be read: {error}")) from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise unreadable(body, error) from None
     if not isinstance(given, dict):
         raise Invalid(Fault("", "it must be a JSON object"))
     return given

@@ -6,6 +6,7 @@ from starlette.responses import Response
 
 from msgpush.adapters.auth import Authenticator
 from msgpush.adapters.web import NotFound, Query, encode
+from msgpush.domain.channel import shown
 from msgpush.domain.ports import ConnectionFilter, ConnectionState, Roster
 
 NO_STORE = {"Cache-Control": "no-store"}
@@ -48,7 +49,7 @@ class Connections:
         await self._check(request)
         id = request.path_params["id"]
         if not await self._roster.close(id, reconnect=reconnect):
-            raise NotFound(f"there is no connection {id!r}")
+            raise NotFound(f"there is no connection {shown(id)}")
         return Response(status_code=204)
 
     async def _check(self, request: Request) -> None:

@@ -7,6 +7,7 @@ import msgspec
 
 from msgpush.adapters.access import NewTicket, Revoked
 from msgpush.adapters.auth import COOKIE
+from msgpush.adapters.batch import NDJSON_TYPES
 from msgpush.adapters.connections import ConnectionList
 from msgpush.adapters.publish import MAX_ITEMS, BatchResult
 from msgpush.adapters.web import Problem
@@ -318,11 +319,12 @@ def _publish_batch() -> Json:
     )
     array = {"type": "array", "minItems": 1, "maxItems": MAX_ITEMS, "items": _ref("Message")}
     form = {"anyOf": [array, {**_object(messages=array), "additionalProperties": False}]}
-    lines = {"type": "string", "description": "A message a line (NDJSON), stored as they arrive."}
+    others = ", ".join(NDJSON_TYPES[1:])
+    lines = {"type": "string", "description": f"A message a line (NDJSON), stored as they arrive. Also as {others}."}
     example = [EXAMPLE, BROADCAST_EXAMPLE]
     body = {
         **_content("application/json", form, example=example),
-        **_content("application/x-ndjson", lines, example="".join(f"{_line(each)}\n" for each in example)),
+        **_content(NDJSON_TYPES[0], lines, example="".join(f"{_line(each)}\n" for each in example)),
     }
     return _operation("Publish", "batch", "Publish many messages, each by itself, in their order", answers, body=body)
 

@@ -74,7 +74,7 @@ class Operations:
         try:
             await self._push.bus.end()
         except BusUnavailable as error:
-            return error.detail
+            return error.public
         return None
 
 

@@ -9,6 +9,7 @@ from msgspec import Struct
 from starlette.types import Receive, Scope, Send
 
 from msgpush.adapters.auth import Authenticator
+from msgpush.adapters.batch import NDJSON_TYPES, instead_of_one, split
 from msgpush.adapters.metrics import Metrics
 from msgpush.adapters.web import (
     Problem,
@@ -24,9 +25,11 @@ from msgpush.adapters.web import (
     read_body,
     respond,
 )
-from msgpush.domain.errors import BusUnavailable, Malformed, MsgpushError, TooLarge
+from msgpush.domain.channel import shown
+from msgpush.domain.errors import BusUnavailable, Invalid, Malformed, MsgpushError, TooLarge
 from msgpush.domain.grant import Grant
-from msgpush.domain.message import ID_RULE, Draft, is_id, parse, split_array
+from msgpush.domain.json_text import without_bom
+from msgpush.domain.message import ID_RULE, Draft, Message, is_id, parse
 from msgpush.domain.ports import Limiter
 from msgpush.domain.service import Push, Receipt
 
@@ -58,7 +61,7 @@ class Publish:
         try:
             grant = await self._auth.authenticate(scope)
             headers = body_headers(scope, self._max_bytes, "the message")
-            message = parse(await read_body(receive, self._max_bytes, "the message"))
+            message = _parse(await read_body(receive, self._max_bytes, "the message"))
             self._push.permissions.check(grant)  # a body may take long
             if message.id is None and headers.idempotency_key is not None:
                 message.id = _id_of(headers.idempotency_key)
@@ -134,7 +137,7 @@ class PublishBatch:
         headers = body_headers(scope, None, "the batch")
         if headers.idempotency_key is not None:
             raise Malformed("the header Idempotency-Key names one message: in a batch each message carries its own id")
-        if headers.content_type == "application/x-ndjson":
+        if headers.content_type in NDJSON_TYPES:
             try:
                 await self._store_lines(receive, grant, results)
             except TooLarge as error:
@@ -142,7 +145,7 @@ class PublishBatch:
                 return problem_of(error)
             return None
         body_headers(scope, self._max_batch_bytes, "the batch")
-        items = split_array(await read_body(receive, self._max_batch_bytes, "the batch"))
+        items = await split(await read_body(receive, self._max_batch_bytes, "the batch"))
         if len(items) > MAX_ITEMS:
             raise TooLarge("the batch", MAX_ITEMS, "messages")
         await self._store(items, grant, results)
@@ -159,7 +162,7 @@ class PublishBatch:
         await self._store_some([rest], grant, results)
 
     async def _store_some(self, lines: Sequence[bytes], grant: Grant, results: list[Receipt | Failed]) -> None:
-        lines = [line for line in lines if line.strip()]
+        lines = [line for line in lines if without_bom(line).strip()]
         fitting = lines[: MAX_ITEMS - len(results)]
         too_long = next((i for i, line in enumerate(fitting) if len(line) > self._max_message_bytes), None)
         await self._store(fitting[:too_long], grant, results)
@@ -269,6 +272,13 @@ class PublishBatch:
         await respond(send, told.status, encode(body), b"application/problem+json", headers)
 
 
+def _parse(body: bytes) -> Message:
+    try:
+        return parse(body)
+    except (Malformed, Invalid) as error:
+        raise instead_of_one(body, error) from None
+
+
 def _none_accepted(statuses: set[int]) -> Problem:
     if 503 in statuses:
         return problem(503, "the bus took none of the messages")
@@ -285,5 +295,5 @@ def _id_of(key: str) -> str:
     # A structured header's string stands in quotes; both ways are in use.
     id = key[1:-1] if len(key) > 1 and key[0] == key[-1] == '"' else key
     if not is_id(id):
-        raise Malformed(f"the header Idempotency-Key is {key!r}: it must be {ID_RULE}")
+        raise Malformed(f"the header Idempotency-Key is {shown(key)}: it must be {ID_RULE}")
     return id

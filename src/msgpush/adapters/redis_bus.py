@@ -26,6 +26,7 @@ from msgpush.adapters.redis_link import (
     RedisTarget,
     Script,
     SharedLink,
+    unavailable,
 )
 from msgpush.adapters.redis_log import (
     EPOCH,
@@ -179,7 +180,7 @@ class RedisBus:
                 results = await self._commit(group)
             except (BusUnavailable, NotNow) as error:
                 # Those behind it would find the same, and have waited as long already.
-                self._refuse(BusUnavailable(str(error)))
+                self._refuse(unavailable(error))
             except Exception:
                 # Publishing must outlive a mistake.
                 log.exception("a group of messages can't be stored")
@@ -260,7 +261,9 @@ class RedisBus:
                         refused = error  # it wasn't done, so it may be sent again, while there is time
                     await backoff.pause()
         except TimeoutError:
-            raise refused or BusUnavailable(f"Redis ({self._target}) doesn't answer") from None
+            raise refused or BusUnavailable(
+                f"Redis ({self._target}) doesn't answer", public="Redis doesn't answer"
+            ) from None
 
     def _plan(self, group: list[Draft], tag: bytes) -> tuple[list[str], list[bytes]]:
         channels: dict[str, int] = {}
@@ -304,7 +307,7 @@ class RedisBus:
         try:
             (seconds, _), *replies = await self._reader.calls(commands)
         except NotNow as error:
-            raise BusUnavailable(str(error)) from error
+            raise unavailable(error) from error
         now = self._now_ms() or int(seconds) * 1000
         forgotten = Position(max(0, now - DAY_MS), 0)
         return [self._page(limit, forgotten, *replies[n : n + 3]) for n in range(0, len(replies), 3)]
@@ -339,7 +342,7 @@ class RedisBus:
         try:
             return await self._asker.calls(commands)
         except NotNow as error:
-            raise BusUnavailable(str(error)) from error
+            raise unavailable(error) from error
 
     # The tail
 
@@ -412,7 +415,7 @@ class RedisBus:
                 "XREAD", "COUNT", self._count, "BLOCK", wait, "STREAMS", LOG, id_of(chain.at)
             )
         except NotNow as error:
-            raise BusUnavailable(str(error)) from error
+            raise unavailable(error) from error
         if not reply:
             if unread:
                 # What we have written isn't here: this server isn't the one that we write to, or it has lost it.
@@ -510,7 +513,7 @@ class RedisBus:
         try:
             (won,) = await self._asker.script(self._begin_script, [HEAD, LOG], args)
         except NotNow as error:
-            raise BusUnavailable(str(error)) from error
+            raise unavailable(error) from error
         return bool(won)
 
     async def _mend(self) -> None:
@@ -556,7 +559,7 @@ class RedisBus:
         try:
             (answer,) = await self._asker.script(self._mend_script, keys, [_pack((*seen, self._now_ms(), plan))])
         except NotNow as error:
-            raise BusUnavailable(str(error)) from error
+            raise unavailable(error) from error
         if not answer:
             return  # another instance was first
         if answer[0]:

@@ -7,9 +7,8 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from msgpush.adapters.redis_link import HASH_TAG, Command, NotNow, RedisTarget, Script, SharedLink
+from msgpush.adapters.redis_link import HASH_TAG, Command, NotNow, RedisTarget, Script, SharedLink, unavailable
 from msgpush.domain.credentials import MOST, Revocation, Ticket
-from msgpush.domain.errors import BusUnavailable
 
 REVOKED: Final = f"{HASH_TAG}:revoked"
 
@@ -111,7 +110,7 @@ class RedisCredentials:
         try:
             found = await self._finder.call("HGET", _key(digest), "ticket")
         except NotNow as error:
-            raise BusUnavailable(str(error)) from error
+            raise unavailable(error) from error
         return None if found is None else _decode(found)
 
     async def holder(self, digest: str) -> str | None:
@@ -140,14 +139,14 @@ class RedisCredentials:
         try:
             (answer,) = await self._link.script(script, keys, args)
         except NotNow as error:
-            raise BusUnavailable(str(error)) from error
+            raise unavailable(error) from error
         return answer
 
     async def _call(self, *commands: Command) -> list[Any]:
         try:
             return await self._link.calls(commands)
         except NotNow as error:
-            raise BusUnavailable(str(error)) from error
+            raise unavailable(error) from error
 
 
 def _key(digest: str) -> str:

@@ -5,8 +5,7 @@ from importlib.resources import files
 from math import ceil
 from typing import Self
 
-from msgpush.adapters.redis_link import HASH_TAG, Batcher, Link, NotNow, RedisTarget, Script
-from msgpush.domain.errors import BusUnavailable
+from msgpush.adapters.redis_link import HASH_TAG, Batcher, Link, NotNow, RedisTarget, Script, unavailable
 from msgpush.domain.ports import Allowance
 
 RATE = (files("msgpush.adapters") / "rate.lua").read_text()
@@ -37,7 +36,7 @@ class RedisLimiter:
         try:
             return await self._take((subject, wanted))
         except NotNow as error:
-            raise BusUnavailable(str(error)) from error
+            raise unavailable(error) from error
 
     async def _take_all(self, asking: Sequence[tuple[str, int]]) -> list[Allowance]:
         keys = [f"{HASH_TAG}:rate:{subject}".encode(errors="surrogatepass") for subject, _ in asking]

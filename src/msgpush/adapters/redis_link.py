@@ -61,6 +61,8 @@ A = TypeVar("A")
 class NotNow(MsgpushError):
     """The server has refused the command without doing it: here or elsewhere, it may be sent again."""
 
+    public = "Redis has refused it for now"
+
 
 class RedisTarget(Struct, frozen=True):
     """Which Redis: where to look, and what each connection needs.
@@ -431,7 +433,7 @@ class Link:
                 await connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._target.master)
                 found = await connection.read_response(disable_decoding=True)
                 if found is None:
-                    raise ConnectionError(f"this Sentinel knows no master {self._target.master!r}")
+                    raise ConnectionError(f"this Sentinel knows no master {self._target.master}")
                 return found[0].decode(), int(found[1])
             await connection.send_command("CLUSTER", "SLOTS")
             return self._primary(address, await connection.read_response(disable_decoding=True))
@@ -499,10 +501,15 @@ def _translated(error: Exception, target: RedisTarget) -> MsgpushError:
     if _is_elsewhere(error) or isinstance(error, BusyLoadingError | TryAgainError | NoScriptError):
         return NotNow(f"Redis ({target}) has refused: {error}")
     if isinstance(error, TimeoutError):
-        return BusUnavailable(f"Redis ({target}) doesn't answer")
+        return BusUnavailable(f"Redis ({target}) doesn't answer", public="Redis doesn't answer")
     if isinstance(error, ResponseError):
-        return BusUnavailable(f"Redis ({target}) has failed: {error}")
-    return BusUnavailable(f"Redis ({target}) can't be reached: {error}")
+        return BusUnavailable(f"Redis ({target}) has failed: {error}", public=f"Redis has failed: {error}")
+    return BusUnavailable(f"Redis ({target}) can't be reached: {error}", public="Redis can't be reached")
+
+
+def unavailable(error: NotNow | BusUnavailable) -> BusUnavailable:
+    """What a caller is told who can't send the command again."""
+    return BusUnavailable(str(error), public=error.public)
 
 
 class Batcher(Generic[Q, A]):

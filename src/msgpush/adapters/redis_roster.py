@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 import msgspec
 
 from msgpush.adapters.memory_roster import MemoryRoster, kinds_of, stats_of
-from msgpush.adapters.redis_link import HASH_TAG, NotNow, RedisTarget, Script, SharedLink
+from msgpush.adapters.redis_link import HASH_TAG, NotNow, RedisTarget, Script, SharedLink, unavailable
 from msgpush.domain.control import Close, Command
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.hub import Hub
@@ -168,7 +168,7 @@ class RedisRoster:
         except (NotNow, BusUnavailable) as error:
             self._anew = True
             self._forget()
-            raise BusUnavailable(str(error)) from error
+            raise unavailable(error) from error
         # Redis may have been away for longer than the lease, or have lost what it had.
         self._anew = number != len(self._written)
         if self._anew:
@@ -239,7 +239,7 @@ class RedisRoster:
         try:
             return await self._link.calls(commands) if commands else []
         except NotNow as error:
-            raise BusUnavailable(str(error)) from error
+            raise unavailable(error) from error
 
 
 def _read(decode: Callable[[bytes], T], text: bytes) -> T | None:

@@ -161,5 +161,5 @@ def _types(name: str, text: str) -> frozenset[str]:
     for each in types:
         if each not in TYPES:
             also = " (or *, or none)" if name == "events" else ""
-            raise Malformed(f"the parameter {name!r} has {shown(each)}: allowed are {', '.join(TYPES)}{also}")
+            raise Malformed(f"the parameter {name} has {shown(each)}: allowed are {', '.join(TYPES)}{also}")
     return types

@@ -3,6 +3,7 @@
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from typing import Any
 
@@ -17,6 +18,7 @@ from msgpush.adapters.keys import ASYMMETRIC, Keys
 from msgpush.domain.channel import shown
 from msgpush.domain.errors import Unauthorized
 from msgpush.domain.grant import Grant, Patterns, is_pattern
+from msgpush.domain.json_text import json_words
 from msgpush.domain.message import format_ms
 
 CACHED = 4_096  # tokens whose signature is known to be right
@@ -156,7 +158,7 @@ class Tokens:
         try:
             claims = _claims(payload)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise Unauthorized(f"the token's claims are wrong: {error}") from None
+            raise Unauthorized(f"the token's claims are wrong: {_claims_fault(payload, error)}") from None
         self._check(claims)
         self._check_audience(claims, payload)
         given = claims.msgpush or Permissions()
@@ -220,6 +222,15 @@ def _texts(value: object) -> tuple[str, ...]:
     """What a claim names that is a text, or several."""
     several = (value,) if isinstance(value, str) else value if isinstance(value, list | tuple) else ()
     return tuple(text for text in several if isinstance(text, str))
+
+
+def _claims_fault(payload: bytes, error: Exception) -> str:
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        match msgspec.json.decode(payload):
+            case {"msgpush": str(text)}:
+                advice = "have the issuer write the claim as JSON, not as a text that has JSON in it"
+                return f"msgpush is the text {shown(text)}, and must be an object: {advice}"
+    return json_words(str(error))
 
 
 def _moment(seconds: float) -> str:

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from msgpush.domain.channel import shown
 from msgpush.domain.errors import (
     BusUnavailable,
     Conflict,
@@ -96,7 +97,8 @@ def problem(status: int, detail: str, errors: tuple[Fault, ...] | UnsetType = UN
 
 def problem_of(error: MsgpushError) -> Problem:
     """An error of this package, as it is told to the client."""
-    return problem(STATUS[type(error)], str(error), error.faults if isinstance(error, Invalid) else UNSET)
+    detail = error.public if isinstance(error, BusUnavailable) else str(error)
+    return problem(STATUS[type(error)], detail, error.faults if isinstance(error, Invalid) else UNSET)
 
 
 class ProblemResponse(Response):
@@ -215,7 +217,7 @@ class Query:
         """The value of a parameter that may be given once, under any of its names."""
         found = [(name, value) for name in names for value in self.all(name)]
         if len(found) > 1:
-            raise Malformed(f"the parameter {found[0][0]!r} is given more than once")
+            raise Malformed(f"the parameter {found[0][0]} is given more than once")
         return found[0][1] if found else None
 
     def integer(self, name: str, default: int, lowest: int, highest: int) -> int:
@@ -223,20 +225,20 @@ class Query:
         if value is None:
             return default
         if not (value.isascii() and value.isdecimal() and len(value) < 10 and lowest <= int(value) <= highest):
-            raise Malformed(f"the parameter {name!r} is {value!r}: it must be a number from {lowest} to {highest}")
+            raise Malformed(f"the parameter {name} is {shown(value)}: it must be a number from {lowest} to {highest}")
         return int(value)
 
     def flag(self, name: str, default: bool) -> bool:
         value = self.one(name)
         if value not in (None, "true", "false"):
-            raise Malformed(f"the parameter {name!r} is {value!r}: it must be true or false")
+            raise Malformed(f"the parameter {name} is {shown(value)}: it must be true or false")
         return default if value is None else value == "true"
 
     def done(self) -> None:
         """Raise `Malformed` where there is a parameter that nobody took; those that begin with `_` are let pass."""
         for name in self._values:
             if not name.startswith("_"):
-                raise Malformed(f"there is no parameter {name!r} here")
+                raise Malformed(f"there is no parameter {shown(name)} here")
 
 
 async def body_parts(receive: Receive) -> AsyncIterator[bytes]:
@@ -304,7 +306,7 @@ def body_headers(scope: Scope, limit: int | None, what: str) -> BodyHeaders:
             key = value.decode("latin-1")
         elif name == b"content-encoding" and value not in (b"", b"identity"):
             raise Unsupported(
-                f"the Content-Encoding {value.decode('latin-1')!r} is not read here: send the body as it is"
+                f"the Content-Encoding {shown(value.decode('latin-1'))} is not read here: send the body as it is"
             )
     return BodyHeaders(content_type, key)
 

@@ -1,5 +1,6 @@
 """Channel names, and the routing policy: which channels a message belongs to."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -10,7 +11,7 @@ BROADCAST = "broadcast"
 MAX_CHANNELS = 32  # of a message
 MAX_LISTENED = 64  # of a stream, without `broadcast`
 MAX_TARGETS = 8
-NAME_RULE = "1-200 characters with no control character, white space, comma, '*', '/', '?' or '#'"
+NAME_RULE = "1-200 characters with no control character, white space, comma, *, /, ? or #"
 NAME_CHARACTER = r"[^\s,*/?#\x00-\x1f\x7f-\x9f]"  # as a regular expression
 
 CACHED = 256  # characters of a message's own channels, up to which its route is kept
@@ -24,12 +25,22 @@ def is_channel(name: str) -> bool:
 
 
 def shown(value: object) -> str:
-    """A value as an error message names it: short, and on one line."""
+    """A value as an error message names it: in JSON, short, and on one line."""
     try:
-        text = repr(value)
+        text = json.dumps(value, ensure_ascii=False)
     except RecursionError:
-        text = f"a deeply nested {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        text = f"a deeply nested {'object' if isinstance(value, dict) else 'array'}"
+    return shown_json(text)
+
+
+def shown_json(text: str) -> str:
+    """A JSON text as an error message shows it: short, and on one line, whatever it has."""
+    short = text if len(text) <= 80 else f"{text[:77]}..."
+    return short if short.isprintable() else "".join(map(_printable, short))
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else json.dumps(character)[1:-1]
 
 
 def route(

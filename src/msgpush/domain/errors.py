@@ -49,7 +49,7 @@ class Conflict(MsgpushError):
     """The id was accepted before, with other content."""
 
     def __init__(self, service: str, id: str) -> None:
-        super().__init__(f"service {service!r} has published id {id!r} before, with other content")
+        super().__init__(f'service "{service}" has published id "{id}" before, with other content')
         self.service, self.id = service, id
 
 
@@ -74,12 +74,15 @@ class BusUnavailable(MsgpushError):
     """The bus can't take or give messages now; nothing was stored.
 
     Args:
+        detail: what has happened, for the log: it may name servers.
         retry_after: seconds after which another try makes sense.
+        public: the same as strangers may hear it, if that differs.
     """
 
-    def __init__(self, detail: str, retry_after: int = 1) -> None:
+    def __init__(self, detail: str, retry_after: int = 1, *, public: str | None = None) -> None:
         super().__init__(detail)
         self.detail, self.retry_after = detail, retry_after
+        self.public = detail if public is None else public
 
 
 class Overloaded(MsgpushError):

@@ -5,11 +5,11 @@ from heapq import merge
 from operator import attrgetter
 from typing import Literal, NamedTuple
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from msgpush.domain.log import unique
 from msgpush.domain.message import Entry
-from msgpush.domain.position import ZERO, Position
+from msgpush.domain.position import ZERO, Position, mistake
 
 Reason = Literal["trimmed", "expired", "reset"]
 
@@ -20,6 +20,12 @@ class Gap(Struct, frozen=True):
     channel: str | None
     after: str
     reason: Reason
+    detail: str | UnsetType = UNSET
+
+
+def reset_after(cursor: str) -> Gap:
+    """What a reader is told whose cursor the log didn't make; in plain words where a program's mistake has made it."""
+    return Gap(None, cursor, "reset", mistake(cursor) or UNSET)
 
 
 class Linked(NamedTuple):

@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from msgpush.domain.connection import Cohort, Connection, End, FrameCache, Start, Subscription
 from msgpush.domain.errors import Ending
-from msgpush.domain.history import Gap, Page, Reason, Replay
+from msgpush.domain.history import Gap, Page, Reason, Replay, reset_after
 from msgpush.domain.log import Ring
 from msgpush.domain.message import Entry
 from msgpush.domain.places import Places
@@ -201,7 +201,7 @@ class Hub:
             connection.cursor = start.after or ZERO
             connection.replay = Replay(start.after, self._now_ms(), subscription.types)
             if start.reset:
-                connection.gaps.append(Gap(None, start.asked, "reset"))
+                connection.gaps.append(reset_after(start.asked))
         taken = connection.sink.offer(opening(self.cursor_of(connection)))
         connection.written = self._monotonic()
         self._schedule(connection)

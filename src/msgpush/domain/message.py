@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from msgpush.domain.channel import escape, route, shown
+from msgpush.domain.channel import escape, route, shown, shown_json
 from msgpush.domain.errors import Fault, Invalid, Malformed, TooLarge
+from msgpush.domain.json_text import BOM, DEEP, check_utf8, json_words, unreadable, without_bom
 from msgpush.domain.position import Position
 
 Type = Literal["progress", "status", "error", "success", "warning", "info", "custom"]
@@ -139,47 +140,17 @@ def parse(body: bytes) -> Message:
         check_utf8(body)
         message = _decode(body)
         if not is_service(message.service):
-            raise Invalid(_wrong("/service", message.service))
+            raise Invalid(_wrong("/service", shown(message.service)))
         _check_depth(body)
         _check_data(message)
     except msgspec.ValidationError as error:
         raise _invalid(body, error) from None
     except (msgspec.DecodeError, RecursionError) as error:
-        raise _malformed(error) from None
+        # Looked for here, where it costs a good message nothing.
+        if (text := without_bom(body)) != body and not text.startswith(BOM):
+            return parse(text)
+        raise unreadable(body, error) from None
     return message
-
-
-def check_utf8(body: bytes) -> None:
-    """Raise `Malformed` unless `body` is UTF-8 throughout: the decoder doesn't look inside what it passes on."""
-    try:
-        body.decode()
-    except UnicodeDecodeError as error:
-        raise Malformed(f"the body is not UTF-8 (byte {error.start})") from None
-
-
-def split_array(body: bytes) -> list[bytes]:
-    """The texts of a batch's messages, from a JSON array or from `{"messages": [...]}`.
-
-    Raises:
-        Malformed: not JSON.
-        Invalid: neither form.
-    """
-    check_utf8(body)
-    try:
-        array = _BATCH(body) if body.lstrip()[:1] == b"{" else None
-        items = array.messages if array is not None else _decode_items(body)
-    except msgspec.ValidationError as error:
-        raise _invalid(body, error) from None
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise _malformed(error) from None
-    return [bytes(item) for item in items]
-
-
-class _Batch(Struct, forbid_unknown_fields=True):
-    messages: list[Raw]
-
-
-_BATCH = msgspec.json.Decoder(_Batch).decode
 
 
 def draft(message: Message, now: int, new_id: str, default_ttl: int, *, broadcast: bool = False) -> Draft:
@@ -196,6 +167,10 @@ def draft(message: Message, now: int, new_id: str, default_ttl: int, *, broadcas
     """
     if broadcast and message.target:
         raise Invalid(Fault("/target", "a broadcast goes to all: it has no target"))
+    if message.target and not message.channels and all(each is None for each in message.target.values()):
+        # Accepted it would reach nobody: the user whom its publisher meant was missing.
+        detail = "null names nobody: give a string, or leave the target out"
+        raise Invalid(*(Fault(f"/target/{escape(key)}", detail) for key in message.target))
     channels = route(message.service, message.target, message.channels, broadcast=broadcast)
     given = message.metadata or _NO_METADATA
     ttl = given.ttl or default_ttl
@@ -235,7 +210,7 @@ def data_of(entry: Entry) -> bytes:
 def _check_depth(body: bytes) -> None:
     # The parser takes fewer levels the more calls there are around it: what is accepted here must be readable wherever
     # it is delivered from.
-    if body.count(b"{") + body.count(b"[") > 500:
+    if body.count(b"{") + body.count(b"[") > DEEP:
         _decode_raw(b"[" * SPARE_DEPTH + body + b"]" * SPARE_DEPTH)
 
 
@@ -279,7 +254,7 @@ def _fault(body: bytes, error: msgspec.ValidationError) -> Fault:
         pointer = _pointer([*steps, missing[1]])
         return Fault(pointer, "it is required" + (f": {_RULES[pointer]}" if pointer in _RULES else ""))
     pointer = _pointer(steps)
-    rule = text[:1].lower() + text[1:].replace("`", "")
+    rule = text[:1].lower() + json_words(text)[1:].replace("`", "")
     return _wrong(pointer, _look_up(body, steps), rule)
 
 
@@ -289,23 +264,23 @@ def _unknown_field(body: bytes, text: str) -> str | None:
     return next((name for name in names if text == f"Object contains unknown field `{name}`"), None)
 
 
-def _wrong(pointer: str, value: object, rule: str = "") -> Fault:
-    return Fault(pointer, f"{shown(value)} is not allowed: {_RULES.get(pointer, rule)}")
+def _wrong(pointer: str, value: str, rule: str = "") -> Fault:
+    return Fault(pointer, f"{value} is not allowed: {_RULES.get(pointer, rule)}")
 
 
 def _pointer(steps: list[str]) -> str:
     return "".join("/" + escape(step) for step in steps)
 
 
-def _look_up(body: bytes, steps: list[str]) -> object:
+def _look_up(body: bytes, steps: list[str]) -> str:
     value = Raw(body)
     for step in steps:
         value = _decode_items(value)[int(step)] if bytes(value).lstrip()[:1] == b"[" else _decode_members(value)[step]
     try:
-        return _decode_any(value)
+        return shown(_decode_any(value))
     except (msgspec.ValidationError, RecursionError):
         # A number that Python can't hold, or what is nested deeply: as it was written.
-        return bytes(value).decode()
+        return shown_json(bytes(value).decode())
 
 
 def _invalid(body: bytes, error: msgspec.ValidationError) -> Malformed | Invalid:
@@ -314,13 +289,7 @@ def _invalid(body: bytes, error: msgspec.ValidationError) -> Malformed | Invalid
         _decode_raw(body)
         return Invalid(_fault(body, error))
     except (msgspec.DecodeError, RecursionError) as worse:
-        return _malformed(worse)
-
-
-def _malformed(error: Exception) -> Malformed:
-    if isinstance(error, RecursionError):
-        return Malformed("the body is nested too deeply")
-    return Malformed(f"the body is not JSON: {error}")
+        return unreadable(body, worse)
 
 
 _TIMESTAMP = re.compile(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
+from msgpush.domain.channel import shown
 from msgpush.domain.errors import Malformed
 
 EARLIEST = "earliest"
@@ -19,6 +20,12 @@ TERMINAL = "~end"
 MAX_CURSOR = 128
 
 _TEXT = re.compile(rf"[A-Za-z0-9_.~-]{{1,{MAX_CURSOR}}}")
+_NO_VALUES = {
+    **dict.fromkeys(("undefined", "null", "NaN", "true", "false"), "a JavaScript value that isn't a text"),
+    "[object Object]": "a JavaScript object",
+    "None": "Python's None",
+    "nil": "a value that isn't there",
+}
 # The leading 1 is the form's version: it leaves room for several logs one day.
 _CURSOR = re.compile(r"1([a-z0-9]{8})\.(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})")
 
@@ -65,8 +72,16 @@ def check_cursor(text: str) -> str:
         Malformed: it has other characters than cursors have, or is too long.
     """
     if not is_cursor(text):
-        raise Malformed(f"a cursor is 1-{MAX_CURSOR} characters of A-Za-z0-9_.~-")
+        raise Malformed(mistake(text) or f"{shown(text)} is no cursor: 1-{MAX_CURSOR} characters of A-Za-z0-9_.~-")
     return text
+
+
+def mistake(text: str) -> str | None:
+    """What to say of a text that a program has made where it had no cursor; None: it isn't known as such."""
+    if text not in _NO_VALUES:
+        return None
+    advice = "send the lastEventId of the newest event, or no cursor at all to begin with what comes now"
+    return f"{shown(text)} is no cursor, but what {_NO_VALUES[text]} becomes as a text: {advice}"
 
 
 def parse_cursor(text: str, epoch: str) -> Position | None:

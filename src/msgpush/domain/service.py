@@ -8,13 +8,13 @@ from typing import Self
 
 from msgspec import Raw, Struct
 
-from msgpush.domain.channel import BROADCAST, is_channel
+from msgpush.domain.channel import BROADCAST, NAME_RULE, is_channel, shown
 from msgpush.domain.connection import NOW, Connection, Start, Subscription
 from msgpush.domain.control import Close, Command, control
 from msgpush.domain.credentials import Revocation
 from msgpush.domain.delivery import Delivery
 from msgpush.domain.errors import BusUnavailable, Closed, Conflict, Malformed, MsgpushError, Overloaded
-from msgpush.domain.history import Gap, Reason, Replay
+from msgpush.domain.history import Gap, Reason, Replay, reset_after
 from msgpush.domain.hub import Hub
 from msgpush.domain.inbox import LINES, Inbox
 from msgpush.domain.message import Draft, Message, draft
@@ -285,7 +285,7 @@ class Push:
         """
         for channel in channels:
             if not is_channel(channel):
-                raise Malformed(f"{channel!r} is no channel name")
+                raise Malformed(f"{shown(channel)} is no channel name: {NAME_RULE}")
         wanted = frozenset(channels) | ({BROADCAST} if broadcast else set())
         inbox = Inbox()
         connection = Connection(secrets.token_hex(8), inbox)
@@ -331,7 +331,7 @@ class Push:
                 break
         gap = None
         if start.reset:
-            gap = Gap(None, after or "", "reset")
+            gap = reset_after(after or "")
         elif missing is not None:
             gap = Gap(channel, after or "", missing)
         return History(bodies, str(Cursor(self.bus.epoch, found.end)), gap)

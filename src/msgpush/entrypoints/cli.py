@@ -16,6 +16,7 @@ from msgpush import __version__
 from msgpush.adapters.addresses import with_port
 from msgpush.adapters.logs import configure
 from msgpush.adapters.metrics import Shared
+from msgpush.domain.channel import shown
 from msgpush.entrypoints.app import create_app
 from msgpush.entrypoints.output import complain, say, standard_files
 from msgpush.entrypoints.protocol import Limits
@@ -70,7 +71,7 @@ def _main(argv: list[str]) -> int:
                 return work(settings, worker)
             return supervise(settings, flags, warnings) if settings.workers > 1 else serve(settings, warnings)
         case [command, *_]:
-            complain(f"msgpush: there is no command {command!r}\n{USAGE.rstrip()}")
+            complain(f"msgpush: there is no command {shown(command)}\n{USAGE.rstrip()}")
             return 2
         case _:
             raise AssertionError(argv)

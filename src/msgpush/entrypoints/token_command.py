@@ -18,6 +18,7 @@ from msgpush.adapters.keys import Keys, SigningKey, private_key, secret_key
 from msgpush.adapters.redis_credentials import RedisCredentials
 from msgpush.adapters.tokens import registry_for
 from msgpush.adapters.web import KeysUnavailable
+from msgpush.domain.channel import shown
 from msgpush.domain.credentials import Revocations
 from msgpush.domain.errors import BusUnavailable, Unauthorized
 from msgpush.domain.grant import Grant
@@ -75,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 def _seconds(text: str) -> int:
     found = re.fullmatch("([0-9]{1,9})([smhd]?)", text)
     if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not such as 90s, 15m, 1h or 30d")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not such as 90s, 15m, 1h or 30d")
     return int(found[1]) * UNITS[found[2]]
 
 
@@ -182,4 +183,4 @@ def _show(grant: Grant) -> None:
 
 def _printable(text: str) -> str:
     # A subject is often what its user chose, and a terminal obeys what it is told.
-    return text if text.isprintable() else repr(text)
+    return text if text.isprintable() else shown(text)
