@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urljoin
 
 import msgspec
 import pytest
@@ -448,10 +449,34 @@ def test_fewer_open_files_than_streams_lower_the_limit_with_a_warning() -> None:
                 stream.close()
 
 
-def test_under_a_prefix_everything_works_as_without() -> None:
-    with ServiceProcess(ROOT_PATH="/push") as process, SseClient(process.port, "/sse/stream/a") as stream:
-        stream.next()
-        publish(process.port, "p1")
-        assert ids([stream.next()]) == ["p1"]
-        assert request(process.port, "GET", "/static/index.js").status == 200
-        assert request(process.port, "GET", "/").status == 200
+@pytest.mark.parametrize("root", ["/push", "/sse/user", "/api/v1/channels"])
+def test_under_a_prefix_everything_works_as_without_whether_the_proxy_strips_it_or_not(root: str) -> None:
+    with ServiceProcess(ROOT_PATH=root) as process:
+        port = process.port
+        for prefix in ("", root):
+            channel = "under" + prefix.replace("/", ".")
+            with SseClient(port, f"{prefix}/sse/stream/{channel}") as stream:
+                assert stream.next().type == "msgpush.open"
+                body = {"type": "info", "service": "s", "channels": [channel], "id": channel}
+                sent = request(port, "POST", f"{prefix}/api/v1/messages/send", msgspec.json.encode(body))
+                assert sent.status == 202
+                assert ids([stream.next()]) == [channel]
+            history = request(port, "GET", f"{prefix}/api/v1/channels/{channel}/messages")
+            assert len(msgspec.json.decode(history.body)["messages"]) == 1
+            for name in ("x/sse/user/a", "x/sse/stream/a", f"x{root}/sse/user/y"):
+                refused = request(port, "GET", f"{prefix}/sse/user/{name}")
+                assert refused.status == 400
+                told = msgspec.json.decode(refused.body)["detail"]
+                assert told.startswith(f'"user:{name}" is no channel name'), "all of the name, and no more"
+            for path in ("/", "/docs"):
+                page = request(port, "GET", prefix + path)
+                assert page.status == 200
+                for source in re.findall(r'(?:src|href)="([^"]+)"', page.body.decode()):
+                    assert request(port, "GET", urljoin(prefix + path, source)).status == 200
+            description = msgspec.json.decode(request(port, "GET", f"{prefix}/openapi.json").body)
+            server = urljoin(f"{prefix}/openapi.json", description["servers"][0]["url"])
+            assert request(port, "GET", urljoin(server, "health/live")).status == 200
+            assert request(port, "GET", f"{prefix}/metrics").status == 200
+            assert request(port, "GET", f"{prefix}/static/nothing").status == 404
+        entered = request(port, "GET", root)
+        assert (entered.status, urljoin(root, entered.headers["location"])) == (308, root + "/")

@@ -265,6 +265,33 @@ async def test_the_open_modes_ask_for_nothing(settings: Settings) -> None:
             assert set(got.values()) == {200, 201, 202, 404}
 
 
+# Whose name can't be a channel's
+
+
+async def test_a_subject_that_is_no_name_listens_to_itself_under_the_name_that_its_refusals_tell(
+    client: AsgiDriver,
+) -> None:
+    headers = bearer(issue("acme/ann lee", publish=["*"]))
+    refused = await client.request("GET", "/sse/user/acme%2Fann%20lee", b"", headers)
+    assert refused.status == 400
+    path = refused.json()["detail"].rpartition(" ")[2]
+    assert path == "/sse/user/acme%252Fann%2520lee"
+    message: dict[str, Any] = {"type": "info", "service": "a", "target": {"user_id": "acme/ann lee"}}
+    send = "/api/v1/messages/send"
+    refused = await client.request("POST", send, msgspec.json.encode(message), headers)
+    assert refused.status == 422
+    fault = refused.json()["errors"][0]
+    assert fault["detail"].endswith('percent-encoded it is "acme%2Fann%20lee"')
+    message["target"]["user_id"] = "acme%2Fann%20lee"
+    async with client.stream(path, headers) as stream:
+        await stream.read_until(b"\n\n")
+        answer = await client.request("POST", send, msgspec.json.encode(message), headers)
+        assert answer.json()["channels"][0] == "user:acme%2Fann%20lee"
+        await stream.read_until(answer.json()["id"].encode())
+    for other in ("acme%2Fann%20lee", "acme", "acme/ann"):
+        assert (await client.request("GET", path, b"", bearer(issue(other)))).status == 403
+
+
 # What a refusal says
 
 

@@ -139,6 +139,16 @@ async def test_a_cursor_that_only_a_mistake_makes_is_told_as_that(
     assert history["gap"]["detail"] == told["detail"]
 
 
+@pytest.mark.parametrize(
+    "path", ["/sse/stream/a,,b", "/sse/stream/a%20b", "/sse/user/" + "%2F" * 80, "/sse/user/a?channel=b*"]
+)
+async def test_a_name_that_encoding_does_not_make_one_is_not_told_so(client: AsgiDriver, path: str) -> None:
+    answer = await client.request("GET", path)
+    assert answer.status == 400
+    assert "is no channel name" in answer.json()["detail"]
+    assert "percent-encoded" not in answer.json()["detail"]
+
+
 async def test_a_javascript_object_is_no_cursor_and_told_as_that(client: AsgiDriver) -> None:
     for request in (
         client.request("GET", "/sse/stream/a", b"", {"last-event-id": "[object Object]"}),

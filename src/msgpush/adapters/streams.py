@@ -4,6 +4,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from typing import Literal
+from urllib.parse import quote
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -13,7 +14,7 @@ from msgpush.adapters.auth import Authenticator
 from msgpush.adapters.metrics import Metrics
 from msgpush.adapters.sse import HEADERS, EventStream, EventView, refusal
 from msgpush.adapters.web import KeysUnavailable, ProblemResponse, Query, header, problem, segment
-from msgpush.domain.channel import BROADCAST, MAX_LISTENED, NAME_RULE, is_channel, shown
+from msgpush.domain.channel import BROADCAST, MAX_LISTENED, NAME_RULE, encode_name, encoding_advice, is_channel, shown
 from msgpush.domain.connection import Subscription
 from msgpush.domain.errors import BusUnavailable, Malformed, Overloaded, Refusal
 from msgpush.domain.grant import Grant
@@ -100,7 +101,7 @@ class Streams:
         channels += query.all("channel")
         for channel in channels:
             if not is_channel(channel):
-                raise Malformed(f"{shown(channel)} is no channel name: {NAME_RULE}")
+                raise Malformed(f"{shown(channel)} is no channel name: {NAME_RULE}{self._advice(names)}")
         if query.flag("broadcast", True):
             channels.append(BROADCAST)
         wanted = frozenset(channels)
@@ -114,6 +115,12 @@ class Streams:
             chunked="msgpush.wire" in scope.get("extensions", {}),
         )
         return Subscription(wanted, view, None if types is None else _types("types", types))
+
+    def _advice(self, names: str) -> str:
+        # Elsewhere a comma separates names.
+        if self._kind == "stream" or not (advice := encoding_advice(names)):
+            return ""
+        return f"{advice}, and in this path /sse/{self._kind}/{quote(encode_name(names), safe='')}"
 
     def _info(self, scope: Scope, grant: Grant) -> ClientInfo:
         host, port = scope.get("client") or ("", 0)

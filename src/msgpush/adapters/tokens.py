@@ -15,7 +15,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from msgpush.adapters.issuers import differ_by_slash
 from msgpush.adapters.keys import ASYMMETRIC, Keys
-from msgpush.domain.channel import shown
+from msgpush.domain.channel import own_channel, shown
 from msgpush.domain.errors import Unauthorized
 from msgpush.domain.grant import Grant, Patterns, is_pattern
 from msgpush.domain.json_text import json_words
@@ -167,9 +167,10 @@ class Tokens:
                 if not is_pattern(pattern):
                     told = f"{shown(pattern)} in msgpush.{name} is no channel name, and no prefix of one that ends in *"
                     raise Unauthorized(f"the token's claims are wrong: {told}")
+        own = own_channel(claims.sub)
         return Grant(
             claims.sub,
-            frozenset((f"user:{claims.sub}",)),
+            frozenset(() if own is None else (own,)),
             Patterns(*given.subscribe),
             Patterns(*given.publish),
             given.admin,

@@ -173,7 +173,7 @@ def header(scope: Scope, name: bytes) -> str | None:
 
 
 def segment(scope: Scope, prefix: str, suffix: str = "") -> str:
-    """What stands between `prefix` and `suffix` in the path, decoded.
+    """What stands between `prefix` and `suffix` in the path, decoded; before the prefix is what the service is under.
 
     Taken from the raw path where the server gives it, since what isn't UTF-8 has been replaced in the other one.
 
@@ -181,14 +181,15 @@ def segment(scope: Scope, prefix: str, suffix: str = "") -> str:
         Malformed: not UTF-8.
     """
     raw = scope.get("raw_path")
-    if raw is None:
-        text = scope["path"].partition(prefix)[2]
-    else:
-        try:
-            text = unquote_to_bytes(raw.partition(b"?")[0]).partition(prefix.encode())[2].decode()
-        except UnicodeDecodeError:
-            raise Malformed("the path is not UTF-8") from None
-    return str(text).removesuffix(suffix)
+    path: bytes = scope["path"].encode() if raw is None else unquote_to_bytes(raw.partition(b"?")[0])
+    root: bytes = scope.get("root_path", "").encode()
+    # As Starlette matches routes: a server may leave the root out of the path.
+    if path.startswith(root + b"/"):
+        path = path[len(root) :]
+    try:
+        return path.removeprefix(prefix.encode()).decode().removesuffix(suffix)
+    except UnicodeDecodeError:
+        raise Malformed("the path is not UTF-8") from None
 
 
 class Query:

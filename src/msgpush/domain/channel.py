@@ -24,6 +24,34 @@ def is_channel(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+_FOREIGN = re.compile(r"[\s,*/?#\x00-\x1f\x7f-\x9f]|%(?=[0-9A-Fa-f]{2})")
+
+
+def encode_name(text: str) -> str:
+    """A text as part of a channel's name: what no name may have, and `%` before two hex digits, percent-encoded.
+
+    As UTF-8 (RFC 3986, section 2.1), and so that no two texts become the same. A text that may stand in a name, and has
+    nothing that looks percent-encoded, stays as it is.
+    """
+    return _FOREIGN.sub(_percent_encoded, text)
+
+
+def _percent_encoded(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode())
+
+
+def own_channel(subject: str) -> str | None:
+    """The channel that a subject may always listen to; None where its name would be too long for one."""
+    name = f"user:{encode_name(subject)}"
+    return name if is_channel(name) else None
+
+
+def encoding_advice(text: str) -> str:
+    """What to tell who has a name that can't be one, where percent-encoding makes it one."""
+    encoded = encode_name(text)
+    return f"; percent-encoded it is {shown(encoded)}" if encoded != text and is_channel(encoded) else ""
+
+
 def shown(value: object) -> str:
     """A value as an error message names it: in JSON, short, and on one line."""
     try:
@@ -102,7 +130,8 @@ def _target_channel(key: str, value: object) -> str | Fault:
         return Fault(pointer, f"{shown(value)} is no target: it must be a string")
     name = f"{key[:-3]}:{value}"
     if not value or not is_channel(name):
-        return Fault(pointer, f"{shown(name)} is no channel name: {NAME_RULE}")
+        advice = encoding_advice(value) if is_channel(f"{key[:-3]}:{encode_name(value)}") else ""
+        return Fault(pointer, f"{shown(name)} is no channel name: {NAME_RULE}{advice}")
     return name
 
 

@@ -12,8 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
-from starlette.types import ExceptionHandler
+from starlette.routing import BaseRoute, Match, Mount, Route, Router
+from starlette.types import ExceptionHandler, Scope
 
 from msgpush.adapters.access import Access
 from msgpush.adapters.addresses import ProxyHeaders
@@ -102,8 +102,9 @@ def create_app(settings: Settings) -> Starlette:
             up=lambda: push.trouble is None,
         )
     )
+    routes = _routes(settings, push, auth, roster=roster, limiter=limiter, metrics=metrics)
     app = Starlette(
-        routes=_routes(settings, push, auth, roster=roster, limiter=limiter, metrics=metrics),
+        routes=[*_under(settings.root_path, routes), *routes],
         middleware=_middleware(settings, rules),
         exception_handlers={
             MsgpushError: _on_error(metrics),
@@ -256,6 +257,29 @@ def _routes(
         Route("/metrics", operations.metrics),
         *page_routes(),
     ]
+
+
+def _under(prefix: str, routes: list[BaseRoute]) -> list[BaseRoute]:
+    """The same routes, for a proxy that leaves the prefix in the path."""
+    if not prefix:
+        return []
+
+    async def enter(_: Request) -> Response:
+        # Relative, so that it is right whatever stands before it.
+        return Response(status_code=308, headers={"Location": prefix.rpartition("/")[2] + "/"})
+
+    return [_Under(prefix, Router(routes, redirect_slashes=False)), Route(prefix, enter)]
+
+
+class _Under(Mount):
+    """A mount that leaves to others what it has no route for: our own paths may begin with its prefix."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        inner = {**scope, **child}
+        if match is Match.FULL and all(route.matches(inner)[0] is Match.NONE for route in self.routes):
+            return Match.NONE, {}
+        return match, child
 
 
 def _middleware(settings: Settings, rules: CorsRules) -> list[Middleware]:

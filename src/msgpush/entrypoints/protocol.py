@@ -396,7 +396,8 @@ class Protocol(HttpToolsProtocol):
         if b"#" in self.url or not (self.url[:1] == b"/" or self.url == b"*" or _ABSOLUTE.match(self.url)):
             return "the request's target is neither a path nor an http URL"
         if b"%2f" in self.url.partition(b"?")[0].lower():
-            return "the path has an encoded slash, which some servers read as a slash and some don't"
+            told = "the path has an encoded slash, which some servers read as a slash and some don't"
+            return f"{told}; a name with a slash is percent-encoded twice (%252F)"
         hosts = 0
         codings = []
         for name, value in self.headers:
