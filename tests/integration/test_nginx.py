@@ -518,3 +518,26 @@ def test_instances_that_are_restarted_one_after_the_other_lose_nothing(tmp_path:
     assert reader.ids == publisher.ids
     assert reader.gaps == []
     assert reader.streams > 2
+
+
+def test_under_a_prefix_it_is_the_same_whether_nginx_strips_it_or_not(tmp_path: Path) -> None:
+    passing = "proxy_buffering off; proxy_http_version 1.1;"
+    places = (
+        f"location /push/ {{ proxy_pass http://msgpush; {passing} }} "
+        f"location /stripped/push/ {{ proxy_pass http://msgpush/; {passing} }} "
+    )
+    with (
+        ServiceProcess(ENABLE_AUTH="false", ROOT_PATH="/push") as service,
+        Nginx(tmp_path, service.port, service.port, changes=[("location / {", places + "location / {")]) as nginx,
+    ):
+        for prefix in ("/push", "/stripped/push"):
+            # The channel of a user whose name has a slash and a space: percent-encoded, and once more for the path.
+            with SseClient(nginx.port, f"{prefix}/sse/user/acme%252Fann%2520lee") as stream:
+                assert '"user:acme%2Fann%20lee"' in stream.next().data
+                body = {"type": "info", "service": "s", "target": {"user_id": "acme%2Fann%20lee"}}
+                assert (
+                    request(nginx.port, "POST", f"{prefix}/api/v1/messages/send", msgspec.json.encode(body)).status
+                    == 202
+                )
+                assert stream.next().type == "message"
+            assert request(nginx.port, "GET", f"{prefix}/static/index.js").status == 200
