@@ -1,21 +1,24 @@
 # Every target works on a fresh machine with Python 3.11 and make: the environments below are made when they are missing
-# or older than pyproject.toml.
+# or older than pyproject.toml or constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := python -m pip --quiet --disable-pip-version-check
+# The same releases on every machine; by these variables also of what builds the package (the first one for an older pip).
+PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench chaos fuzz demo clean
+.PHONY: help run test lint format bench chaos fuzz demo constraints clean
 
 help:  ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-.venv/run: pyproject.toml
+.venv/run: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(PINNED) $(BIN)/$(PIP) install --constraint constraints.txt --editable .
 	touch $@
 
-.venv/dev: pyproject.toml .venv/run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+.venv/dev: pyproject.toml constraints.txt .venv/run
+	$(PINNED) $(BIN)/$(PIP) install --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 run: .venv/run  ## Start the service on the embedded bus, at http://127.0.0.1:8089
@@ -48,6 +51,15 @@ fuzz: .venv/dev  ## Try the parsers with made and changed texts: make fuzz SECON
 
 demo: .venv/run  ## Index a folder of documents and watch it live in a page
 	$(BIN)/python -m demo
+
+constraints:  ## Pin everything anew: the newest releases that pyproject.toml allows
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/$(PIP) install '.[dev]' 'hatchling<2' editables
+	echo '# Made by `make constraints`: what `make` and the image install, release by release.' > build/constraints.txt
+	build/constraints/bin/$(PIP) freeze --exclude msgpush >> build/constraints.txt
+	mv build/constraints.txt constraints.txt
+	rm -rf build/constraints
 
 clean:  ## Remove what the other targets made
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

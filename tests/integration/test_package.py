@@ -26,15 +26,18 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("image")
     source = folder / "src"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("__pycache__"))
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(source)], check=True, timeout=120)
+    pinned = os.environ | {"PIP_CONSTRAINT": "constraints.txt", "PIP_BUILD_CONSTRAINT": "constraints.txt"}
+    build = [*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), "."]
+    subprocess.run(build, env=pinned, cwd=source, check=True, timeout=120)
     (wheel,) = folder.glob("*.whl")
     venv.create(folder / "app", with_pip=True)
     python = folder / "app" / "bin" / "python"
-    subprocess.run([python, *pip[1:], "install", str(wheel)], check=True, timeout=180)
+    install = [python, *pip[1:], "install", "--constraint", "constraints.txt", str(wheel)]
+    subprocess.run(install, env=pinned, cwd=source, check=True, timeout=180)
     return folder / "app" / "bin"
 
 
@@ -43,6 +46,17 @@ def test_the_command_tells_its_version(installed: Path) -> None:
         [installed / "msgpush", "--version"], capture_output=True, text=True, check=True, timeout=30
     )
     assert result.stdout == f"msgpush {__version__}\n"
+
+
+def test_what_is_installed_is_what_is_pinned(installed: Path) -> None:
+    command = [installed / "python", "-m", "pip", "--disable-pip-version-check", "freeze", "--exclude", "msgpush"]
+    frozen = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    assert "uvicorn" in {line.partition("==")[0] for line in frozen}
+    assert set(frozen) <= set((ROOT / "constraints.txt").read_text().splitlines())
+    container = (ROOT / "Containerfile").read_text()
+    assert "COPY pyproject.toml constraints.txt " in container
+    assert "ENV PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt" in container
+    assert "install --no-cache-dir --constraint constraints.txt /wheels/*.whl" in container
 
 
 def test_the_image_starts_is_healthy_and_ends_on_sigterm(installed: Path, tmp_path: Path) -> None:

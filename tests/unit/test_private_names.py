@@ -1,0 +1,277 @@
+"""What is used of libraries below their public surface is still there: an upgrade fails here, with the name.
+
+Such libraries have upper bounds in pyproject.toml, at the newest release that this has seen.
+"""
+
+import inspect
+import re
+import tomllib
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import uvicorn
+from joserfc.jws import JWSRegistry
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import StreamingResponse
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from msgpush.adapters import auth, pages, sse, tokens
+from msgpush.entrypoints import app, protocol, server
+
+ROOT = Path(__file__).parents[2]
+
+
+class Private(NamedTuple):
+    """A name that we rely on.
+
+    Args:
+        name: an attribute of a module, a class or its objects; in brackets, parameters that are given by their names.
+        where: our module that relies on it.
+        why: what for.
+    """
+
+    library: str
+    owner: str
+    name: str
+    where: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.owner}.{self.name}"
+
+
+# library, module or module:Class, our module: each name, and what for
+TABLE: dict[tuple[str, str, str], dict[str, str]] = {
+    ("uvicorn", "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol", "entrypoints/protocol.py"): {
+        "__init__(config, server_state, app_state)": "a connection has limits",
+        "connection_made": "its clock begins, and its flow control is ours",
+        "connection_lost": "what refers to each other is taken apart",
+        "data_received": "what comes is held back, parsed in slices, or discarded",
+        "eof_received": "a client that has half-closed still reads its answer",
+        "on_header": "trailers are left out",
+        "on_headers_complete": "the head is checked, and the request gets the wire extension",
+        "on_body": "framing without content is bounded",
+        "on_message_complete": "the body's time ends",
+        "on_response_complete": "what was held back gets its turn",
+        "_unset_keepalive_if_required": "the keep-alive timer stands still while a request comes",
+        "server_state": "what all connections share",
+        "transport": "bytes that are framed already go straight to it",
+        "flow": "whether the socket takes more",
+        "parser": "what is fed, and asked about the head",
+        "pipeline": "requests that wait: ours is smaller",
+        "scope": "the request gets the wire extension there",
+        "headers": "the head is checked",
+        "url": "the head is checked; a target that names a host is shortened",
+        "cycle": "the request that came last",
+    },
+    ("uvicorn", "uvicorn.protocols.http.httptools_impl:RequestResponseCycle", "entrypoints/protocol.py"): {
+        "transport": "a view of it takes off the framing, or half-closes",
+        "keep_alive": "no further request is taken",
+        "disconnected": "the application is told that its client has gone",
+        "message_event": "the application is woken",
+        "response_started": "whether a refusal can still be an answer",
+        "response_complete": "whether a request is still to be answered",
+    },
+    ("uvicorn", "uvicorn.protocols.http.flow_control:FlowControl", "entrypoints/protocol.py"): {
+        "_transport": "reading goes on there",
+        "read_paused": "our own sets it",
+        "write_paused": "whether the socket takes more",
+        "drain": "our own makes its event late",
+        "resume_reading": "not while requests wait",
+        "pause_writing": "our own has no event to clear",
+        "resume_writing": "our own wakes who waits",
+    },
+    ("uvicorn", "uvicorn.server:ServerState", "entrypoints/server.py"): {
+        "connections": "they are shut down, and cut",
+        "tasks": "they may finish",
+    },
+    ("uvicorn", "uvicorn:Server", "entrypoints/server.py"): {
+        "startup": "tells when it listens",
+        "on_tick": "connections that are too slow end",
+        "shutdown": "drains with the sockets open",
+        "capture_signals": "the exit status is ours",
+        "handle_exit": "a second signal ends the process",
+        "run(sockets)": "on a socket whose options its connections inherit",
+        "servers": "they stop listening after the drain",
+        "started": "the exit status",
+        "should_exit": "a signal was there",
+        "server_state": "has the limits",
+        "lifespan": "is shut down last",
+    },
+    ("httptools", "httptools:HttpRequestParser", "entrypoints/protocol.py"): {
+        "feed_data": "in slices",
+        "set_dangerous_leniencies": "as uvicorn sets it, for the parser that takes over after an upgrade",
+        "should_upgrade": "no upgrade is offered",
+        "get_method": "CONNECT is refused",
+        "get_http_version": "other versions are refused",
+    },
+    ("httptools", "httptools", "entrypoints/protocol.py"): {
+        "HttpParserUpgrade": "where its head ends is its argument",
+        "HttpParserError": "it is no request",
+    },
+    ("redis", "redis.asyncio.connection:Connection", "adapters/redis_link.py"): {
+        "__init__(host, port, db, client_name, socket_timeout, socket_connect_timeout, retry, protocol)": "without the "
+        "client's pool and retries",
+        "__init__(maint_notifications_config)": "they hide dead connections",
+        "connect": "when the link wants it",
+        "can_read": "what is there to read unasked is the end",
+        "send_command": "one command",
+        "send_packed_command(check_health)": "commands that hiredis has packed",
+        "read_response(disable_decoding)": "bytes stay bytes",
+        "disconnect(nowait)": "at once: the server may not answer",
+        "host": "an error names it",
+        "port": "an error names it",
+    },
+    ("redis", "redis.asyncio.connection:SSLConnection", "adapters/redis_link.py"): {
+        "__init__(ssl_ca_certs, ssl_certfile, ssl_keyfile, ssl_check_hostname)": "the same with TLS",
+    },
+    ("redis", "redis.crc", "adapters/redis_link.py"): {"key_slot": "which primary of a Cluster has the log"},
+    ("redis", "redis.asyncio.retry:Retry", "adapters/redis_link.py"): {"__init__(backoff, retries)": "none"},
+    ("redis", "redis.maint_notifications:MaintNotificationsConfig", "adapters/redis_link.py"): {
+        "__init__(enabled)": "they hide dead connections",
+    },
+    ("redis", "hiredis", "adapters/redis_link.py"): {"pack_command": "in C: a tenth of the time"},
+    ("prometheus-client", "prometheus_client.values", "adapters/metrics.py"): {
+        "ValueClass": "replaced, where the metrics are a worker's",
+        "MultiProcessValue(process_identifier)": "by a worker's number instead of its process id",
+    },
+    ("prometheus-client", "prometheus_client.multiprocess", "adapters/metrics.py"): {
+        "MultiProcessCollector": "what all workers have counted",
+        "mark_process_dead": "a worker's gauges count no longer",
+    },
+    ("joserfc", "joserfc.jws:JWSRegistry", "adapters/tokens.py"): {
+        "__init__(algorithms, strict_check_header)": "any header that asks for nothing special",
+        "get_alg": "ours takes those that joserfc warns of",
+        "check_header": "the header's types",
+        "algorithms": "all of them, by name",
+        "allowed": "those that we allow",
+        "max_header_length": "real issuers' are longer than its own limit",
+        "max_payload_length": "real issuers' are longer than its own limit",
+    },
+    ("joserfc", "joserfc.jws", "adapters/tokens.py"): {
+        "extract_compact": "the header is read before the signature is verified",
+        "validate_compact(registry)": "by one key after the other",
+        "CompactSignature": "the header and the payload",
+    },
+    ("starlette", "starlette.responses:StreamingResponse", "adapters/sse.py"): {
+        "__call__": "ours waits for the client to go, and iterates over nothing",
+        "status_code": "middleware reads it",
+        "raw_headers": "middleware reads them",
+        "background": "there is none",
+    },
+    ("starlette", "starlette.middleware.cors:CORSMiddleware", "adapters/auth.py"): {
+        "preflight_response": "refusals are told as all errors are",
+    },
+    ("starlette", "starlette.staticfiles:StaticFiles", "adapters/pages.py"): {"get_response": "headers of files"},
+    ("starlette", "starlette.convertors:PathConvertor", "entrypoints/app.py"): {"regex": "a name may have line ends"},
+    ("starlette", "starlette.routing:Mount", "entrypoints/app.py"): {
+        "matches": "a prefix leaves to others what it has no route for",
+        "routes": "what it has routes for",
+    },
+    ("starlette", "starlette.routing", "entrypoints/app.py"): {"Match": "what `matches` answers"},
+}  # fmt: skip
+PRIVATE = [Private(*key[:2], name, key[2], why) for key, names in TABLE.items() for name, why in names.items()]
+
+# Ours, and what they extend.
+SUBCLASSES = [
+    (protocol.Protocol, HttpToolsProtocol),
+    (protocol.Flow, FlowControl),
+    (server.Server, uvicorn.Server),
+    (tokens._Registry, JWSRegistry),
+    (sse.EventStream, StreamingResponse),
+    (auth.Cors, CORSMiddleware),
+    (pages._Files, StaticFiles),
+    (app._Under, Mount),
+]
+
+
+@pytest.mark.parametrize("private", PRIVATE, ids=str)
+def test_a_private_name_is_where_it_was(private: Private) -> None:
+    name, _, given = private.name.rstrip(")").partition("(")
+    module, _, owner_name = private.owner.partition(":")
+    owner: Any = import_module(module)
+    if owner_name:
+        owner = getattr(owner, owner_name)
+    gone = f"{private.library} {version(private.library)} has no {private} any more; it is for: {private.why}"
+    assert hasattr(owner, name) or name in given_to_objects(owner), gone
+    if given:
+        assert {*given.split(", ")} <= parameters(owner, name), gone
+    mentioned = owner_name if name == "__init__" and owner_name != "HttpToolsProtocol" else name
+    assert mentioned in (ROOT / "src" / "msgpush" / private.where).read_text(), "a row that nobody needs"
+
+
+def given_to_objects(owner: Any) -> set[str]:
+    """The attributes that a class gives to its objects, as far as its text says it."""
+    classes = owner.__mro__[:-1] if inspect.isclass(owner) else ()
+    return {name for each in classes for name in re.findall(r"\bself\.(\w+)\b[^=\n]*=[^=]", text_of(each))}
+
+
+def text_of(owner: type) -> str:
+    try:
+        return inspect.getsource(owner)
+    except (OSError, TypeError):  # it is written in C
+        return ""
+
+
+def parameters(owner: Any, name: str) -> set[str]:
+    """The parameters of a function; of a class's constructor, with those that it passes on to its bases."""
+    functions = [vars(each).get(name) for each in owner.__mro__] if inspect.isclass(owner) else [getattr(owner, name)]
+    return {
+        each
+        for function in functions
+        if inspect.isfunction(function)
+        for each in inspect.signature(function).parameters
+    }
+
+
+def overridden() -> list[tuple[type, type, str]]:
+    special = ("__module__", "__doc__", "__qualname__", "__dict__", "__weakref__", "__annotations__", "__init__")
+    return [
+        (ours, base, name)
+        for ours, base in SUBCLASSES
+        for name in vars(ours)
+        if hasattr(base, name) and name not in special
+    ]
+
+
+@pytest.mark.parametrize(("ours", "base", "name"), overridden())
+def test_what_ours_replaces_is_in_the_table_and_takes_the_same(ours: type, base: type, name: str) -> None:
+    listed = {private.name.partition("(")[0] for private in PRIVATE if private.owner.endswith(f":{base.__name__}")}
+    assert name in listed
+    new, old = getattr(ours, name), getattr(base, name)
+    if inspect.isfunction(new):
+        assert [*inspect.signature(new).parameters] == [*inspect.signature(old).parameters]
+
+
+def test_whoever_has_private_names_here_is_bounded_at_what_was_tested() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    bounds = {re.split(r"[\[<>=]", text)[0]: text for text in project["dependencies"]}
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    pinned = {name.lower().replace("_", "-"): pin for name, pin in pinned.items()}
+    for library in {private.library for private in PRIVATE}:
+        upper = re.search(r"<(\d+)\.(\d+)$", bounds[library])
+        assert upper is not None, f"{library} has no upper bound in pyproject.toml"
+        tested = tuple(map(int, re.findall(r"\d+", pinned[library])[:2]))
+        assert tested < (int(upper[1]), int(upper[2])) == (tested[0], tested[1] + 1)
+
+
+def test_everything_that_is_installed_is_pinned_and_nothing_else_is_said() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert lines[0].startswith("# Made by `make constraints`")
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line) for line in lines[1:]), (
+        "names and releases alone"
+    )
+    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines[1:]}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [
+        *project["project"]["dependencies"],
+        *project["project"]["optional-dependencies"]["dev"],
+        *project["build-system"]["requires"],
+    ]
+    assert {re.split(r"[\[<>=]", text)[0] for text in wanted} <= pinned
