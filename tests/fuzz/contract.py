@@ -212,7 +212,7 @@ def judge_revocation(body: bytes, now: float) -> Verdict:
     return "accepted" if seconds is not None and 0 <= seconds <= now + 30 else "invalid"
 
 
-CURSORS = ("last_event_id", "lastEventId", "lastEventID")
+CURSORS = ("lastEventId", "lastEventID", "evs_last_event_id", "last_event_id")
 
 
 def is_cursor(text: str) -> bool:
@@ -241,15 +241,16 @@ def unescape(text: bytes) -> bytes:
 def judge_stream(kind: str, name: bytes, query: bytes, header: str) -> int | list[str]:
     """What the contract says of a request for a stream (section 3): the status, or the channels that it listens to."""
     given = read_query(query)
-    cursors = [] if given is None else [each for name in CURSORS for each in given.pop(name, [])]
-    chosen = header or (cursors[0] if len(cursors) == 1 else "")
+    cursors = [] if given is None else [{*given.pop(name, [])} - {""} for name in CURSORS]
+    unclear = any(len(each) > 1 for each in cursors)
+    chosen = header or ("" if unclear else next((value for each in cursors for value in each), ""))
     if chosen.endswith("~end") and is_cursor(chosen):
         return 204
     try:
         names = unescape(name).decode()
     except UnicodeDecodeError:
         return 400
-    if given is None or len(cursors) > 1 or (chosen and not is_cursor(chosen)) or not names:
+    if given is None or unclear or (chosen and not is_cursor(chosen)) or not names:
         return 400
     channels = [*(names.split(",") if kind == "stream" else [f"{kind}:{names}"]), *given.pop("channel", [])]
     types, events, broadcast = (given.pop(name, None) for name in ("types", "events", "broadcast"))
@@ -262,7 +263,7 @@ def judge_stream(kind: str, name: bytes, query: bytes, header: str) -> int | lis
             events is None or events in (["*"], ["none"]) or (len(events) == 1 and {*events[0].split(",")} <= {*TYPES})
         )
         and len(given.pop("token", [])) <= 1
-        and all(name.startswith("_") for name in given)
+        and all(name in ("r", "t") or name.startswith(("_", "evs_")) for name in given)
     )
     return sorted({*channels, *(["broadcast"] if broadcast != ["false"] else [])}) if allowed else 400
 

@@ -250,7 +250,10 @@ PARAMETERS: dict[str, st.SearchStrategy[str]] = {
     "events": st.sampled_from(["*", "none", "progress", "info,error"]),
     "broadcast": st.sampled_from(["true", "false"]),
     "last_event_id": CURSORS | st.sampled_from(["", "earliest", "latest", "x~end"]),
-    "lastEventId": CURSORS,
+    "lastEventId": CURSORS | st.sampled_from(["", "latest", "x~end"]),
+    "lastEventID": CURSORS | st.just(""),
+    "r": PLAIN,
+    "evs_preamble": PLAIN,
     "token": PLAIN,
     "after": CURSORS | st.just("earliest"),
     "limit": st.integers(1, 1000).map(str) | st.sampled_from(["0", "1001", "007", "1_0", "+1", "١"]),
@@ -274,7 +277,9 @@ class Request(NamedTuple):
 @st.composite
 def requests(draw: st.DrawFn) -> Request:
     endpoint = draw(st.sampled_from(ENDPOINTS))
-    own = TAKEN.get(endpoint, ["channel", "types", "events", "broadcast", "last_event_id", "token", "_"])
+    own = TAKEN.get(
+        endpoint, ["channel", "types", "events", "broadcast", "last_event_id", "lastEventId", "token", "r", "_"]
+    )
     names = draw(st.lists(st.sampled_from(own) | st.sampled_from(sorted(PARAMETERS)), max_size=3))
     pairs = [name.encode() + b"=" + escaped(draw, draw(PARAMETERS[name])) for name in names]
     parts = escaped(draw, draw(CHANNELS if endpoint == "stream" else NAMES)), b"&".join(pairs)

@@ -447,7 +447,8 @@ def test_the_rest_of_a_stream_s_own_request_may_come_at_any_time_cut_at_any_byte
                     connection.send(piece)
                 streams.append(connection)
         for _ in range(2):
-            assert publish(service, "attacked", id=(id := f"r{time.monotonic_ns()}")) == 202
+            id = f"r{time.monotonic_ns()}"
+            assert publish(service, "attacked", id=id) == 202
             for connection in streams:
                 connection.read_until(f'"{id}"'.encode())
         # The request is over by now: what comes next isn't part of it.

@@ -159,6 +159,63 @@ async def test_a_javascript_object_is_no_cursor_and_told_as_that(client: AsgiDri
         assert '"[object Object]" is no cursor, but what a JavaScript object becomes' in answer.json()["detail"]
 
 
+ADDED = ("lastEventId", "lastEventID", "evs_last_event_id")
+
+
+@pytest.mark.parametrize("added", ADDED)
+@pytest.mark.parametrize("order", [1, -1])
+async def test_a_cursor_that_a_client_adds_on_its_reconnect_wins_over_the_url_s_own(
+    client: AsgiDriver, added: str, order: int
+) -> None:
+    await client.send(message(id="m1"))
+    async with client.stream("/sse/stream/a?last_event_id=earliest") as stream:
+        cursor = events(await stream.read_until(b'"m1"'))[-1].last_event_id
+    await client.send(message(id="m2"))
+    for own in ("latest", "earliest", "not%20read", "", "x~end"):
+        query = "&".join([f"last_event_id={own}", f"{added}={cursor}"][::order])
+        async with client.stream(f"/sse/stream/a?{query}") as stream:
+            body = await stream.read_until(b'"m2"')
+            assert events(body)[0].last_event_id == cursor
+            assert b'"m1"' not in body
+        async with client.stream(f"/sse/stream/a?{query}", {"Last-Event-ID": "earliest"}) as stream:
+            await stream.read_until(b'"m1"')
+        over = "&".join([f"last_event_id={own}", f"{added}={cursor}~end"][::order])
+        assert (await client.request("GET", f"/sse/stream/a?{over}")).status == 204
+        async with client.stream(f"/sse/stream/a?{over}", {"Last-Event-ID": "earliest"}) as stream:
+            await stream.read_until(b'"m1"')
+
+
+@pytest.mark.parametrize(
+    ("query", "resumed"),
+    [
+        ("lastEventId=&last_event_id=earliest", True),
+        ("lastEventId=&lastEventID=earliest&last_event_id=latest", True),
+        ("lastEventId=latest&lastEventID=earliest&last_event_id=earliest", False),
+        ("lastEventId=latest&last_event_id=earliest", False),
+        ("last_event_id=earliest&last_event_id=earliest", True),
+        ("lastEventId=&lastEventId=earliest&lastEventId=", True),
+        ("lastEventId=&lastEventID=&last_event_id=", False),
+    ],
+)
+async def test_spellings_of_the_cursor_rank_and_an_empty_or_repeated_one_does_no_harm(
+    client: AsgiDriver, query: str, resumed: bool
+) -> None:
+    async with client.stream(f"/sse/stream/a?{query}") as stream:
+        assert f'"resumed":{str(resumed).lower()}'.encode() in await stream.read_until(b"\n\n")
+
+
+async def test_what_polyfills_add_to_a_url_is_let_pass_on_streams_alone(client: AsgiDriver) -> None:
+    for name in ("r", "t", "evs_preamble", "evs_buffer_size_limit", "_"):
+        assert (await client.request("HEAD", f"/sse/stream/a?{name}=0.123")).status == 200
+        answer = await client.request("GET", f"/api/v1/channels/a/messages?{name}=0.123")
+        assert answer.status == (200 if name == "_" else 400)
+
+
+async def test_a_cursor_that_is_given_twice_differently_is_named_with_both_values(client: AsgiDriver) -> None:
+    answer = await client.request("GET", "/sse/stream/a?lastEventId=a&lastEventId=b")
+    assert answer.json()["detail"] == "the parameter 'lastEventId' is given with different values: 'a', 'b'"
+
+
 async def test_a_cursor_that_this_log_did_not_make_is_told_as_reset(client: AsgiDriver) -> None:
     await client.send(message(id="m1"))
     async with client.stream("/sse/stream/a", {"Last-Event-ID": "whatever"}) as stream:
@@ -216,7 +273,12 @@ async def test_head_answers_the_same_headers_and_ends(client: AsgiDriver) -> Non
         "/sse/stream/a?broadcast=no",
         "/sse/stream/a?broadcast=false&broadcast=false",
         "/sse/stream/a?last_event_id=a b",
-        "/sse/stream/a?last_event_id=a&lastEventId=a",
+        "/sse/stream/a?last_event_id=a&last_event_id=b",
+        "/sse/stream/a?lastEventId=a&lastEventId=b",
+        "/sse/stream/a?lastEventId=a b&last_event_id=latest",
+        "/sse/stream/a?rr=1",
+        "/sse/stream/a?tt=1",
+        "/sse/stream/a?evs=1",
         "/sse/stream/a?last_event_id=" + "x" * 129,
         "/sse/stream/a?token=%ff",
     ],

@@ -58,7 +58,7 @@ _ABOUT = """\
 Publish messages over HTTP, receive them over Server-Sent Events, live and without loss.
 
 Every error is a problem (RFC 9457, `application/problem+json`). Unknown fields and parameters are refused, but for \
-parameters whose name begins with `_`.
+parameters whose name begins with `_`, and on streams for those that polyfills add: `r`, `t`, `evs_...`.
 """
 _STREAM = """\
 Server-Sent Events. The types in `events` come as events of that name with the message's `data` alone; all others come \
@@ -346,7 +346,10 @@ def _streams() -> Json:
     parameters = [
         _parameter("Last-Event-ID", f"{resume} It wins over the query.", "header", pattern=_CURSOR),
         _parameter("last_event_id", resume, pattern=_CURSOR),
-        *(_parameter(name, "As last_event_id.", pattern=_CURSOR) for name in ("lastEventId", "lastEventID")),
+        *(
+            _parameter(name, "As last_event_id, and wins over it: as clients add it on a reconnect.", pattern=_CURSOR)
+            for name in ("lastEventId", "lastEventID")
+        ),
         _repeatable("channel", "A further channel.", _CHANNEL),
         _parameter("types", "Only these types, separated by commas.", pattern=f"^{types}$"),
         _parameter(

@@ -1,5 +1,6 @@
 """`GET /sse/...`: from a request to a stream, or to a refusal that an EventSource survives."""
 
+import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +25,13 @@ from msgpush.domain.position import TERMINAL, check_cursor, is_cursor
 from msgpush.domain.service import Push
 
 Kind = Literal["stream", "user", "service"]
+
+# In their order. A client adds the first ones by itself when it reconnects, to a URL that may have the last one from
+# the start: Yaffle's polyfill, others like it, and amvtek's where it can't set the header.
+CURSORS = ("lastEventId", "lastEventID", "evs_last_event_id", "last_event_id")
+
+# What polyfills add besides: against caches, and to ask for padding that only old browsers need.
+POLYFILLS = re.compile(r"_|[rt]\Z|evs_")
 
 
 class Streams:
@@ -109,7 +117,7 @@ class Streams:
             raise Malformed(f"{len(wanted - {BROADCAST})} channels; a stream has at most {MAX_LISTENED}")
         types = query.one("types")
         events = query.one("events")
-        query.done()
+        query.done(POLYFILLS)
         view = EventView(
             self._default_events if events is None else read_events(events),
             chunked="msgpush.wire" in scope.get("extensions", {}),
@@ -139,8 +147,8 @@ async def _answer(send: Send, body: bytes) -> None:
 
 
 def _last_event_id(scope: Scope, query: Query) -> str | None:
-    given = query.one("last_event_id", "lastEventId", "lastEventID")
-    return header(scope, b"last-event-id") or given
+    given = [query.same(name) for name in CURSORS]
+    return header(scope, b"last-event-id") or next(filter(None, given), None)
 
 
 def _is_over(scope: Scope) -> bool:

@@ -214,12 +214,19 @@ class Query:
     def all(self, name: str) -> list[str]:
         return self._values.pop(name, [])
 
-    def one(self, *names: str) -> str | None:
-        """The value of a parameter that may be given once, under any of its names."""
-        found = [(name, value) for name in names for value in self.all(name)]
+    def one(self, name: str) -> str | None:
+        """The value of a parameter that may be given once."""
+        found = self.all(name)
         if len(found) > 1:
-            raise Malformed(f"the parameter {found[0][0]} is given more than once")
-        return found[0][1] if found else None
+            raise Malformed(f"the parameter {name} is given more than once")
+        return found[0] if found else None
+
+    def same(self, name: str) -> str | None:
+        """The value of a parameter that may be repeated, with the same value; an empty one is none."""
+        first, *others = dict.fromkeys(filter(None, self.all(name))) or (None,)
+        if others:
+            raise Malformed(f"the parameter {name} is given with different values: {shown(first)}, {shown(others[0])}")
+        return first
 
     def integer(self, name: str, default: int, lowest: int, highest: int) -> int:
         value = self.one(name)
@@ -235,10 +242,10 @@ class Query:
             raise Malformed(f"the parameter {name} is {shown(value)}: it must be true or false")
         return default if value is None else value == "true"
 
-    def done(self) -> None:
-        """Raise `Malformed` where there is a parameter that nobody took; those that begin with `_` are let pass."""
+    def done(self, passed: re.Pattern[str] = re.compile("_")) -> None:
+        """Raise `Malformed` where there is a parameter that nobody took, but for those that begin like `passed`."""
         for name in self._values:
-            if not name.startswith("_"):
+            if not passed.match(name):
                 raise Malformed(f"there is no parameter {shown(name)} here")
 
 
