@@ -31,12 +31,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("__pycache__"))
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     pinned = os.environ | {"PIP_CONSTRAINT": "constraints.txt", "PIP_BUILD_CONSTRAINT": "constraints.txt"}
-    build = [*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), "."]
+    build: list[str] = [*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), "."]
     subprocess.run(build, env=pinned, cwd=source, check=True, timeout=120)
     (wheel,) = folder.glob("*.whl")
     venv.create(folder / "app", with_pip=True)
     python = folder / "app" / "bin" / "python"
-    install = [python, *pip[1:], "install", "--constraint", "constraints.txt", str(wheel)]
+    install: list[str] = [str(python), *pip[1:], "install", "--constraint", "constraints.txt", str(wheel)]
     subprocess.run(install, env=pinned, cwd=source, check=True, timeout=180)
     return folder / "app" / "bin"
 
@@ -49,13 +49,21 @@ def test_the_command_tells_its_version(installed: Path) -> None:
 
 
 def test_what_is_installed_is_what_is_pinned(installed: Path) -> None:
-    command = [installed / "python", "-m", "pip", "--disable-pip-version-check", "freeze", "--exclude", "msgpush"]
+    command: list[str] = [
+        str(installed / "python"),
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "freeze",
+        "--exclude",
+        "msgpush",
+    ]
     frozen = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
     assert "uvicorn" in {line.partition("==")[0] for line in frozen}
     assert set(frozen) <= set((ROOT / "constraints.txt").read_text().splitlines())
     container = (ROOT / "Containerfile").read_text()
     assert "COPY pyproject.toml constraints.txt " in container
-    assert "ENV PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt" in container
+    assert "export PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt" in container
     assert "install --no-cache-dir --constraint constraints.txt /wheels/*.whl" in container
 
 

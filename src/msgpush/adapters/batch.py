@@ -147,7 +147,6 @@ def instead_of_one(body: bytes, error: Malformed | Invalid) -> Malformed | Inval
         return Malformed(f"the body has several JSON values, one a line: {advice}") if _has_lines(body) else error
     if body.lstrip()[:1] == b"[":
         return Invalid(Fault("", f"it is an array: {advice}"))
-    with suppress(msgspec.DecodeError, RecursionError):
-        if list(_decode_members(body)) == ["messages"]:
-            return Invalid(Fault("", f"it is a batch: {advice}"))
+    if [fault.pointer for fault in error.faults] == ["/messages"]:
+        return Invalid(Fault("", f"it is a batch: {advice}"))
     return error

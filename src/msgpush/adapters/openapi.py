@@ -140,6 +140,9 @@ def openapi() -> bytes:
     return msgspec.json.encode(document)
 
 
+_NOBODY: Json = {"type": "object", "minProperties": 1, "additionalProperties": {"type": "null"}}
+
+
 def _schemas() -> Json:
     types = [Message, Receipt, History, Problem, ConnectionList, ConnectionStats, NewTicket, Revoked]
     _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
@@ -148,6 +151,11 @@ def _schemas() -> Json:
         "description": "One message. Unknown fields are refused; a field that is null counts as absent.",
         "if": {"properties": {"type": {"const": "progress"}}},
         "then": {"required": ["data"], "properties": {"data": _ref("Progress")}},
+        # A target that names nobody is a mistake, unless the message has channels.
+        "anyOf": [
+            {"properties": {"target": {"not": _NOBODY}}},
+            {"required": ["channels"], "properties": {"channels": {"type": "array", "minItems": 1}}},
+        ],
         "examples": [EXAMPLE],
     }
     schemas["Metadata"]["properties"]["retry_count"] = {

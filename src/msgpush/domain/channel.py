@@ -54,6 +54,8 @@ def encoding_advice(text: str) -> str:
 
 def shown(value: object) -> str:
     """A value as an error message names it: in JSON, short, and on one line."""
+    if isinstance(value, str):
+        value = value[:80]  # more of it isn't shown
     try:
         text = json.dumps(value, ensure_ascii=False)
     except RecursionError:
@@ -103,7 +105,7 @@ _routed = lru_cache(maxsize=8192)(_route)
 def _channel_faults(channels: Sequence[str]) -> list[Fault]:
     faults = [
         Fault(f"/channels/{index}", f"{shown(name)} is no channel name: {NAME_RULE}")
-        for index, name in enumerate(channels)
+        for index, name in enumerate(channels[:MAX_CHANNELS])
         if not is_channel(name)
     ]
     if len(channels) > MAX_CHANNELS:
@@ -113,7 +115,7 @@ def _channel_faults(channels: Sequence[str]) -> list[Fault]:
 
 def _targets(target: Mapping[str, object]) -> dict[str, None]:
     given = [(key, value) for key, value in target.items() if value is not None]
-    names = [_target_channel(key, value) for key, value in given]
+    names = [_target_channel(key, value) for key, value in given[:MAX_TARGETS]]
     faults = [name for name in names if isinstance(name, Fault)]
     if len(given) > MAX_TARGETS:
         faults.append(Fault("/target", f"{len(given)} targets; at most {MAX_TARGETS} are allowed"))

@@ -259,9 +259,11 @@ def _fault(body: bytes, error: msgspec.ValidationError) -> Fault:
 
 
 def _unknown_field(body: bytes, text: str) -> str | None:
-    # A name may look like the rest of the error's text: so the names that there are decide.
-    names = _decode_members(body) if body.lstrip()[:1] == b"{" else ()
-    return next((name for name in names if text == f"Object contains unknown field `{name}`"), None)
+    # A name may look like the rest of the error's text: then the names that there are decide.
+    match = _UNKNOWN.fullmatch(text)
+    if match is None or body.lstrip()[:1] != b"{":
+        return None
+    return match[1] if " - at `$" not in text or match[1] in _decode_members(body) else None
 
 
 def _wrong(pointer: str, value: str, rule: str = "") -> Fault:
