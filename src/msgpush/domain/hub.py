@@ -377,22 +377,24 @@ class Hub:
     def _serve(self, round: _Round, deadline: float) -> bool:
         cohort, chunk, start, end = round.cohort, round.chunk, round.start, round.end
         messages, size = len(round.entries), len(chunk)
-        served = 0
+        served, more, taker = 0, False, None
         for connection in round.readers:
             # It may have gone, or fallen behind, or come anew since the round began.
             if not connection.live or connection.cohort is not cohort or connection.cursor >= end:
                 continue
             if connection.sink.offer(chunk):
                 connection.cursor = end
-                round.taken = round.taken or connection.listed
+                taker = connection
                 connection.messages_sent += messages
                 connection.bytes_sent += size
             else:
                 self._fall_behind(connection, max(start, connection.cursor))
             served += 1
             if not served & 31 and self._monotonic() >= deadline:
-                return False
-        return True
+                more = True
+                break
+        round.taken |= taker is not None and taker.listed
+        return not more
 
     def _finish_round(self, round: _Round) -> None:
         cohort = round.cohort
