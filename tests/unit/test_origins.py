@@ -186,9 +186,9 @@ async def test_a_preflight_allows_what_tools_add_and_what_cors_headers_names(
 @pytest.mark.parametrize(
     ("origin", "method", "headers", "named"),
     [
-        (APP, "GET", "x-one, baggage, x-two", ["'x-one'", "'x-two'", "CORS_HEADERS", "X-Request-ID"]),
-        (APP, "PUT", "", ["'PUT'", "DELETE"]),
-        ("https://example.com", "GET", "", ["'https://example.com'", "CORS_ORIGINS"]),
+        (APP, "GET", "x-one, baggage, x-two", ['"x-one"', '"x-two"', "CORS_HEADERS", "X-Request-ID"]),
+        (APP, "PUT", "", ['"PUT"', "DELETE"]),
+        ("https://example.com", "GET", "", ['"https://example.com"', "CORS_ORIGINS"]),
     ],
 )
 async def test_a_refused_preflight_names_what_is_not_allowed_and_what_is(
@@ -203,7 +203,7 @@ async def test_a_refused_preflight_names_what_is_not_allowed_and_what_is(
     assert answer.status == 400
     detail = answer.json()["detail"]
     assert [word for word in named if word not in detail] == []
-    assert "baggage'" not in detail
+    assert 'baggage"' not in detail
 
 
 async def test_an_answer_says_that_it_depends_on_the_origin_also_where_none_was_sent(below: AsgiDriver) -> None:

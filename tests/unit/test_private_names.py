@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 import pytest
 import uvicorn
 from joserfc.jws import JWSRegistry
-from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import StreamingResponse
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from msgpush.adapters import auth, pages, sse, tokens
+from msgpush.adapters import pages, sse, tokens
 from msgpush.entrypoints import app, protocol, server
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +53,7 @@ TABLE: dict[tuple[str, str, str], dict[str, str]] = {
         "connection_lost": "what refers to each other is taken apart",
         "data_received": "what comes is held back, parsed in slices, or discarded",
         "eof_received": "a client that has half-closed still reads its answer",
+        "on_message_begin": "a request behind a stream is none of it",
         "on_header": "trailers are left out",
         "on_headers_complete": "the head is checked, and the request gets the wire extension",
         "on_body": "framing without content is bounded",
@@ -165,9 +165,6 @@ TABLE: dict[tuple[str, str, str], dict[str, str]] = {
         "raw_headers": "middleware reads them",
         "background": "there is none",
     },
-    ("starlette", "starlette.middleware.cors:CORSMiddleware", "adapters/auth.py"): {
-        "preflight_response": "refusals are told as all errors are",
-    },
     ("starlette", "starlette.staticfiles:StaticFiles", "adapters/pages.py"): {"get_response": "headers of files"},
     ("starlette", "starlette.convertors:PathConvertor", "entrypoints/app.py"): {"regex": "a name may have line ends"},
     ("starlette", "starlette.routing:Mount", "entrypoints/app.py"): {
@@ -185,7 +182,6 @@ SUBCLASSES = [
     (server.Server, uvicorn.Server),
     (tokens._Registry, JWSRegistry),
     (sse.EventStream, StreamingResponse),
-    (auth.Cors, CORSMiddleware),
     (pages._Files, StaticFiles),
     (app._Under, Mount),
 ]

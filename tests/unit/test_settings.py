@@ -579,7 +579,7 @@ def test_beside_another_key_an_issuer_is_any_text_and_nothing_is_found_by_it(key
 
 def test_an_issuer_whose_keys_cannot_be_found_opens_no_service() -> None:
     line = refusal({"JWT_ISSUER": "http://id.example", "SERVICE_HOST": "0.0.0.0"})
-    assert line.startswith("JWT_ISSUER is 'http://id.example': without another key the issuer's keys are found by")
+    assert line.startswith('JWT_ISSUER is "http://id.example": without another key the issuer\'s keys are found by')
     assert "or set JWT_SECRET, JWT_PUBLIC_KEY or JWKS_URL as well" in line
     with pytest.raises(SettingsError, match=r"^JWT_ISSUER "):
         _ = Settings(jwt_issuer="x").mode
@@ -645,7 +645,7 @@ def test_what_kubernetes_sets_for_a_service_of_that_name_is_passed_over_with_a_w
     settings = Settings.from_environ(REDIS | {name: link}, [], warnings.append)
     assert getattr(settings, name.lower()) == getattr(Settings(), name.lower())
     (warning,) = warnings
-    assert warning.startswith(f"{name} is '{link}', as Kubernetes sets it for a Service named {name.lower()[:-5]}: ")
+    assert warning.startswith(f'{name} is "{link}", as Kubernetes sets it for a Service named {name.lower()[:-5]}: ')
     assert f"{DEFAULTS[name.lower()]} is used" in warning
     assert "enableServiceLinks: false" in warning
     assert "another name" in warning
@@ -659,7 +659,7 @@ def test_what_kubernetes_sets_for_a_port_that_is_not_used_is_no_business_of_ours
 
 
 def test_a_flag_is_never_kubernetes() -> None:
-    assert refusal(REDIS, ["--redis-port", LINKS[0]]).startswith(f"--redis-port is '{LINKS[0]}': it must be a whole")
+    assert refusal(REDIS, ["--redis-port", LINKS[0]]).startswith(f'--redis-port is "{LINKS[0]}": it must be a whole')
     for text in ("tcp://10.0.0.1", "tcp://a/b:1", "http://10.0.0.1:80", "10.0.0.1:6379", "tcp://10.0.0.1:6379 "):
         assert refusal(REDIS | {"REDIS_PORT": text}).startswith("REDIS_PORT is ")
 

@@ -127,7 +127,7 @@ def test_the_keys_of_an_issuer_are_found_by_its_name_and_what_is_wrong_there_is_
         assert run(capsys, "inspect", text, JWT_ISSUER=keys.origin)[0] == 0
         other = signed(claims("bob", iss=keys.origin), P256, kid="enc")
         told = run(capsys, "inspect", other, JWT_ISSUER=keys.origin)[1].splitlines()[-1]
-        assert "key 'enc' for ES256 is not known: in the set of JWT_ISSUER it is for encryption" in told
+        assert 'key "enc" for ES256 is not known: in the set of JWT_ISSUER it is for encryption' in told
         keys.documents[path] = {"issuer": f"{keys.origin}/", "jwks_uri": keys.url}
         status, told, _ = run(capsys, "inspect", text, JWT_ISSUER=keys.origin)
         assert (status, f"so set JWT_ISSUER={keys.origin}/" in told) == (1, True)

@@ -127,7 +127,7 @@ async def test_a_key_verifies_by_no_algorithm_of_another_kind(key: AsymmetricKey
         assert await refusal(tokens, f"{head}.{payload}.{signature}")
     for name in ("HS256", "HS384", "none", "ES256K"):
         head = b64(json.dumps({"alg": name, "kid": "one"}))
-        assert f"algorithm is '{name}'" in await refusal(tokens, f"{head}.{payload}.{signature}")
+        assert f'algorithm is "{name}"' in await refusal(tokens, f"{head}.{payload}.{signature}")
 
 
 async def test_the_alg_of_a_key_narrows_what_it_verifies() -> None:
@@ -136,7 +136,7 @@ async def test_the_alg_of_a_key_narrows_what_it_verifies() -> None:
     assert (await tokens.read(signed(claims("bob"), RSA, "PS256", kid="one"))).subject == "bob"
     for name in ("RS256", "PS384"):
         told = await refusal(tokens, signed(claims("bob"), RSA, name, kid="one"))
-        assert f"key 'one' for {name} is not known: in the set of JWKS_URL it is a key for PS256" in told
+        assert f'key "one" for {name} is not known: in the set of JWKS_URL it is a key for PS256' in told
 
 
 async def test_a_secret_and_a_public_key_may_be_used_side_by_side() -> None:
@@ -300,14 +300,14 @@ async def test_the_audience_may_stand_in_another_claim() -> None:
         assert "its client_id is" in told
         assert "not this service's audience" in told
     # Such as an ID token, which is for the page and has no such claim.
-    assert "its client_id is None" in await refusal(tokens, token("bob", aud="app1"))
+    assert "its client_id is null" in await refusal(tokens, token("bob", aud="app1"))
 
 
 async def test_an_aud_counts_beside_another_claim_of_the_audience() -> None:
     tokens = by_secret(audience=("app1", "https://api"), audience_claim="client_id")
     for accepted in ("app1", "https://api", ["https://api", "x"]):
         assert (await tokens.read(token("bob", client_id="app1", aud=accepted))).subject == "bob"
-    assert "its aud is 'other'" in await refusal(tokens, token("bob", client_id="app1", aud="other"))
+    assert 'its aud is "other"' in await refusal(tokens, token("bob", client_id="app1", aud="other"))
     assert "no JWT_AUDIENCE is set" in await refusal(by_secret(audience_claim="client_id"), token("bob", aud="x"))
 
 
@@ -323,8 +323,8 @@ async def test_an_issuer_that_differs_by_the_slash_at_its_end_is_told_as_just_th
     one, two = f"https://id.example{path}", f"https://id.example{path}/"
     for trusted, named in ((one, two), (two, one)):
         told = await refusal(by_secret(issuer=trusted), token("bob", iss=named))
-        assert f"iss is '{named}'" in told
-        assert f"JWT_ISSUER is '{trusted}', and they differ by the slash at the end alone" in told
+        assert f'iss is "{named}"' in told
+        assert f'JWT_ISSUER is "{trusted}", and they differ by the slash at the end alone' in told
     assert "slash" not in await refusal(by_secret(issuer=one), token("bob", iss=f"{two}/"))
 
 
@@ -417,15 +417,15 @@ async def test_what_issuers_write_oddly_makes_no_key_useless(key: AsymmetricKey,
 
 
 LEFT: list[tuple[Any, str]] = [
-    (public_jwk(RSA, use="enc", alg="RSA-OAEP"), "is for encryption: its use is 'enc', not 'sig'"),
-    (public_jwk(RSA, use="tls"), "is not for signatures: its use is 'tls', not 'sig'"),
-    (public_jwk(RSA, use=["sig"]), "is not for signatures: its use is ['sig']"),
-    (public_jwk(RSA, key_ops=["encrypt"]), "is not for signatures: its key_ops are ['encrypt'], without 'verify'"),
-    (public_jwk(RSA, key_ops=1), "its key_ops are 1, without 'verify'"),
+    (public_jwk(RSA, use="enc", alg="RSA-OAEP"), 'is for encryption: its use is "enc", not "sig"'),
+    (public_jwk(RSA, use="tls"), 'is not for signatures: its use is "tls", not "sig"'),
+    (public_jwk(RSA, use=["sig"]), 'is not for signatures: its use is ["sig"]'),
+    (public_jwk(RSA, key_ops=["encrypt"]), 'is not for signatures: its key_ops are ["encrypt"], without "verify"'),
+    (public_jwk(RSA, key_ops=1), 'its key_ops are 1, without "verify"'),
     ({"kty": "oct", "k": b64(SECRET)}, "is a secret (kty 'oct')"),
-    ({"kty": "AKP", "pub": "x"}, "is of the kty 'AKP', and RSA, EC, OKP are known"),
-    ({"kty": ["RSA"]}, "is of the kty ['RSA']"),
-    ({}, "is of the kty None"),
+    ({"kty": "AKP", "pub": "x"}, 'is of the kty "AKP", and RSA, EC, OKP are known'),
+    ({"kty": ["RSA"]}, 'is of the kty ["RSA"]'),
+    ({}, "is of the kty null"),
     ({"kty": "RSA", "e": "AQAB"}, "has no n"),
     (public_jwk(RSA, n=None), "has no n"),
     (public_jwk(RSA, n=7), "can't be read: its n is no text"),
@@ -436,13 +436,13 @@ LEFT: list[tuple[Any, str]] = [
     (public_jwk(ED25519, x="AQ"), "can't be read: its x make no OKP key"),
     (public_jwk(P256, crv="Ed25519"), "can't be read"),
     (public_jwk(SHORT_RSA), "is an RSA key of 1024 bits, and 2048 are the least"),
-    (public_jwk(ECKey.generate_key("secp256k1")), "is on the curve 'secp256k1', and P-256, P-384, P-521, Ed25519"),
-    (public_jwk(OKPKey.generate_key("X25519")), "is on the curve 'X25519'"),
-    (public_jwk(P256, crv=None), "is on the curve None"),
-    (public_jwk(P256, alg="ES384"), "is for the algorithm 'ES384', and one of its kind verifies ES256"),
-    (public_jwk(RSA, alg="RSA-OAEP"), "is for the algorithm 'RSA-OAEP', and one of its kind verifies RS256, RS384"),
-    (public_jwk(ED448, alg="Ed25519"), "is for the algorithm 'Ed25519', and one of its kind verifies Ed448, EdDSA"),
-    (public_jwk(RSA, alg=["RS256"]), "is for the algorithm ['RS256']"),
+    (public_jwk(ECKey.generate_key("secp256k1")), 'is on the curve "secp256k1", and P-256, P-384, P-521, Ed25519'),
+    (public_jwk(OKPKey.generate_key("X25519")), 'is on the curve "X25519"'),
+    (public_jwk(P256, crv=None), "is on the curve null"),
+    (public_jwk(P256, alg="ES384"), 'is for the algorithm "ES384", and one of its kind verifies ES256'),
+    (public_jwk(RSA, alg="RSA-OAEP"), 'is for the algorithm "RSA-OAEP", and one of its kind verifies RS256, RS384'),
+    (public_jwk(ED448, alg="Ed25519"), 'is for the algorithm "Ed25519", and one of its kind verifies Ed448, EdDSA'),
+    (public_jwk(RSA, alg=["RS256"]), 'is for the algorithm ["RS256"]'),
 ]
 
 
@@ -478,12 +478,12 @@ async def test_what_is_left_out_is_logged_once_for_each_change(caplog: pytest.Lo
         return [text for text in caplog.messages if "left out" in text]
 
     assert await told() == [
-        "a key of JWKS_URL is left out: 'enc' is for encryption: its use is 'enc', not 'sig'",
-        "a key of JWKS_URL is left out: 's' is a secret (kty 'oct'), which doesn't belong in a set",
+        'a key of JWKS_URL is left out: "enc" is for encryption: its use is "enc", not "sig"',
+        "a key of JWKS_URL is left out: \"s\" is a secret (kty 'oct'), which doesn't belong in a set",
     ]
     assert await told() == []
     issuer.text = text_of(public_jwk(P256, "two"), encryption)
-    assert await told() == ["a key of JWKS_URL is left out: 'enc' is for encryption: its use is 'enc', not 'sig'"]
+    assert await told() == ['a key of JWKS_URL is left out: "enc" is for encryption: its use is "enc", not "sig"']
     issuer.text = text_of(public_jwk(RSA, "one"), encryption)
     assert await told() == []
 
@@ -492,16 +492,16 @@ async def test_a_token_whose_key_was_left_out_is_told_why() -> None:
     issuer = Issuer(public_jwk(RSA, "enc", use="enc"), public_jwk(P256, "two"))
     tokens = Tokens(Keys((), issuer.keys()))
     told = await refusal(tokens, signed(claims("bob"), RSA, kid="enc"))
-    assert "key 'enc' for RS256 is not known: in the set of JWKS_URL it is for encryption: its use is 'enc'" in told
+    assert 'key "enc" for RS256 is not known: in the set of JWKS_URL it is for encryption: its use is "enc"' in told
     told = await refusal(tokens, signed(claims("bob"), RSA, kid="none"))
-    assert told.endswith("key 'none' for RS256 is not known: the set of JWKS_URL has 'two'")
+    assert told.endswith('key "none" for RS256 is not known: the set of JWKS_URL has "two"')
 
 
 async def test_a_set_without_a_usable_key_says_why_of_each(caplog: pytest.LogCaptureFixture) -> None:
     issuer = Issuer(public_jwk(RSA, "enc", use="enc"))
     keys = issuer.keys()
     await keys.refresh()
-    assert keys.problem == "it has no key that can be used: 'enc' is for encryption: its use is 'enc', not 'sig'"
+    assert keys.problem == 'it has no key that can be used: "enc" is for encryption: its use is "enc", not "sig"'
     assert keys.problem in caplog.text
 
 
@@ -615,11 +615,11 @@ def test_what_metadata_says_of_logins_need_not_be_right() -> None:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"issuer": "https://evil"}, "is that of the issuer 'https://evil', not of 'https://id'"),
+        ({"issuer": "https://evil"}, 'is that of the issuer "https://evil", not of "https://id"'),
         ({"issuer": "https://id/"}, "they differ by the slash at the end alone, so set JWT_ISSUER=https://id/"),
-        ({"issuer": "https://ID"}, "is that of the issuer 'https://ID'"),
-        ({"issuer": None}, "is that of the issuer None"),
-        ({"issuer": ["https://id"]}, "is that of the issuer ['https://id']"),
+        ({"issuer": "https://ID"}, 'is that of the issuer "https://ID"'),
+        ({"issuer": None}, "is that of the issuer null"),
+        ({"issuer": ["https://id"]}, 'is that of the issuer ["https://id"]'),
         ({"jwks_uri": None}, "jwks_uri"),
         ({"jwks_uri": 7}, "jwks_uri"),
         ({"jwks_uri": ""}, "jwks_uri"),
@@ -640,7 +640,7 @@ def test_metadata_of_another_or_that_leads_nowhere_safe_is_refused(changes: dict
 def test_a_variable_of_authlib_opens_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTHLIB_INSECURE_TRANSPORT", "1")
     web = Web("https://id", "https://id/certs", f"https://id{METADATA}", jwks_uri="http://id/certs")
-    with pytest.raises(ValueError, match="its jwks_uri is 'http://id/certs', not https"):
+    with pytest.raises(ValueError, match='its jwks_uri is "http://id/certs", not https'):
         discovered("https://id", web.fetch)
 
 

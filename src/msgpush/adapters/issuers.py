@@ -13,6 +13,7 @@ import msgspec
 from authlib.oidc.discovery import OpenIDProviderMetadata, get_well_known_url
 
 from msgpush import __version__
+from msgpush.domain.channel import shown
 
 FETCH_SECONDS = 4.0
 FETCH_BYTES = 1024 * 1024
@@ -86,7 +87,7 @@ def _key_location(issuer: str, text: bytes, at: str) -> str:
         hint = ""
         if isinstance(issued, str) and differ_by_slash(issued, issuer):
             hint = f": they differ by the slash at the end alone, so set JWT_ISSUER={issued}"
-        raise ValueError(f"the metadata at {at} is that of the issuer {issued!r}, not of {issuer!r}{hint}")
+        raise ValueError(f"the metadata at {at} is that of the issuer {shown(issued)}, not of {shown(issuer)}{hint}")
     # Of all that such a document says no more is used, and what is said of logins needn't be right.
     metadata = OpenIDProviderMetadata({"issuer": issued, "jwks_uri": location if isinstance(location, str) else None})
     try:
@@ -97,7 +98,7 @@ def _key_location(issuer: str, text: bytes, at: str) -> str:
     assert isinstance(location, str)
     # Authlib lets each issuer lead to this machine, and has a variable that lets it lead anywhere.
     if not (location.startswith("https://") or (issuer.startswith("http://") and is_safe(location))):
-        raise ValueError(f"the metadata at {at} is wrong: its jwks_uri is {location!r}, not https")
+        raise ValueError(f"the metadata at {at} is wrong: its jwks_uri is {shown(location)}, not https")
     return location
 
 

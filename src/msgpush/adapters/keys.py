@@ -184,9 +184,9 @@ def _jwk(given: dict[str, Any], id: str | None) -> VerifyingKey:
         raise ValueError(f"is of the kty {shown(kty)}, and {', '.join(_MEMBERS)} are known")
     if use not in (None, "sig"):
         purpose = "for encryption" if use == "enc" else "not for signatures"
-        raise ValueError(f"is {purpose}: its use is {shown(use)}, not 'sig'")
+        raise ValueError(f'is {purpose}: its use is {shown(use)}, not "sig"')
     if operations and not (isinstance(operations, list) and "verify" in operations):
-        raise ValueError(f"is not for signatures: its key_ops are {shown(operations)}, without 'verify'")
+        raise ValueError(f'is not for signatures: its key_ops are {shown(operations)}, without "verify"')
     kind, members = _MEMBERS[kty]
     curve = {} if kty == "RSA" else {"crv": _curve(said.get("crv"))}
     key = _imported(kind, {"kty": kty} | curve | {name: _base64url(name, said.get(name)) for name in members})
