@@ -9,6 +9,7 @@ import pytest
 
 from msgpush.adapters.redis_bus import APPEND, BEGIN, LOG, MEND, RedisBus
 from msgpush.adapters.redis_link import HASH_TAG, RedisTarget, Script
+from msgpush.domain import delivery
 from msgpush.domain.connection import Connection, Subscription
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.message import Draft
@@ -26,6 +27,12 @@ WRITES = ("HSET", "XADD", "SET", "PEXPIRE", "PERSIST")
 def server() -> Iterator[RedisServer]:
     with RedisServer() as started:
         yield started
+
+
+@pytest.fixture(autouse=True)
+def probe_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second probe would complete what a test leaves halfway."""
+    monkeypatch.setattr(delivery, "PROBE_INTERVAL", 3600)
 
 
 @pytest.fixture(autouse=True)

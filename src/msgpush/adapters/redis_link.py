@@ -59,9 +59,15 @@ A = TypeVar("A")
 
 
 class NotNow(MsgpushError):
-    """The server has refused the command without doing it: here or elsewhere, it may be sent again."""
+    """The server has refused the command without doing it: here or elsewhere, it may be sent again.
 
-    public = "Redis has refused it for now"
+    Args:
+        public: what strangers are told of it, who aren't to know where Redis is.
+    """
+
+    def __init__(self, detail: str, public: str) -> None:
+        super().__init__(detail)
+        self.public = public
 
 
 class RedisTarget(Struct, frozen=True):
@@ -403,7 +409,7 @@ class Link:
         role = dict(zip(told[::2], told[1::2], strict=True)).get(b"role", b"master")
         if role != b"master":
             # It would take reads for ever, and say nothing new.
-            raise ReadOnlyError(f"the server at {connection.host}:{connection.port} is a {role.decode()}")
+            raise ReadOnlyError(f"this server is a {role.decode()}")
 
     async def _locate(self) -> Address:
         if self._target.kind == "server":
@@ -499,7 +505,9 @@ def _is_elsewhere(error: Exception) -> bool:
 
 def _translated(error: Exception, target: RedisTarget) -> MsgpushError:
     if _is_elsewhere(error) or isinstance(error, BusyLoadingError | TryAgainError | NoScriptError):
-        return NotNow(f"Redis ({target}) has refused: {error}")
+        # Those two name another server.
+        words = "it is elsewhere" if isinstance(error, MovedError | AskError) else str(error)
+        return NotNow(f"Redis ({target}) has refused: {error}", f"Redis has refused: {words}")
     if isinstance(error, TimeoutError):
         return BusUnavailable(f"Redis ({target}) doesn't answer", public="Redis doesn't answer")
     if isinstance(error, ResponseError):

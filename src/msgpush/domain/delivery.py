@@ -250,19 +250,19 @@ class Delivery:
             if refused:
                 self._probed = None  # nothing comes back of what wasn't taken
             self._taken |= not refused
-            self._tell(result.detail if isinstance(result, BusUnavailable) else None)
+            self._tell(result if isinstance(result, BusUnavailable) else None)
             await asyncio.sleep(PROBE_AGAIN if refused else PROBE_INTERVAL)
 
-    def _tell(self, refusal: str | None) -> None:
-        self.refusal = refusal
-        if refusal is None:
+    def _tell(self, refused: BusUnavailable | None) -> None:
+        self.refusal = None if refused is None else refused.public
+        if refused is None:
             if self._told:
                 log.info("the bus takes messages again")
             self._told = ""
-        elif self._bus.reachable and refusal != self._told:
+        elif self._bus.reachable and refused.detail != self._told:
             # One that can't be reached says so itself.
-            log.warning("the bus takes no messages: %s", refusal)
-            self._told = refusal
+            log.warning("the bus takes no messages: %s", refused.detail)
+            self._told = refused.detail
 
     def _serve_fallen(self) -> None:
         for connection in self._hub.take_fallen():
