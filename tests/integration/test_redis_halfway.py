@@ -76,6 +76,15 @@ class Pair:
             push.subscribe(Connection(f"c{id(push)}", sink), subscription, await push.start_at(None), lambda _: b"\n")
             self.sinks.append(sink)
 
+    async def settle(self) -> None:
+        """The epoch and a probe of each are in the log, and both have read it: nothing more happens by itself."""
+        async with asyncio.timeout(10):
+            while True:
+                end = await self.buses[0].end()
+                if self.buses[0].length >= 3 and all(push.hub.head >= end for push in self.pushes):
+                    return
+                await asyncio.sleep(0.002)
+
     async def have(self, *ids: str) -> None:
         """The log, both readers and each channel's history have exactly these messages, in the log's order, no gap."""
         with self.server.client() as client:
@@ -101,10 +110,7 @@ async def opened(server: RedisServer) -> AsyncIterator[Pair]:
         buses = [await stack.enter_async_context(RedisBus(target)) for _ in range(2)]
         pair = Pair(server, buses, [await stack.enter_async_context(Push(bus)) for bus in buses])
         await pair.open()
-        with server.client() as client:
-            async with asyncio.timeout(10):
-                while client.xlen(LOG) < 3:  # noqa: ASYNC110 - the epoch, and a probe of each, which would mend things
-                    await asyncio.sleep(0.002)
+        await pair.settle()
         yield pair
 
 
