@@ -264,12 +264,14 @@ WRITES_REFUSED = {
     "full": ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0"),
     "no right": ("ACL SETUSER default -xadd", "ACL SETUSER default +xadd"),
     "a replica": ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
+    "no right to read": ("ACL SETUSER default -xread", "ACL SETUSER default +xread"),
 }
 OWN_WORDS = {
     "too few replicas": "Not enough good replicas to write",
     "full": "maxmemory",
     "no right": "'xadd'",
     "a replica": "replica",
+    "no right to read": "xread",
 }
 
 
@@ -281,8 +283,9 @@ def test_a_redis_that_answers_and_refuses_to_write_is_told_by_health_metrics_and
     monkeypatch.setattr(delivery, "PROBE_AGAIN", 0.1)
     forbid, allow = WRITES_REFUSED[refusal]
     caplog.set_level("INFO", "msgpush")
-    # A replica can't be read either, which says so in its own way.
-    well_again = "reading the log of Redis" if refusal == "a replica" else "the bus takes messages again"
+    # What can't be read either says so in its own way.
+    unread = refusal in ("a replica", "no right to read")
+    well_again = "reading the log of Redis" if unread else "the bus takes messages again"
 
     def logged(text: str) -> int:
         return sum(text in record.getMessage() for record in caplog.records)

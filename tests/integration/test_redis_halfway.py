@@ -11,6 +11,7 @@ from msgpush.adapters.redis_bus import APPEND, BEGIN, LOG, MEND, RedisBus
 from msgpush.adapters.redis_link import HASH_TAG, RedisTarget, Script
 from msgpush.domain import delivery
 from msgpush.domain.connection import Connection, Subscription
+from msgpush.domain.control import Close, control
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.message import Draft
 from msgpush.domain.ports import Stored
@@ -51,10 +52,16 @@ local function call(name, ...)
   if counted == {number} and writes[name] then error({{err = 'NOPERM {STOPPED}'}}) end
   return redis.call(name, ...)
 end
+local function try(name, ...)
+  counted = counted + 1
+  if counted == {number} then return {{err = 'NOPERM {STOPPED}'}} end
+  return redis.pcall(name, ...)
+end
 """
     assert "redis.call" in text
-    head = "local call, format, sub = redis.call, string.format, string.sub"
-    body = text.replace(head, "local format, sub = string.format, string.sub").replace("local call = redis.call", "")
+    body = text.replace("call, format, sub = redis.call, string", "format, sub = string")
+    for line in ("local call = redis.call", "local try = redis.pcall"):
+        body = body.replace(line, "")
     return Script(counting + body.replace("redis.call(", "call("))
 
 
@@ -220,14 +227,83 @@ async def test_an_epoch_that_was_half_begun_is_begun(server: RedisServer) -> Non
     assert number == 3
 
 
-async def test_a_channel_whose_keys_are_broken_stops_no_other(server: RedisServer) -> None:
+@pytest.mark.parametrize("halfway", [False, True])
+async def test_a_channel_whose_keys_are_broken_stops_no_other_and_is_told_as_a_gap(
+    server: RedisServer, halfway: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     async with opened(server) as pair:
         one, two = pair.buses
+        cursor = await one.end()
         with server.client() as client:
             client.set(f"{HASH_TAG}:history:broken", "no stream")
-        (refused,) = await one.append([make("m1", "broken", "a")])
-        assert "WRONGTYPE" in str(refused)
-        for bus in (two, one):
-            assert all(isinstance(each, Stored) for each in await bus.append(drafts("after")))
-        history = await pair.pushes[0].history("a", None, 100)
-        assert [json.loads(bytes(each))["id"] for each in history.messages] == ["m1", "after0", "after1", "after2"]
+            client.lpush(f"{HASH_TAG}:last:broken", "no string")
+        drafts_of_many = [make(f"m{n}", "broken", "a") if n == 3 else make(f"m{n}", "a") for n in range(6)]
+        if halfway:
+            script, one._append_script = one._append_script, stopped_at(APPEND, 22)
+            assert STOPPED in str((await one.append(drafts_of_many))[3])
+            one._append_script = script
+        results = await asyncio.gather(*(one.append([each]) for each in drafts_of_many))
+        assert all(isinstance(each, Stored) for (each,) in results)
+        assert all(isinstance(each, Stored) for each in await two.append(drafts("after")))
+        for channel in ("a", "service:tests"):
+            history = await pair.pushes[0].history(channel, None, 100)
+            ids = [json.loads(bytes(each))["id"] for each in history.messages]
+            assert sorted(ids) == sorted([*(f"m{n}" for n in range(6)), "after0", "after1", "after2"])
+        with server.client() as client:
+            client.delete(f"{HASH_TAG}:history:broken")
+        (page,) = await one.history(["broken"], cursor, 10)
+        assert page.last > cursor, "what its history lacks is a gap"
+        assert caplog.text.count(f"its key is no stream: {HASH_TAG}:history:broken") == 1
+
+
+async def test_a_redis_that_refuses_to_complete_a_call_can_be_read_and_commanded_all_the_same(
+    server: RedisServer,
+) -> None:
+    async with opened(server) as pair:
+        one, two = pair.buses
+        await one.append(drafts("before"))
+        script, one._append_script = one._append_script, stopped_at(APPEND, 8)
+        await one.append(drafts("half"))
+        one._append_script = script
+        with server.client() as client:
+            client.config_set("maxmemory", "1")
+            try:
+                client.client_kill_filter(
+                    _id=next(c["id"] for c in client.client_list() if c["name"] == "msgpush-tail")
+                )
+                async with RedisBus(RedisTarget.from_url(server.url)) as fresh, Push(fresh) as push:
+                    assert (await push.history("a", None, 10)).messages
+                    push.admit()
+                assert not isinstance((await two.append(drafts("after")))[0], Stored)
+                (command,) = await one.append([control(Close("nobody", True))])
+                assert isinstance(command, Stored), "or whoever fills it could not be stopped"
+            finally:
+                client.config_set("maxmemory", "0")
+        for bus in (one, two):
+            assert all(isinstance(each, Stored) for each in await bus.append(drafts("half")))
+        async with asyncio.timeout(10):
+            while not all(bus.reachable for bus in (one, two)):  # noqa: ASYNC110 - the tail's time decides
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("said", [b"what is this", b"\xff\x00", b"1-1 aaaaaaaa", b"v2 1-1 aaaaaaaa "])
+async def test_a_word_that_nobody_understands_stops_nothing_for_ever(server: RedisServer, said: bytes) -> None:
+    async with opened(server) as pair:
+        with server.client() as client:
+            client.hset(f"{HASH_TAG}:head", "open", said)
+        results = await pair.buses[0].append(drafts("after"))
+        if said.isascii():
+            assert all(isinstance(each, Stored) for each in results)
+        else:
+            assert "stored halfway" in str(results[0])
+
+
+async def test_a_log_without_its_head_that_ends_with_what_is_not_ours_begins_anew(server: RedisServer) -> None:
+    async with opened(server) as pair:
+        await pair.buses[0].append(drafts("before"))
+        with server.client() as client:
+            client.delete(f"{HASH_TAG}:head")
+            client.xadd(LOG, {"x": "y"})
+        async with asyncio.timeout(10):
+            while not isinstance((await pair.buses[0].append(drafts("after")))[0], Stored):  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.05)

@@ -37,15 +37,27 @@ def empty(server: RedisServer) -> None:
 class LaterBus(RedisBus):
     """A release to come: its headers have more words, its entries more fields, its head too, and it has more kinds."""
 
+    more = "'m', stored, 'later', 'what is this', 'n', '1'"
+
     def __init__(self, target: RedisTarget) -> None:
         super().__init__(target)
-        more = "'m', stored, 'later', 'what is this', 'n', '1'"
+        more = self.more
         assert APPEND.count("'m', stored") == 2
         self._append_script = Script(APPEND.replace("'m', stored", more).replace("'open', '')", "'open', '', 'z', 1)"))
 
     def _plan(self, group: list[Draft], tag: bytes) -> tuple[list[str], list[bytes]]:
         keys, (plan, *stored) = super()._plan(group, tag)
         return keys, [plan, *(each.replace(b"\n", MORE_WORDS + b"\n", 1) for each in stored)]
+
+
+class FirstBus(LaterBus):
+    """Another one, which says its own things before what is known."""
+
+    more = "'m', stored, 'n', '1'"
+
+    def __init__(self, target: RedisTarget) -> None:
+        super().__init__(target)
+        self._append_script = Script(self._append_script.text.replace("id, 'p',", "id, 'later', 'm', 'p',"))
 
 
 def of_kind(kind: str, *channels: str) -> Draft:
@@ -74,6 +86,14 @@ async def instances(server: RedisServer, *kinds: type[RedisBus]) -> AsyncIterato
         yield [Instance(bus, await stack.enter_async_context(Push(bus))) for bus in buses]
 
 
+def cut_off(server: RedisServer) -> None:
+    """Cut all connections, so that whoever reads has to find its place in the log again."""
+    with server.client() as client:
+        for each in client.client_list():
+            if each["name"] == "msgpush-tail":
+                client.client_kill_filter(_id=each["id"])
+
+
 async def received(sink: FakeSink, ids: Sequence[str]) -> None:
     async with asyncio.timeout(10):
         while len(sink.ids) < len(ids):  # noqa: ASYNC110 - the tail's own time decides
@@ -82,10 +102,11 @@ async def received(sink: FakeSink, ids: Sequence[str]) -> None:
     assert not sink.gaps
 
 
+@pytest.mark.parametrize("kind", [LaterBus, FirstBus])
 async def test_a_later_release_and_this_one_serve_the_same_streams_while_instances_are_replaced(
-    server: RedisServer, caplog: pytest.LogCaptureFixture
+    server: RedisServer, caplog: pytest.LogCaptureFixture, kind: type[LaterBus]
 ) -> None:
-    async with instances(server, RedisBus, LaterBus) as (now, later):
+    async with instances(server, RedisBus, kind) as (now, later):
         sinks = [await each.subscribe() for each in (now, later)]
         ids = []
         for n in range(20):
@@ -94,6 +115,9 @@ async def test_a_later_release_and_this_one_serve_the_same_streams_while_instanc
                 (stored,) = await each.bus.append([make(ids[-1], "a")])
                 assert isinstance(stored, Stored)
             await later.bus.append([of_kind("redelivery", "a"), of_kind("acknowledged", "b"), of_kind("receipt")])
+            if n == 10:
+                await received(sinks[0], ids)
+                cut_off(server)
         for sink in sinks:
             await received(sink, ids)
         # A retry at the other release is the same message, and what was published is resumed at both.

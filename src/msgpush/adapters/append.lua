@@ -14,8 +14,8 @@
 --          each message {ttl in ms, number of its id or 0, digest, timestamp, {numbers of its channels}, service:id}
 -- then each message as it is stored
 --
--- Answers {"ok", ms, seq of the first, the log's length before, index, what was accepted before or "", ...}; or, with
--- nothing written,
+-- Answers {"ok", ms, seq of the first, the log's length before, index, what was accepted before or "", ...}, where minus the
+-- number of a channel stands for one whose history is no stream, and so lacks the message; or, with nothing written,
 -- {"epoch", the log's} where the log has another name, {"open"} where another call was stopped halfway, and {"lost"}
 -- where the log lacks what the writer knows to be in it.
 
@@ -24,6 +24,7 @@ local REMEMBERED = 600000
 local UNKNOWN = '--------'
 
 local call, format, sub = redis.call, string.format, string.sub
+local try = redis.pcall
 local epoch, tag, known_ms, known_seq, known_tag, log_length, history_length, now, waits, urgent, messages =
   unpack(cmsgpack.unpack(ARGV[1]))
 
@@ -56,7 +57,7 @@ for c = 1, channels do
   history[c] = KEYS[2 * c + 1]
   last[c] = KEYS[2 * c + 2]
 end
-local prev, longest = {}, {}
+local prev, longest, broken = {}, {}, {}
 if channels > 0 then
   -- Where a channel's newest position has been forgotten, that was longer ago than it is kept.
   local forgotten = format('%.0f-0', math.max(0, now - DAY))
@@ -92,7 +93,12 @@ for i = 1, #messages do
     local mine = message[5]
     for n = 1, #mine do
       local c = mine[n]
-      call('XADD', history[c], 'MAXLEN', '~', history_length, id, 'p', prev[c], 'm', stored)
+      local done = try('XADD', history[c], 'MAXLEN', '~', history_length, id, 'p', prev[c], 'm', stored)
+      if type(done) == 'table' then
+        -- Somebody has put another thing there: that is no reason to stop the others, and readers are told of a gap.
+        if not string.find(done.err, 'WRONGTYPE', 1, true) then return done end
+        broken[c] = true
+      end
       prev[c] = id
       if ttl > (longest[c] or 0) then longest[c] = ttl end
     end
@@ -105,7 +111,11 @@ end
 
 -- A history lives until the longest ttl in it, and a channel's newest position at least as long, and a day.
 for c, ttl in pairs(longest) do
-  local left = call('PTTL', history[c])
+  local left = broken[c] and ttl or call('PTTL', history[c])
+  if broken[c] then
+    answer[#answer + 1] = -c
+    answer[#answer + 1] = ''
+  end
   if left < ttl then
     -- A sixteenth more, so that a busy channel doesn't need this each time.
     left = ttl + math.floor(ttl / 16)

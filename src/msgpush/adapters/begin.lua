@@ -19,7 +19,10 @@ if newest then
   local last_ms, last_seq = string.match(newest[1], '(%d+)-(%d+)')
   last_ms, last_seq = tonumber(last_ms), tonumber(last_seq)
   if last_ms > ms or (last_ms == ms and last_seq > seq) then
-    ms, seq, last_tag = last_ms, last_seq, string.sub(newest[2][4], 1, 8)
+    ms, seq = last_ms, last_seq
+    for i = 1, #newest[2], 2 do
+      if newest[2][i] == 'm' then last_tag = string.sub(newest[2][i + 1], 1, 8) end
+    end
   end
 end
 local link = string.format('%.0f-%.0f-%s', ms, seq, last_tag)

@@ -84,6 +84,7 @@ class MemoryBus:
         self.epoch = new_epoch()
         self.cut: Cursor | None = None
         self.reachable = True
+        self.trouble: str | None = None
         self.unknown = 0
         self._clock = clock
         self._history_length, self._size = history_length, size

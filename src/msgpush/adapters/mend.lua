@@ -36,6 +36,9 @@ local function later(one, other)
   return one_ms > other_ms or (one_ms == other_ms and tonumber(one_seq) > tonumber(other_seq))
 end
 
+-- A full Redis refuses what takes room, unless the script has written something that takes none.
+call('PERSIST', KEYS[1])
+
 local channels = 0
 for _, entry in ipairs(entries) do
   for _, c in ipairs(entry[8]) do if c > channels then channels = c end end
@@ -51,18 +54,22 @@ end
 
 for _, entry in ipairs(entries) do
   local id, ttl, key = entry[1], entry[5], entry[6]
-  local found = call('XRANGE', KEYS[2], id, id)[1]
-  if found then
+  local found, message = call('XRANGE', KEYS[2], id, id)[1], nil
+  for i = 1, found and #found[2] or 0, 2 do
+    if found[2][i] == 'm' then message = found[2][i + 1] end
+  end
+  if message then
     answer[1] = answer[1] + 1
     for _, c in ipairs(entry[8]) do
       local history, last = KEYS[2 * c + 1], KEYS[2 * c + 2]
-      local known = call('GET', last) or string.format('%.0f-0', math.max(0, now - DAY))
+      -- Not by GET, which a key of another type would stop.
+      local known = call('MGET', last)[1] or string.format('%.0f-0', math.max(0, now - DAY))
       local left = ttl
       if not broken[c] then
         local newest = call('XREVRANGE', history, '+', '-', 'COUNT', 1)[1]
         if not newest or later(id, newest[1]) then
           local prev = newest and later(newest[1], known) and newest[1] or known
-          call('XADD', history, id, 'p', prev, 'm', found[2][4])
+          call('XADD', history, id, 'p', prev, 'm', message)
         end
         left = call('PTTL', history)
         if left < ttl then

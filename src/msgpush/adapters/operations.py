@@ -51,7 +51,7 @@ class Operations:
         if not self._push.alive:
             return _unavailable("delivery has stopped")
         if not self._push.ready:
-            return _unavailable(await self._trouble() or "what is published doesn't come back from the bus")
+            return _unavailable(await self._trouble() or "nothing was published yet")
         return _json(200, {"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:

@@ -6,10 +6,11 @@ the last group was under way is the next.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from importlib.resources import files
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, Self
@@ -38,6 +39,7 @@ from msgpush.adapters.redis_log import (
     Mark,
     StoredMessage,
     Unfinished,
+    fields_of,
     id_of,
     link_of,
     new_tag,
@@ -59,6 +61,9 @@ BLOCK = 1.0  # seconds for which one read of the tail waits
 READ = 1_000
 READ_BYTES = 4 * 1024 * 1024  # what one read of the tail should come to
 DAY_MS = 86_400_000
+MENDED_AT_MOST = 100  # calls that were stopped halfway, in one go
+BROKEN_TOLD = 100
+HALFWAY = "a message that was stored halfway can't be completed now"
 
 HEAD: Final = f"{HASH_TAG}:head"
 LOG: Final = f"{HASH_TAG}:log"
@@ -118,6 +123,7 @@ class RedisBus:
         self.epoch = ""
         self.cut: Cursor | None = None
         self.reachable = False
+        self.trouble: str | None = None
         self.length = 0
         self._target = target
         self._log_length, self._history_length = log_length, history_length
@@ -232,13 +238,18 @@ class RedisBus:
         tag, until = new_tag(), time.monotonic() + TIMEOUT
         keys, args = self._plan(group, tag)
         answer, *confirmed = await self._ask_until(until, keys, args)
-        while answer[0] == b"open" and time.monotonic() < until:
-            await self._mend()
+        while answer[0] == b"open":
+            try:
+                async with asyncio.timeout(until - time.monotonic()):
+                    await self._mend()
+            except TimeoutError:
+                raise BusUnavailable(HALFWAY) from None
             answer, *confirmed = await self._ask_until(until, keys, args)
         if answer[0] != b"ok":
             self._doubt = True
             raise BusUnavailable("the log has begun anew, or has lost its end: this instance is finding out which")
         self.length = answer[3]
+        self._tell_broken(keys[2 * -number] for number in answer[4::2] if number < 0)
         results = _results(group, answer)
         if confirmed and confirmed[0] < self._wait_replicas:
             raise BusUnavailable(f"only {confirmed[0]} of {self._wait_replicas} replicas have confirmed the message")
@@ -375,6 +386,7 @@ class RedisBus:
                 continue
             backoff.reset()
             self._failures = 0
+            self.trouble = None
             self._find()
             if entries:
                 yield entries
@@ -388,6 +400,7 @@ class RedisBus:
         # Whatever it comes back as has to be looked at first. A connection that is merely cut is no word about Redis.
         self._doubt = True
         self._failures += 1
+        self.trouble = error.public
         self._count = max(1, self._count // 2)  # it may have been too much to be read in time
         if self.reachable and self._failures > 1:
             self.reachable = False
@@ -401,7 +414,7 @@ class RedisBus:
                 self._lose(error)
                 await backoff.pause()
                 continue
-            return Mark(position, found[0][1][3][:TAG] if found else NO_TAG)
+            return Mark(position, fields_of(found[0][1])[1][:TAG] if found else NO_TAG)
 
     async def _next(self) -> tuple[list[Entry], bool]:
         """The next entries; and whether they, or their lack, show that the log isn't what this instance has seen."""
@@ -471,7 +484,8 @@ class RedisBus:
         if broken:
             self._expire()
         while True:
-            await self._mend()
+            with contextlib.suppress(BusUnavailable):  # who writes finds out; what there is can be read all the same
+                await self._mend()
             state = await self._state()
             chain = self._chain
             common = await self._newest_common(state)
@@ -522,7 +536,7 @@ class RedisBus:
         Raises:
             BusUnavailable: what is missing can't be written now either.
         """
-        while True:
+        for _ in range(MENDED_AT_MOST):
             # The newest first: what comes in between has moved the head when that is read.
             (newest,) = await self._ask(("XREVRANGE", LOG, "+", "-", "COUNT", 1))
             state = await self._state()
@@ -540,6 +554,7 @@ class RedisBus:
             if not left and call is None:
                 return  # somebody else has written there
             await self._complete(end, call, left)
+        raise BusUnavailable(HALFWAY)
 
     async def _complete(self, end: Position, call: Unfinished | None, messages: Sequence[StoredMessage]) -> None:
         channels: dict[str, int] = {}
@@ -564,9 +579,11 @@ class RedisBus:
             return  # another instance was first
         if answer[0]:
             log.warning("Redis had stopped a call halfway; it has been completed, with %d messages", answer[0])
-        for number in answer[1:]:
-            history, _ = _keys_of([*channels][number - 1])
-            if history not in self._broken:
+        self._tell_broken(_keys_of([*channels][number - 1])[0] for number in answer[1:])
+
+    def _tell_broken(self, histories: Iterable[str]) -> None:
+        for history in histories:
+            if history not in self._broken and len(self._broken) < BROKEN_TOLD:
                 self._broken.add(history)
                 log.error("a history can't be written, since its key is no stream: %s", history)
 
@@ -595,10 +612,10 @@ class RedisBus:
             ("XRANGE", LOG, id_of(mark.position), id_of(mark.position)), ("XRANGE", LOG, "-", "+", "COUNT", 1)
         )
         if found:
-            return mark.names(Mark(mark.position, found[0][1][3][:TAG]))
+            return mark.names(Mark(mark.position, fields_of(found[0][1])[1][:TAG]))
         if oldest:
             # What stands before the oldest was trimmed only where that follows it: else it was never in this log.
-            before = link_of(oldest[0][1][1])
+            before = link_of(fields_of(oldest[0][1])[0])
             return before is None or mark.names(before) or mark.position < before.position
         return bool(state.epoch)  # all of it trimmed; or all of it gone, head and all
 

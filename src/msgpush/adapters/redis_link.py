@@ -8,6 +8,7 @@ Nothing is retried in here, since only the caller knows whether a command may be
 import asyncio
 import contextlib
 import difflib
+import hashlib
 import ipaddress
 import logging
 import random
@@ -46,6 +47,7 @@ TIMEOUT = 1.5  # seconds; less than the two in which a publisher is promised an 
 CLOSING = 0.5
 GROUP = 256  # questions that a batcher puts together, at most
 TOGETHER = 4, 32  # calls that a shared link has under way at most: to begin with, and on a server that is quick
+ASKED_NO_MORE = "Redis is not asked any more"
 ASK_TIMEOUT = 0.4  # for each server that is asked where the log is
 
 Address = tuple[str, int]
@@ -268,11 +270,12 @@ def _no_parameter(name: str, known: Mapping[str, object]) -> str:
 
 
 class Script:
-    """A Lua script, and the name that servers know it by."""
+    """A Lua script, and the name that servers know it by, once they have run it."""
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.sha = ""
+        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        self.known = False  # whether a server has run it, as far as is known
 
 
 class Link:
@@ -303,7 +306,7 @@ class Link:
     async def calls(self, commands: Sequence[Command]) -> list[Any]:
         """The replies of commands that are sent together; as `call`, where one of them fails."""
         async with self._lock:
-            (reply,) = await self._exchange([commands])
+            (reply,) = await self._exchange([_packed(commands)])
         if isinstance(reply, ResponseError):
             raise _translated(reply, self._target) from reply
         return reply
@@ -313,17 +316,16 @@ class Link:
     ) -> list[Any]:
         """A script's reply, and those of commands that follow it over the same connection.
 
-        The script is loaded where the server doesn't know it. Raises as `call` does.
+        Its text is sent where the server doesn't know it. Raises as `call` does.
         """
         try:
-            if script.sha:
+            if script.known:
                 return await self.calls([("EVALSHA", script.sha, len(keys), *keys, *args), *then])
         except NotNow as error:
             if not isinstance(error.__cause__, NoScriptError):
                 raise
-        load: Command = ("SCRIPT", "LOAD", script.text)
-        sha, *replies = await self.calls([load, ("EVAL", script.text, len(keys), *keys, *args), *then])
-        script.sha = sha.decode()
+        replies = await self.calls([("EVAL", script.text, len(keys), *keys, *args), *then])
+        script.known = True
         return replies
 
     def expire(self) -> None:
@@ -344,7 +346,9 @@ class Link:
                 async with asyncio.timeout(CLOSING):
                     await connection.disconnect()
 
-    async def _exchange(self, calls: Sequence[Sequence[Command]]) -> list[list[Any] | ResponseError]:
+    async def _exchange(
+        self, calls: Sequence[list[bytes]], timeout: float | None = None
+    ) -> list[list[Any] | ResponseError]:
         """Send some calls together; what each comes to is its replies, or the first error among them.
 
         Time is counted from when they are sent.
@@ -353,12 +357,10 @@ class Link:
             NotNow, BusUnavailable: the connection or the server has failed; what was done isn't known.
         """
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(timeout or self._timeout):
                 connection = await self._connected()
-                # In C; what redis-py does for asyncio costs ten times that.
-                packed = [hiredis.pack_command(tuple[Any, ...](each)) for commands in calls for each in commands]
-                await connection.send_packed_command(packed, check_health=False)
-                results = [await _replies(connection, len(commands)) for commands in calls]
+                await connection.send_packed_command([each for call in calls for each in call], check_health=False)
+                results = [await _replies(connection, len(call)) for call in calls]
         except (RedisError, OSError) as error:
             await self.drop()
             raise _translated(error, self._target) from error
@@ -476,6 +478,11 @@ class Link:
         )
 
 
+def _packed(commands: Sequence[Command]) -> list[bytes]:
+    # In C; what redis-py does for asyncio costs ten times that.
+    return [hiredis.pack_command(tuple[Any, ...](each)) for each in commands]
+
+
 async def _replies(connection: Connection, number: int) -> list[Any] | ResponseError:
     replies: list[Any] = []
     failed: ResponseError | None = None
@@ -529,15 +536,23 @@ class Batcher(Generic[Q, A]):
         ask: the answers to some questions, in their order; an error among them is that question's alone. Raises
             BusUnavailable or NotNow where none could be answered.
         most: questions of a group.
+
+    Attributes:
+        doubted: whether those behind a group that failed are to be asked all the same, one alone, since it may have
+            failed for how much was asked.
     """
 
     def __init__(self, ask: Callable[[Sequence[Q]], Awaitable[Sequence[A | Exception]]], most: int = GROUP) -> None:
         self._ask, self.most = ask, most
+        self.doubted = False
         self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def __call__(self, question: Q) -> A:
         """The answer to one question. Raises BusUnavailable or NotNow."""
+        if self._closed:
+            raise BusUnavailable(ASKED_NO_MORE)
         answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._waiting.append((question, answer))
         if self._task is None:
@@ -545,10 +560,14 @@ class Batcher(Generic[Q, A]):
         return await answer
 
     async def close(self) -> None:
-        """Ask no more; who still waits is refused."""
+        """Ask no more; who still waits is refused, and so is who comes later."""
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        # Of a task that had no turn yet.
+        _fail(self._waiting, BusUnavailable(ASKED_NO_MORE))
+        self._waiting.clear()
 
     async def _run(self) -> None:
         group: list[tuple[Q, asyncio.Future[A]]] = []
@@ -557,14 +576,16 @@ class Batcher(Generic[Q, A]):
                 try:
                     answers = await self._ask([question for question, _ in group])
                 except (NotNow, BusUnavailable) as error:
+                    _fail(group, error)
                     # Those behind them would find the same, and have waited as long already.
-                    _fail([*group, *self._waiting], error)
-                    self._waiting.clear()
+                    if not self.doubted:
+                        _fail(self._waiting, error)
+                        self._waiting.clear()
                 else:
                     for (_, waiting), answer in zip(group, answers, strict=True):
                         _settle(waiting, answer)
         except BaseException:
-            _fail([*group, *self._waiting], BusUnavailable("Redis is not asked any more"))
+            _fail([*group, *self._waiting], BusUnavailable(ASKED_NO_MORE))
             self._waiting.clear()
             raise
         finally:
@@ -606,17 +627,27 @@ class SharedLink(Link):
         self._together = Batcher(self._exchange_in_time, TOGETHER[0])
 
     async def calls(self, commands: Sequence[Command]) -> list[Any]:
+        packed = _packed(commands)  # what can't be sent is its caller's fault alone
         try:
-            return await self._together(commands)
+            return await self._together(packed)
         except ResponseError as error:
             raise _translated(error, self._target) from error
 
-    async def _exchange_in_time(self, calls: Sequence[Sequence[Command]]) -> list[list[Any] | ResponseError]:
+    async def _exchange_in_time(self, calls: Sequence[list[bytes]]) -> list[list[Any] | ResponseError]:
         # A server answers what it was sent together when it has done all of it: where that takes long, fewer are sent.
-        began, self._together.most = time.monotonic(), max(1, self._together.most // 2)
-        results = await self._exchange(calls)
-        if time.monotonic() - began < self._timeout / 8:
-            self._together.most = min(TOGETHER[1], 4 * self._together.most)
+        # After a group that took too long one is sent alone, and for a moment only: is it the server, or the group?
+        together = self._together
+        most, alone = together.most, together.doubted
+        together.most, together.doubted = 1, len(calls) > 1
+        began = time.monotonic()
+        try:
+            results = await self._exchange(calls, self._timeout / 4 if alone else None)
+        except (NotNow, BusUnavailable) as error:
+            together.doubted &= isinstance(error.__cause__, TimeoutError)
+            raise
+        quick = time.monotonic() - began < self._timeout / 8
+        together.most = min(TOGETHER[1], 2 * most) if quick else max(1, most // 2)
+        together.doubted = False
         return results
 
     async def close(self) -> None:

@@ -11,6 +11,7 @@ Instances are replaced one by one, so what isn't known is passed over, and has i
 
 import logging
 import os
+import re
 from base64 import b64encode
 from bisect import bisect_left
 from collections import deque
@@ -116,7 +117,10 @@ class Decoder:
         first: Mark | None = None
         link = b"%d-%d-%b" % (prev.ms, prev.seq, tag)
         for id, fields in items:
-            before, stored = _fields(fields)
+            if len(fields) > 3 and fields[0] == b"p" and fields[2] == b"m":
+                before, stored = fields[1], fields[3]
+            else:
+                before, stored = fields_of(fields)
             if before != link:
                 # Only the first one, unless someone else writes to the log.
                 linked = link_of(before)
@@ -147,7 +151,7 @@ class Decoder:
         """Entries of a channel's history; those of an unknown kind have expired."""
         linked = []
         for id, fields in items:
-            before, stored = _fields(fields)
+            before, stored = fields_of(fields)
             if not _is_position(before):
                 continue
             prev, position = position_of(before), position_of(id)
@@ -162,7 +166,7 @@ class Decoder:
         """What entries of the log say of their messages; what has no link is left out."""
         found = []
         for id, fields in items:
-            before, stored = _fields(fields)
+            before, stored = fields_of(fields)
             if link_of(before) is not None:
                 header, body = self._read(stored)
                 mark = Mark(position_of(id), stored[:TAG])
@@ -185,9 +189,9 @@ class Decoder:
             log.warning("the log has entries of a kind that is not known here, which are passed over: %.80s", kind)
 
 
-def _fields(fields: list[bytes]) -> tuple[bytes, bytes]:
-    """An entry's link and message; both empty where it isn't one of ours."""
-    if fields[0] == b"p" and fields[2:3] == [b"m"]:
+def fields_of(fields: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """An entry's link and message, wherever they stand; both empty where it isn't one of ours."""
+    if len(fields) > 3 and fields[0] == b"p" and fields[2] == b"m":
         return fields[1], fields[3]
     named = dict(zip(fields[::2], fields[1::2], strict=True))
     return (named[b"p"], named[b"m"]) if b"p" in named and b"m" in named else (b"", b"")
@@ -217,6 +221,10 @@ def _id(body: bytes) -> str:
         return ""
 
 
+_OPEN = re.compile(rb"([0-9]+-[0-9]+) (\S{8}) ")
+LATEST_OF_ALL: Final = Position(2**62, 0)
+
+
 class Unfinished(NamedTuple):
     """A call of `append.lua` as the log's head tells it until the call is done.
 
@@ -236,7 +244,12 @@ class Unfinished(NamedTuple):
         """The call that the head tells of; None where it tells of none."""
         if not text:
             return None
-        first, tag, plan = text.split(b" ", 2)
+        match = _OPEN.match(text)
+        if match is None:
+            # Of a later release, which may complete it; what is in the log after the head is completed here.
+            name = bytes(character for character in text[:40] if 32 <= character < 127).decode()
+            return cls(name if text.startswith(name.encode()) else "", LATEST_OF_ALL, NO_TAG, {})
+        first, tag, plan = match[1], match[2], text[match.end() :]
         accepted = {}
         try:
             for _, _, digest, timestamp, _, name in _decode_plan(plan)[-1] if plan else ():

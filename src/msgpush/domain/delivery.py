@@ -19,7 +19,7 @@ from msgpush.domain.ports import Bus, Cut
 
 BUDGET = 0.005  # seconds of fan-out after which the loop gets its turn
 BEAT = 0.1
-PAGE = 8, 256  # entries of a channel that one read of histories asks for, at least and at most
+PAGE = 1, 256  # entries of a channel that one read of histories asks for, at least and at most
 PAGE_BYTES = 2 * CATCH_UP_CHUNK  # what a read should come to, since a step delivers no more than half of it
 TYPICAL = 512  # bytes of a message, before one has been seen
 PROBE_INTERVAL = 5.0
@@ -81,6 +81,19 @@ class Delivery:
     def begun(self) -> bool:
         """Whether the log has been reached: before that there is nothing to deliver."""
         return bool(self._hub.epoch)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be published or delivered now, as far as that is known; None: all is well."""
+        if not self.alive:
+            return "delivery has stopped"
+        if self.refusal is not None:
+            return self.refusal
+        if self.begun and not self._bus.reachable:
+            return self._bus.trouble or "the log can't be read"
+        if self._probed is not None and self._monotonic() - self._probed >= SILENCE:
+            return "what is published doesn't come back from the bus"
+        return None
 
     @property
     def ready(self) -> bool:

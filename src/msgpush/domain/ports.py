@@ -43,6 +43,10 @@ class Bus(Protocol):
         """Whether the log could be read, the last time it was tried."""
 
     @property
+    def trouble(self) -> str | None:
+        """Why the log couldn't be read, the last time it was tried, as strangers may know it."""
+
+    @property
     def length(self) -> int:
         """Messages retained, as far as is known without asking."""
 

@@ -107,7 +107,7 @@ class Push:
     @property
     def trouble(self) -> str | None:
         """Why nothing can be published or delivered now, as far as that is known without asking; None: all is well."""
-        return self._delivery.refusal if self.alive else "delivery has stopped"
+        return self._delivery.trouble
 
     async def __aenter__(self) -> Self:
         self.draining = False
