@@ -1,6 +1,7 @@
 """The forms of a batch, and whose fault is whose."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from msgpush.adapters.batch import split_array
 from msgpush.domain.errors import Fault, Invalid, Malformed
 from msgpush.domain.json_text import DEEP, flatten
-from msgpush.domain.message import parse
+from msgpush.domain.message import draft, parse
 
 GOOD = b'{"type":"info","service":"s","data":{"text":"\\\\ud83d [{\\"","x":[1,{}]}}'
 DEEPEST = 2_000
@@ -125,3 +126,29 @@ def test_splitting_again_says_the_same_as_splitting_at_once() -> None:
     with pytest.raises(Invalid) as caught:
         parse(b'"\\ud83d"')
     assert isinstance(caught.value.faults[0], Fault)
+
+
+def test_half_a_pair_is_found_in_memory_that_the_body_bounds() -> None:
+    body = b'{"type":"info","service":"a","data":{"' + b"k" * 60_000 + b'":[' + b"1," * 30_000 + b'"\\ud83d"]}}'
+    tracemalloc.start()
+    try:
+        with pytest.raises(Invalid) as caught:
+            parse(body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 50 * len(body)
+    assert caught.value.faults[0].pointer == "/data", "that of what is around, where its own would be very long"
+
+
+def test_a_target_of_nothing_but_null_is_answered_for_a_few_of_its_names() -> None:
+    target = {f"{n}_id": None for n in range(1000)}
+    message = parse(json.dumps({"type": "info", "service": "a", "target": target}).encode())
+    with pytest.raises(Invalid) as caught:
+        draft(message, 0, "m1", 60)
+    assert len(caught.value.faults) == 8
+
+
+def test_lines_whose_first_has_half_a_pair_are_known_as_lines() -> None:
+    with pytest.raises(Malformed, match="NDJSON"):
+        split_array(b'{"a":"\\ud83d"}\n{"b":1}\n')

@@ -422,7 +422,7 @@ LEFT: list[tuple[Any, str]] = [
     (public_jwk(RSA, use=["sig"]), 'is not for signatures: its use is ["sig"]'),
     (public_jwk(RSA, key_ops=["encrypt"]), 'is not for signatures: its key_ops are ["encrypt"], without "verify"'),
     (public_jwk(RSA, key_ops=1), 'its key_ops are 1, without "verify"'),
-    ({"kty": "oct", "k": b64(SECRET)}, "is a secret (kty 'oct')"),
+    ({"kty": "oct", "k": b64(SECRET)}, "is a secret (kty oct)"),
     ({"kty": "AKP", "pub": "x"}, 'is of the kty "AKP", and RSA, EC, OKP are known'),
     ({"kty": ["RSA"]}, 'is of the kty ["RSA"]'),
     ({}, "is of the kty null"),
@@ -479,7 +479,7 @@ async def test_what_is_left_out_is_logged_once_for_each_change(caplog: pytest.Lo
 
     assert await told() == [
         'a key of JWKS_URL is left out: "enc" is for encryption: its use is "enc", not "sig"',
-        "a key of JWKS_URL is left out: \"s\" is a secret (kty 'oct'), which doesn't belong in a set",
+        'a key of JWKS_URL is left out: "s" is a secret (kty oct), which doesn\'t belong in a set',
     ]
     assert await told() == []
     issuer.text = text_of(public_jwk(P256, "two"), encryption)
@@ -843,3 +843,15 @@ async def test_a_fixed_key_serves_while_others_cannot_be_fetched() -> None:
         assert (await tokens.read(token("bob", key))).subject == "bob"
     with pytest.raises(MsgpushError):
         await tokens.read(token("bob", P256))
+
+
+@pytest.mark.parametrize(
+    "odd", ['{"kty":"RSA","kid":"\\ud83d"}', '{"x":' + "[" * 2000 + "]" * 2000 + "}", "7", '"\\ud83d"']
+)
+async def test_a_key_that_cannot_even_be_parsed_is_left_out_alone(odd: str) -> None:
+    good = json.dumps(public_jwk(P256, kid="good"))
+    left: list[LeftOut] = []
+    (key,) = key_set(f'{{"keys":[{odd},{good}]}}'.encode(), left.append)
+    assert key.id == "good"
+    assert len(left) == 1
+    assert "recursion" not in left[0].reason

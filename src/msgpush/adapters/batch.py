@@ -134,7 +134,7 @@ def _has_lines(body: bytes) -> bool:
     if rest.lstrip()[:1] not in (b"{", b"["):
         return False
     with suppress(msgspec.DecodeError, RecursionError):
-        _decode_raw(first)
+        _decode_raw(mask_surrogates(first))
         return True
     return False
 

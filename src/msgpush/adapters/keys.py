@@ -18,6 +18,7 @@ from msgspec import Struct
 from msgpush.adapters.issuers import fetched
 from msgpush.adapters.web import KeysUnavailable
 from msgpush.domain.channel import shown
+from msgpush.domain.json_text import flatten, json_words, mask_surrogates
 
 SMALLEST_SECRET = 32  # bytes, for HS256 (RFC 7518, section 3.2)
 SMALLEST_RSA = 2048  # bits (section 3.3)
@@ -136,9 +137,13 @@ def key_set(text: bytes, leave: Callable[[LeftOut], object] = lambda _: None) ->
         ValueError: it is no JWK Set.
     """
     try:
-        each = msgspec.json.decode(text, type=_KeySet).keys
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise ValueError(f"it is no JWK Set: {error}") from None
+        each = _keys_in(text)
+    except (msgspec.DecodeError, RecursionError):
+        # What the decoder doesn't take may be within one key.
+        try:
+            each = _keys_in(flatten(mask_surrogates(text)))
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise ValueError(f"it is no JWK Set: {error}") from None
     found, objects = [], 0
     for raw in each:
         id = None
@@ -158,11 +163,18 @@ class _KeySet(Struct):
     keys: list[msgspec.Raw]
 
 
+def _keys_in(text: bytes) -> list[msgspec.Raw]:
+    try:
+        return msgspec.json.decode(text, type=_KeySet).keys
+    except msgspec.ValidationError as error:
+        raise ValueError(f"it is no JWK Set: {json_words(str(error))}") from None
+
+
 def _object(raw: msgspec.Raw) -> dict[str, Any]:
     try:
         return msgspec.json.decode(raw, type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"can't be read: {error}") from None
+        raise ValueError(f"can't be read: {json_words(str(error))}") from None
 
 
 # What makes a public key: nothing else that a set says of it is taken from it.
@@ -179,7 +191,7 @@ def _jwk(given: dict[str, Any], id: str | None) -> VerifyingKey:
     kty, use, operations, alg = (said.get(name) for name in ("kty", "use", "key_ops", "alg"))
     if kty == "oct":
         # Least of all: whoever may read the set could then issue tokens.
-        raise ValueError("is a secret (kty 'oct'), which doesn't belong in a set")
+        raise ValueError("is a secret (kty oct), which doesn't belong in a set")
     if not isinstance(kty, str) or kty not in _MEMBERS:
         raise ValueError(f"is of the kty {shown(kty)}, and {', '.join(_MEMBERS)} are known")
     if use not in (None, "sig"):

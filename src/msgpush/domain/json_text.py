@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 from msgspec import Raw
@@ -11,6 +11,7 @@ from msgpush.domain.channel import escape, shown
 from msgpush.domain.errors import Fault, Invalid, Malformed
 
 BOM = b"\xef\xbb\xbf"
+LONGEST_POINTER = 1000  # characters
 DEEP = 500  # levels that the parser takes for certain, whoever calls it
 
 _decode_raw = msgspec.json.Decoder(Raw).decode
@@ -100,23 +101,54 @@ class _Members(list[tuple[str, object]]):
 def _half_pair(body: bytes) -> Fault:
     # Python's own parser is slower, and takes halves: which is what is asked for here.
     value = json.loads(body, object_pairs_hook=_Members, parse_int=len, parse_float=len)
-    for pointer, text in _texts(value):
+    for place, text in _texts(value):
         if half := re.search("[\ud800-\udfff]", text):
             where = f"{shown(text)} has half of a surrogate pair, \\u{ord(half[0]):x} as character {half.start() + 1}"
-            return Fault(pointer, f"{where}: that is no character; texts are to be cut between whole characters")
+            return Fault(pointer_of(_steps(place)), f"{where}: cut texts between whole characters")
     raise AssertionError("the decoder has found one")
 
 
-def _texts(value: object) -> Iterator[tuple[str, str]]:
-    """All texts of a JSON value, in their order, each with its pointer; names with their object's."""
-    waiting: list[tuple[str, object]] = [("", value)]
-    while waiting:
-        pointer, value = waiting.pop()
-        if isinstance(value, str):
-            yield pointer, value
-        elif isinstance(value, _Members):
-            for name, _ in value:
-                yield pointer, name
-            waiting.extend((f"{pointer}/{escape(name)}", each) for name, each in reversed(value))
-        elif isinstance(value, list):
-            waiting.extend((f"{pointer}/{index}", each) for index, each in reversed(list(enumerate(value))))
+# A place in a JSON value: the place of what it is in, and a name or a number there. It is text when that is asked for:
+# there may be as many of them as the body has bytes.
+Place = tuple["Place", str | int] | None
+
+
+def _texts(value: object) -> Iterator[tuple[Place, str]]:
+    """All texts of a JSON value, in their order, each with its place; names with their object's."""
+    # What is gone through now, innermost last: where it is, and what is left of it.
+    open_: list[tuple[Place, Iterator[tuple[str | int, object]]]] = [(None, iter([("", value)]))]
+    while open_:
+        outer, rest = open_[-1]
+        step = next(rest, None)
+        if step is None:
+            open_.pop()
+            continue
+        name, inner = step
+        place: Place = None if len(open_) == 1 else (outer, name)
+        if isinstance(inner, str):
+            yield place, inner
+        elif isinstance(inner, _Members):
+            for member, _ in inner:
+                yield place, member
+            open_.append((place, iter(inner)))
+        elif isinstance(inner, list):
+            open_.append((place, enumerate(inner)))
+
+
+def _steps(place: Place) -> list[str | int]:
+    steps: list[str | int] = []
+    while place is not None:
+        place, name = place
+        steps.append(name)
+    return steps[::-1]
+
+
+def pointer_of(steps: Iterable[str | int]) -> str:
+    """A JSON pointer (RFC 6901); where it would be longer than an answer should be, that of the value around."""
+    pointer = ""
+    for step in steps:
+        longer = f"{pointer}/{escape(str(step))}"
+        if len(longer) > LONGEST_POINTER:
+            break
+        pointer = longer
+    return pointer

@@ -8,14 +8,15 @@ import hashlib
 import re
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from itertools import islice
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from msgpush.domain.channel import escape, route, shown, shown_json
+from msgpush.domain.channel import MAX_TARGETS, route, shown, shown_json
 from msgpush.domain.errors import Fault, Invalid, Malformed, TooLarge
-from msgpush.domain.json_text import BOM, DEEP, check_utf8, json_words, unreadable, without_bom
+from msgpush.domain.json_text import BOM, DEEP, check_utf8, json_words, pointer_of, unreadable, without_bom
 from msgpush.domain.position import Position
 
 Type = Literal["progress", "status", "error", "success", "warning", "info", "custom"]
@@ -169,8 +170,8 @@ def draft(message: Message, now: int, new_id: str, default_ttl: int, *, broadcas
         raise Invalid(Fault("/target", "a broadcast goes to all: it has no target"))
     if message.target and not message.channels and all(each is None for each in message.target.values()):
         # Accepted it would reach nobody: the user whom its publisher meant was missing.
-        detail = "null names nobody: give a string, or leave the target out"
-        raise Invalid(*(Fault(f"/target/{escape(key)}", detail) for key in message.target))
+        detail = "null names nobody: give a string (has the program an id there at all?), or leave the target out"
+        raise Invalid(*(Fault(pointer_of(["target", key]), detail) for key in islice(message.target, MAX_TARGETS)))
     channels = route(message.service, message.target, message.channels, broadcast=broadcast)
     given = message.metadata or _NO_METADATA
     ttl = given.ttl or default_ttl
@@ -244,16 +245,16 @@ def _fault(body: bytes, error: msgspec.ValidationError) -> Fault:
     match = _PLACE.fullmatch(str(error))
     assert match is not None
     if (name := _unknown_field(body, str(error))) is not None:
-        return Fault(_pointer([name]), f"{shown(name)} is no field of a message")
+        return Fault(pointer_of([name]), f"{shown(name)} is no field of a message")
     text, place = match[1], match[2] or ""
     steps = [name or index for name, index in _STEP.findall(place)]
     if unknown := _UNKNOWN.fullmatch(text):
         steps.append(unknown[1])
-        return Fault(_pointer(steps), f"{shown(unknown[1])} is no field of a message")
+        return Fault(pointer_of(steps), f"{shown(unknown[1])} is no field of a message")
     if missing := _MISSING.fullmatch(text):
-        pointer = _pointer([*steps, missing[1]])
+        pointer = pointer_of([*steps, missing[1]])
         return Fault(pointer, "it is required" + (f": {_RULES[pointer]}" if pointer in _RULES else ""))
-    pointer = _pointer(steps)
+    pointer = pointer_of(steps)
     rule = text[:1].lower() + json_words(text)[1:].replace("`", "")
     return _wrong(pointer, _look_up(body, steps), rule)
 
@@ -268,10 +269,6 @@ def _unknown_field(body: bytes, text: str) -> str | None:
 
 def _wrong(pointer: str, value: str, rule: str = "") -> Fault:
     return Fault(pointer, f"{value} is not allowed: {_RULES.get(pointer, rule)}")
-
-
-def _pointer(steps: list[str]) -> str:
-    return "".join("/" + escape(step) for step in steps)
 
 
 def _look_up(body: bytes, steps: list[str]) -> str:
