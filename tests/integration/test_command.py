@@ -125,10 +125,12 @@ def test_a_command_ends_quietly_when_its_reader_has_had_enough(command: str, unb
     assert piped(command.split(), "exec 0<&-", environ) == ([0, 0], "")
 
 
-def test_a_token_that_could_not_be_written_is_no_success() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["token issue --sub me", "token --help", "serve --help", "--version"])
+def test_what_could_not_be_written_is_no_success(command: str, unbuffered: str) -> None:
     result = subprocess.run(
-        ["bash", "-c", '"$@" > /dev/full', "bash", *COMMAND, "token", "issue", "--sub", "me"],
-        env={**CLEAN, "JWT_SECRET": SECRET},
+        ["bash", "-c", '"$@" > /dev/full', "bash", *COMMAND, *command.split()],
+        env={**CLEAN, "JWT_SECRET": SECRET, "PYTHONUNBUFFERED": unbuffered},
         capture_output=True,
         text=True,
         timeout=60,
@@ -233,6 +235,18 @@ def test_health_is_asked_where_the_environment_has_the_service_listen(monkeypatc
                 for host in hosts:
                     assert ailment({"SERVICE_HOST": host, "SERVICE_PORT": port, **given}) is None, (flags, host)
             assert "doesn't answer" in str(ailment({"SERVICE_PORT": port, **given}))
+
+
+def test_health_passes_over_what_kubernetes_sets_and_tells_nonsense_in_a_line() -> None:
+    assert "127.0.0.1 port 8089: " in (
+        ailment({"SERVICE_PORT": "tcp://10.0.0.1:80"}) or "127.0.0.1 port 8089: a service is there"
+    )
+    for port in ("x", "99999", "-1", "\u0661", "tcp://x", "1\n2"):
+        told = str(ailment({"SERVICE_PORT": port}))
+        assert told == f"SERVICE_PORT is {port!a}: it must be a whole number from 0 to 65535"
+        assert "doesn't answer at /none" in str(ailment({"SERVICE_PORT": port, "SERVICE_UDS": "/none"}))
+    for host in ("x" * 300, "a b", "a\nb", "[::1"):
+        assert len(str(ailment({"SERVICE_HOST": host, "SERVICE_PORT": "1"})).splitlines()) == 1
 
 
 def test_health_costs_little_and_says_what_is_wrong() -> None:

@@ -208,6 +208,28 @@ def test_a_request_that_cannot_be_one_is_refused_and_the_connection_closed(
     assert b"application/problem+json" in answer
 
 
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        (b"/sse/user/acme%2Fann%20lee", ": /sse/user/acme%252Fann%2520lee"),
+        (b"http://localhost/push/sse/stream/a%2fb?x=%20", ": /push/sse/stream/a%252fb"),
+        (b"/sse/user/%2F" + b"x" * 300, ": /sse/user/%252F" + "x" * 185 + "..."),
+        (b"/sse%2Fuser/ann", ""),
+        (b"/x%2Fy/sse/user/ann%2F", ""),
+        (b"/api/v1/x%2Fy", ""),
+        (b"/sse/user/\xc3\xa9%2F", ""),
+    ],
+)
+def test_a_path_with_an_encoded_slash_is_refused_with_the_one_to_use(
+    service: ThreadedService, target: bytes, told: str
+) -> None:
+    with RawConnection(service.port) as connection:
+        connection.send(b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % target)
+        head, _, body = connection.read_all().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert msgspec.json.decode(body)["detail"].partition("(%252F)")[2] == told
+
+
 def test_eight_megabytes_of_headers_are_refused_and_the_answer_can_be_read(service: ThreadedService) -> None:
     with RawConnection(service.port) as connection:
         connection.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: ")

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from msgpush import __version__
-from msgpush.entrypoints.cli import _warn, main
+from msgpush.entrypoints.cli import _greet, _warn, main
 from msgpush.entrypoints.settings import Settings
 from tests.support.tokens import P256, SECRET, public_pem
 
@@ -59,6 +59,7 @@ KEY = {"jwt_public_key": public_pem(P256)}
         ({"redis_url": "rediss://r?ssl_cert_reqs=optional"}, ""),
         ({"jwt_issuer": "https://id.example", "jwt_audience": ("push", "api")}, ""),
         ({"jwt_issuer": "https://id.example", "jwt_secret": SECRET}, ""),
+        ({"trusted_proxies": ("unix",)}, "means nothing without SERVICE_UDS"),
         ({"service_uds": "/run/push.sock"}, ""),
         ({"service_uds": "/run/push.sock", "jwt_secret": SECRET}, 'TRUSTED_PROXIES=["unix"]'),
         ({"service_uds": "/run/push.sock", "jwt_secret": SECRET, "trusted_proxies": ("unix",)}, ""),
@@ -68,6 +69,16 @@ def test_what_may_be_a_mistake_is_warned_of_at_the_start(settings: dict[str, Any
     with capture_logs() as lines:
         _warn(Settings(max_connections=1, **settings))
     assert [line["log_level"] == "warning" and told in line["event"] for line in lines] == ([True] if told else [])
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_the_greeting_of_any_address_names_one_that_can_be_opened(
+    host: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _greet(Settings(service_host=host, enable_auth=False), host, 8089)
+    told = capsys.readouterr().out
+    assert "serves http://localhost:8089/ " in told
+    assert "curl -N http://localhost:8089/sse/stream/demo\n" in told
 
 
 def test_the_module_is_the_command() -> None:

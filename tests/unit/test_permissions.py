@@ -467,6 +467,20 @@ async def ticket(app: AsgiDriver, *channels: str, **more: Any) -> str:
     return text
 
 
+async def test_the_log_says_in_plain_words_which_tokens_are_revoked_and_by_whom(
+    app: AsgiDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "msgpush.auth")
+    admin = bearer(token("ops", admin=True))
+    for given in ({"subject": "bob"}, {"jti": "t1"}, {"issued_before": 1_700_000_000}):
+        assert (await app.request("POST", "/api/v1/revocations", msgspec.json.encode(given), admin)).status == 201
+    assert [line for line in caplog.messages if "revoked" in line] == [
+        'tokens are revoked by "ops": those of the subject "bob"',
+        'tokens are revoked by "ops": the one with the jti "t1"',
+        'tokens are revoked by "ops": all that were issued before 2023-11-14T22:13:20.000Z',
+    ]
+
+
 @pytest.mark.parametrize(
     ("given", "status"),
     [

@@ -54,7 +54,7 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
             "redis://r",
             "redis://r:1/3",
             "redis://[::1]:6379",
-            "rediss://u:p@r:6380/2?ssl_ca_certs=/ca.pem",
+            f"rediss://u:p@r:6380/2?ssl_ca_certs={__file__}",
             "redis+sentinel://a,b/name/1?ssl=true&sentinel_password=x",
             "redis+cluster://a:1,b",
             "rediss://r?ssl_cert_reqs=none",
@@ -218,7 +218,10 @@ BAD: dict[str, tuple[list[str], str]] = {
         [*BAD_LISTS, "10.0.0.1", '["10.0.0.1/8"]', '["proxy"]', '["*"]', '["10.0.0.0/33"]', '["::1%lo"]', '[""]'],
         "a JSON list of IP addresses and networks",
     ),
-    "ROOT_PATH": (["/", "push", "/push/", "//push", "/a//b", "/a b", "/a?x", "https://a/x"], "a path such as /push"),
+    "ROOT_PATH": (
+        ["/", "push", "/push/", "//push", "/a//b", "/a b", "/a?x", "https://a/x", "/a%2Fb", "/a/%2f"],
+        "a path such as /push",
+    ),
     "ENABLE_AUTH": (["x", "2", "tru", " true", "null"], "true or false"),
     "JWT_SECRET": (["s" * 31, "é" * 15, " ", PEMS[0]], "at least 32 bytes long"),
     "JWT_PUBLIC_KEY": (
@@ -620,6 +623,24 @@ def test_a_setting_that_is_not_used_stops_no_start_and_is_told(name: str, others
             assert all(text not in line or len(text) < 5 for line in warnings), "it may be secret"
 
 
+def test_on_a_unix_socket_host_and_port_mean_nothing_and_are_not_warned_of() -> None:
+    warnings: list[str] = []
+    given = {"SERVICE_UDS": "/tmp/x.sock", "SERVICE_HOST": "0.0.0.0", "SERVICE_PORT": "garbage"}
+    settings = Settings.from_environ(given, ["--service-host", "a b"], warnings.append)
+    assert (settings, warnings) == (Settings(service_uds="/tmp/x.sock"), [])
+    assert refusal({"SERVICE_PORT": "garbage"}).startswith('SERVICE_PORT is "garbage": ')
+
+
+@pytest.mark.parametrize("parameter", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
+def test_a_file_for_tls_that_cannot_be_read_stops_the_start(parameter: str, tmp_path: Path) -> None:
+    (tmp_path / "url").write_text(url := f"rediss://u:hunter2@r?ssl_certfile={__file__}&{parameter}=/none")
+    if parameter == "ssl_certfile":
+        (tmp_path / "url").write_text(url := "rediss://u:hunter2@r?ssl_certfile=/none")
+    told = f'has {parameter}="/none": it can\'t be read: No such file or directory'
+    assert refusal({"REDIS_URL": url}) == f"REDIS_URL {told}"
+    assert refusal({}, ["--redis-url-file", str(tmp_path / "url")]) == f"--redis-url-file {told}"
+
+
 def test_what_is_not_used_is_told_in_one_line() -> None:
     warnings: list[str] = []
     Settings.from_environ({"LOG_LENGTH": "1", "REDIS_DB": "x", "REDIS_PASSWORD": "hunter2"}, [], warnings.append)
@@ -741,7 +762,7 @@ def test_a_file_that_holds_no_secret_is_told_with_its_path_and_never_what_is_in_
         (f"{name}_FILE", refusal(SECRETS[name][1] | {f"{name}_FILE": str(file)})),
         (f"{flag(name)}-file", refusal(SECRETS[name][1], [f"{flag(name)}-file", str(file)])),
     ):
-        assert line.startswith(f"{label} is '{file}': ")
+        assert line.startswith(f'{label} is "{file}": ')
         assert why in line
         assert "hunter2" not in line
 
@@ -765,7 +786,7 @@ def test_a_file_with_a_wrong_value_is_told_with_what_is_allowed_and_never_the_va
     ):
         file.write_text(text)
         line = refusal({f"{name}_FILE": str(file)})
-        assert line.startswith(f"{name}_FILE is '{file}', and its content can't be used: ")
+        assert line.startswith(f'{name}_FILE is "{file}", and its content can\'t be used: ')
         assert why in line
         assert "hunter2" not in line
 
@@ -844,4 +865,4 @@ def test_the_table_has_a_row_of_three_cells_for_every_setting() -> None:
     assert all(line.count("|") == 4 and line.endswith(" |") for line in lines[2:])
     with_file = {line.split("`")[1].lower() for line in lines[2:] if "_FILE`: the path of a file" in line}
     assert with_file == FILES.keys()
-    assert "| `SERVICE_PORT` | `8089` | Port to listen on; 0: any free one." in lines[3]
+    assert "| `SERVICE_PORT` | `8089` | Port to listen on; 0: any free one." in lines[5]

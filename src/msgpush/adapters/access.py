@@ -88,7 +88,8 @@ class Access:
         self._permissions.check(grant)
         await self._permissions.revoke(revocation)
         what = {revocation.kind: revocation.value or _moment(revocation.at)}
-        log.info("tokens are revoked: %s, by %r", what, grant.subject)
+        by = "an admin" if grant.subject is None else shown(grant.subject)
+        log.info("tokens are revoked by %s: %s", by, _meant(revocation))
         return _created(Revoked(_moment(revocation.at), _moment(revocation.at + self._max_lifetime), **what))
 
     def _revocation(self, given: dict[str, Any]) -> Revocation:
@@ -111,6 +112,17 @@ class Access:
             if len(given) == 1:
                 raise Invalid(Fault(f"/{name}", f"{shown(value)} is not allowed: it must be a text, and not empty"))
         raise Invalid(Fault("", "it must have exactly one of the fields subject, jti and issued_before"))
+
+
+def _meant(revocation: Revocation) -> str:
+    """The tokens that it revokes, in words."""
+    match revocation.kind:
+        case "subject":
+            return f"those of the subject {shown(revocation.value)}"
+        case "jti":
+            return f"the one with the jti {shown(revocation.value)}"
+        case "issued_before":
+            return f"all that were issued before {_moment(revocation.at)}"
 
 
 async def _read(request: Request) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class TokenAuthenticator:
 
 _FOREIGN_COOKIE = (
     "the cookie counts only where the browser says that a page of this service, or of CORS_ORIGINS, has made the "
-    "request; where a proxy serves the page, TRUSTED_PROXIES makes its scheme and name count"
+    "request; where a proxy serves the page, it must pass the Host on, and TRUSTED_PROXIES makes its scheme count"
 )
 
 

@@ -199,6 +199,8 @@ def _warn(settings: Settings, warnings: Sequence[str] = ()) -> None:
             'clients on SERVICE_UDS have no address and no scheme but http: TRUSTED_PROXIES=["unix"] takes the word of '
             "the proxy that connects to it"
         )
+    if settings.service_uds is None and "unix" in settings.trusted_proxies:
+        log.warning('TRUSTED_PROXIES has "unix", which means nothing without SERVICE_UDS: on a port, addresses count')
     if (settings.jwks_url or "").startswith("http://"):
         log.warning("JWKS_URL is not https: whoever is in between can make tokens")
     if settings.redis is not None and settings.redis.options.get("ssl_cert_reqs") == "none":
@@ -218,7 +220,9 @@ def _greet(settings: Settings, host: str, port: int) -> None:
     log.info("ready", version=__version__, **where, bus=bus, workers=settings.workers)
     if settings.log_format == "json":
         return
-    url, curl, page = f"http://{with_port(host, port)}", "curl", ""
+    # Not every machine and browser takes "any address" for its own.
+    shown_host = "localhost" if host in ("0.0.0.0", "::") else host
+    url, curl, page = f"http://{with_port(shown_host, port)}", "curl", ""
     if settings.service_uds is None:
         page = f"or open {url}/ in a browser. "
     else:

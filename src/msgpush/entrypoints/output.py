@@ -1,10 +1,14 @@
 """What the command prints: nothing ends because nobody reads it any longer, or because it has no place to go."""
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator
-from typing import TextIO
+from typing import NoReturn, TextIO
+
+# What write(2) says of a file that takes no more; it names no file then.
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def say(text: str) -> None:
@@ -29,6 +33,11 @@ def standard_files() -> Iterator[None]:
         yield
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        # Met by `print` itself: what it has is too large to wait for the flush, or Python is told not to wait.
+        if error.errno not in _UNWRITABLE or error.filename is not None:
+            raise
+        _give_up(error)
     finally:
         _flush()
 
@@ -59,8 +68,13 @@ def _flush() -> None:
         except (OSError, ValueError) as error:
             _discard(file)
             if file is sys.stdout and isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-                complain(f"msgpush: the output can't be written: {error.strerror}")
-                sys.exit(1)
+                _give_up(error)
+
+
+def _give_up(error: OSError) -> NoReturn:
+    _discard(sys.stdout)
+    complain(f"msgpush: the output can't be written: {error.strerror}")
+    sys.exit(1)
 
 
 def _discard(file: TextIO) -> None:

@@ -35,6 +35,9 @@ HALF_CLOSED_SECONDS = 1.0
 _REFUSALS = {400: "malformed", 408: "too_slow", 431: "headers"}
 _ORIGIN = re.compile(rb"(?i)\norigin:[ \t]*(\S+)")
 _ABSOLUTE = re.compile(rb"(?i)https?://([^/?#@]+)(?=[/?]|\Z)")
+# A path that ends with a name of ours, in printable ASCII; what stands before it may be a proxy's prefix.
+_NAMED = re.compile(rb"((?:/[!-.0-~]+)*?/sse/(?:stream|user|service)/)([!-.0-~]+)")
+_LONGEST_PATH = 200  # characters of it that are told
 
 
 class Limits(Struct, frozen=True):
@@ -397,7 +400,7 @@ class Protocol(HttpToolsProtocol):
             return "the request's target is neither a path nor an http URL"
         if b"%2f" in self.url.partition(b"?")[0].lower():
             told = "the path has an encoded slash, which some servers read as a slash and some don't"
-            return f"{told}; a name with a slash is percent-encoded twice (%252F)"
+            return f"{told}; a name with a slash is percent-encoded twice (%252F){_twice(self.url)}"
         hosts = 0
         codings = []
         for name, value in self.headers:
@@ -515,3 +518,14 @@ class Protocol(HttpToolsProtocol):
 
     def _must_end_by(self, seconds: float) -> None:
         self.server_state.deadlines[self] = time.monotonic() + seconds
+
+
+def _twice(url: bytes) -> str:
+    """The path to use instead, where it can be told: with the name at its end percent-encoded once more."""
+    path = url.partition(b"?")[0]
+    if absolute := _ABSOLUTE.match(path):
+        path = path[absolute.end() :]
+    if (named := _NAMED.fullmatch(path)) is None or b"%2f" in named[1].lower():
+        return ""
+    told = (named[1] + named[2].replace(b"%", b"%25")).decode("ascii")
+    return f": {told}" if len(told) <= _LONGEST_PATH else f": {told[:_LONGEST_PATH]}..."

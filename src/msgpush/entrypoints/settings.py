@@ -24,6 +24,7 @@ from msgpush.adapters.streams import read_events
 from msgpush.domain.channel import shown
 from msgpush.domain.errors import Malformed, MsgpushError
 from msgpush.domain.message import MAX_TTL, TYPES
+from msgpush.entrypoints.health import SERVICE_LINK
 from msgpush.entrypoints.secret_file import read_secret
 
 Mode = Literal["open", "local", "tokens"]
@@ -212,7 +213,10 @@ SOCKET_PATH = Kind(
 )
 FILE_MODE = matching("0?[0-7]{3}", "an octal mode such as 660 or 666")
 EVENTS = Kind(_events, f"a comma-separated list of {', '.join(TYPES)}; or *, all of them; or none")
-PATH = matching(r"(/[A-Za-z0-9._~%-]+)+", "a path such as /push: with a slash before it and none after it")
+# An encoded slash is refused in every request's path.
+PATH = matching(
+    r"(?!.*%2[fF])(/[A-Za-z0-9._~%-]+)+", "a path such as /push: with a slash before it, none after it, and no %2F"
+)
 REDIS = checked(
     RedisTarget.from_url,
     "redis://host, rediss://host, redis+sentinel://host,host/name or redis+cluster://host,host; see docs/redis.md",
@@ -244,10 +248,12 @@ class When(Struct, frozen=True):
     Args:
         met: whether it is used, by the values of the settings that stand before it in the table and are set.
         words: continue "it is used only".
+        silent: whether no warning is given where it is set and not used.
     """
 
     met: Callable[[Mapping[str, Any]], bool]
     words: str
+    silent: bool = False
 
 
 KEYS = ("jwt_secret", "jwt_public_key", "jwks_url", "jwt_issuer")
@@ -266,6 +272,8 @@ def _with_key(read: Mapping[str, Any]) -> bool:
 
 
 ALWAYS = When(_always, "")
+# The container's image sets them, whatever it is told besides.
+NO_UNIX_SOCKET = When(lambda read: "service_uds" not in read, "without SERVICE_UDS", silent=True)
 UNIX_SOCKET = When(lambda read: "service_uds" in read, "with SERVICE_UDS")
 REDIS_HOST = When(lambda read: "redis_host" in read, "with REDIS_HOST")
 REDIS_BUS = When(_with_redis, "with REDIS_HOST or REDIS_URL")
@@ -294,14 +302,16 @@ class Setting(Struct, frozen=True):
 class Settings(Struct, frozen=True, kw_only=True):
     """What the service was told. `from_environ` checks each value; `check` and `mode`, what they ask for together."""
 
-    service_host: Annotated[str, Setting(HOST, "Address to listen on.")] = "127.0.0.1"
-    service_port: Annotated[int, Setting(whole(0, 65535), "Port to listen on; 0: any free one.")] = 8089
     service_uds: Annotated[
         str | None, Setting(SOCKET_PATH, "Unix socket to listen on, instead of SERVICE_HOST and SERVICE_PORT.")
     ] = None
     service_uds_mode: Annotated[
         str, Setting(FILE_MODE, "With SERVICE_UDS: who may connect, as a file's mode.", when=UNIX_SOCKET)
     ] = "660"
+    service_host: Annotated[str, Setting(HOST, "Address to listen on.", when=NO_UNIX_SOCKET)] = "127.0.0.1"
+    service_port: Annotated[
+        int, Setting(whole(0, 65535), "Port to listen on; 0: any free one.", when=NO_UNIX_SOCKET)
+    ] = 8089
     workers: Annotated[int, Setting(whole(1, 64), "Processes that serve; more than one need Redis.")] = 1
     redis_host: Annotated[str | None, Setting(HOST, "The Redis server that is the bus.")] = None
     redis_port: Annotated[int, Setting(whole(1, 65535), "With REDIS_HOST: its port.", when=REDIS_HOST)] = 6379
@@ -420,6 +430,8 @@ class Settings(Struct, frozen=True, kw_only=True):
                 # Kubernetes'; nobody meant this service by it.
                 if used:
                     warn(_passed_over(name, value))
+            elif not used and setting.when.silent:
+                continue
             elif not used:
                 unused += [f"{each.label} (used only {setting.when.words})" for each in (value, file) if each]
             elif value is not None and file is not None:
@@ -433,6 +445,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         settings = cls(**read)
         try:
             settings.check()
+            settings.check_files()
         except SettingsError as error:
             raise SettingsError(labels.get(error.name.lower(), error.name), error.problem) from None
         return settings
@@ -492,6 +505,17 @@ class Settings(Struct, frozen=True, kw_only=True):
         if self.enable_auth is None and not self.has_key and not is_local:
             raise SettingsError("SERVICE_HOST", f"{_value('service_host', self.service_host)}: {UNPROTECTED}")
 
+    def check_files(self) -> None:
+        """Refuse a `REDIS_URL` that names files which can't be read: no connection would ever be made.
+
+        Raises:
+            SettingsError: the first of them.
+        """
+        options = self.redis.options if self.redis else {}
+        for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+            if (path := options.get(name)) and (problem := _unreadable(path)):
+                raise SettingsError("REDIS_URL", f"has {name}={_quoted(path)}: {problem}")
+
     def __repr__(self) -> str:
         texts = {name: _text(getattr(self, name)) for name in SETTINGS}
         shows = (f"{name}={'...' if SETTINGS[name].secret(text) else shown(text)}" for name, text in texts.items())
@@ -504,7 +528,6 @@ FILES: Mapping[str, str] = {name: f"{name}_file" for name, setting in SETTINGS.i
 
 A_FILE = "the path of a file that holds it"
 LONGEST_PATH = 300  # characters of it that are told
-SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://[^\s/]+:[0-9]{1,5}")
 
 ALONE = (
     "several processes need a bus that they share, and the embedded one serves one process; set REDIS_HOST or "
@@ -625,7 +648,24 @@ def _path(text: str) -> str:
     # Anything else may be the secret itself, where its path was meant.
     if not text.startswith(("/", "./", "../")) and not os.path.lexists(text.replace("\0", "")):
         return "no absolute path, and not shown, since it may be the secret itself"
-    return repr(text if len(text) <= LONGEST_PATH else f"{text[:LONGEST_PATH]}...")
+    return _quoted(text)
+
+
+def _quoted(path: str) -> str:
+    short = path if len(path) <= LONGEST_PATH else f"{path[:LONGEST_PATH]}..."
+    quoted = json.dumps(short, ensure_ascii=False)
+    return quoted if quoted.isprintable() else json.dumps(short)
+
+
+def _unreadable(path: str) -> str | None:
+    """Why a file can't be read; None: it can."""
+    try:
+        with open(path, "rb"):
+            return None
+    except OSError as error:
+        return f"it can't be read: {error.strerror}"
+    except ValueError:
+        return "no file has such a name"
 
 
 def _is_service_link(name: str, given: Given) -> bool:

@@ -46,8 +46,14 @@ def token_command(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return 2
 
 
+class _Parser(argparse.ArgumentParser):
+    def print_help(self, file: Any = None) -> None:
+        # argparse's own takes what can't be written for written.
+        print(self.format_help(), end="", file=file)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "msgpush token", description="Issue and inspect tokens, with the service's own settings from the environment."
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="issue|inspect")
