@@ -7,10 +7,10 @@ PIP := python -m pip --quiet --disable-pip-version-check
 PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench chaos fuzz demo constraints clean
+.PHONY: help run test test-long lint format bench chaos fuzz demo constraints clean
 
 help:  ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 .venv/run: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -24,8 +24,11 @@ help:  ## Show this list
 run: .venv/run  ## Start the service on the embedded bus, at http://127.0.0.1:8089
 	exec $(BIN)/msgpush serve
 
-test: .venv/dev  ## Run all tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+test: .venv/dev  ## Run the tests
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not long'
+
+test-long: .venv/dev  ## Run those that take long: other servers, failovers, chaos
+	$(BIN)/python -m pytest --numprocesses 2 --dist load -m long
 
 lint: .venv/dev  ## Check style, types and architecture
 	$(BIN)/ruff check .

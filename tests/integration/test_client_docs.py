@@ -75,7 +75,12 @@ class BackEnd:
 
 
 def say(service: ThreadedService, text: str) -> None:
-    message: dict[str, Any] = {"type": "info", "service": "a", "target": {"user_id": "alice"}, "data": {"text": text}}
+    message: dict[str, Any] = {
+        "type": "progress",
+        "service": "a",
+        "target": {"user_id": "alice"},
+        "data": {"text": text},
+    }
     answer = request(service.port, "POST", "/api/v1/messages/send", msgspec.json.encode(message), ADMIN)
     assert answer.status == 202
 

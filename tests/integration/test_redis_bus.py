@@ -46,6 +46,7 @@ class TestValkey(RedisContract):
             yield
 
 
+@pytest.mark.long
 class TestOldestRedisOverTls(RedisContract):
     @pytest.fixture(autouse=True, scope="class")
     @classmethod

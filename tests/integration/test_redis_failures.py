@@ -22,7 +22,7 @@ from tests.support.redis_servers import ClusterGroup, RedisServer, SentinelGroup
 from tests.support.service import ServiceProcess, ThreadedService, eventually
 
 
-@pytest.fixture(params=["valkey", "redis"])
+@pytest.fixture(params=["valkey", pytest.param("redis", marks=pytest.mark.long)])
 def redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     binary = valkey_binary() if request.param == "valkey" else redis_binary()
     with RedisServer(binary, appendonly=True) as server:
@@ -146,7 +146,7 @@ def test_an_instance_whose_tail_is_held_back_still_gives_everything_in_order(val
     assert not load.gaps
 
 
-@pytest.mark.parametrize("binary", ["valkey", "redis"])
+@pytest.mark.parametrize("binary", ["valkey", pytest.param("redis", marks=pytest.mark.long)])
 def test_a_failover_that_loses_accepted_messages_is_told_as_a_reset(binary: str) -> None:
     with SentinelGroup(valkey_binary() if binary == "valkey" else redis_binary()) as group:
 
@@ -162,6 +162,7 @@ def test_a_failover_that_loses_accepted_messages_is_told_as_a_reset(binary: str)
     assert load.refused[503] > 0
 
 
+@pytest.mark.long
 def test_a_failover_that_loses_nothing_is_not_even_noticed_by_readers() -> None:
     with SentinelGroup(relayed=False) as group:
         load = under_load(group.url, lambda _: group.demote())

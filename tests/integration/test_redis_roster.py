@@ -125,6 +125,7 @@ async def test_what_a_roster_leaves_in_redis_has_an_end(server: RedisServer) -> 
         assert client.zcard(f"{HASH_TAG}:nodes") == 0
 
 
+@pytest.mark.long
 def test_an_instance_that_has_died_is_gone_within_fifteen_seconds(server: RedisServer) -> None:
     with ExitStack() as stack:
         one, two = (stack.enter_context(ServiceProcess(REDIS_URL=server.url)) for _ in range(2))
