@@ -79,7 +79,7 @@ def say(service: ThreadedService, text: str) -> None:
         "type": "progress",
         "service": "a",
         "target": {"user_id": "alice"},
-        "data": {"text": text},
+        "data": {"progress": 1, "text": text},
     }
     answer = request(service.port, "POST", "/api/v1/messages/send", msgspec.json.encode(message), ADMIN)
     assert answer.status == 202
