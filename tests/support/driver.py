@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
-from msgpush.adapters.memory_bus import MemoryBus
+from msgpush.adapters.memory.bus import MemoryBus
 from msgpush.domain.connection import Connection, Start, Subscription
 from msgpush.domain.hub import Advance, Hub
 from msgpush.domain.log import Ring

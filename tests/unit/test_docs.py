@@ -76,7 +76,7 @@ class Only(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Only())
 sys.path.insert(0, {str(ROOT / "src")!r})
-from msgpush.adapters.memory_bus import MemoryBus
+from msgpush.adapters.memory.bus import MemoryBus
 from msgpush.domain import Push, parse
 
 async def main():

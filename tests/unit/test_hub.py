@@ -2,7 +2,7 @@
 
 import pytest
 
-from msgpush.adapters.memory_bus import MemoryBus
+from msgpush.adapters.memory.bus import MemoryBus
 from msgpush.domain import hub as hub_module
 from msgpush.domain.connection import NOW, Connection, End, Subscription
 from msgpush.domain.control import Close, control

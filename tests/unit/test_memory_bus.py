@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from msgpush.adapters.memory_bus import MemoryBus
+from msgpush.adapters.memory.bus import MemoryBus
 from msgpush.domain.ports import Bus
 from tests.contracts.bus import BusContract, Read, read, store
 from tests.support.fakes import FakeClock, make

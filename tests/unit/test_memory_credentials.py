@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from msgpush.adapters.memory_credentials import MemoryCredentials
-from msgpush.adapters.memory_limiter import MemoryLimiter
+from msgpush.adapters.memory.credentials import MemoryCredentials
+from msgpush.adapters.memory.limiter import MemoryLimiter
 from msgpush.domain.credentials import MOST, Ticket
 from msgpush.domain.ports import Limiter
 from tests.contracts import credentials, limiter

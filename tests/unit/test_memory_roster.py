@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from msgpush.adapters.memory_roster import MemoryRoster
+from msgpush.adapters.memory.roster import MemoryRoster
 from tests.contracts.roster import Opened, RosterContract
 from tests.support.driver import Driver
 

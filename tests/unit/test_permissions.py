@@ -9,8 +9,8 @@ import pytest
 from starlette.applications import Starlette
 
 from msgpush.adapters.addresses import limited_address
-from msgpush.adapters.memory_bus import MemoryBus
-from msgpush.adapters.memory_credentials import MemoryCredentials
+from msgpush.adapters.memory.bus import MemoryBus
+from msgpush.adapters.memory.credentials import MemoryCredentials
 from msgpush.domain import permissions
 from msgpush.domain.connection import NOW, Connection, Subscription
 from msgpush.domain.control import Close, Command, Commands, Restored

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from msgpush.adapters.memory_bus import MemoryBus
+from msgpush.adapters.memory.bus import MemoryBus
 from msgpush.domain import Closed, Cursor, Gap, Malformed, Message, Overloaded, Push, delivery, parse
 from msgpush.domain.connection import NOW, Connection, Subscription
 from msgpush.domain.control import Close

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import msgspec
 
-from msgpush.adapters.memory_roster import MemoryRoster, kinds_of, stats_of
+from msgpush.adapters.memory.roster import MemoryRoster, kinds_of, stats_of
 from msgpush.adapters.redis_link import HASH_TAG, NotNow, RedisTarget, Script, SharedLink, unavailable
 from msgpush.domain.control import Close, Command
 from msgpush.domain.errors import BusUnavailable

@@ -23,10 +23,10 @@ from msgpush.adapters.connections import Connections
 from msgpush.adapters.cors import Cors, CorsRules
 from msgpush.adapters.issuers import discovered
 from msgpush.adapters.keys import FetchedKeys, Keys, public_key, secret_key
-from msgpush.adapters.memory_bus import MemoryBus
-from msgpush.adapters.memory_credentials import MemoryCredentials
-from msgpush.adapters.memory_limiter import MemoryLimiter
-from msgpush.adapters.memory_roster import MemoryRoster
+from msgpush.adapters.memory.bus import MemoryBus
+from msgpush.adapters.memory.credentials import MemoryCredentials
+from msgpush.adapters.memory.limiter import MemoryLimiter
+from msgpush.adapters.memory.roster import MemoryRoster
 from msgpush.adapters.metrics import Gauges, Metrics
 from msgpush.adapters.operations import Operations
 from msgpush.adapters.origins import Origins

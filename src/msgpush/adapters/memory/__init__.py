@@ -1,0 +1,1 @@
+"""The ports within one process: nothing outlives it."""
