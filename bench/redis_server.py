@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import redis
 
-from msgpush.adapters.redis_bus import RedisBus
-from msgpush.adapters.redis_link import RedisTarget
+from msgpush.adapters.redis.bus import RedisBus
+from msgpush.adapters.redis.link import RedisTarget
 from msgpush.domain.message import Draft, draft, parse
 from msgpush.domain.ports import Stored
 

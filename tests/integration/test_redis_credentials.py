@@ -6,9 +6,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from msgpush.adapters.redis_credentials import RedisCredentials
-from msgpush.adapters.redis_limiter import RedisLimiter
-from msgpush.adapters.redis_link import HASH_TAG, RedisTarget
+from msgpush.adapters.redis.credentials import RedisCredentials
+from msgpush.adapters.redis.limiter import RedisLimiter
+from msgpush.adapters.redis.link import HASH_TAG, RedisTarget
 from msgpush.domain.credentials import Revocation, Ticket, digest_of, new_ticket
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.ports import Limiter

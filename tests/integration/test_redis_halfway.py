@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from msgpush.adapters.redis_bus import APPEND, BEGIN, LOG, MEND, RedisBus
-from msgpush.adapters.redis_link import HASH_TAG, RedisTarget, Script
+from msgpush.adapters.redis.bus import APPEND, BEGIN, LOG, MEND, RedisBus
+from msgpush.adapters.redis.link import HASH_TAG, RedisTarget, Script
 from msgpush.domain import delivery
 from msgpush.domain.connection import Connection, Subscription
 from msgpush.domain.control import Close, control

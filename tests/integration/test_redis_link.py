@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from msgpush.adapters.redis_bus import RedisBus
-from msgpush.adapters.redis_credentials import RedisCredentials
-from msgpush.adapters.redis_limiter import RedisLimiter
-from msgpush.adapters.redis_link import RedisTarget, SharedLink
-from msgpush.adapters.redis_roster import RedisRoster
+from msgpush.adapters.redis.bus import RedisBus
+from msgpush.adapters.redis.credentials import RedisCredentials
+from msgpush.adapters.redis.limiter import RedisLimiter
+from msgpush.adapters.redis.link import RedisTarget, SharedLink
+from msgpush.adapters.redis.roster import RedisRoster
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.ports import ConnectionFilter
 from msgpush.domain.service import Push

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from msgpush.adapters.redis_bus import APPEND, LOG, RedisBus
-from msgpush.adapters.redis_link import HASH_TAG, RedisTarget, Script
-from msgpush.adapters.redis_log import TAG
+from msgpush.adapters.redis.bus import APPEND, LOG, RedisBus
+from msgpush.adapters.redis.link import HASH_TAG, RedisTarget, Script
+from msgpush.adapters.redis.log import TAG
 from msgpush.domain.connection import Connection, Subscription
 from msgpush.domain.message import Draft
 from msgpush.domain.ports import Stored

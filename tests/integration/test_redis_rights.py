@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from msgpush.adapters import redis_credentials
-from msgpush.adapters.redis_bus import APPEND, RedisBus
-from msgpush.adapters.redis_credentials import RedisCredentials
-from msgpush.adapters.redis_limiter import RedisLimiter
-from msgpush.adapters.redis_link import RedisTarget, Script
-from msgpush.adapters.redis_roster import RedisRoster
+from msgpush.adapters.redis import credentials
+from msgpush.adapters.redis.bus import APPEND, RedisBus
+from msgpush.adapters.redis.credentials import RedisCredentials
+from msgpush.adapters.redis.limiter import RedisLimiter
+from msgpush.adapters.redis.link import RedisTarget, Script
+from msgpush.adapters.redis.roster import RedisRoster
 from msgpush.domain.connection import Connection, Subscription
 from msgpush.domain.control import Close, control
 from msgpush.domain.credentials import Revocation, Ticket
@@ -35,7 +35,7 @@ def documented() -> list[str]:
 async def test_the_documented_rights_are_enough_for_everything_and_all_are_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(redis_credentials, "MOST", 1)  # ticket a subject: the older ones go
+    monkeypatch.setattr(credentials, "MOST", 1)  # ticket a subject: the older ones go
     line = documented()
     with RedisServer() as server, server.client() as admin:
         assert admin.execute_command(*line)

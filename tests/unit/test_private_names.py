@@ -115,7 +115,7 @@ TABLE: dict[tuple[str, str, str], dict[str, str]] = {
         "HttpParserUpgrade": "where its head ends is its argument",
         "HttpParserError": "it is no request",
     },
-    ("redis", "redis.asyncio.connection:Connection", "adapters/redis_link.py"): {
+    ("redis", "redis.asyncio.connection:Connection", "adapters/redis/link.py"): {
         "__init__(host, port, db, client_name, socket_timeout, socket_connect_timeout, retry, protocol)": "without the "
         "client's pool and retries",
         "__init__(maint_notifications_config)": "they hide dead connections",
@@ -128,15 +128,15 @@ TABLE: dict[tuple[str, str, str], dict[str, str]] = {
         "host": "an error names it",
         "port": "an error names it",
     },
-    ("redis", "redis.asyncio.connection:SSLConnection", "adapters/redis_link.py"): {
+    ("redis", "redis.asyncio.connection:SSLConnection", "adapters/redis/link.py"): {
         "__init__(ssl_ca_certs, ssl_certfile, ssl_keyfile, ssl_check_hostname)": "the same with TLS",
     },
-    ("redis", "redis.crc", "adapters/redis_link.py"): {"key_slot": "which primary of a Cluster has the log"},
-    ("redis", "redis.asyncio.retry:Retry", "adapters/redis_link.py"): {"__init__(backoff, retries)": "none"},
-    ("redis", "redis.maint_notifications:MaintNotificationsConfig", "adapters/redis_link.py"): {
+    ("redis", "redis.crc", "adapters/redis/link.py"): {"key_slot": "which primary of a Cluster has the log"},
+    ("redis", "redis.asyncio.retry:Retry", "adapters/redis/link.py"): {"__init__(backoff, retries)": "none"},
+    ("redis", "redis.maint_notifications:MaintNotificationsConfig", "adapters/redis/link.py"): {
         "__init__(enabled)": "they hide dead connections",
     },
-    ("redis", "hiredis", "adapters/redis_link.py"): {"pack_command": "in C: a tenth of the time"},
+    ("redis", "hiredis", "adapters/redis/link.py"): {"pack_command": "in C: a tenth of the time"},
     ("prometheus-client", "prometheus_client.values", "adapters/metrics.py"): {
         "ValueClass": "replaced, where the metrics are a worker's",
         "MultiProcessValue(process_identifier)": "by a worker's number instead of its process id",

@@ -32,11 +32,11 @@ from msgpush.adapters.operations import Operations
 from msgpush.adapters.origins import Origins
 from msgpush.adapters.pages import page_routes
 from msgpush.adapters.publish import Publish, PublishBatch
-from msgpush.adapters.redis_bus import RedisBus
-from msgpush.adapters.redis_credentials import RedisCredentials
-from msgpush.adapters.redis_limiter import RedisLimiter
-from msgpush.adapters.redis_link import RedisTarget
-from msgpush.adapters.redis_roster import RedisRoster
+from msgpush.adapters.redis.bus import RedisBus
+from msgpush.adapters.redis.credentials import RedisCredentials
+from msgpush.adapters.redis.limiter import RedisLimiter
+from msgpush.adapters.redis.link import RedisTarget
+from msgpush.adapters.redis.roster import RedisRoster
 from msgpush.adapters.streams import Streams
 from msgpush.adapters.tokens import Tokens
 from msgpush.adapters.web import ClientGone, on_client_gone, on_crash, on_error, on_http_exception

@@ -19,7 +19,7 @@ from msgpush.adapters.addresses import Proxy, read_address, read_network
 from msgpush.adapters.issuers import is_issuer
 from msgpush.adapters.keys import KINDS, public_key, secret_key
 from msgpush.adapters.origins import read_origins
-from msgpush.adapters.redis_link import RedisTarget
+from msgpush.adapters.redis.link import RedisTarget
 from msgpush.adapters.streams import read_events
 from msgpush.domain.channel import shown
 from msgpush.domain.errors import Malformed, MsgpushError

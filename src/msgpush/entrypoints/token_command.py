@@ -15,7 +15,7 @@ from joserfc import jws
 from joserfc.errors import JoseError
 
 from msgpush.adapters.keys import Keys, SigningKey, private_key, secret_key
-from msgpush.adapters.redis_credentials import RedisCredentials
+from msgpush.adapters.redis.credentials import RedisCredentials
 from msgpush.adapters.tokens import registry_for
 from msgpush.adapters.web import KeysUnavailable
 from msgpush.domain.channel import shown

@@ -5,10 +5,10 @@ from importlib.resources import files
 from math import ceil
 from typing import Self
 
-from msgpush.adapters.redis_link import HASH_TAG, Batcher, Link, NotNow, RedisTarget, Script, unavailable
+from msgpush.adapters.redis.link import HASH_TAG, Batcher, Link, NotNow, RedisTarget, Script, unavailable
 from msgpush.domain.ports import Allowance
 
-RATE = (files("msgpush.adapters") / "rate.lua").read_text()
+RATE = (files("msgpush.adapters.redis") / "scripts" / "rate.lua").read_text()
 
 
 class RedisLimiter:

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 
-from msgpush.adapters.redis_link import (
+from msgpush.adapters.redis.link import (
     HASH_TAG,
     TIMEOUT,
     Backoff,
@@ -29,7 +29,7 @@ from msgpush.adapters.redis_link import (
     SharedLink,
     unavailable,
 )
-from msgpush.adapters.redis_log import (
+from msgpush.adapters.redis.log import (
     EPOCH,
     NO_TAG,
     ORIGIN,
@@ -72,7 +72,7 @@ log = logging.getLogger("msgpush.redis")
 
 _body, _channels = attrgetter("body"), attrgetter("channels")
 _pack = msgspec.msgpack.Encoder().encode
-_scripts = files("msgpush.adapters")
+_scripts = files("msgpush.adapters.redis") / "scripts"
 APPEND = (_scripts / "append.lua").read_text()
 BEGIN = (_scripts / "begin.lua").read_text()
 MEND = (_scripts / "mend.lua").read_text()

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 import msgspec
 
 from msgpush.adapters.memory.roster import MemoryRoster, kinds_of, stats_of
-from msgpush.adapters.redis_link import HASH_TAG, NotNow, RedisTarget, Script, SharedLink, unavailable
+from msgpush.adapters.redis.link import HASH_TAG, NotNow, RedisTarget, Script, SharedLink, unavailable
 from msgpush.domain.control import Close, Command
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.hub import Hub
@@ -41,7 +41,7 @@ log = logging.getLogger("msgpush.redis")
 _encode = msgspec.json.Encoder().encode
 _state = msgspec.json.Decoder(ConnectionState).decode
 _stats = msgspec.json.Decoder(ConnectionStats).decode
-SYNC_SCRIPT = (files("msgpush.adapters") / "roster.lua").read_text()
+SYNC_SCRIPT = (files("msgpush.adapters.redis") / "scripts" / "roster.lua").read_text()
 
 
 class _Written(NamedTuple):

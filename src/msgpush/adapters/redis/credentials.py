@@ -7,7 +7,7 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from msgpush.adapters.redis_link import HASH_TAG, Command, NotNow, RedisTarget, Script, SharedLink, unavailable
+from msgpush.adapters.redis.link import HASH_TAG, Command, NotNow, RedisTarget, Script, SharedLink, unavailable
 from msgpush.domain.credentials import MOST, Revocation, Ticket
 
 REVOKED: Final = f"{HASH_TAG}:revoked"

@@ -1,0 +1,1 @@
+"""The ports over Redis, for any number of processes."""
