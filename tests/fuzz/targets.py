@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from starlette.types import Scope
 
-from msgpush.adapters.batch import split_array
+from msgpush.adapters.http.batch import split_array
 from msgpush.domain.errors import Invalid, Malformed, MsgpushError
 from msgpush.domain.message import Draft, Entry, data_of, draft, parse
 from msgpush.domain.position import ZERO, Cursor, Position, check_cursor, parse_cursor

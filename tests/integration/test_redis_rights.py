@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from msgpush.adapters.redis import credentials
+from msgpush.adapters.redis import credentials as redis_credentials
 from msgpush.adapters.redis.bus import APPEND, RedisBus
 from msgpush.adapters.redis.credentials import RedisCredentials
 from msgpush.adapters.redis.limiter import RedisLimiter
@@ -35,7 +35,7 @@ def documented() -> list[str]:
 async def test_the_documented_rights_are_enough_for_everything_and_all_are_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(credentials, "MOST", 1)  # ticket a subject: the older ones go
+    monkeypatch.setattr(redis_credentials, "MOST", 1)  # ticket a subject: the older ones go
     line = documented()
     with RedisServer() as server, server.client() as admin:
         assert admin.execute_command(*line)

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from msgpush.adapters.addresses import ProxyHeaders, limited_address, one_notation, with_port
-from msgpush.adapters.origins import is_local_host
+from msgpush.adapters.http.addresses import ProxyHeaders, limited_address, one_notation, with_port
+from msgpush.adapters.http.origins import is_local_host
 from msgpush.entrypoints.settings import Settings, SettingsError
 
 PROXY = ["10.0.0.1", "::ffff:10.0.0.1", "::FFFF:10.0.0.1", "::ffff:a00:1", "0:0:0:0:0:ffff:0a00:0001"]

@@ -7,8 +7,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
+from msgpush.adapters.http.origins import is_local_host
 from msgpush.adapters.metrics import MAX_SERVICES
-from msgpush.adapters.origins import is_local_host
 from msgpush.domain.control import Close
 from msgpush.domain.errors import BusUnavailable
 from msgpush.entrypoints.app import create_app, lifespan

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msgpush.adapters.batch import split_array
+from msgpush.adapters.http.batch import split_array
 from msgpush.domain.errors import Fault, Invalid, Malformed
 from msgpush.domain.json_text import DEEP, flatten
 from msgpush.domain.message import draft, parse

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from msgpush.adapters.origins import Origins, own_origin, read_origin
+from msgpush.adapters.http.origins import Origins, own_origin, read_origin
 from msgpush.entrypoints.app import create_app, lifespan
 from msgpush.entrypoints.settings import Settings
 from tests.support.asgi import AsgiDriver, Exchange

@@ -12,7 +12,7 @@ from msgpush.entrypoints.app import create_app, lifespan
 from msgpush.entrypoints.settings import Settings
 from tests.support.asgi import AsgiDriver
 
-FOLDER = Path(str(resources.files("msgpush.adapters") / "static"))
+FOLDER = Path(str(resources.files("msgpush.adapters.http") / "static"))
 SHIPPED = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*") if path.is_file())
 OWN = [name for name in SHIPPED if not name.startswith("swagger-ui/")]
 TYPES = {

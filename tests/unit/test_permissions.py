@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from starlette.applications import Starlette
 
-from msgpush.adapters.addresses import limited_address
+from msgpush.adapters.http.addresses import limited_address
 from msgpush.adapters.memory.bus import MemoryBus
 from msgpush.adapters.memory.credentials import MemoryCredentials
 from msgpush.domain import permissions

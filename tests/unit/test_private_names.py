@@ -20,7 +20,8 @@ from starlette.staticfiles import StaticFiles
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from msgpush.adapters import pages, sse, tokens
+from msgpush.adapters import sse, tokens
+from msgpush.adapters.http import pages
 from msgpush.entrypoints import app, protocol, server
 
 ROOT = Path(__file__).parents[2]
@@ -165,7 +166,7 @@ TABLE: dict[tuple[str, str, str], dict[str, str]] = {
         "raw_headers": "middleware reads them",
         "background": "there is none",
     },
-    ("starlette", "starlette.staticfiles:StaticFiles", "adapters/pages.py"): {"get_response": "headers of files"},
+    ("starlette", "starlette.staticfiles:StaticFiles", "adapters/http/pages.py"): {"get_response": "headers of files"},
     ("starlette", "starlette.convertors:PathConvertor", "entrypoints/app.py"): {"regex": "a name may have line ends"},
     ("starlette", "starlette.routing:Mount", "entrypoints/app.py"): {
         "matches": "a prefix leaves to others what it has no route for",

@@ -15,12 +15,17 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount, Route, Router
 from starlette.types import ExceptionHandler, Scope
 
-from msgpush.adapters.access import Access
-from msgpush.adapters.addresses import ProxyHeaders
 from msgpush.adapters.auth import Authenticator, LocalOnly, OpenAuthenticator, TokenAuthenticator
-from msgpush.adapters.channels import Channels
-from msgpush.adapters.connections import Connections
-from msgpush.adapters.cors import Cors, CorsRules
+from msgpush.adapters.http.addresses import ProxyHeaders
+from msgpush.adapters.http.connections import Connections
+from msgpush.adapters.http.cors import Cors, CorsRules
+from msgpush.adapters.http.health import Operations
+from msgpush.adapters.http.history import Channels
+from msgpush.adapters.http.origins import Origins
+from msgpush.adapters.http.pages import page_routes
+from msgpush.adapters.http.permissions import Access
+from msgpush.adapters.http.publish import Publish, PublishBatch
+from msgpush.adapters.http.web import ClientGone, on_client_gone, on_crash, on_error, on_http_exception
 from msgpush.adapters.issuers import discovered
 from msgpush.adapters.keys import FetchedKeys, Keys, public_key, secret_key
 from msgpush.adapters.memory.bus import MemoryBus
@@ -28,10 +33,6 @@ from msgpush.adapters.memory.credentials import MemoryCredentials
 from msgpush.adapters.memory.limiter import MemoryLimiter
 from msgpush.adapters.memory.roster import MemoryRoster
 from msgpush.adapters.metrics import Gauges, Metrics
-from msgpush.adapters.operations import Operations
-from msgpush.adapters.origins import Origins
-from msgpush.adapters.pages import page_routes
-from msgpush.adapters.publish import Publish, PublishBatch
 from msgpush.adapters.redis.bus import RedisBus
 from msgpush.adapters.redis.credentials import RedisCredentials
 from msgpush.adapters.redis.limiter import RedisLimiter
@@ -39,7 +40,6 @@ from msgpush.adapters.redis.link import RedisTarget
 from msgpush.adapters.redis.roster import RedisRoster
 from msgpush.adapters.streams import Streams
 from msgpush.adapters.tokens import Tokens
-from msgpush.adapters.web import ClientGone, on_client_gone, on_crash, on_error, on_http_exception
 from msgpush.domain.errors import MsgpushError
 from msgpush.domain.ports import Bus, Credentials, Limiter, Roster
 from msgpush.domain.service import Push

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from msgpush import __version__
-from msgpush.adapters.addresses import with_port
+from msgpush.adapters.http.addresses import with_port
 from msgpush.adapters.logs import configure
 from msgpush.adapters.metrics import Shared
 from msgpush.domain.channel import shown

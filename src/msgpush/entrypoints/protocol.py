@@ -24,8 +24,8 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from msgpush.adapters.addresses import one_notation
-from msgpush.adapters.web import encode, problem
+from msgpush.adapters.http.addresses import one_notation
+from msgpush.adapters.http.web import encode, problem
 
 HIGH_WATER = 16 * 1024
 SLICE = 4 * 1024  # what is parsed at once, and so the most of which waiting requests are made

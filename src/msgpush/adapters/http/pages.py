@@ -8,7 +8,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from msgpush.adapters.openapi import openapi
+from msgpush.adapters.http.openapi import openapi
 
 _OWN = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
 # Swagger UI draws its arrows from data: images; its styles it sets by script, which needs no permission.
@@ -18,7 +18,7 @@ _SWAGGER_UI = f"{_OWN}; img-src 'self' data:"
 def page_routes() -> list[BaseRoute]:
     """The routes of the pages."""
     description = openapi()
-    folder = str(resources.files("msgpush.adapters") / "static")
+    folder = str(resources.files("msgpush.adapters.http") / "static")
 
     async def describe(_: Request) -> Response:
         return Response(description, media_type="application/json", headers={"X-Content-Type-Options": "nosniff"})

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from ipaddress import IPv6Address
 
-from msgpush.adapters.addresses import read_address
+from msgpush.adapters.http.addresses import read_address
 
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
 _PORTS = {"http": 80, "https": 443}

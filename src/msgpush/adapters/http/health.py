@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from msgpush.adapters.auth import has_token
+from msgpush.adapters.http.web import encode
 from msgpush.adapters.metrics import CONTENT_TYPE, Metrics
-from msgpush.adapters.web import encode
 from msgpush.domain.errors import BusUnavailable, Unauthorized
 from msgpush.domain.service import Push
 

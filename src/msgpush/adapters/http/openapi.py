@@ -5,12 +5,12 @@ from typing import Any
 
 import msgspec
 
-from msgpush.adapters.access import NewTicket, Revoked
 from msgpush.adapters.auth import COOKIE
-from msgpush.adapters.batch import NDJSON_TYPES
-from msgpush.adapters.connections import ConnectionList
-from msgpush.adapters.publish import MAX_ITEMS, BatchResult
-from msgpush.adapters.web import Problem
+from msgpush.adapters.http.batch import NDJSON_TYPES
+from msgpush.adapters.http.connections import ConnectionList
+from msgpush.adapters.http.permissions import NewTicket, Revoked
+from msgpush.adapters.http.publish import MAX_ITEMS, BatchResult
+from msgpush.adapters.http.web import Problem
 from msgpush.domain.channel import MAX_CHANNELS, MAX_LISTENED, MAX_TARGETS, NAME_CHARACTER, NAME_RULE
 from msgpush.domain.message import TYPES, Message
 from msgpush.domain.ports import ConnectionStats

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from msgpush.adapters.auth import Authenticator
-from msgpush.adapters.web import RateExceeded, body_headers, encode, read_body
+from msgpush.adapters.http.web import RateExceeded, body_headers, encode, read_body
 from msgpush.domain.channel import MAX_LISTENED, NAME_RULE, escape, is_channel, shown
 from msgpush.domain.credentials import Revocation
 from msgpush.domain.errors import Fault, Invalid

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Iterable, Mapping
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from msgpush.adapters.origins import Origins
-from msgpush.adapters.web import ProblemResponse, header, problem, raw_headers
+from msgpush.adapters.http.origins import Origins
+from msgpush.adapters.http.web import ProblemResponse, header, problem, raw_headers
 from msgpush.domain.channel import shown
 
 METHODS = ("GET", "HEAD", "POST", "DELETE")

@@ -9,9 +9,8 @@ from msgspec import Struct
 from starlette.types import Receive, Scope, Send
 
 from msgpush.adapters.auth import Authenticator
-from msgpush.adapters.batch import NDJSON_TYPES, instead_of_one, split
-from msgpush.adapters.metrics import Metrics
-from msgpush.adapters.web import (
+from msgpush.adapters.http.batch import NDJSON_TYPES, instead_of_one, split
+from msgpush.adapters.http.web import (
     Problem,
     RateExceeded,
     body_headers,
@@ -25,6 +24,7 @@ from msgpush.adapters.web import (
     read_body,
     respond,
 )
+from msgpush.adapters.metrics import Metrics
 from msgpush.domain.channel import shown
 from msgpush.domain.errors import BusUnavailable, Invalid, Malformed, MsgpushError, TooLarge
 from msgpush.domain.grant import Grant
