@@ -20,8 +20,9 @@ from starlette.staticfiles import StaticFiles
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from msgpush.adapters import sse, tokens
+from msgpush.adapters import tokens
 from msgpush.adapters.http import pages
+from msgpush.adapters.sse import stream
 from msgpush.entrypoints import app, protocol, server
 
 ROOT = Path(__file__).parents[2]
@@ -160,7 +161,7 @@ TABLE: dict[tuple[str, str, str], dict[str, str]] = {
         "validate_compact(registry)": "by one key after the other",
         "CompactSignature": "the header and the payload",
     },
-    ("starlette", "starlette.responses:StreamingResponse", "adapters/sse.py"): {
+    ("starlette", "starlette.responses:StreamingResponse", "adapters/sse/stream.py"): {
         "__call__": "ours waits for the client to go, and iterates over nothing",
         "status_code": "middleware reads it",
         "raw_headers": "middleware reads them",
@@ -182,7 +183,7 @@ SUBCLASSES = [
     (protocol.Flow, FlowControl),
     (server.Server, uvicorn.Server),
     (tokens._Registry, JWSRegistry),
-    (sse.EventStream, StreamingResponse),
+    (stream.EventStream, StreamingResponse),
     (pages._Files, StaticFiles),
     (app._Under, Mount),
 ]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message
 
-from msgpush.adapters.sse import EventView, SendSink, closing, opening
+from msgpush.adapters.sse.stream import EventView, SendSink, closing, opening
 from msgpush.domain.connection import NOW, Connection, Subscription
 from msgpush.domain.history import Gap
 from msgpush.domain.message import TYPES, Draft, Entry, draft, parse

@@ -38,7 +38,7 @@ from msgpush.adapters.redis.credentials import RedisCredentials
 from msgpush.adapters.redis.limiter import RedisLimiter
 from msgpush.adapters.redis.link import RedisTarget
 from msgpush.adapters.redis.roster import RedisRoster
-from msgpush.adapters.streams import Streams
+from msgpush.adapters.sse.endpoint import Streams
 from msgpush.adapters.tokens import Tokens
 from msgpush.domain.errors import MsgpushError
 from msgpush.domain.ports import Bus, Credentials, Limiter, Roster

@@ -20,7 +20,7 @@ from msgpush.adapters.http.origins import read_origins
 from msgpush.adapters.issuers import is_issuer
 from msgpush.adapters.keys import KINDS, public_key, secret_key
 from msgpush.adapters.redis.link import RedisTarget
-from msgpush.adapters.streams import read_events
+from msgpush.adapters.sse.endpoint import read_events
 from msgpush.domain.channel import shown
 from msgpush.domain.errors import Malformed, MsgpushError
 from msgpush.domain.message import MAX_TTL, TYPES

@@ -14,7 +14,7 @@ from msgpush.adapters.auth import Authenticator
 from msgpush.adapters.http.addresses import limited_address, with_port
 from msgpush.adapters.http.web import KeysUnavailable, ProblemResponse, Query, header, problem, segment
 from msgpush.adapters.metrics import Metrics
-from msgpush.adapters.sse import HEADERS, EventStream, EventView, refusal
+from msgpush.adapters.sse.stream import HEADERS, EventStream, EventView, refusal
 from msgpush.domain.channel import BROADCAST, MAX_LISTENED, NAME_RULE, encode_name, encoding_advice, is_channel, shown
 from msgpush.domain.connection import Subscription
 from msgpush.domain.errors import BusUnavailable, Malformed, Overloaded, Refusal
