@@ -9,8 +9,8 @@ from typing import NamedTuple
 from joserfc import jws
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
-from msgpush.adapters.keys import Keys, private_key, secret_key
-from msgpush.adapters.tokens import Tokens, registry_for
+from msgpush.adapters.auth.keys import Keys, private_key, secret_key
+from msgpush.adapters.auth.tokens import Tokens, registry_for
 
 _TOKENS = 2_000
 _SECRET = "a secret of the bench, 32 bytes or more"

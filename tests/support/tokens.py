@@ -13,7 +13,7 @@ from typing import Any, Self
 from joserfc import jws
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
-from msgpush.adapters.tokens import registry_for
+from msgpush.adapters.auth.tokens import registry_for
 
 SECRET = "a secret of the tests, 32 bytes or more"
 OTHER_SECRET = "another secret, which nobody here is to trust"

@@ -20,7 +20,7 @@ from starlette.staticfiles import StaticFiles
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from msgpush.adapters import tokens
+from msgpush.adapters.auth import tokens
 from msgpush.adapters.http import pages
 from msgpush.adapters.sse import stream
 from msgpush.entrypoints import app, protocol, server
@@ -147,7 +147,7 @@ TABLE: dict[tuple[str, str, str], dict[str, str]] = {
         "MultiProcessCollector": "what all workers have counted",
         "mark_process_dead": "a worker's gauges count no longer",
     },
-    ("joserfc", "joserfc.jws:JWSRegistry", "adapters/tokens.py"): {
+    ("joserfc", "joserfc.jws:JWSRegistry", "adapters/auth/tokens.py"): {
         "__init__(algorithms, strict_check_header)": "any header that asks for nothing special",
         "get_alg": "ours takes those that joserfc warns of",
         "check_header": "the header's types",
@@ -156,7 +156,7 @@ TABLE: dict[tuple[str, str, str], dict[str, str]] = {
         "max_header_length": "real issuers' are longer than its own limit",
         "max_payload_length": "real issuers' are longer than its own limit",
     },
-    ("joserfc", "joserfc.jws", "adapters/tokens.py"): {
+    ("joserfc", "joserfc.jws", "adapters/auth/tokens.py"): {
         "extract_compact": "the header is read before the signature is verified",
         "validate_compact(registry)": "by one key after the other",
         "CompactSignature": "the header and the payload",

@@ -16,10 +16,19 @@ from joserfc.errors import SecurityWarning
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from msgpush import __version__
+from msgpush.adapters.auth.issuers import discovered, fetched
+from msgpush.adapters.auth.keys import (
+    MIN_INTERVAL,
+    FetchedKeys,
+    Keys,
+    LeftOut,
+    key_set,
+    private_key,
+    public_key,
+    secret_key,
+)
+from msgpush.adapters.auth.tokens import Tokens
 from msgpush.adapters.http.web import KeysUnavailable
-from msgpush.adapters.issuers import discovered, fetched
-from msgpush.adapters.keys import MIN_INTERVAL, FetchedKeys, Keys, LeftOut, key_set, private_key, public_key, secret_key
-from msgpush.adapters.tokens import Tokens
 from msgpush.domain.errors import MsgpushError, Unauthorized
 from msgpush.domain.grant import Grant, Patterns
 from tests.support.fakes import FakeClock

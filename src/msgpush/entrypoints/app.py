@@ -15,7 +15,10 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount, Route, Router
 from starlette.types import ExceptionHandler, Scope
 
-from msgpush.adapters.auth import Authenticator, LocalOnly, OpenAuthenticator, TokenAuthenticator
+from msgpush.adapters.auth.authenticator import Authenticator, LocalOnly, OpenAuthenticator, TokenAuthenticator
+from msgpush.adapters.auth.issuers import discovered
+from msgpush.adapters.auth.keys import FetchedKeys, Keys, public_key, secret_key
+from msgpush.adapters.auth.tokens import Tokens
 from msgpush.adapters.http.addresses import ProxyHeaders
 from msgpush.adapters.http.connections import Connections
 from msgpush.adapters.http.cors import Cors, CorsRules
@@ -26,8 +29,6 @@ from msgpush.adapters.http.pages import page_routes
 from msgpush.adapters.http.permissions import Access
 from msgpush.adapters.http.publish import Publish, PublishBatch
 from msgpush.adapters.http.web import ClientGone, on_client_gone, on_crash, on_error, on_http_exception
-from msgpush.adapters.issuers import discovered
-from msgpush.adapters.keys import FetchedKeys, Keys, public_key, secret_key
 from msgpush.adapters.memory.bus import MemoryBus
 from msgpush.adapters.memory.credentials import MemoryCredentials
 from msgpush.adapters.memory.limiter import MemoryLimiter
@@ -39,7 +40,6 @@ from msgpush.adapters.redis.limiter import RedisLimiter
 from msgpush.adapters.redis.link import RedisTarget
 from msgpush.adapters.redis.roster import RedisRoster
 from msgpush.adapters.sse.endpoint import Streams
-from msgpush.adapters.tokens import Tokens
 from msgpush.domain.errors import MsgpushError
 from msgpush.domain.ports import Bus, Credentials, Limiter, Roster
 from msgpush.domain.service import Push

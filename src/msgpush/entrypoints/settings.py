@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 import msgspec
 from msgspec import Struct
 
+from msgpush.adapters.auth.issuers import is_issuer
+from msgpush.adapters.auth.keys import KINDS, public_key, secret_key
 from msgpush.adapters.http.addresses import Proxy, read_address, read_network
 from msgpush.adapters.http.origins import read_origins
-from msgpush.adapters.issuers import is_issuer
-from msgpush.adapters.keys import KINDS, public_key, secret_key
 from msgpush.adapters.redis.link import RedisTarget
 from msgpush.adapters.sse.endpoint import read_events
 from msgpush.domain.channel import shown

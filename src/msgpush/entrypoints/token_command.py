@@ -14,10 +14,10 @@ from typing import Any
 from joserfc import jws
 from joserfc.errors import JoseError
 
+from msgpush.adapters.auth.keys import Keys, SigningKey, private_key, secret_key
+from msgpush.adapters.auth.tokens import registry_for
 from msgpush.adapters.http.web import KeysUnavailable
-from msgpush.adapters.keys import Keys, SigningKey, private_key, secret_key
 from msgpush.adapters.redis.credentials import RedisCredentials
-from msgpush.adapters.tokens import registry_for
 from msgpush.domain.channel import shown
 from msgpush.domain.credentials import Revocations
 from msgpush.domain.errors import BusUnavailable, Unauthorized

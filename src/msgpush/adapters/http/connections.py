@@ -4,7 +4,7 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from msgpush.adapters.auth import Authenticator
+from msgpush.adapters.auth.authenticator import Authenticator
 from msgpush.adapters.http.web import NotFound, Query, encode
 from msgpush.domain.channel import shown
 from msgpush.domain.ports import ConnectionFilter, ConnectionState, Roster

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
-from msgpush.adapters.auth import has_token
+from msgpush.adapters.auth.authenticator import has_token
 from msgpush.adapters.http.web import encode
 from msgpush.adapters.metrics import CONTENT_TYPE, Metrics
 from msgpush.domain.errors import BusUnavailable, Unauthorized

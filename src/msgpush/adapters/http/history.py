@@ -3,7 +3,7 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from msgpush.adapters.auth import Authenticator
+from msgpush.adapters.auth.authenticator import Authenticator
 from msgpush.adapters.http.web import Query, encode, segment
 from msgpush.domain.channel import NAME_RULE, is_channel, shown
 from msgpush.domain.errors import Malformed

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from msgpush.adapters.auth import COOKIE
+from msgpush.adapters.auth.authenticator import COOKIE
 from msgpush.adapters.http.batch import NDJSON_TYPES
 from msgpush.adapters.http.connections import ConnectionList
 from msgpush.adapters.http.permissions import NewTicket, Revoked

@@ -11,7 +11,7 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from msgpush.adapters.auth import Authenticator
+from msgpush.adapters.auth.authenticator import Authenticator
 from msgpush.adapters.http.web import RateExceeded, body_headers, encode, read_body
 from msgpush.domain.channel import MAX_LISTENED, NAME_RULE, escape, is_channel, shown
 from msgpush.domain.credentials import Revocation

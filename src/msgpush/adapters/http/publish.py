@@ -8,7 +8,7 @@ from math import ceil
 from msgspec import Struct
 from starlette.types import Receive, Scope, Send
 
-from msgpush.adapters.auth import Authenticator
+from msgpush.adapters.auth.authenticator import Authenticator
 from msgpush.adapters.http.batch import NDJSON_TYPES, instead_of_one, split
 from msgpush.adapters.http.web import (
     Problem,

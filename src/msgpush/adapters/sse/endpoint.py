@@ -10,7 +10,7 @@ from urllib.parse import quote
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from msgpush.adapters.auth import Authenticator
+from msgpush.adapters.auth.authenticator import Authenticator
 from msgpush.adapters.http.addresses import limited_address, with_port
 from msgpush.adapters.http.web import KeysUnavailable, ProblemResponse, Query, header, problem, segment
 from msgpush.adapters.metrics import Metrics

@@ -6,10 +6,10 @@ from typing import Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from msgpush.adapters.auth.tokens import Tokens
 from msgpush.adapters.http.cors import CorsRules
 from msgpush.adapters.http.origins import is_local_host, own_origin, sent_origin
 from msgpush.adapters.http.web import error_response, header
-from msgpush.adapters.tokens import Tokens
 from msgpush.domain.credentials import PREFIX
 from msgpush.domain.errors import Denied, Unauthorized
 from msgpush.domain.grant import EVERYTHING, Grant

@@ -13,8 +13,8 @@ from joserfc.errors import JoseError, UnsupportedAlgorithmError
 from joserfc.jws import CompactSignature, JWSRegistry
 from msgspec import UNSET, Struct, UnsetType
 
-from msgpush.adapters.issuers import differ_by_slash
-from msgpush.adapters.keys import ASYMMETRIC, Keys
+from msgpush.adapters.auth.issuers import differ_by_slash
+from msgpush.adapters.auth.keys import ASYMMETRIC, Keys
 from msgpush.domain.channel import own_channel, shown
 from msgpush.domain.errors import Unauthorized
 from msgpush.domain.grant import Grant, Patterns, is_pattern

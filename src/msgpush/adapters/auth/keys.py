@@ -15,8 +15,8 @@ from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 from msgspec import Struct
 
+from msgpush.adapters.auth.issuers import fetched
 from msgpush.adapters.http.web import KeysUnavailable
-from msgpush.adapters.issuers import fetched
 from msgpush.domain.channel import shown
 from msgpush.domain.json_text import flatten, json_words, mask_surrogates
 
