@@ -1,8 +1,8 @@
-"""`python -m bench`: measure the service, and in the same run the floors that its figures are read against.
+"""`python -m bench`: measure the service, and in the same run the floors that its figures are read
+against.
 
-The server under test has one core, the load client the other. Exits with 1 when a message was lost, came twice or was
-refused: then the figures mean nothing. No speed is asserted.
-"""
+The server under test has one core, the load client the other. Exits with 1 when a message was lost,
+came twice or was refused: then the figures mean nothing. No speed is asserted."""
 
 import argparse
 import json
@@ -96,11 +96,15 @@ class Bench:
         self._server_cores = {cores[0]} if len(cores) > 1 else set(cores)
         self._client_cores = {cores[1]} if len(cores) > 1 else set(cores)
         if len(cores) == 1:
-            self.report.notes.append("one core: the servers and the load client share it, so every figure is low")
+            self.report.notes.append(
+                "one core: the servers and the load client share it, so every figure is low"
+            )
         self._cursor = "k3Jd9s.1753859400123-12"
 
     def run(self) -> None:
-        """Measure everything planned; a measurement that fails becomes a fault, and the others go on."""
+        """Measure everything planned; a measurement that fails becomes a fault, and the others go
+        on.
+        """
         parts: list[tuple[str, Callable[[], None]]] = [
             ("a", self._fanout),
             ("bc", self._burst),
@@ -135,7 +139,9 @@ class Bench:
             self._keep(name, result, result.busy)
             self._check(name, result.missing, result.surplus, result.refused, result.refusal)
             if result.gaps:
-                self.report.notes.append(f"{name}: the server announced {result.gaps} gaps to the first stream")
+                self.report.notes.append(
+                    f"{name}: the server announced {result.gaps} gaps to the first stream"
+                )
 
     def _burst(self) -> None:
         count, rounds = self.plan.idle_streams, self.plan.rounds if "b" in self.plan.only else 0
@@ -154,7 +160,9 @@ class Bench:
             self._figure("   p99", ours.p99, floor.p99, "ms")
             self._figure("   max", ours.max, floor.max, "ms")
         if "c" in self.plan.only:
-            self._figure(f"c  memory per idle stream at {count:,}", ours.rss_per_stream / 1024, None, "KiB")
+            self._figure(
+                f"c  memory per idle stream at {count:,}", ours.rss_per_stream / 1024, None, "KiB"
+            )
 
     def _single(self) -> None:
         connections, seconds = self.plan.connections, self.plan.seconds
@@ -187,12 +195,18 @@ class Bench:
             with self._service(16, redis.url) as service:
                 if "f" in self.plan.only:
                     ours = self._load(load.publish, service.port, connections, batch, seconds, 1)
-                    self._figure(f"f  Redis: messages/s in batches of {batch}, delivered", ours.messages_per_second)
+                    self._figure(
+                        f"f  Redis: messages/s in batches of {batch}, delivered",
+                        ours.messages_per_second,
+                    )
                     self._keep("f", ours, 0.0)
                     self._check("f", ours.missing, ours.surplus, ours.refused, ours.refusal)
                 if "g" in self.plan.only:
                     ours = self._load(load.publish, service.port, connections, 1, seconds, 1)
-                    self._figure(f"g  Redis: single publishes/s, {connections} connections", ours.messages_per_second)
+                    self._figure(
+                        f"g  Redis: single publishes/s, {connections} connections",
+                        ours.messages_per_second,
+                    )
                     self._keep("g", ours, 0.0)
                     self._check("g", ours.missing, ours.surplus, ours.refused, ours.refusal)
                 if "h" in self.plan.only:
@@ -215,9 +229,16 @@ class Bench:
         # It shares the core of the one that is published at: what it is charged for is what counts.
         with self._service(16, redis) as other:
             before = cpu_seconds(other.pid)
-            ours = self._load(load.publish, port, self.plan.connections, self.plan.batch, self.plan.seconds)
+            ours = self._load(
+                load.publish, port, self.plan.connections, self.plan.batch, self.plan.seconds
+            )
             spent = cpu_seconds(other.pid) - before
-        self._figure("i  Redis: CPU of an instance without readers, a message", 1e6 * spent / ours.accepted, None, "us")
+        self._figure(
+            "i  Redis: CPU of an instance without readers, a message",
+            1e6 * spent / ours.accepted,
+            None,
+            "us",
+        )
         self._check("i", 0, 0, ours.refused, ours.refusal)
 
     def _redis_memory(self) -> None:
@@ -237,8 +258,12 @@ class Bench:
             with self._service(16, redis.url) as before:
                 cursor = self._load(load.fill, before.port, count, each)
             with self._service(count, redis.url) as service:
-                ours = self._load(load.resume, service.port, cursor, count, each, self.plan.live_rate)
-        self._figure(f"l  Redis: {count:,} streams resume {each} messages each", ours.seconds, None, "s")
+                ours = self._load(
+                    load.resume, service.port, cursor, count, each, self.plan.live_rate
+                )
+        self._figure(
+            f"l  Redis: {count:,} streams resume {each} messages each", ours.seconds, None, "s"
+        )
         self._keep("l", ours, 0.0)
         self._check("l", ours.missing, ours.surplus)
 
@@ -251,14 +276,25 @@ class Bench:
     def _figure(self, what: str, value: float, floor: float | None = None, unit: str = "") -> None:
         self.report.figures.append(Figure(what, value, floor, unit))
 
-    def _keep(self, name: str, result: load.Fanout | load.Burst | load.Published | load.Resumed, busy: float) -> None:
+    def _keep(
+        self,
+        name: str,
+        result: load.Fanout | load.Burst | load.Published | load.Resumed,
+        busy: float,
+    ) -> None:
         self.report.details[name] = asdict(result)
         if busy > _BUSY:
-            self.report.notes.append(f"{name}: the load client was {busy:.0%} busy; the server may be faster")
+            self.report.notes.append(
+                f"{name}: the load client was {busy:.0%} busy; the server may be faster"
+            )
 
-    def _check(self, name: str, missing: int, surplus: int, refused: int = 0, refusal: str = "") -> None:
+    def _check(
+        self, name: str, missing: int, surplus: int, refused: int = 0, refusal: str = ""
+    ) -> None:
         if missing:
-            self.report.faults.append(f"{name}: {missing:,} deliveries of accepted messages are MISSING")
+            self.report.faults.append(
+                f"{name}: {missing:,} deliveries of accepted messages are MISSING"
+            )
         if surplus:
             self.report.faults.append(f"{name}: {surplus:,} deliveries TOO MANY")
         if refused:
@@ -267,7 +303,9 @@ class Bench:
 
     def _load(self, measure: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, context, initializer=load.prepare, initargs=(self._client_cores,)) as client:
+        with ProcessPoolExecutor(
+            1, context, initializer=load.prepare, initargs=(self._client_cores,)
+        ) as client:
             return client.submit(measure, *args, **kwargs).result()
 
     @contextmanager
@@ -281,7 +319,9 @@ class Bench:
             "LOG_LEVEL": "error",
             "REDIS_URL": redis,
         }
-        with serving([sys.executable, "-m", "msgpush", "serve"], port, self._server_cores, settings) as server:
+        with serving(
+            [sys.executable, "-m", "msgpush", "serve"], port, self._server_cores, settings
+        ) as server:
             yield server
 
     @contextmanager
@@ -294,16 +334,26 @@ class Bench:
     @contextmanager
     def _bare_app(self) -> Iterator[Server]:
         port = free_port()
-        with serving([sys.executable, "-m", "bench.floors", "app", str(port)], port, self._server_cores) as server:
+        with serving(
+            [sys.executable, "-m", "bench.floors", "app", str(port)], port, self._server_cores
+        ) as server:
             yield server
 
 
 @contextmanager
-def serving(command: list[str], port: int, cores: set[int], settings: dict[str, str] | None = None) -> Iterator[Server]:
-    """A server process, on these cores, that answers; ended on leaving. Its settings are these alone."""
-    environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ} | (settings or {})
+def serving(
+    command: list[str], port: int, cores: set[int], settings: dict[str, str] | None = None
+) -> Iterator[Server]:
+    """A server process, on these cores, that answers; ended on leaving. Its settings are these
+    alone.
+    """
+    environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ} | (
+        settings or {}
+    )
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
         try:
             os.sched_setaffinity(process.pid, cores)
             if not answers(process, port):
@@ -326,7 +376,9 @@ def answers(process: subprocess.Popen[bytes], port: int) -> bool:
     while process.poll() is None and time.monotonic() < deadline:
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=2) as sock:
-                sock.sendall(f"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+                sock.sendall(
+                    f"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
+                )
                 if sock.recv(4096).startswith(b"HTTP/1.1 2"):
                     return True
         except OSError:
@@ -362,14 +414,35 @@ def open_files() -> int:
 
 def machine() -> dict[str, str]:
     """What the figures were measured on."""
-    models = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    memory = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal:")), 0)
-    packages = ("msgpush", "uvicorn", "uvloop", "httptools", "starlette", "msgspec", "redis", "hiredis")
+    models = [
+        line.split(":", 1)[1].strip()
+        for line in _lines("/proc/cpuinfo")
+        if line.startswith("model name")
+    ]
+    memory = next(
+        (int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal:")),
+        0,
+    )
+    packages = (
+        "msgpush",
+        "uvicorn",
+        "uvloop",
+        "httptools",
+        "starlette",
+        "msgspec",
+        "redis",
+        "hiredis",
+    )
     return {
-        "machine": f"{models[0] if models else platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
-        f"{memory / 2**20:.1f} GiB, {platform.system()} {platform.release()}",
+        "machine": (
+            f"{models[0] if models else platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
+            f"{memory / 2**20:.1f} GiB, {platform.system()} {platform.release()}"
+        ),
         "versions": ", ".join(
-            [f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)]
+            [
+                f"python {platform.python_version()}",
+                *(f"{name} {version(name)}" for name in packages),
+            ]
         ),
         "command": " ".join(["python -m bench", *sys.argv[1:]]),
     }
@@ -401,7 +474,10 @@ def print_table(about: dict[str, str], report: Report, took: float) -> None:
         ratio = "-" if figure.ratio is None else f"{figure.ratio:.2f}"
         print(f"{figure.what:48}{value:>14}{floor:>14}{ratio:>9}")
     print()
-    print("floors: a, b a bare epoll send loop in Python; d a bare uvicorn app that reads the body and answers 202;")
+    print(
+        "floors: a, b a bare epoll send loop in Python; d a bare uvicorn app that reads the body"
+        " and answers 202;"
+    )
     print("        h the embedded bus")
     for note in report.notes:
         print(f"note: {note}")
@@ -424,11 +500,21 @@ def write_json(path: Path, about: dict[str, str], report: Report) -> None:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure msgpush beside bare floors.")
-    parser.add_argument("--only", default="a,b,c,d,e,f,g,h,i,j,k,l", help="parts to measure, as in a,b (default: all)")
-    parser.add_argument("--seconds", type=float, help="how long each throughput is measured (default: 5; quick: 1)")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="Measure msgpush beside bare floors."
+    )
+    parser.add_argument(
+        "--only",
+        default="a,b,c,d,e,f,g,h,i,j,k,l",
+        help="parts to measure, as in a,b (default: all)",
+    )
+    parser.add_argument(
+        "--seconds", type=float, help="how long each throughput is measured (default: 5; quick: 1)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
-    parser.add_argument("--quick", action="store_true", help="fewer streams, about 15 s: does it run?")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer streams, about 15 s: does it run?"
+    )
     options = parser.parse_args(arguments)
     options.only = frozenset(filter(None, options.only.replace(" ", "").split(",")))
     if not options.only or options.only - set("abcdefghijkl"):
@@ -441,7 +527,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def planned(options: argparse.Namespace, files: int) -> Plan:
     """What the options ask for, as far as the open files go."""
     most = max(1, files - _SPARE_FILES)
-    streams, idle, rounds, seconds = (200, 1_000, 5, 1.0) if options.quick else (1_000, 10_000, 20, 5.0)
+    streams, idle, rounds, seconds = (
+        (200, 1_000, 5, 1.0) if options.quick else (1_000, 10_000, 20, 5.0)
+    )
     return Plan(
         only=options.only,
         seconds=options.seconds or seconds,
@@ -459,7 +547,9 @@ def main() -> int:
     plan = planned(options, files)
     bench = Bench(plan)
     if plan.idle_streams < (1_000 if options.quick else 10_000):
-        bench.report.notes.append(f"fewer streams than usual: this system lets a process open {files:,} files")
+        bench.report.notes.append(
+            f"fewer streams than usual: this system lets a process open {files:,} files"
+        )
     bench.run()
     about = machine()
     print_table(about, bench.report, time.monotonic() - began)

@@ -1,8 +1,8 @@
 """The floors: what the sockets alone cost, and what the HTTP server alone costs.
 
-`python -m bench.floors loop PORT CURSOR` is a bare epoll send loop; `python -m bench.floors app PORT` a bare ASGI app.
-Both speak just enough of the service's HTTP for the same load client to drive them.
-"""
+`python -m bench.floors loop PORT CURSOR` is a bare epoll send loop; `python -m bench.floors app
+PORT` a bare ASGI app. Both speak just enough of the service's HTTP for the same load client to
+drive them."""
 
 import json
 import select
@@ -14,8 +14,8 @@ from typing import Any
 Event = MutableMapping[str, Any]
 
 _STREAM_HEAD = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
-    b"cache-control: no-store, no-transform\r\nx-accel-buffering: no\r\ntransfer-encoding: chunked\r\n\r\n"
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-store,"
+    b" no-transform\r\nx-accel-buffering: no\r\ntransfer-encoding: chunked\r\n\r\n"
 )
 _ANSWER = json.dumps(
     {
@@ -45,7 +45,9 @@ class BareLoop:
         self._peers: dict[int, socket.socket] = {}
         self._streams: dict[int, socket.socket] = {}
         self._frame_head = b"event: progress\nid: " + cursor.encode() + b"\ndata: "
-        self._opening = _STREAM_HEAD + _chunk(b'retry: 2750\nevent: msgpush.open\nid: 0\ndata: {"heartbeat":30}\n\n')
+        self._opening = _STREAM_HEAD + _chunk(
+            b'retry: 2750\nevent: msgpush.open\nid: 0\ndata: {"heartbeat":30}\n\n'
+        )
 
     def run(self) -> None:
         """Serve until killed."""

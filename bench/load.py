@@ -1,9 +1,8 @@
 """The load client: opens streams, publishes, counts what arrives. Runs as a process of its own.
 
-Raw non-blocking sockets and one epoll, because it must take more than any server under test can give. Each function at
-the end of this module is one measurement, bounded in time, whose result says how busy the client itself was: near 100 %
-the figure is the client's limit, not the server's.
-"""
+Raw non-blocking sockets and one epoll, because it must take more than any server under test can
+give. Each function at the end of this module is one measurement, bounded in time, whose result says
+how busy the client itself was: near 100 % the figure is the client's limit, not the server's."""
 
 import gc
 import os
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 
 CHANNEL = "bench"
 MARK = b'"stage":"embedding"'
-"""In every message once, without a newline. A needle this long is found at several GB/s, `"t":` at 2."""
+"""In every message once, with no newline. One this long is found at several GB/s, `"t":` at 2."""
 
 _BASE = 10**18  # makes every number below 19 digits, so that all messages have one length
 _EDGE = len(MARK) - 1
@@ -26,7 +25,9 @@ _BUFFER = 1 << 20
 _ANSWER = 1 << 16
 _IN_FLIGHT = 128  # connections being opened at once: well within any listen backlog
 _STREAMS_PER_ADDRESS = 5000
-_READ_EVERY_SECONDS = 0.02  # where only the rate counts: a client that wakes for every frame is slower than a server
+_READ_EVERY_SECONDS = (
+    0.02  # where only the rate counts: a client that wakes for every frame is slower than a server
+)
 _SLICE = 32  # streams read before publishers get their turn
 _IP_BIND_ADDRESS_NO_PORT = 24  # not in Python's socket module before 3.12
 _STREAM_OPENING_SECONDS = 60.0
@@ -62,7 +63,9 @@ class Fanout:
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """What one message at a time took to reach all of many streams; latencies in ms, over all streams and rounds."""
+    """What one message at a time took to reach all of many streams; latencies in ms, over all
+    streams and rounds.
+    """
 
     streams: int
     rounds: int
@@ -79,7 +82,9 @@ class Burst:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What publishers got accepted, flat out, and what of that didn't reach the streams that were open."""
+    """What publishers got accepted, flat out, and what of that didn't reach the streams that were
+    open.
+    """
 
     messages_per_second: float
     accepted: int
@@ -106,7 +111,8 @@ def message(number: int, channel: str = CHANNEL) -> bytes:
     """The message published: about 140 bytes of JSON, the same length for every number."""
     return (
         b'{"type":"progress","service":"bench","channels":["%b"],"data":'
-        b'{"task_id":"task_abc123","progress":65,"t":%d,"stage":"embedding"}}' % (channel.encode(), _BASE + number)
+        b'{"task_id":"task_abc123","progress":65,"t":%d,"stage":"embedding"}}'
+        % (channel.encode(), _BASE + number)
     )
 
 
@@ -178,7 +184,9 @@ class Streams:
                     if not answer.endswith(b"\n"):
                         self._cut[fd] = answer[-_EDGE:]
             if time.monotonic() > deadline:
-                raise Spoiled(f"{len(self._sockets) - len(opening)} of {count} streams opened in time")
+                raise Spoiled(
+                    f"{len(self._sockets) - len(opening)} of {count} streams opened in time"
+                )
         self._first = next(iter(self._sockets))
 
     def read(self, fd: int) -> int:
@@ -202,7 +210,9 @@ class Streams:
         return found
 
     def _joined(self, fd: int, size: int) -> int:
-        """The number of marks (0 or 1) that the end of the last read and the start of this one make together."""
+        """The number of marks (0 or 1) that the end of the last read and the start of this one make
+        together.
+        """
         before = self._cut.pop(fd, b"")
         if self._buffer[size - 1] != _NEWLINE:
             tail = bytes(self._buffer[max(0, size - _EDGE) : size])
@@ -251,7 +261,7 @@ class Publishers:
             raise Spoiled("a request did not fit an empty socket")
 
     def read(self, fd: int) -> int | None:
-        """The number of messages that the answer accepts (0: refused); None while it isn't whole."""
+        """How many messages the answer accepts (0: refused); None while it isn't whole."""
         try:
             received = self._sockets[fd].recv(_ANSWER)
         except BlockingIOError:
@@ -264,7 +274,9 @@ class Publishers:
         head, ended, body = answer.partition(b"\r\n\r\n")
         length = _CONTENT_LENGTH.search(head)
         if ended and not length:
-            raise Spoiled(f"an answer without Content-Length: {answer[:400].decode(errors='replace')!r}")
+            raise Spoiled(
+                f"an answer without Content-Length: {answer[:400].decode(errors='replace')!r}"
+            )
         if not length or len(body) < int(length[1]):
             self._answers[fd] = answer
             return None
@@ -283,7 +295,9 @@ class Publishers:
 
 
 class _Window:
-    """What happened between the end of the warm-up and the end of the time: a rate, and the client's own load."""
+    """What happened between the end of the warm-up and the end of the time: a rate, and the
+    client's own load.
+    """
 
     def __init__(self, seconds: float, count: Callable[[], int]) -> None:
         self._count = count
@@ -321,7 +335,9 @@ def probe(port: int) -> str:
             for fd, _ in poll.poll(0.1):
                 (publishers if fd in publishers else streams).read(fd)
             if publishers.refused or time.monotonic() > deadline:
-                raise Spoiled(f"one message did not come through: {publishers.refusal or 'no answer'}")
+                raise Spoiled(
+                    f"one message did not come through: {publishers.refusal or 'no answer'}"
+                )
         cursor: bytes = _IDS.findall(streams.witness)[-1]
         return cursor.decode()
 
@@ -340,7 +356,7 @@ class _Flood:
             self._send(fd)
 
     def go_on(self, timeout: float) -> None:
-        """Take the answers that have come, or come first, and publish again on their connections."""
+        """Take the answers that have come, or come first, and publish again over those."""
         for fd, _ in self._poll.poll(timeout):
             messages = self._publishers.read(fd)
             if messages is None:
@@ -358,15 +374,23 @@ class _Flood:
 
 
 def fanout(port: int, count: int, connections: int, seconds: float) -> Fanout:
-    """Publish flat out to streams on one channel; then every accepted message must have reached every stream, once."""
+    """Publish flat out to streams on one channel; then every accepted message must have reached
+    every stream, once.
+    """
     with select.epoll() as readable, select.epoll() as answered:
         streams = Streams(readable, port)
         streams.open(count)
-        publishers = Publishers(answered, port, "/api/v1/messages/send", connections, len(message(0)))
+        publishers = Publishers(
+            answered, port, "/api/v1/messages/send", connections, len(message(0))
+        )
         flood = _Flood(publishers, answered)
         window = _Window(seconds, streams.received.total)
         deadline = time.monotonic() + _WARM_UP_SECONDS + seconds + _DRAIN_SECONDS
-        while not flood.ending or flood.under_way or streams.received.total() < len(flood.accepted) * count:
+        while (
+            not flood.ending
+            or flood.under_way
+            or streams.received.total() < len(flood.accepted) * count
+        ):
             flood.ending = flood.ending or not window.running()
             began = time.monotonic()
             ready = readable.poll(0, count)
@@ -423,7 +447,9 @@ def _at(share: float, ordered: list[int]) -> float:
 
 
 def burst(port: int, count: int, rounds: int, server: int, pause: float = 0.1) -> Burst:
-    """Open idle streams, see what they cost the server in memory, then send one message at a time to all of them."""
+    """Open idle streams, see what they cost the server in memory, then send one message at a time
+    to all of them.
+    """
     with select.epoll() as poll:
         streams = Streams(poll, port)
         publishers = Publishers(poll, port, "/api/v1/messages/send", 1, len(message(0)))
@@ -462,8 +488,16 @@ def burst(port: int, count: int, rounds: int, server: int, pause: float = 0.1) -
         )
 
 
-def _round(poll: select.epoll, streams: Streams, publishers: Publishers, publisher: int, latencies: list[int]) -> int:
-    """Publish one message, and read until everyone has it. The message carries its time of departure."""
+def _round(
+    poll: select.epoll,
+    streams: Streams,
+    publishers: Publishers,
+    publisher: int,
+    latencies: list[int],
+) -> int:
+    """Publish one message, and read until everyone has it. The message carries its time of
+    departure.
+    """
     expected, reached, answered = len(streams.received), 0, False
     departure = time.monotonic_ns()
     publishers.send(publisher, message(departure))
@@ -523,7 +557,9 @@ def publish(port: int, connections: int, batch: int, seconds: float, count: int 
                     answers_due += 1
             if time.monotonic() > deadline:
                 raise Spoiled(f"{answers_due} publishes were not answered")
-        while count and any(_difference(streams, publishers.accepted)) and time.monotonic() < deadline:
+        while (
+            count and any(_difference(streams, publishers.accepted)) and time.monotonic() < deadline
+        ):
             _read_for(poll, streams, 0.1)
         missing, surplus = _difference(streams, publishers.accepted) if count else (0, 0)
         return Published(
@@ -543,7 +579,9 @@ def fill(port: int, count: int, each: int) -> str:
     with select.epoll() as poll:
         length = len(_filling(0, 0))
         publishers = Publishers(poll, port, "/api/v1/messages/batch", 4, length)
-        bodies = (_filling(start, n) for n in range(each) for start in range(0, count, _FILLED_AT_ONCE))
+        bodies = (
+            _filling(start, n) for n in range(each) for start in range(0, count, _FILLED_AT_ONCE)
+        )
         under_way = 0
         for fd in publishers:
             if (body := next(bodies, None)) is not None:
@@ -558,7 +596,9 @@ def fill(port: int, count: int, each: int) -> str:
                     publishers.send(fd, body)
                     under_way += 1
         if publishers.accepted != count * each:
-            raise Spoiled(f"{publishers.accepted} of {count * each} messages accepted: {publishers.refusal}")
+            raise Spoiled(
+                f"{publishers.accepted} of {count * each} messages accepted: {publishers.refusal}"
+            )
     return cursor
 
 
@@ -574,7 +614,9 @@ def _filling(start: int, n: int) -> bytes:
 
 
 def resume(port: int, cursor: str, count: int, each: int, live_rate: float) -> Resumed:
-    """Open streams that all continue after one cursor, while others publish; until each has all that is its own."""
+    """Open streams that all continue after one cursor, while others publish; until each has all
+    that is its own.
+    """
     with select.epoll() as poll, select.epoll() as answered:
         streams = Streams(poll, port)
         body = message(0, _channel(0))
@@ -593,7 +635,10 @@ def resume(port: int, cursor: str, count: int, each: int, live_rate: float) -> R
         streams.open(count, lambda n: f"/sse/stream/{_channel(n)}?last_event_id={cursor}", publish)
         deadline = began + _STREAM_OPENING_SECONDS
         promised = count * each
-        while streams.received.total() < promised + publishers.accepted and time.monotonic() < deadline:
+        while (
+            streams.received.total() < promised + publishers.accepted
+            and time.monotonic() < deadline
+        ):
             publish()
             for fd, _ in poll.poll(0.01):
                 streams.read(fd)

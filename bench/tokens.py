@@ -27,7 +27,11 @@ class TokenCost(NamedTuple):
 def token_costs() -> list[TokenCost]:
     """What tokens cost by each algorithm, in this process."""
     costs = [_cost("HS256", OctKey.import_key(_SECRET.encode()), Keys([secret_key(_SECRET)]))]
-    for key in (RSAKey.generate_key(2048), ECKey.generate_key("P-256"), OKPKey.generate_key("Ed25519")):
+    for key in (
+        RSAKey.generate_key(2048),
+        ECKey.generate_key("P-256"),
+        OKPKey.generate_key("Ed25519"),
+    ):
         signing = private_key(key.as_pem(private=True).decode())
         costs.append(_cost(signing.algorithm, signing.key, Keys([signing.verifying])))
     return costs
@@ -41,9 +45,16 @@ def _cost(algorithm: str, key: OctKey | RSAKey | ECKey | OKPKey, keys: Keys) -> 
 
 def _token(algorithm: str, key: OctKey | RSAKey | ECKey | OKPKey, number: int) -> str:
     now = int(time.time())
-    claims = {"sub": f"user{number}", "iat": now, "exp": now + 600, "msgpush": {"subscribe": ["kb:*", "imports"]}}
+    claims = {
+        "sub": f"user{number}",
+        "iat": now,
+        "exp": now + 600,
+        "msgpush": {"subscribe": ["kb:*", "imports"]},
+    }
     header = {"alg": algorithm, "typ": "JWT"}
-    return jws.serialize_compact(header, json.dumps(claims), key, registry=registry_for({algorithm}))
+    return jws.serialize_compact(
+        header, json.dumps(claims), key, registry=registry_for({algorithm})
+    )
 
 
 async def _time(reader: Tokens, tokens: Sequence[str]) -> float:

@@ -54,7 +54,8 @@ class Service:
         with self._lock:
             if self._ended.is_set():
                 return False
-            # A session of its own: Ctrl-C reaches the demo alone, which then ends the service in order.
+            # A session of its own: Ctrl-C reaches the demo alone, which then ends the service in
+            # order.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "demo.app", *self._flags],
                 cwd=ROOT,
@@ -68,7 +69,11 @@ class Service:
             ready = said.readline() != ""
         if ready:
             pid = self._process.pid
-            print(f"  The service is process {pid}. To see it forget everything and come back: kill {pid}", flush=True)
+            print(
+                f"  The service is process {pid}. To see it forget everything and come back: kill"
+                f" {pid}",
+                flush=True,
+            )
         return ready
 
     def _keep(self) -> None:
@@ -80,11 +85,25 @@ class Service:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the demo; returns the exit status: 0, or 1 where it could not do what it was asked for."""
-    parser = argparse.ArgumentParser(prog="python -m demo", description="Index a folder and watch it live in a page.")
-    parser.add_argument("--folder", type=Path, default=ROOT, help="the documents to index (default: this repository)")
-    parser.add_argument("--port", type=int, help="the service's port (default: 8089, or a free one)")
-    parser.add_argument("--pace", type=float, default=0.05, help="seconds that a chunk takes at least (default: 0.05)")
+    """Run the demo; returns the exit status: 0, or 1 where it couldn't do as it was asked."""
+    parser = argparse.ArgumentParser(
+        prog="python -m demo", description="Index a folder and watch it live in a page."
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=ROOT,
+        help="the documents to index (default: this repository)",
+    )
+    parser.add_argument(
+        "--port", type=int, help="the service's port (default: 8089, or a free one)"
+    )
+    parser.add_argument(
+        "--pace",
+        type=float,
+        default=0.05,
+        help="seconds that a chunk takes at least (default: 0.05)",
+    )
     parser.add_argument("--limit", type=int, default=150, help="files at most (default: 150)")
     parser.add_argument("--once", action="store_true", help="end when the job is done")
     options = parser.parse_args(argv)
@@ -99,7 +118,9 @@ def main(argv: list[str] | None = None) -> int:
 
     stop = _stop_at_signals()
     # Twice what a job publishes: a restart in its middle has the worker say it again.
-    service = Service(options.port or _free_port(), history=2 * MESSAGES_A_FILE * (options.limit + 1))
+    service = Service(
+        options.port or _free_port(), history=2 * MESSAGES_A_FILE * (options.limit + 1)
+    )
     try:
         return _run(service, options, stop) if service.start() else 1
     finally:
@@ -109,7 +130,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(service: Service, options: argparse.Namespace, stop: threading.Event) -> int:
     worker = Worker(
-        options.folder.resolve(), Publisher(service.base, stop), pace=options.pace, limit=options.limit, stop=stop
+        options.folder.resolve(),
+        Publisher(service.base, stop),
+        pace=options.pace,
+        limit=options.limit,
+        stop=stop,
     )
     opened = threading.Event()
     listener = threading.Thread(
@@ -150,7 +175,8 @@ def _stop_at_signals() -> threading.Event:
         received.recv(1)
         stop.set()
 
-    # Not set in the handler: that runs in the main thread, which may hold the event's lock just then.
+    # Not set in the handler: that runs in the main thread, which may hold the event's lock just
+    # then.
     threading.Thread(target=wait, daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)

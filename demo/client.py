@@ -1,4 +1,6 @@
-"""msgpush with the standard library alone: publish until it is accepted, listen until it is told to stop."""
+"""msgpush with the standard library alone: publish until it is accepted, listen until it is told to
+stop.
+"""
 
 import json
 import threading
@@ -25,7 +27,8 @@ class Refused(Exception):
 
 
 class Publisher:
-    """Publishes messages, each with an id of its own: so any error may be answered with another try.
+    """Publishes messages, each with an id of its own: so any error may be answered with another
+    try.
 
     Args:
         base: where the service is, as in `http://127.0.0.1:8089`.
@@ -47,7 +50,9 @@ class Publisher:
         wait = 0.05
         while not self._stop.is_set():
             try:
-                request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"})
+                request = urllib.request.Request(
+                    self._url, body, {"Content-Type": "application/json"}
+                )
                 with _open(request, timeout=5):
                     return
             except urllib.error.HTTPError as error:
@@ -62,7 +67,12 @@ class Publisher:
 
 
 def listen(
-    base: str, channel: str, *, on_open: Callable[[], None], on_reset: Callable[[], None], stop: threading.Event
+    base: str,
+    channel: str,
+    *,
+    on_open: Callable[[], None],
+    on_reset: Callable[[], None],
+    stop: threading.Event,
 ) -> None:
     """Follow a channel until `stop`.
 
@@ -74,30 +84,40 @@ def listen(
     while not stop.is_set():
         try:
             headers = {"Last-Event-ID": last_id} if last_id else {}
-            request = urllib.request.Request(f"{base}/sse/stream/{channel}?events=none", headers=headers)
+            request = urllib.request.Request(
+                f"{base}/sse/stream/{channel}?events=none", headers=headers
+            )
             with _open(request, timeout=SILENCE) as stream:
                 for event in events(stream):
                     last_id = event.get("id", last_id)
                     if event.get("event") == "msgpush.open":
                         on_open()
-                    elif event.get("event") == "msgpush.gap" and json.loads(event["data"])["reason"] == "reset":
+                    elif (
+                        event.get("event") == "msgpush.gap"
+                        and json.loads(event["data"])["reason"] == "reset"
+                    ):
                         on_reset()
         except (OSError, HTTPException):
             pass
         except Stopped:
             return
-        # Not what `retry:` asks for: that spreads a crowd, and this is one client, whom the pages wait for.
+        # Not what `retry:` asks for: that spreads a crowd, and this is one client, whom the pages
+        # wait for.
         stop.wait(0.2)
 
 
 def events(lines: Iterable[bytes]) -> Iterator[dict[str, str]]:
-    """The blocks of a stream, each as its fields. What comes after the last empty line is cut off, and no event."""
+    """The blocks of a stream, each as its fields. What comes after the last empty line is cut off,
+    and no event.
+    """
     event: dict[str, str] = {}
     for line in lines:
         field, _, value = line.decode().rstrip("\r\n").partition(":")
         value = value.removeprefix(" ")
         if field:
-            event[field] = f"{event[field]}\n{value}" if field == "data" and "data" in event else value
+            event[field] = (
+                f"{event[field]}\n{value}" if field == "data" and "data" in event else value
+            )
         elif event and not line.startswith(b":"):
             yield event
             event = {}

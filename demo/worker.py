@@ -1,4 +1,6 @@
-"""The job: split a folder's documents into chunks, count their words, and find what each is about (TF-IDF)."""
+"""The job: split a folder's documents into chunks, count their words, and find what each is about
+(TF-IDF).
+"""
 
 import math
 import os
@@ -16,7 +18,8 @@ CHUNK_LINES = 40
 LARGEST = 4 * 1024 * 1024
 LONGEST_WORD = 40
 STEPS = 4
-# What is published about a file at most: its start, its steps, its end. And the same again after each reset.
+# What is published about a file at most: its start, its steps, its end. And the same again after
+# each reset.
 MESSAGES_A_FILE = STEPS + 2
 # A page that is opened days later shows the job, too.
 TTL = 604_800
@@ -35,7 +38,9 @@ def documents(folder: Path, limit: int) -> list[Path]:
     """The folder's files, hidden ones left out, in the order of their names."""
     found: list[Path] = []
     for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name not in SKIPPED and not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders if name not in SKIPPED and not name.startswith(".")
+        )
         found += [Path(root) / name for name in sorted(names) if not name.startswith(".")]
         if len(found) >= limit:
             break
@@ -50,13 +55,16 @@ class Worker:
         stop: set when the demo ends.
     """
 
-    def __init__(self, folder: Path, publisher: Publisher, *, pace: float, limit: int, stop: threading.Event) -> None:
+    def __init__(
+        self, folder: Path, publisher: Publisher, *, pace: float, limit: int, stop: threading.Event
+    ) -> None:
         self._folder, self._publisher = folder, publisher
         self._pace, self._limit, self._stop = pace, limit, stop
         self._task = f"index-{uuid.uuid4().hex[:8]}"
         self._number = 0
         self._lock = threading.Lock()
-        # The newest message about each file, and about the job: what is said again when the log has been lost.
+        # The newest message about each file, and about the job: what is said again when the log has
+        # been lost.
         self._state: dict[str, dict[str, Any]] = {}
 
     def run(self) -> None:
@@ -77,7 +85,9 @@ class Worker:
             except Unreadable as reason:
                 self._tell(name, "error", {"file": name, "message": str(reason)})
         for name, terms in _top_terms(counts).items():
-            self._tell(name, "success", {"file": name, "words": counts[name].total(), "terms": terms})
+            self._tell(
+                name, "success", {"file": name, "words": counts[name].total(), "terms": terms}
+            )
         self._tell("", "status", {"state": "finished", **job, "failed": len(files) - len(counts)})
 
     def tell_again(self) -> None:
@@ -137,19 +147,25 @@ def _text(path: Path) -> str:
     try:
         # A pipe would be waited for, and a device may never end.
         if not path.is_file():
-            raise Unreadable("it is no regular file" if path.exists() else "it is a link to nothing")
+            raise Unreadable(
+                "it is no regular file" if path.exists() else "it is a link to nothing"
+            )
         if path.stat().st_size > LARGEST:
             raise Unreadable(f"it is larger than {LARGEST // 1024 // 1024} MiB")
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise Unreadable(f"it is no UTF-8 text (byte {error.start} is {error.object[error.start]:#04x})") from None
+        raise Unreadable(
+            f"it is no UTF-8 text (byte {error.start} is {error.object[error.start]:#04x})"
+        ) from None
     except OSError as error:
         raise Unreadable(f"it can't be read: {error.strerror or error}") from None
 
 
 def _chunks(text: str) -> list[str]:
     lines = text.splitlines() or [""]
-    return ["\n".join(lines[start : start + CHUNK_LINES]) for start in range(0, len(lines), CHUNK_LINES)]
+    return [
+        "\n".join(lines[start : start + CHUNK_LINES]) for start in range(0, len(lines), CHUNK_LINES)
+    ]
 
 
 def _top_terms(counts: dict[str, Counter[str]]) -> dict[str, list[str]]:

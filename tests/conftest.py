@@ -4,7 +4,8 @@ import hypothesis.core
 import hypothesis.vendor.pretty
 import pytest
 
-# Schemathesis has it print nothing, for its own speed; but a property that fails has to tell with what.
+# Schemathesis has it print nothing, for its own speed; but a property that fails has to tell with
+# what.
 hypothesis.core.RepresentationPrinter = hypothesis.vendor.pretty.RepresentationPrinter  # type: ignore[attr-defined]
 
 

@@ -1,9 +1,9 @@
 """`make chaos`: instances and Redis fail at random, under load, and the account must agree.
 
-A run is made of rounds. Each has a Redis (a server, one with Sentinels, or a Cluster), instances, publishers, and
-subscribers that wander; things go wrong for a while; then every subscriber must have got all that was accepted, once
-and in order, or have been told. The seed decides everything but the timing of the machine.
-"""
+A run is made of rounds. Each has a Redis (a server, one with Sentinels, or a Cluster), instances,
+publishers, and subscribers that wander; things go wrong for a while; then every subscriber must
+have got all that was accepted, once and in order, or have been told. The seed decides everything
+but the timing of the machine."""
 
 import argparse
 import contextlib
@@ -30,10 +30,14 @@ class Round:
     def __init__(self, stack: ExitStack, url: str, chance: random.Random) -> None:
         self._stack, self._url, self.chance = stack, url, chance
         self.instances = [self._instance() for _ in range(INSTANCES)]
-        self.load = stack.enter_context(Load(self._ports(), seed=chance.randrange(1 << 30), rate=60, subscribers=10))
+        self.load = stack.enter_context(
+            Load(self._ports(), seed=chance.randrange(1 << 30), rate=60, subscribers=10)
+        )
 
     def _instance(self) -> ServiceProcess:
-        return self._stack.enter_context(ServiceProcess(REDIS_URL=self._url, DRAIN_SECONDS="1", LOG_LEVEL="info"))
+        return self._stack.enter_context(
+            ServiceProcess(REDIS_URL=self._url, DRAIN_SECONDS="1", LOG_LEVEL="info")
+        )
 
     def _ports(self) -> list[int]:
         return [each.port for each in self.instances]
@@ -144,11 +148,15 @@ KINDS: tuple[type[Round], ...] = (ServerRound, ServerRound, SentinelRound, Clust
 
 def disturbances(round: Round) -> list[Callable[[], None]]:
     """What can go wrong in a round: its methods, but for those that only make it."""
-    names = [name for name in dir(round) if not name.startswith("_") and callable(getattr(round, name))]
+    names = [
+        name for name in dir(round) if not name.startswith("_") and callable(getattr(round, name))
+    ]
     return [getattr(round, name) for name in names]
 
 
-def play(kind: Callable[[ExitStack, random.Random], Round], chance: random.Random, seconds: float) -> Load:
+def play(
+    kind: Callable[[ExitStack, random.Random], Round], chance: random.Random, seconds: float
+) -> Load:
     """One round; returns its account."""
     with ExitStack() as stack:
         round = kind(stack, chance)
@@ -166,7 +174,9 @@ def play(kind: Callable[[ExitStack, random.Random], Round], chance: random.Rando
 
 def main() -> int:
     """Play rounds for the time that is given; 1 where one of them went wrong."""
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -177,12 +187,17 @@ def main() -> int:
     while (left := options.seconds - (time.monotonic() - began)) > 0:
         seed = options.seed + number
         kind = KINDS[seed % len(KINDS)]
-        print(f"round {number + 1}, seed {seed}: {kind.__name__.removesuffix('Round').lower()}", flush=True)
+        print(
+            f"round {number + 1}, seed {seed}: {kind.__name__.removesuffix('Round').lower()}",
+            flush=True,
+        )
         load = play(kind, random.Random(seed), min(25.0, left))
         print("  " + load.report(), flush=True)
         number += 1
         gaps += load.gaps
-        total.update(accepted=load.accepted, received=load.received, violations=len(load.violations))
+        total.update(
+            accepted=load.accepted, received=load.received, violations=len(load.violations)
+        )
         total["duplicates"] += sum(each.duplicates for each in load.subscribers)
         if load.violations:
             print(f"to see it again: make chaos SECONDS={options.seconds:.0f} SEED={seed}")

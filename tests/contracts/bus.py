@@ -1,4 +1,6 @@
-"""What every bus promises. A bus's own test module derives from `BusContract` and says how to open one."""
+"""What every bus promises. A bus's own test module derives from `BusContract` and says how to open
+one.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -41,7 +43,9 @@ class BusContract:
 
     slack = 0
 
-    def open(self, clock: FakeClock, history_length: int = 1000) -> AbstractAsyncContextManager[Bus]:
+    def open(
+        self, clock: FakeClock, history_length: int = 1000
+    ) -> AbstractAsyncContextManager[Bus]:
         raise NotImplementedError
 
     async def test_an_append_gives_rising_positions_in_the_order_of_the_batch(self) -> None:
@@ -59,11 +63,15 @@ class BusContract:
             assert first < second
             assert (await read(bus, ["a"], first[0])).ids == ["m2"]
 
-    async def test_a_message_is_in_the_history_of_each_of_its_channels_at_one_position(self) -> None:
+    async def test_a_message_is_in_the_history_of_each_of_its_channels_at_one_position(
+        self,
+    ) -> None:
         async with self.open(FakeClock()) as bus:
             (position,) = await store(bus, make("m1", "a", "b"))
             pages = await bus.history(["a", "b", "service:tests"], None, 10)
-            assert [[linked.entry.position for linked in page.entries] for page in pages] == [[position]] * 3
+            assert [[linked.entry.position for linked in page.entries] for page in pages] == [
+                [position]
+            ] * 3
 
     async def test_a_reader_of_several_channels_gets_a_message_of_them_all_once(self) -> None:
         async with self.open(FakeClock()) as bus:
@@ -82,7 +90,9 @@ class BusContract:
             (position,) = await store(bus, make("m1", "a"))
             assert await read(bus, ["never"], position) == Read([], [])
 
-    async def test_what_history_length_drops_is_told_to_those_who_needed_it_and_to_nobody_else(self) -> None:
+    async def test_what_history_length_drops_is_told_to_those_who_needed_it_and_to_nobody_else(
+        self,
+    ) -> None:
         total = 6 + self.slack
         async with self.open(FakeClock(), history_length=3) as bus:
             positions = await store(bus, *[make(f"m{n}", "a") for n in range(total)])
@@ -117,7 +127,9 @@ class BusContract:
             assert await read(bus, ["a"], start, clock) == Read([], [("a", "expired")])
             assert await read(bus, ["a"], last, clock) == Read([], [])
 
-    async def test_a_message_after_a_forgotten_channel_makes_a_gap_for_an_old_cursor_only(self) -> None:
+    async def test_a_message_after_a_forgotten_channel_makes_a_gap_for_an_old_cursor_only(
+        self,
+    ) -> None:
         clock = FakeClock()
         async with self.open(clock) as bus:
             (start,) = await store(bus, make("m0", "a", ttl=1))
@@ -159,11 +171,19 @@ class BusContract:
             await store(bus, make("m1", "a", service="one"), make("m1", "a", service="two"))
             assert (await read(bus, ["a"], None)).ids == ["m1", "m1"]
 
-    async def test_within_one_batch_a_repetition_is_a_duplicate_and_a_conflict_stands_alone(self) -> None:
+    async def test_within_one_batch_a_repetition_is_a_duplicate_and_a_conflict_stands_alone(
+        self,
+    ) -> None:
         async with self.open(FakeClock()) as bus:
-            results = await bus.append([make("m1", "a"), make("m1", "a"), make("m1", "b"), make("m2", "a")])
+            results = await bus.append(
+                [make("m1", "a"), make("m1", "a"), make("m1", "b"), make("m2", "a")]
+            )
             assert [type_(each) for each in results] == [Stored, Stored, Conflict, Stored]
-            assert [each.duplicate for each in results if isinstance(each, Stored)] == [False, True, False]
+            assert [each.duplicate for each in results if isinstance(each, Stored)] == [
+                False,
+                True,
+                False,
+            ]
             assert (await read(bus, ["a"], None)).ids == ["m1", "m2"]
 
     async def test_an_id_is_remembered_for_ten_minutes(self) -> None:
@@ -219,7 +239,10 @@ class BusContract:
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+                max_examples=60,
+                stateful_step_count=30,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
             ),
         )
 
@@ -232,7 +255,11 @@ async def store(bus: Bus, *drafts: Draft) -> list[Position]:
 
 
 async def read(
-    bus: Bus, channels: Sequence[str], after: Position | None, clock: FakeClock | None = None, limit: int = 2
+    bus: Bus,
+    channels: Sequence[str],
+    after: Position | None,
+    clock: FakeClock | None = None,
+    limit: int = 2,
 ) -> Read:
     """Read as a client does that continues after a cursor: page by page, to the end."""
     now = int((clock or FakeClock()).now() * 1000)
@@ -247,7 +274,9 @@ async def read(
     return result
 
 
-async def collect(tail: AsyncGenerator[Sequence[Entry] | Cut, None], into: list[Entry], number: int) -> None:
+async def collect(
+    tail: AsyncGenerator[Sequence[Entry] | Cut, None], into: list[Entry], number: int
+) -> None:
     """Read a tail until it has given so many entries."""
     async with aclosing(tail):
         async for entries in tail:
@@ -295,7 +324,9 @@ class BusMachine(RuleBasedStateMachine):
 
     @rule(
         channels=st.lists(
-            st.lists(st.sampled_from(CHANNELS), min_size=1, max_size=3, unique=True), min_size=1, max_size=4
+            st.lists(st.sampled_from(CHANNELS), min_size=1, max_size=3, unique=True),
+            min_size=1,
+            max_size=4,
         ),
         ttl=st.sampled_from([1, 5, 3600]),
     )
@@ -309,7 +340,14 @@ class BusMachine(RuleBasedStateMachine):
         for each, position in zip(drafts, positions, strict=True):
             assert each.digest is not None
             self.log.append(
-                Known(each.id, frozenset(each.channels), position, position.ms / 1000 + ttl, each.digest, now)
+                Known(
+                    each.id,
+                    frozenset(each.channels),
+                    position,
+                    position.ms / 1000 + ttl,
+                    each.digest,
+                    now,
+                )
             )
 
     @precondition(lambda self: self.log)
@@ -341,10 +379,16 @@ class BusMachine(RuleBasedStateMachine):
         after = data.draw(st.sampled_from([None, *[known.position for known in self.log[-12:]]]))
         got = self.runner.run(read(self.bus, channels, after, self.clock, limit))
         now = self.clock.now()
-        due = [each for each in self.log if each.position > (after or ZERO) and each.channels.intersection(channels)]
+        due = [
+            each
+            for each in self.log
+            if each.position > (after or ZERO) and each.channels.intersection(channels)
+        ]
         alive = [each for each in due if each.expires > now]
         assert len(set(got.ids)) == len(got.ids)
-        assert got.ids == [each.id for each in alive if each.id in set(got.ids)], "in order, and nothing else"
+        assert got.ids == [each.id for each in alive if each.id in set(got.ids)], (
+            "in order, and nothing else"
+        )
         told = {channel for channel, _ in got.missing}
         for channel in channels:
             mine = [each for each in due if channel in each.channels]
@@ -352,7 +396,8 @@ class BusMachine(RuleBasedStateMachine):
             assert set(kept) <= set(got.ids), "the newest are retained"
             if any(each.id not in got.ids for each in mine) and after is not None:
                 assert channel in told, "what is missing is told"
-            # A message can reach the reader through another of its channels, when this one has dropped it already.
+            # A message can reach the reader through another of its channels, when this one has
+            # dropped it already.
             if len(mine) <= HISTORY and all(each.expires > now for each in mine):
                 assert channel not in told, "a gap is told where nothing is missing"
         assert after is not None or not told, "from the earliest, nothing can be missing"

@@ -1,4 +1,6 @@
-"""What every store of credentials promises. Its own test module derives from this and says how to open one."""
+"""What every store of credentials promises. Its own test module derives from this and says how to
+open one.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -13,14 +15,18 @@ NAMES = ["a", "kb:ü", "user:*x"]
 
 
 class Opened(NamedTuple):
-    """The same credentials at one instance or more, the time by their clock, and a way to let it pass."""
+    """The same credentials at one instance or more, the time by their clock, and a way to let it
+    pass.
+    """
 
     instances: list[Credentials]
     now: Callable[[], float]
     wait: Callable[[float], Awaitable[None]]
 
 
-async def claim(credentials: Credentials, digest: str, connection: str, before: str, until: float) -> bool:
+async def claim(
+    credentials: Credentials, digest: str, connection: str, before: str, until: float
+) -> bool:
     return await credentials.claim(digest, "bob", connection=connection, before=before, until=until)
 
 
@@ -68,15 +74,24 @@ class CredentialsContract:
 
     async def test_of_many_who_claim_a_ticket_at_once_one_gets_it(self) -> None:
         async with self.open() as opened:
-            await opened.instances[0].add_ticket("d", Ticket("bob", ("a",), opened.now() + 100, None, None), 60)
+            await opened.instances[0].add_ticket(
+                "d", Ticket("bob", ("a",), opened.now() + 100, None, None), 60
+            )
             end = opened.now() + 100
             instances = opened.instances
             for before in ("", None):
                 known = await instances[0].holder("d") if before is None else before
                 assert known is not None
                 names = [f"{known}c{number}" for number in range(20)]
-                claims = [claim(instances[n % len(instances)], "d", name, known, end) for n, name in enumerate(names)]
-                won = [name for name, got in zip(names, await asyncio.gather(*claims), strict=True) if got]
+                claims = [
+                    claim(instances[n % len(instances)], "d", name, known, end)
+                    for n, name in enumerate(names)
+                ]
+                won = [
+                    name
+                    for name, got in zip(names, await asyncio.gather(*claims), strict=True)
+                    if got
+                ]
                 assert len(won) == 1
                 assert await instances[-1].holder("d") == won[0]
 
@@ -100,7 +115,11 @@ class CredentialsContract:
                 digests = [f"d{number:05}" for number in range(start, start + 500)]
                 made = Ticket("bob", ("a",), end, None, None)
                 await asyncio.gather(*(first.add_ticket(digest, made, 60) for digest in digests))
-                assert all(await asyncio.gather(*(claim(first, digest, "c", "", end) for digest in digests)))
+                assert all(
+                    await asyncio.gather(
+                        *(claim(first, digest, "c", "", end) for digest in digests)
+                    )
+                )
             for digest in ("new", "newer"):
                 await first.add_ticket(digest, Ticket("bob", ("a",), end, None, None), 60)
             for digest in ("new", "newer", f"d{MOST - 1:05}"):
@@ -110,7 +129,9 @@ class CredentialsContract:
         async with self.open() as opened:
             first = opened.instances[0]
             for digest in ("d1", "d2"):
-                await first.add_ticket(digest, Ticket(digest, ("a",), opened.now() + 100, None, None), 60)
+                await first.add_ticket(
+                    digest, Ticket(digest, ("a",), opened.now() + 100, None, None), 60
+                )
             assert await claim(first, "d1", "c1", "", opened.now() + 100)
             assert await claim(first, "d2", "c2", "", opened.now() + 100)
 
@@ -125,7 +146,9 @@ class CredentialsContract:
             for revocation in made:
                 await opened.instances[0].revoke(revocation)
             for credentials in opened.instances:
-                found = {(each.kind, each.value): each.at for each in await credentials.revocations()}
+                found = {
+                    (each.kind, each.value): each.at for each in await credentials.revocations()
+                }
                 assert found.keys() == {(each.kind, each.value) for each in made}
                 for each in made:
                     # Never earlier, or what was issued in between would be accepted again.

@@ -1,4 +1,6 @@
-"""What every limiter promises. A limiter's own test module derives from `LimiterContract` and says how to open one."""
+"""What every limiter promises. A limiter's own test module derives from `LimiterContract` and says
+how to open one.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable

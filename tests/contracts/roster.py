@@ -1,4 +1,6 @@
-"""What every roster promises. A roster's own test module derives from `RosterContract` and says how to open one."""
+"""What every roster promises. A roster's own test module derives from `RosterContract` and says how
+to open one.
+"""
 
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
@@ -19,7 +21,9 @@ class Opened(NamedTuple):
         """Wait until what has changed can be seen; nothing to wait for within one process."""
 
 
-def join(hub: Hub, id: str, *channels: str, subject: str | None = None) -> tuple[Connection, FakeSink]:
+def join(
+    hub: Hub, id: str, *channels: str, subject: str | None = None
+) -> tuple[Connection, FakeSink]:
     """A client connects."""
     sink = FakeSink()
     info = ClientInfo(subject, "sse", "192.0.2.1:5000", "test/1", 1_800_000_000.5)
@@ -41,7 +45,9 @@ class RosterContract:
             await opened.written()
             found, following = await opened.roster.connections(ConnectionFilter(), 10, None)
             assert following is None
-            assert [each.id for each in found] == [f"c{number}" for number in range(len(opened.hubs))]
+            assert [each.id for each in found] == [
+                f"c{number}" for number in range(len(opened.hubs))
+            ]
             assert len({each.node for each in found}) == len(opened.hubs)
             for each in found:
                 expected = ConnectionState(
@@ -85,7 +91,9 @@ class RosterContract:
             await opened.written()
 
             async def ids(wanted: ConnectionFilter) -> set[str]:
-                return {each.id[0] for each in (await opened.roster.connections(wanted, 100, None))[0]}
+                return {
+                    each.id[0] for each in (await opened.roster.connections(wanted, 100, None))[0]
+                }
 
             assert await ids(ConnectionFilter(frozenset({"x"}))) == {"a", "b"}
             assert await ids(ConnectionFilter(frozenset({"x", "y"}))) == {"a"}

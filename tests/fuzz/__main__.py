@@ -1,7 +1,7 @@
 """`make fuzz`: texts that try the parsers, for as long as somebody likes.
 
-Each target has its share of the time. It is given examples in rounds; a round's seed decides them all.
-"""
+Each target has its share of the time. It is given examples in rounds; a round's seed decides them
+all."""
 
 import argparse
 import sys
@@ -30,13 +30,18 @@ def play(name: str, number: int, seconds: float) -> bool:
         if time.monotonic() >= until:
             break
         number += 1
-    print(f"{name}: seeds {first} to {number}, {examples} examples, {accepted} of them accepted", flush=True)
+    print(
+        f"{name}: seeds {first} to {number}, {examples} examples, {accepted} of them accepted",
+        flush=True,
+    )
     return True
 
 
 def main() -> int:
     """Fuzz for the time that is given; 1 where something has failed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzz", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--target", choices=["", *TARGETS], default="")

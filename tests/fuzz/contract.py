@@ -43,7 +43,11 @@ def read_json(text: bytes) -> Any:
     if decoded.startswith("\ufeff"):
         raise Undecided
     return json.loads(
-        decoded, parse_int=Number, parse_float=Number, parse_constant=_no_constant, object_pairs_hook=Members
+        decoded,
+        parse_int=Number,
+        parse_float=Number,
+        parse_constant=_no_constant,
+        object_pairs_hook=Members,
     )
 
 
@@ -117,7 +121,11 @@ def _names_somebody(value: Members) -> bool:
 
 
 def _are_channels(value: Any, most: int = 32) -> bool:
-    return isinstance(value, list) and len(value) <= most and all(_is_text(each) and is_channel(each) for each in value)
+    return (
+        isinstance(value, list)
+        and len(value) <= most
+        and all(_is_text(each) and is_channel(each) for each in value)
+    )
 
 
 def _is_data(type: str, value: Any) -> bool:
@@ -137,7 +145,10 @@ def _is_metadata(value: Members) -> bool:
     return (
         given.keys() <= {"priority", "ttl", "retry_count"}
         and (priority is None or priority in ("low", "normal", "high", "urgent"))
-        and (ttl is None or (isinstance(ttl, Number) and re.fullmatch("[1-9][0-9]{0,5}", ttl) is not None))
+        and (
+            ttl is None
+            or (isinstance(ttl, Number) and re.fullmatch("[1-9][0-9]{0,5}", ttl) is not None)
+        )
         and (ttl is None or int(ttl) <= 604_800)
     )
 
@@ -150,7 +161,9 @@ def is_channel(name: str) -> bool:
 
 
 def moment(text: str) -> str | None:
-    """A moment as RFC 3339 writes it, as it is kept: UTC and milliseconds; a leap second is the next one."""
+    """A moment as RFC 3339 writes it, as it is kept: UTC and milliseconds; a leap second is the
+    next one.
+    """
     found = re.fullmatch(
         r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}):([0-9]{2})(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-5][0-9])",
         text,
@@ -168,13 +181,17 @@ def moment(text: str) -> str | None:
 
 
 def judge_batch(body: bytes) -> tuple[Verdict, list[Any]]:
-    """What the contract says of a batch as an array, and its items (section 4), whatever these may be."""
+    """What the contract says of a batch as an array, and its items (section 4), whatever these may
+    be.
+    """
     try:
         value = read_json(body)
     except ValueError:
         return "malformed", []
     if isinstance(value, Members):
-        value = value.once().get("messages") if [name for name, _ in value] == ["messages"] else None
+        value = (
+            value.once().get("messages") if [name for name, _ in value] == ["messages"] else None
+        )
     return ("accepted", value) if isinstance(value, list) else ("invalid", [])
 
 
@@ -186,7 +203,9 @@ def judge_ticket(body: bytes) -> Verdict:
         return "malformed"
     if has_half_a_pair(value):
         return "invalid"
-    channels = value.once().get("channels") if isinstance(value, Members) and len(value) == 1 else None
+    channels = (
+        value.once().get("channels") if isinstance(value, Members) and len(value) == 1 else None
+    )
     return "accepted" if channels and _are_channels(channels, 64) else "invalid"
 
 
@@ -239,7 +258,9 @@ def unescape(text: bytes) -> bytes:
 
 
 def judge_stream(kind: str, name: bytes, query: bytes, header: str) -> int | list[str]:
-    """What the contract says of a request for a stream (section 3): the status, or the channels that it listens to."""
+    """What the contract says of a request for a stream (section 3): the status, or the channels
+    that it listens to.
+    """
     given = read_query(query)
     cursors = [] if given is None else [{*given.pop(name, [])} - {""} for name in CURSORS]
     unclear = any(len(each) > 1 for each in cursors)
@@ -252,7 +273,10 @@ def judge_stream(kind: str, name: bytes, query: bytes, header: str) -> int | lis
         return 400
     if given is None or unclear or (chosen and not is_cursor(chosen)) or not names:
         return 400
-    channels = [*(names.split(",") if kind == "stream" else [f"{kind}:{names}"]), *given.pop("channel", [])]
+    channels = [
+        *(names.split(",") if kind == "stream" else [f"{kind}:{names}"]),
+        *given.pop("channel", []),
+    ]
     types, events, broadcast = (given.pop(name, None) for name in ("types", "events", "broadcast"))
     allowed = (
         all(map(is_channel, channels))
@@ -260,12 +284,16 @@ def judge_stream(kind: str, name: bytes, query: bytes, header: str) -> int | lis
         and (broadcast in (None, ["true"], ["false"]))
         and (types is None or (len(types) == 1 and {*types[0].split(",")} <= {*TYPES}))
         and (
-            events is None or events in (["*"], ["none"]) or (len(events) == 1 and {*events[0].split(",")} <= {*TYPES})
+            events is None
+            or events in (["*"], ["none"])
+            or (len(events) == 1 and {*events[0].split(",")} <= {*TYPES})
         )
         and len(given.pop("token", [])) <= 1
         and all(name in ("r", "t") or name.startswith(("_", "evs_")) for name in given)
     )
-    return sorted({*channels, *(["broadcast"] if broadcast != ["false"] else [])}) if allowed else 400
+    return (
+        sorted({*channels, *(["broadcast"] if broadcast != ["false"] else [])}) if allowed else 400
+    )
 
 
 def judge_history(name: bytes, query: bytes) -> int:

@@ -1,4 +1,6 @@
-"""What is fuzzed: for each parser the texts that it gets, and what has to hold of what it makes of them."""
+"""What is fuzzed: for each parser the texts that it gets, and what has to hold of what it makes of
+them.
+"""
 
 import asyncio
 import contextlib
@@ -81,7 +83,10 @@ RIGHT: dict[str, st.SearchStrategy[str]] = {
         members,
         st.lists(
             st.one_of(
-                st.tuples(st.just('"priority"'), strings(st.sampled_from(["low", "normal", "high", "urgent"]))),
+                st.tuples(
+                    st.just('"priority"'),
+                    strings(st.sampled_from(["low", "normal", "high", "urgent"])),
+                ),
                 st.tuples(st.just('"ttl"'), st.integers(1, 604_800).map(str) | st.just("null")),
                 st.tuples(st.just('"retry_count"'), VALUES),
             ),
@@ -94,7 +99,9 @@ RIGHT: dict[str, st.SearchStrategy[str]] = {
 NEARLY = {
     "id": strings(st.text("aé /\n\0", max_size=4) | st.sampled_from(["a" * 128, "a" * 129])),
     "timestamp": strings(
-        st.sampled_from(["0001-01-01T00:00:00+00:01", "9999-12-31T23:59:60Z", "2023-02-29T00:00:00Z"])
+        st.sampled_from(
+            ["0001-01-01T00:00:00+00:01", "9999-12-31T23:59:60Z", "2023-02-29T00:00:00Z"]
+        )
     ),
     "type": strings(TEXT),
     "service": strings(st.sampled_from(["a" * 64, "a" * 65, "", "a b", "é"])),
@@ -133,7 +140,9 @@ def check_message(case: tuple[bytes, bool]) -> bool:
         verdict = contract.judge_message(body, broadcast=broadcast)
     except Undecided:
         return made is not None
-    assert {Malformed: "malformed", Invalid: "invalid"}.get(type(refused), "accepted") == verdict, refused
+    assert {Malformed: "malformed", Invalid: "invalid"}.get(type(refused), "accepted") == verdict, (
+        refused
+    )
     if made is not None:
         check_draft(made, body, broadcast)
     return made is not None
@@ -141,7 +150,9 @@ def check_message(case: tuple[bytes, bool]) -> bool:
 
 def check_refusal(error: MsgpushError) -> None:
     assert type(error) in (Malformed, Invalid), "the document has these"
-    details = [fault.detail for fault in error.faults] if isinstance(error, Invalid) else [str(error)]
+    details = (
+        [fault.detail for fault in error.faults] if isinstance(error, Invalid) else [str(error)]
+    )
     assert all(detail.isprintable() for detail in details), "what is shown is on one line"
     pointers = [fault.pointer for fault in error.faults] if isinstance(error, Invalid) else []
     assert all(re.fullmatch("(?s)(/([^~/]|~[01])*)*", pointer) for pointer in pointers)
@@ -165,19 +176,27 @@ def check_draft(made: Draft, body: bytes, broadcast: bool) -> None:
             "retry_count": "0",
         },
     }
-    assert delivered | {"metadata": dict(delivered["metadata"])} == published | whole, "nothing else, to the digit"
+    assert delivered | {"metadata": dict(delivered["metadata"])} == published | whole, (
+        "nothing else, to the digit"
+    )
     target = published.get("target", Members())
     channels = {f"{name[:-3]}:{value}" for name, value in target if value is not None}
     channels |= {*published.get("channels", []), f"service:{published['service']}"}
     channels |= {"broadcast"} if broadcast else set()
     assert sorted(made.channels) == sorted(channels), "each once"
-    assert (made.id, made.type, made.service) == (whole["id"], published["type"], published["service"])
+    assert (made.id, made.type, made.service) == (
+        whole["id"],
+        published["type"],
+        published["service"],
+    )
     assert (made.timestamp, str(made.ttl)) == (whole["timestamp"], whole["metadata"]["ttl"])
     assert (made.digest is None) == ("id" not in published)
     entry = Entry(ZERO, ZERO, made.channels, made.type, made.service, 0, made.body)
     assert read_json(data_of(entry)) == whole["data"]
     again = draft(parse(made.body), 0, "other", 1, broadcast=broadcast)
-    assert (again.body, again.channels) == (made.body, made.channels), "what was delivered may be published"
+    assert (again.body, again.channels) == (made.body, made.channels), (
+        "what was delivered may be published"
+    )
 
 
 # Batches
@@ -185,7 +204,9 @@ def check_draft(made: Draft, body: bytes, broadcast: bool) -> None:
 
 @st.composite
 def batches(draw: st.DrawFn) -> bytes:
-    items = array(draw(st.lists(VALUES | DEEP | messages().map(bytes.decode), max_size=4)), draw(WHITE))
+    items = array(
+        draw(st.lists(VALUES | DEEP | messages().map(bytes.decode), max_size=4)), draw(WHITE)
+    )
     if draw(st.booleans()):
         pairs = [
             (draw(strings(st.just("messages") | TEXT)), items),
@@ -206,7 +227,9 @@ def check_batch(body: bytes) -> bool:
         verdict, expected = contract.judge_batch(body)
     except Undecided:
         return items is not None
-    assert {Malformed: "malformed", Invalid: "invalid"}.get(type(refused), "accepted") == verdict, refused
+    assert {Malformed: "malformed", Invalid: "invalid"}.get(type(refused), "accepted") == verdict, (
+        refused
+    )
     if items is not None:
         assert [read_json(item) for item in items] == expected
     return items is not None
@@ -225,7 +248,9 @@ def check_cursors(case: tuple[str, str, Position, Position]) -> bool:
         written = str(Cursor(epoch, position))
         assert check_cursor(written) == written
         assert parse_cursor(written, epoch) == position
-        assert parse_cursor(written + "~end", epoch) is None, "it ends the stream, and names no place in it"
+        assert parse_cursor(written + "~end", epoch) is None, (
+            "it ends the stream, and names no place in it"
+        )
     assert (one < other) == ((one.ms, one.seq) < (other.ms, other.seq))
     accepted = False
     try:
@@ -242,7 +267,9 @@ def check_cursors(case: tuple[str, str, Position, Position]) -> bool:
 
 # Requests
 
-CHANNELS = st.lists(NAMES | st.sampled_from(["broadcast", "user:1"]), min_size=1, max_size=3).map(",".join)
+CHANNELS = st.lists(NAMES | st.sampled_from(["broadcast", "user:1"]), min_size=1, max_size=3).map(
+    ",".join
+)
 ENDPOINTS = ("stream", "user", "service", "history", "connections")
 PARAMETERS: dict[str, st.SearchStrategy[str]] = {
     "channel": NAMES,
@@ -256,7 +283,8 @@ PARAMETERS: dict[str, st.SearchStrategy[str]] = {
     "evs_preamble": PLAIN,
     "token": PLAIN,
     "after": CURSORS | st.just("earliest"),
-    "limit": st.integers(1, 1000).map(str) | st.sampled_from(["0", "1001", "007", "1_0", "+1", "١"]),
+    "limit": st.integers(1, 1000).map(str)
+    | st.sampled_from(["0", "1001", "007", "1_0", "+1", "١"]),
     "user": NAMES,
     "next": PLAIN,
     "_": PLAIN,
@@ -278,14 +306,29 @@ class Request(NamedTuple):
 def requests(draw: st.DrawFn) -> Request:
     endpoint = draw(st.sampled_from(ENDPOINTS))
     own = TAKEN.get(
-        endpoint, ["channel", "types", "events", "broadcast", "last_event_id", "lastEventId", "token", "r", "_"]
+        endpoint,
+        [
+            "channel",
+            "types",
+            "events",
+            "broadcast",
+            "last_event_id",
+            "lastEventId",
+            "token",
+            "r",
+            "_",
+        ],
     )
     names = draw(st.lists(st.sampled_from(own) | st.sampled_from(sorted(PARAMETERS)), max_size=3))
     pairs = [name.encode() + b"=" + escaped(draw, draw(PARAMETERS[name])) for name in names]
     parts = escaped(draw, draw(CHANNELS if endpoint == "stream" else NAMES)), b"&".join(pairs)
-    name, query = (draw(changed(st.just(part))) if draw(st.integers(0, 3)) == 3 else part for part in parts)
+    name, query = (
+        draw(changed(st.just(part))) if draw(st.integers(0, 3)) == 3 else part for part in parts
+    )
     header = draw(
-        st.just("") | st.just("") | and_changed(CURSORS.map(str.encode)).map(lambda text: text.decode("latin-1"))
+        st.just("")
+        | st.just("")
+        | and_changed(CURSORS.map(str.encode)).map(lambda text: text.decode("latin-1"))
     )
     # The server cuts the target there.
     return Request(endpoint, re.sub(b"[?#]", b"", name), query.replace(b"#", b""), header)
@@ -295,7 +338,8 @@ def escaped(draw: st.DrawFn, text: str) -> bytes:
     """A text in a URL, with more of it percent-encoded than it needs, or less."""
     every = draw(st.booleans())
     return b"".join(
-        b"%%%02X" % byte if every or byte >= 0x80 or byte in b"%&+= " else bytes([byte]) for byte in text.encode()
+        b"%%%02X" % byte if every or byte >= 0x80 or byte in b"%&+= " else bytes([byte])
+        for byte in text.encode()
     )
 
 
@@ -324,14 +368,22 @@ def served(check: Callable[[AsgiDriver, Any], Coroutine[Any, Any, bool]]) -> Ite
 async def check_request(driver: AsgiDriver, request: Request) -> bool:
     name, query = request.name.decode("latin-1"), request.query.decode("latin-1")
     if request.endpoint in ("history", "connections"):
-        path = f"/api/v1/channels/{name}/messages" if request.endpoint == "history" else "/api/v1/connections"
+        path = (
+            f"/api/v1/channels/{name}/messages"
+            if request.endpoint == "history"
+            else "/api/v1/connections"
+        )
         answer = await driver.request("GET", f"{path}?{query}")
         assert answer.status in (200, 400)
         if request.endpoint == "history":
             assert answer.status == contract.judge_history(request.name, request.query)
-        assert isinstance(answer.json()["detail" if answer.status == 400 else request_answer(request)], str | list)
+        assert isinstance(
+            answer.json()["detail" if answer.status == 400 else request_answer(request)], str | list
+        )
         return answer.status == 200
-    expected = contract.judge_stream(request.endpoint, request.name, request.query, request.last_event_id)
+    expected = contract.judge_stream(
+        request.endpoint, request.name, request.query, request.last_event_id
+    )
     headers = {"last-event-id": request.last_event_id} if request.last_event_id else {}
     async with driver.stream(f"/sse/{request.endpoint}/{name}?{query}", headers) as exchange:
         if exchange.status == 200:
@@ -367,7 +419,9 @@ def permissions(draw: st.DrawFn) -> tuple[str, bytes]:
         "issued_before": st.integers(0, 2_000_000_000).map(str) | NUMBERS | strings(MOMENTS),
     }
     if endpoint == "tickets":
-        values = {"channels": st.builds(array, st.lists(strings(NAMES), min_size=1, max_size=3), WHITE)}
+        values = {
+            "channels": st.builds(array, st.lists(strings(NAMES), min_size=1, max_size=3), WHITE)
+        }
     name = draw(st.sampled_from(sorted(values)))
     wrong = draw(st.integers(0, 5))
     pairs = [(draw(strings(st.just(name))), draw(VALUES | DEEP if wrong == 5 else values[name]))]
@@ -383,8 +437,13 @@ async def check_permission(driver: AsgiDriver, case: tuple[str, bytes]) -> bool:
     assert accepted or answer.json()["detail"]
     with contextlib.suppress(Undecided):
         tickets = endpoint == "tickets"
-        verdict = contract.judge_ticket(body) if tickets else contract.judge_revocation(body, time.time())
-        assert answer.status in {"accepted": (201, 429), "malformed": (400,), "invalid": (422,)}[verdict]
+        verdict = (
+            contract.judge_ticket(body) if tickets else contract.judge_revocation(body, time.time())
+        )
+        assert (
+            answer.status
+            in {"accepted": (201, 429), "malformed": (400,), "invalid": (422,)}[verdict]
+        )
     return accepted
 
 
@@ -413,7 +472,9 @@ VALUE_TEXTS = st.sampled_from(sorted(SETTINGS)).flatmap(
     lambda name: st.tuples(
         st.just(name),
         and_changed(
-            st.sampled_from([*TEXTS.get(name, []), *([DEFAULTS[name]] if DEFAULTS[name] else []), "7"]).map(str.encode)
+            st.sampled_from(
+                [*TEXTS.get(name, []), *([DEFAULTS[name]] if DEFAULTS[name] else []), "7"]
+            ).map(str.encode)
             | NUMBERS.map(str.encode)
         ).map(lambda raw: raw.decode(errors="surrogateescape")),
     )
@@ -428,9 +489,14 @@ class Given(NamedTuple):
 
 GIVEN = st.builds(
     Given,
-    st.lists(VALUE_TEXTS, max_size=3).map(lambda pairs: {name.upper(): text for name, text in pairs}),
+    st.lists(VALUE_TEXTS, max_size=3).map(
+        lambda pairs: {name.upper(): text for name, text in pairs}
+    ),
     st.lists(VALUE_TEXTS, max_size=2).map(dict),
-    st.lists(TEXT | st.sampled_from(["--service_port", "--service-prot=1", "serve", "--help"]), max_size=1)
+    st.lists(
+        TEXT | st.sampled_from(["--service_port", "--service-prot=1", "serve", "--help"]),
+        max_size=1,
+    )
     | st.just([])
     | st.just([]),
 )
@@ -482,7 +548,11 @@ def check_number(value: float, text: str, allowed: str) -> None:
 def check_hidden(shown: str, told: dict[str, str]) -> None:
     public = [text for name, text in told.items() if not SETTINGS[name].secret(text)]
     for name, text in told.items():
-        if SETTINGS[name].secret(text) and len(text) > 8 and not any(text in each for each in public):
+        if (
+            SETTINGS[name].secret(text)
+            and len(text) > 8
+            and not any(text in each for each in public)
+        ):
             assert text not in shown
 
 
@@ -499,7 +569,9 @@ class Target(NamedTuple):
 
 
 TARGETS: dict[str, Target] = {
-    "message": Target(st.tuples(and_changed(messages()), st.booleans()), lambda: nullcontext(check_message)),
+    "message": Target(
+        st.tuples(and_changed(messages()), st.booleans()), lambda: nullcontext(check_message)
+    ),
     "batch": Target(and_changed(batches()), lambda: nullcontext(check_batch)),
     "cursor": Target(
         st.tuples(
@@ -527,8 +599,8 @@ def fuzz(target: Target, number: int, examples: int) -> Tally:
     """Judge examples that follow from a seed.
 
     Raises:
-        AssertionError, or what the parser has raised: with the smallest example that shows it, in a note.
-    """
+        AssertionError, or what the parser has raised: with the smallest example that shows it, in a
+            note."""
     verdicts: list[bool] = []
     with target.open() as check:
 

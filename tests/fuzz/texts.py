@@ -1,4 +1,6 @@
-"""Texts for parsers: JSON in every way that the standard has to write it, what is nearly right, and changed bytes."""
+"""Texts for parsers: JSON in every way that the standard has to write it, what is nearly right, and
+changed bytes.
+"""
 
 import json
 from collections.abc import Sequence
@@ -9,11 +11,41 @@ WHITE = st.sampled_from(["", "", "", " ", "\n", "\r\n", "\t", "  \r"])
 NUMBERS = st.one_of(
     st.integers(-(10**40), 10**40).map(str),
     st.from_regex(r"-?(0|[1-9][0-9]{0,20})(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,4})?", fullmatch=True),
-    st.sampled_from(["0", "-0", "1e999", "1E-999", "9" * 400, "0.1000", "1.0", "9007199254740993", "1e+2"]),
+    st.sampled_from(
+        ["0", "-0", "1e999", "1E-999", "9" * 400, "0.1000", "1.0", "9007199254740993", "1e+2"]
+    ),
 )
 ODD = [
-    *("", "\0", "\n", "\r", "\u2028", "\ufeff", "\ud800", "\udfff", "\U0001f600", "e\u0301", "\x7f", "\x85", "\u202e"),
-    *('"', "\\", "/", "~", "\uffff", "a.b", "x[0]", "` - at `$.y`", "a_id", "_id", "*", ",", "\u3000"),
+    *(
+        "",
+        "\0",
+        "\n",
+        "\r",
+        "\u2028",
+        "\ufeff",
+        "\ud800",
+        "\udfff",
+        "\U0001f600",
+        "e\u0301",
+        "\x7f",
+        "\x85",
+        "\u202e",
+    ),
+    *(
+        '"',
+        "\\",
+        "/",
+        "~",
+        "\uffff",
+        "a.b",
+        "x[0]",
+        "` - at `$.y`",
+        "a_id",
+        "_id",
+        "*",
+        ",",
+        "\u3000",
+    ),
 ]
 TEXT = st.text(max_size=12) | st.sampled_from(ODD)
 
@@ -54,24 +86,67 @@ DEEP = st.builds(
     lambda depth, opening, closing: opening * depth + closing * depth,
     st.integers(450, 510) | st.integers(900, 1010),
     *(st.just(each) for each in ("[", "]")),
-) | st.builds(lambda depth: '{"a":[' * depth + "]}" * depth, st.integers(225, 255) | st.integers(450, 510))
+) | st.builds(
+    lambda depth: '{"a":[' * depth + "]}" * depth, st.integers(225, 255) | st.integers(450, 510)
+)
 
 # What is put into texts: for JSON, for paths and queries, for settings.
 PIECES: list[bytes] = [
     *(bytes([byte]) for byte in b' "\\{}[],:0-+.*/~?#%&=;@\n\r\t\0\x0b\x7f\xff'),
-    *(b"null", b"true", b"NaN", b"Infinity", b"{}", b"[]", b'""', b",,", b"01", b"1.", b"1e999", b"9" * 400),
+    *(
+        b"null",
+        b"true",
+        b"NaN",
+        b"Infinity",
+        b"{}",
+        b"[]",
+        b'""',
+        b",,",
+        b"01",
+        b"1.",
+        b"1e999",
+        b"9" * 400,
+    ),
     *(b"\\u0000", b"\\ud800", b"\\udc00", b"\\u2028", b"//", b"/**/", b"'"),
-    *(b"\xed\xa0\x80", b"\xc0\x80", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"\xf4\x90\x80\x80", b"\xf0\x9f\x98\x80"),
-    *(b'"data":{},', b'"id":null,', b'"type":"info",', b'"target":{},', b'"messages":[],', b'{"a":1,"a":2}'),
+    *(
+        b"\xed\xa0\x80",
+        b"\xc0\x80",
+        b"\xef\xbb\xbf",
+        b"\xe2\x80\xa8",
+        b"\xf4\x90\x80\x80",
+        b"\xf0\x9f\x98\x80",
+    ),
+    *(
+        b'"data":{},',
+        b'"id":null,',
+        b'"type":"info",',
+        b'"target":{},',
+        b'"messages":[],',
+        b'{"a":1,"a":2}',
+    ),
     *(b"[" * 5000, b'{"":' * 5000, b"[" * 40 + b"]" * 40),
-    *(b"%00", b"%zz", b"%ff", b"%2c", b"%2F", b"%0a", b"%C2%85", b"%E3%80%80", b"~end", b"a" * 210, b"broadcast"),
+    *(
+        b"%00",
+        b"%zz",
+        b"%ff",
+        b"%2c",
+        b"%2F",
+        b"%0a",
+        b"%C2%85",
+        b"%E3%80%80",
+        b"~end",
+        b"a" * 210,
+        b"broadcast",
+    ),
     *(b"_id", b"false", b"earliest", b"latest", b"none", b"progress"),
 ]
 
 
 @st.composite
 def changed(draw: st.DrawFn, texts: st.SearchStrategy[bytes]) -> bytes:
-    """A text with a few of its bytes changed, taken away, doubled, or with something put in between."""
+    """A text with a few of its bytes changed, taken away, doubled, or with something put in
+    between.
+    """
     body = bytearray(draw(texts))
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, len(body)))

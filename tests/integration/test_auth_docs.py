@@ -23,7 +23,17 @@ from tests.support.client import Response, SseClient, request
 from tests.support.providers import Provider, auth0, cognito, entra, keycloak
 from tests.support.redis_servers import free_port
 from tests.support.service import ServiceProcess, ThreadedService, eventually
-from tests.support.tokens import OTHER_RSA, RSA, SECRET, KeyServer, bearer, claims, public_jwk, signed, token
+from tests.support.tokens import (
+    OTHER_RSA,
+    RSA,
+    SECRET,
+    KeyServer,
+    bearer,
+    claims,
+    public_jwk,
+    signed,
+    token,
+)
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "auth.md").read_text()
@@ -49,13 +59,36 @@ def blocks() -> dict[tuple[str, str], str]:
 
 
 BLOCKS = blocks()
-needs_browser = pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium")
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium"
+)
 
 
 def test_no_block_is_missing_here() -> None:
-    run = {(FIRST, "bash"), (TOKEN, "json"), (USERS, "python"), (USERS, "js"), (ISSUER, "env"), (SERVICES, "bash")}
-    run |= {(KEYCLOAK, "env"), (AUTH0, "env"), (AUTH0, "js"), (ENTRA, "env"), (COGNITO, "env"), (COGNITO, "js")}
-    run |= {(SERVICES, "python"), (TICKET, "js"), (COOKIE, "js"), (COOKIE, "env"), (COOKIE, "http"), (ENDING, "bash")}
+    run = {
+        (FIRST, "bash"),
+        (TOKEN, "json"),
+        (USERS, "python"),
+        (USERS, "js"),
+        (ISSUER, "env"),
+        (SERVICES, "bash"),
+    }
+    run |= {
+        (KEYCLOAK, "env"),
+        (AUTH0, "env"),
+        (AUTH0, "js"),
+        (ENTRA, "env"),
+        (COGNITO, "env"),
+        (COGNITO, "js"),
+    }
+    run |= {
+        (SERVICES, "python"),
+        (TICKET, "js"),
+        (COOKIE, "js"),
+        (COOKIE, "env"),
+        (COOKIE, "http"),
+        (ENDING, "bash"),
+    }
     assert set(BLOCKS) == run
 
 
@@ -105,7 +138,13 @@ def test_the_token_of_the_example_allows_what_the_text_says() -> None:
     now = claims()
     text = signed(given | {"iat": now["iat"], "exp": now["exp"]})
     with ThreadedService(jwt_secret=SECRET, jwt_audience=given["aud"]) as service:
-        for channel, status in (("kb:7", 200), ("imports", 200), ("user:user123", 200), ("user:x", 403), ("kb", 403)):
+        for channel, status in (
+            ("kb:7", 200),
+            ("imports", 200),
+            ("user:user123", 200),
+            ("user:x", 403),
+            ("kb", 403),
+        ):
             assert listens(service.port, text, channel) == status
         for fields, status in (
             ({"service": "knowledge-service", "target": {"user_id": "x"}}, 202),
@@ -113,7 +152,10 @@ def test_the_token_of_the_example_allows_what_the_text_says() -> None:
             ({"service": "other", "target": {"user_id": "x"}}, 403),
         ):
             body = msgspec.json.encode({"type": "info", **fields})
-            assert request(service.port, "POST", "/api/v1/messages/send", body, bearer(text)).status == status
+            assert (
+                request(service.port, "POST", "/api/v1/messages/send", body, bearer(text)).status
+                == status
+            )
 
 
 @pytest.mark.parametrize("language", ["python", "js"])
@@ -122,7 +164,9 @@ def test_a_back_end_makes_tokens_of_its_own(language: str) -> None:
     if program is None:
         pytest.skip("needs node")
     flag = "-c" if language == "python" else "-e"
-    text = shell(f"{shlex.quote(program)} {flag} {shlex.quote(BLOCKS[USERS, language])}", JWT_SECRET=SECRET).strip()
+    text = shell(
+        f"{shlex.quote(program)} {flag} {shlex.quote(BLOCKS[USERS, language])}", JWT_SECRET=SECRET
+    ).strip()
     with ThreadedService(jwt_secret=SECRET) as service:
         for channel, status in (("kb:7", 200), ("user:alice", 200), ("kb:8", 403)):
             assert listens(service.port, text, channel) == status
@@ -140,12 +184,17 @@ def recipe_at(server: KeyServer, heading: str) -> dict[str, str]:
     Settings.from_environ(given | {"SERVICE_HOST": "0.0.0.0"})
     issuer = given["JWT_ISSUER"]
     assert issuer.startswith("https://")
-    return given | {"JWT_ISSUER": server.origin + issuer.removeprefix("https://").removeprefix(urlsplit(issuer).netloc)}
+    return given | {
+        "JWT_ISSUER": server.origin
+        + issuer.removeprefix("https://").removeprefix(urlsplit(issuer).netloc)
+    }
 
 
 def statuses(given: dict[str, str], asked: Sequence[tuple[str, str]]) -> list[int]:
     """What the service answers who listens to a channel with a token."""
-    with ServiceProcess(*(f"--{name.lower().replace('_', '-')}={text}" for name, text in given.items())) as service:
+    with ServiceProcess(
+        *(f"--{name.lower().replace('_', '-')}={text}" for name, text in given.items())
+    ) as service:
         return [listens(service.port, text, quote(channel)) for text, channel in asked]
 
 
@@ -179,20 +228,33 @@ def test_a_provider_s_recipe_accepts_its_access_tokens_and_no_others(heading: st
             # An ID token, which is for the client that has asked for it.
             provider.token({"client_id": None, "token_use": "id", "aud": "app"}),
         ]
-        asked = [(provider.token(), own), (provider.token(), "kb:7"), *((text, own) for text in refused)]
-        assert statuses(given, asked) == [200, 403 if heading == ENTRA else 200, *[401] * len(refused)]
+        asked = [
+            (provider.token(), own),
+            (provider.token(), "kb:7"),
+            *((text, own) for text in refused),
+        ]
+        assert statuses(given, asked) == [
+            200,
+            403 if heading == ENTRA else 200,
+            *[401] * len(refused),
+        ]
 
 
 def test_a_provider_s_keys_are_found_by_its_name_alone() -> None:
     with KeyServer(public_jwk(RSA, "one")) as server:
         given = recipe_at(server, ISSUER)
-        server.documents["/.well-known/openid-configuration"] = {"issuer": server.origin, "jwks_uri": server.url}
+        server.documents["/.well-known/openid-configuration"] = {
+            "issuer": server.origin,
+            "jwks_uri": server.url,
+        }
         issued = claims("alice", iss=server.origin, aud=given["JWT_AUDIENCE"], subscribe=["kb:7"])
         text = signed(issued, RSA, kid="one")
         assert statuses(given, [(text, "kb:7"), (token("alice", RSA), "user:alice")]) == [200, 401]
         # With a key of its own nothing is looked for.
         fetches = server.fetches
-        assert statuses(given | {"JWT_SECRET": SECRET}, [(signed(issued), "kb:7"), (text, "kb:7")]) == [200, 401]
+        assert statuses(
+            given | {"JWT_SECRET": SECRET}, [(signed(issued), "kb:7"), (text, "kb:7")]
+        ) == [200, 401]
         assert server.fetches == fetches
 
 
@@ -215,7 +277,9 @@ def test_what_runs_at_the_provider_makes_the_claim(heading: str, call: str) -> N
     if node is None:
         pytest.skip("needs node")
     script = f"{BLOCKS[heading, 'js']}\nconst show = (claims) => console.log(JSON.stringify(claims));\n{call};"
-    assert json.loads(shell(f"{shlex.quote(node)} -e {shlex.quote(script)}")) == {"msgpush": ALLOWED}
+    assert json.loads(shell(f"{shlex.quote(node)} -e {shlex.quote(script)}")) == {
+        "msgpush": ALLOWED
+    }
 
 
 def test_a_service_publishes_with_a_token_for_just_that() -> None:
@@ -225,13 +289,19 @@ def test_a_service_publishes_with_a_token_for_just_that() -> None:
         told = shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(program)}", TOKEN=text)
         assert told == "['user:alice', 'service:importer']\n"
         body = b'{"type":"info","service":"importer","channels":["imports"]}'
-        assert request(service.port, "POST", "/api/v1/messages/send", body, bearer(text)).status == 403
+        assert (
+            request(service.port, "POST", "/api/v1/messages/send", body, bearer(text)).status == 403
+        )
         assert listens(service.port, text, "user:alice") == 403
 
 
 def test_revocations_refuse_what_the_text_says() -> None:
     with ThreadedService(jwt_secret=SECRET) as service:
-        alice, importer, old = token("alice"), token("importer", jti="importer-1"), token("bob", iat=1_767_200_000)
+        alice, importer, old = (
+            token("alice"),
+            token("importer", jti="importer-1"),
+            token("bob", iat=1_767_200_000),
+        )
         for text, name in ((alice, "alice"), (importer, "importer")):
             assert listens(service.port, text, f"user:{name}") == 200
         with SseClient(service.port, "/sse/user/alice", bearer(alice)) as stream:
@@ -256,13 +326,17 @@ class Page:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                show = "const show = (message) => document.body.append(`got ${message.data.text}. `);"
+                show = (
+                    "const show = (message) => document.body.append(`got ${message.data.text}. `);"
+                )
                 self.send_response(200)
                 self.send_header("Content-Type", "text/html")
                 for name, value in headers:
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(f"<!doctype html><body><script>{show}\n{owner.script}</script></body>".encode())
+                self.wfile.write(
+                    f"<!doctype html><body><script>{show}\n{owner.script}</script></body>".encode()
+                )
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
@@ -285,8 +359,15 @@ ADMIN = bearer(token("ops", admin=True, publish=["*"]))
 
 
 def say(service: ThreadedService, user: str, text: str) -> Response:
-    message: dict[str, Any] = {"type": "info", "service": "a", "target": {"user_id": user}, "data": {"text": text}}
-    return request(service.port, "POST", "/api/v1/messages/send", msgspec.json.encode(message), ADMIN)
+    message: dict[str, Any] = {
+        "type": "info",
+        "service": "a",
+        "target": {"user_id": user},
+        "data": {"text": text},
+    }
+    return request(
+        service.port, "POST", "/api/v1/messages/send", msgspec.json.encode(message), ADMIN
+    )
 
 
 def seen_by(origin: str, service: ThreadedService, profile: Path) -> str:
@@ -296,7 +377,12 @@ def seen_by(origin: str, service: ThreadedService, profile: Path) -> str:
         (id,) = eventually(lambda: list(service.push.hub.connections), 30)
         for user in ("bob", "alice"):
             assert say(service, user, f"for {user}").status == 202
-        assert request(service.port, "DELETE", f"/api/v1/connections/{id}?reconnect=false", headers=ADMIN).status == 204
+        assert (
+            request(
+                service.port, "DELETE", f"/api/v1/connections/{id}?reconnect=false", headers=ADMIN
+            ).status
+            == 204
+        )
 
     actor = threading.Thread(target=act)
     actor.start()

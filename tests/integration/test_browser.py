@@ -14,14 +14,16 @@ from tests.support.tokens import SECRET
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium"
+)
 
 
 def dom(url: str, profile: Path) -> str:
     """What a page has become in a browser when its stream has ended for good.
 
-    The browser's virtual time stands still while a stream is open, and passes at once while it waits to reconnect.
-    """
+    The browser's virtual time stands still while a stream is open, and passes at once while it
+    waits to reconnect."""
     assert CHROMIUM is not None, "CI installs Chromium"
     flags = [
         "--headless",
@@ -36,11 +38,15 @@ def dom(url: str, profile: Path) -> str:
         "--virtual-time-budget=30000",
         "--dump-dom",
     ]
-    result = subprocess.run([CHROMIUM, *flags, url], capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run(
+        [CHROMIUM, *flags, url], capture_output=True, text=True, timeout=60, check=True
+    )
     return result.stdout
 
 
-def test_a_page_gets_everything_once_across_a_reconnect_and_stops_when_it_is_told_to(tmp_path: Path) -> None:
+def test_a_page_gets_everything_once_across_a_reconnect_and_stops_when_it_is_told_to(
+    tmp_path: Path,
+) -> None:
     with ThreadedService() as service:
         publish(service, "status", '{"text":"before the page"}')
 
@@ -79,7 +85,10 @@ def connected(service: ThreadedService) -> str:
 
 
 def close(service: ThreadedService, id: str, reconnect: str) -> None:
-    assert request(service.port, "DELETE", f"/api/v1/connections/{id}?reconnect={reconnect}").status == 204
+    assert (
+        request(service.port, "DELETE", f"/api/v1/connections/{id}?reconnect={reconnect}").status
+        == 204
+    )
 
 
 def publish(service: ThreadedService, type: str, data: str) -> None:

@@ -21,11 +21,15 @@ CALL = 'listen("/sse/user/alice", renewCookie, show);'
 ADMIN = bearer(token("ops", admin=True, publish=["*"]))
 SHORT = 2  # seconds that the first token is good for
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium"
+)
 
 
 class BackEnd:
-    """A page at an origin of its own, and the back end that knows its user: the first token is a short one."""
+    """A page at an origin of its own, and the back end that knows its user: the first token is a
+    short one.
+    """
 
     def __init__(self, *, fails_once: bool = False) -> None:
         self.script = ""
@@ -81,12 +85,16 @@ def say(service: ThreadedService, text: str) -> None:
         "target": {"user_id": "alice"},
         "data": {"progress": 1, "text": text},
     }
-    answer = request(service.port, "POST", "/api/v1/messages/send", msgspec.json.encode(message), ADMIN)
+    answer = request(
+        service.port, "POST", "/api/v1/messages/send", msgspec.json.encode(message), ADMIN
+    )
     assert answer.status == 202
 
 
 @pytest.mark.parametrize("credential", ["cookie", "ticket"])
-def test_a_page_renews_its_credential_and_misses_and_doubles_nothing(tmp_path: Path, credential: str) -> None:
+def test_a_page_renews_its_credential_and_misses_and_doubles_nothing(
+    tmp_path: Path, credential: str
+) -> None:
     def act() -> None:
         (first,) = eventually(lambda: list(service.push.hub.connections), 30)
         say(service, "before")
@@ -94,10 +102,15 @@ def test_a_page_renews_its_credential_and_misses_and_doubles_nothing(tmp_path: P
         say(service, "between")
         (second,) = eventually(lambda: list(service.push.hub.connections), 30)
         say(service, "after")
-        closed = request(service.port, "DELETE", f"/api/v1/connections/{second}?reconnect=false", headers=ADMIN)
+        closed = request(
+            service.port, "DELETE", f"/api/v1/connections/{second}?reconnect=false", headers=ADMIN
+        )
         assert closed.status == 204
 
-    with BackEnd() as page, ThreadedService(jwt_secret=SECRET, jwt_leeway=0.0, cors_origins=(page.origin,)) as service:
+    with (
+        BackEnd() as page,
+        ThreadedService(jwt_secret=SECRET, jwt_leeway=0.0, cors_origins=(page.origin,)) as service,
+    ):
         assert CALL in RENEW
         fresh = 'const freshToken = async () => (await fetch("/token")).text();'
         renew = RENEW.replace(CALL, CALL.replace("renewCookie", f"renew{credential.capitalize()}"))

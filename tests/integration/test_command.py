@@ -1,4 +1,6 @@
-"""What surrounds a process: where its output goes, its signals, its limits, and who asks for its health."""
+"""What surrounds a process: where its output goes, its signals, its limits, and who asks for its
+health.
+"""
 
 import os
 import signal
@@ -32,11 +34,19 @@ def answers(port: int) -> bool:
 
 @contextmanager
 def serving(redirection: str, **environ: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A service, started by a shell with this redirection, whose stdout and stderr are pipes otherwise."""
+    """A service, started by a shell with this redirection, whose stdout and stderr are pipes
+    otherwise.
+    """
     port = free_port()
     process = subprocess.Popen(
         ["bash", "-c", f'exec "$@" {redirection}', "bash", *COMMAND, "serve"],
-        env={**CLEAN, "SERVICE_PORT": str(port), "LOG_LEVEL": "debug", "DRAIN_SECONDS": "0.1", **environ},
+        env={
+            **CLEAN,
+            "SERVICE_PORT": str(port),
+            "LOG_LEVEL": "debug",
+            "DRAIN_SECONDS": "0.1",
+            **environ,
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -98,7 +108,9 @@ def test_workers_serve_on_when_nobody_reads_what_they_write() -> None:
         serves_until_it_is_told_to_end(process, port)
 
 
-def piped(arguments: Sequence[str], reader: str, environ: Mapping[str, str] | None = None) -> tuple[list[int], str]:
+def piped(
+    arguments: Sequence[str], reader: str, environ: Mapping[str, str] | None = None
+) -> tuple[list[int], str]:
     """The statuses of a command and its reader, and what there was on stderr."""
     script = f'"$@" | {reader}; echo "${{PIPESTATUS[@]}}" >&3'
     with tempfile.TemporaryFile("w+") as statuses:
@@ -119,14 +131,18 @@ def piped(arguments: Sequence[str], reader: str, environ: Mapping[str, str] | No
     ("command", "unbuffered"),
     [("--help", ""), ("serve --help", "1"), ("token issue --sub me", "")],
 )
-def test_a_command_ends_quietly_when_its_reader_has_had_enough(command: str, unbuffered: str) -> None:
+def test_a_command_ends_quietly_when_its_reader_has_had_enough(
+    command: str, unbuffered: str
+) -> None:
     environ = {"JWT_SECRET": SECRET, "PYTHONUNBUFFERED": unbuffered}
     # The reader has gone before there is anything to read.
     assert piped(command.split(), "exec 0<&-", environ) == ([0, 0], "")
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("command", ["token issue --sub me", "token --help", "serve --help", "--version"])
+@pytest.mark.parametrize(
+    "command", ["token issue --sub me", "token --help", "serve --help", "--version"]
+)
 def test_what_could_not_be_written_is_no_success(command: str, unbuffered: str) -> None:
     result = subprocess.run(
         ["bash", "-c", '"$@" > /dev/full', "bash", *COMMAND, *command.split()],
@@ -196,7 +212,9 @@ def test_nohup_keeps_a_service_when_its_terminal_goes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("open_files", "flags"), [(64, []), (128, ["--workers=2", "--redis-host=127.0.0.1"])], ids=["one", "workers"]
+    ("open_files", "flags"),
+    [(64, []), (128, ["--workers=2", "--redis-host=127.0.0.1"])],
+    ids=["one", "workers"],
 )
 def test_a_limit_of_open_files_that_leaves_no_stream_stops_the_start_with_one_line(
     open_files: int, flags: list[str]
@@ -211,7 +229,10 @@ def test_a_limit_of_open_files_that_leaves_no_stream_stops_the_start_with_one_li
 
 
 def test_the_least_limit_of_open_files_serves_one_stream() -> None:
-    with ServiceProcess(open_files=129) as process, SseClient(process.port, "/sse/stream/a") as stream:
+    with (
+        ServiceProcess(open_files=129) as process,
+        SseClient(process.port, "/sse/stream/a") as stream,
+    ):
         assert stream.next().type == "msgpush.open"
         with SseClient(process.port, "/sse/stream/a") as second:
             assert second.next().data == '{"reason":"overload","reconnect":true}'
@@ -220,20 +241,29 @@ def test_the_least_limit_of_open_files_serves_one_stream() -> None:
 # Health
 
 
-def test_health_is_asked_where_the_environment_has_the_service_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_health_is_asked_where_the_environment_has_the_service_listen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     with tempfile.TemporaryDirectory() as directory:
         path = f"{directory}/push.sock"
         for flags, given, hosts in (
             ([], {}, ["", "127.0.0.1", "0.0.0.0", "localhost"]),
-            (["--service-host=::", "--enable-auth=false", "--root-path=/push"], {}, ["::", "::1", "0.0.0.0"]),
+            (
+                ["--service-host=::", "--enable-auth=false", "--root-path=/push"],
+                {},
+                ["::", "::1", "0.0.0.0"],
+            ),
             (["--service-uds", path], {"SERVICE_UDS": path}, ["0.0.0.0"]),
         ):
             with ServiceProcess(*flags) as service:
                 port = str(service.port)
                 for host in hosts:
-                    assert ailment({"SERVICE_HOST": host, "SERVICE_PORT": port, **given}) is None, (flags, host)
+                    assert ailment({"SERVICE_HOST": host, "SERVICE_PORT": port, **given}) is None, (
+                        flags,
+                        host,
+                    )
             assert "doesn't answer" in str(ailment({"SERVICE_PORT": port, **given}))
 
 
@@ -244,7 +274,9 @@ def test_health_passes_over_what_kubernetes_sets_and_tells_nonsense_in_a_line() 
     for port in ("x", "99999", "-1", "\u0661", "tcp://x", "1\n2"):
         told = str(ailment({"SERVICE_PORT": port}))
         assert told == f"SERVICE_PORT is {port!a}: it must be a whole number from 0 to 65535"
-        assert "doesn't answer at /none" in str(ailment({"SERVICE_PORT": port, "SERVICE_UDS": "/none"}))
+        assert "doesn't answer at /none" in str(
+            ailment({"SERVICE_PORT": port, "SERVICE_UDS": "/none"})
+        )
     for host in ("x" * 300, "a b", "a\nb", "[::1"):
         assert len(str(ailment({"SERVICE_HOST": host, "SERVICE_PORT": "1"})).splitlines()) == 1
 
@@ -252,7 +284,12 @@ def test_health_passes_over_what_kubernetes_sets_and_tells_nonsense_in_a_line() 
 def test_health_costs_little_and_says_what_is_wrong() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "msgpush.entrypoints.health"]
     result = subprocess.run(
-        command, env={**CLEAN, "SERVICE_PORT": "1"}, capture_output=True, text=True, timeout=30, check=False
+        command,
+        env={**CLEAN, "SERVICE_PORT": "1"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     assert result.returncode == 1
     assert "msgpush doesn't answer at 127.0.0.1 port 1: " in result.stderr

@@ -1,4 +1,6 @@
-"""The demo, as `make demo` runs it: real documents, the real service, restarts of it, a real browser."""
+"""The demo, as `make demo` runs it: real documents, the real service, restarts of it, a real
+browser.
+"""
 
 import os
 import re
@@ -131,10 +133,14 @@ def newest(messages: list[Message]) -> dict[str, Message]:
 def test_every_file_is_indexed_or_has_an_error_and_a_reload_shows_the_same(demo: Demo) -> None:
     messages = whole_job(demo.port)
     state = newest(messages)
-    assert state.keys() == {"", "whale.txt", "deep/garden.md", "empty", "picture.bin"}, "the hidden one is left out"
+    assert state.keys() == {"", "whale.txt", "deep/garden.md", "empty", "picture.bin"}, (
+        "the hidden one is left out"
+    )
     assert (state[""]["files"], state[""]["failed"]) == (4, 1)
     assert state["whale.txt"]["words"] == 800
-    assert state["whale.txt"]["terms"] == ["captain", "ship", "whale", "sea"], "what others have too comes last"
+    assert state["whale.txt"]["terms"] == ["captain", "ship", "whale", "sea"], (
+        "what others have too comes last"
+    )
     assert state["deep/garden.md"]["words"] == 120
     assert state["empty"]["terms"] == []
     assert state["picture.bin"]["message"] == "it is no UTF-8 text (byte 0 is 0x89)"
@@ -180,7 +186,11 @@ def test_whatever_cannot_be_read_is_an_error_in_words(tmp_path: Path) -> None:
 
 
 def test_the_page_is_served_and_needs_nothing_else(demo: Demo) -> None:
-    for path, content_type in (("", "text/html"), ("demo.js", "text/javascript"), ("demo.css", "text/css")):
+    for path, content_type in (
+        ("", "text/html"),
+        ("demo.js", "text/javascript"),
+        ("demo.css", "text/css"),
+    ):
         answer = request(demo.port, "GET", f"/demo/{path}")
         assert answer.status == 200
         assert answer.headers["content-type"].startswith(content_type)
@@ -188,7 +198,9 @@ def test_the_page_is_served_and_needs_nothing_else(demo: Demo) -> None:
     assert request(demo.port, "GET", "/demo").headers["location"] == "demo/"
 
 
-def test_a_restart_in_the_middle_is_told_and_the_worker_says_its_state_again(tmp_path: Path) -> None:
+def test_a_restart_in_the_middle_is_told_and_the_worker_says_its_state_again(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "documents"
     folder.mkdir()
     for number in range(20):
@@ -230,7 +242,9 @@ def test_a_restart_after_the_job_leads_to_the_same_state(demo: Demo) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium")
-def test_a_browser_shows_every_file_the_reset_and_then_the_same_again(demo: Demo, tmp_path: Path) -> None:
+def test_a_browser_shows_every_file_the_reset_and_then_the_same_again(
+    demo: Demo, tmp_path: Path
+) -> None:
     whole_job(demo.port)
 
     def act() -> None:
@@ -238,7 +252,9 @@ def test_a_browser_shows_every_file_the_reset_and_then_the_same_again(demo: Demo
         demo.restart_service()
         (id,) = eventually(lambda: browsers(demo.port))
         eventually(lambda: len(history(demo.port)) == 5)
-        assert request(demo.port, "DELETE", f"/api/v1/connections/{id}?reconnect=false").status == 204
+        assert (
+            request(demo.port, "DELETE", f"/api/v1/connections/{id}?reconnect=false").status == 204
+        )
 
     with ThreadPoolExecutor() as pool:
         acting = pool.submit(act)
@@ -250,7 +266,9 @@ def test_a_browser_shows_every_file_the_reset_and_then_the_same_again(demo: Demo
     assert "it is no UTF-8 text (byte 0 is 0x89)" in page
     assert "Done: 3 files of the folder “documents” indexed, 1 could not be read." in page
     assert '<span class="percent" id="percent">100 %</span>' in page
-    places = [page.index(text) for text in ("the stream (drain)", "(reset)", "the stream (disconnected)")]
+    places = [
+        page.index(text) for text in ("the stream (drain)", "(reset)", "the stream (disconnected)")
+    ]
     assert places == sorted(places)
     assert ">closed</span>" in page
 
@@ -258,9 +276,8 @@ def test_a_browser_shows_every_file_the_reset_and_then_the_same_again(demo: Demo
 def dom(url: str, profile: Path) -> str:
     """What a page has become in a browser when its stream has ended for good.
 
-    The browser's virtual time stands still while a stream is open. While the service is away it passes at once, and the
-    page tries to reconnect so often that only hours of it are enough.
-    """
+    The browser's virtual time stands still while a stream is open. While the service is away it
+    passes at once, and the page tries to reconnect so often that only hours of it are enough."""
     assert CHROMIUM is not None, "CI installs Chromium"
     flags = [
         "--headless",
@@ -275,22 +292,30 @@ def dom(url: str, profile: Path) -> str:
         "--virtual-time-budget=36000000",
         "--dump-dom",
     ]
-    return subprocess.run([CHROMIUM, *flags, url], capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(
+        [CHROMIUM, *flags, url], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
 
 
 def browsers(port: int) -> list[str]:
     """The ids of the streams that pages have open."""
     found = request(port, "GET", "/api/v1/connections?channel=demo").json()["connections"]
-    return [connection["id"] for connection in found if "Chrome" in (connection["user_agent"] or "")]
+    return [
+        connection["id"] for connection in found if "Chrome" in (connection["user_agent"] or "")
+    ]
 
 
 def history(port: int) -> list[Message]:
-    messages: list[Message] = request(port, "GET", "/api/v1/channels/demo/messages").json()["messages"]
+    messages: list[Message] = request(port, "GET", "/api/v1/channels/demo/messages").json()[
+        "messages"
+    ]
     return messages
 
 
 def test_once_ends_when_the_job_is_done_whatever_the_environment_says(folder: Path) -> None:
-    with Demo(folder, "--pace", "0", "--once", HTTP_PROXY="http://127.0.0.1:9", SERVICE_HOST="0.0.0.0") as demo:
+    with Demo(
+        folder, "--pace", "0", "--once", HTTP_PROXY="http://127.0.0.1:9", SERVICE_HOST="0.0.0.0"
+    ) as demo:
         assert demo.wait() == 0
         assert "The job is done." in demo.printed
 
@@ -304,7 +329,9 @@ def test_a_signal_ends_the_demo_and_its_service(folder: Path, number: signal.Sig
         assert "Traceback" not in demo.printed
 
 
-def test_a_port_that_is_taken_ends_the_demo_and_nothing_is_published_to_another(folder: Path) -> None:
+def test_a_port_that_is_taken_ends_the_demo_and_nothing_is_published_to_another(
+    folder: Path,
+) -> None:
     with (
         ThreadedService() as other,
         Demo(folder, "--port", str(other.port)) as demo,
@@ -356,7 +383,9 @@ def test_a_publisher_tries_until_it_is_stopped_and_not_at_all_where_it_is_refuse
         with pytest.raises(Stopped):
             away.publish({})
     with ThreadedService() as service, pytest.raises(Refused, match="type"):
-        Publisher(f"http://127.0.0.1:{service.port}", threading.Event()).publish({"service": "demo-worker"})
+        Publisher(f"http://127.0.0.1:{service.port}", threading.Event()).publish(
+            {"service": "demo-worker"}
+        )
 
 
 def test_the_small_reader_takes_blocks_as_the_format_has_them() -> None:

@@ -1,8 +1,9 @@
-"""Clients that mean harm, against the real service: whatever they do, the others are served as before.
+"""Clients that mean harm, against the real service: whatever they do, the others are served as
+before.
 
-Each attack is run twice while a stream is open. Then everything must be back to what it was: that stream and a new one
-get what is published, the process has no more files open, and the second attack has cost no memory on top of the first.
-"""
+Each attack is run twice while a stream is open. Then everything must be back to what it was: that
+stream and a new one get what is published, the process has no more files open, and the second
+attack has cost no memory on top of the first."""
 
 import contextlib
 import gc
@@ -71,7 +72,10 @@ def local() -> Iterator[ServiceProcess]:
 def large() -> Iterator[ServiceProcess]:
     """Takes messages of 16 MiB, so that a small JSON text isn't the only kind."""
     with ServiceProcess(
-        ENABLE_AUTH="false", MAX_MESSAGE_BYTES=str(16 * MIB), MEMORY_BUS_BYTES=str(8 * MIB), HISTORY_LENGTH="2"
+        ENABLE_AUTH="false",
+        MAX_MESSAGE_BYTES=str(16 * MIB),
+        MEMORY_BUS_BYTES=str(8 * MIB),
+        HISTORY_LENGTH="2",
     ) as running:
         yield running
 
@@ -108,7 +112,9 @@ def is_served(service: ServiceProcess, stream: SseClient) -> None:
     assert json.loads(event.data)["id"] == id
 
 
-def besiege(service: ServiceProcess, attack: Callable[[], object], slack: int = MEMORY_SLACK) -> None:
+def besiege(
+    service: ServiceProcess, attack: Callable[[], object], slack: int = MEMORY_SLACK
+) -> None:
     """Attack twice; then everything must be as it was before, but for some slack of the allocator."""
     lines, files = len(service.log), idle_files(service) + 1
     with SseClient(service.port, "/sse/stream/witness?broadcast=false") as witness:
@@ -123,7 +129,9 @@ def besiege(service: ServiceProcess, attack: Callable[[], object], slack: int = 
         with SseClient(service.port, "/sse/stream/witness?broadcast=false") as another:
             another.next()
             is_served(service, another)
-    assert [line for line in service.log[lines:] if line.get("level") not in ("info", "warning")] == []
+    assert [
+        line for line in service.log[lines:] if line.get("level") not in ("info", "warning")
+    ] == []
     assert len(service.log) - lines <= 5
 
 
@@ -136,10 +144,34 @@ class Answer(NamedTuple):
 
 
 HEADERS = {
-    *("date", "content-type", "content-length", "transfer-encoding", "connection", "cache-control", "allow", "vary"),
-    *("x-accel-buffering", "access-control-allow-origin", "access-control-allow-credentials", "retry-after"),
-    *("access-control-expose-headers", "access-control-allow-methods", "access-control-allow-headers"),
-    *("access-control-max-age", "etag", "content-security-policy", "x-content-type-options", "referrer-policy"),
+    *(
+        "date",
+        "content-type",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+        "cache-control",
+        "allow",
+        "vary",
+    ),
+    *(
+        "x-accel-buffering",
+        "access-control-allow-origin",
+        "access-control-allow-credentials",
+        "retry-after",
+    ),
+    *(
+        "access-control-expose-headers",
+        "access-control-allow-methods",
+        "access-control-allow-headers",
+    ),
+    *(
+        "access-control-max-age",
+        "etag",
+        "content-security-policy",
+        "x-content-type-options",
+        "referrer-policy",
+    ),
     *("x-frame-options", "accept-ranges", "last-modified"),
 }
 
@@ -162,7 +194,9 @@ def take_head(raw: bytes) -> tuple[int, dict[str, str], bytes]:
 def take_chunks(raw: bytes) -> bytes:
     """What chunks hold, as far as they are whole."""
     body = b""
-    while (found := re.match(rb"([0-9a-f]+)\r\n", raw)) and len(raw) >= found.end() + (size := int(found[1], 16)) + 2:
+    while (found := re.match(rb"([0-9a-f]+)\r\n", raw)) and len(raw) >= found.end() + (
+        size := int(found[1], 16)
+    ) + 2:
         body += raw[found.end() : found.end() + size]
         assert raw[found.end() + size : found.end() + size + 2] == b"\r\n"
         raw = raw[found.end() + size + 2 :]
@@ -191,7 +225,9 @@ def ask(service: ServiceProcess, raw: bytes) -> list[Answer]:
 
 
 def refusal(service: ServiceProcess, raw: bytes) -> int:
-    """The status of the one answer to these bytes: a problem that can be read whole, and then the end."""
+    """The status of the one answer to these bytes: a problem that can be read whole, and then the
+    end.
+    """
     (answer,) = ask(service, raw)
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["connection"] == "close"
@@ -209,7 +245,9 @@ def plain_socket(service: ServiceProcess, receive_buffer: int) -> socket.socket:
     return plain
 
 
-def connected(service: ServiceProcess, number: int, receive_buffer: int | None = None) -> list[RawConnection]:
+def connected(
+    service: ServiceProcess, number: int, receive_buffer: int | None = None
+) -> list[RawConnection]:
     return [RawConnection(service.port, receive_buffer) for _ in range(number)]
 
 
@@ -265,7 +303,9 @@ def test_five_thousand_connections_that_never_send_are_closed(service: ServicePr
     besiege(service, attack)
 
 
-def test_hundreds_of_readers_that_never_read_are_cut_and_disturb_nobody(service: ServiceProcess) -> None:
+def test_hundreds_of_readers_that_never_read_are_cut_and_disturb_nobody(
+    service: ServiceProcess,
+) -> None:
     def attack() -> None:
         files = open_files(service)
         stalled = connected(service, 300, receive_buffer=4096)
@@ -276,7 +316,13 @@ def test_hundreds_of_readers_that_never_read_are_cut_and_disturb_nobody(service:
             reader.next()
             for n in range(40):
                 assert (
-                    publish(service, "attacked", id=f"n{time.monotonic_ns()}", data={"n": n, "x": "y" * 20_000}) == 202
+                    publish(
+                        service,
+                        "attacked",
+                        id=f"n{time.monotonic_ns()}",
+                        data={"n": n, "x": "y" * 20_000},
+                    )
+                    == 202
                 )
                 while (event := reader.next()).type != "message":
                     assert event.type == "msgpush.heartbeat"
@@ -310,10 +356,20 @@ ENDLESS = SEND + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
         (b"x" * 10_000, b"x" * 100_000, 10, 400),
         (b"", b"\0" * 100_000, 80, 400),
         (SEND + b"Content-Length: 20000000\r\n\r\n", b"x" * 100_000, 200, 413),
-        (SEND + b"Transfer-Encoding: chunked\r\n\r\n", b"186a0\r\n" + b"x" * 100_000 + b"\r\n", 200, 413),
+        (
+            SEND + b"Transfer-Encoding: chunked\r\n\r\n",
+            b"186a0\r\n" + b"x" * 100_000 + b"\r\n",
+            200,
+            413,
+        ),
         (SEND + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n" * 100_000, 10, 413),
         (SEND + b"Transfer-Encoding: chunked\r\n\r\nfffffffffffffff\r\n", b"x" * 100_000, 200, 413),
-        (SEND.replace(b"send", b"batch") + b"Content-Length: 20000000\r\n\r\n", b"x" * 100_000, 200, 413),
+        (
+            SEND.replace(b"send", b"batch") + b"Content-Length: 20000000\r\n\r\n",
+            b"x" * 100_000,
+            200,
+            413,
+        ),
         (ENDLESS + b"1;", b"x" * 100_000, 80, 431),
         (ENDLESS + b"0\r\n", b"X: y\r\n" * 1000, 100, 431),
         (ENDLESS + b"0\r\nX: ", b"x" * 100_000, 80, 431),
@@ -338,7 +394,9 @@ def test_what_is_far_too_much_is_refused_and_the_answer_can_be_read_whole(
 def test_ten_thousand_requests_in_one_write_are_answered_in_order(service: ServiceProcess) -> None:
     def attack() -> None:
         with RawConnection(service.port) as connection:
-            sender = threading.Thread(target=connection.send, args=(LIVE * 9_998 + missing("/the/end") + LAST,))
+            sender = threading.Thread(
+                target=connection.send, args=(LIVE * 9_998 + missing("/the/end") + LAST,)
+            )
             sender.start()
             received = answers(connection.read_all())
             sender.join()
@@ -354,28 +412,39 @@ def missing(path: str) -> bytes:
 def test_pipelined_publishes_are_accepted_in_order(service: ServiceProcess) -> None:
     def attack() -> None:
         run = time.monotonic_ns()
-        with SseClient(service.port, "/sse/stream/ordered") as reader, RawConnection(service.port) as connection:
+        with (
+            SseClient(service.port, "/sse/stream/ordered") as reader,
+            RawConnection(service.port) as connection,
+        ):
             reader.next()
             bodies = [
-                b'{"type":"info","service":"s","channels":["ordered"],"id":"o%d-%d"}' % (run, n) for n in range(3000)
+                b'{"type":"info","service":"s","channels":["ordered"],"id":"o%d-%d"}' % (run, n)
+                for n in range(3000)
             ]
-            requests = b"".join(SEND + b"Content-Length: %d\r\n\r\n%b" % (len(body), body) for body in bodies)
+            requests = b"".join(
+                SEND + b"Content-Length: %d\r\n\r\n%b" % (len(body), body) for body in bodies
+            )
             sender = threading.Thread(target=connection.send, args=(requests + LAST,))
             sender.start()
             received = [answer.status for answer in answers(connection.read_all())]
             sender.join()
             assert received == [202] * 3000 + [200]
-            assert [json.loads(event.data)["id"] for event in reader.take(3000)] == [f"o{run}-{n}" for n in range(3000)]
+            assert [json.loads(event.data)["id"] for event in reader.take(3000)] == [
+                f"o{run}-{n}" for n in range(3000)
+            ]
 
     besiege(service, attack)
 
 
-def test_requests_whose_answers_nobody_reads_take_no_more_memory_than_they_have_bytes(service: ServiceProcess) -> None:
+def test_requests_whose_answers_nobody_reads_take_no_more_memory_than_they_have_bytes(
+    service: ServiceProcess,
+) -> None:
     def attack() -> None:
         before = memory(service)
         sockets = [plain_socket(service, receive_buffer=4096) for _ in range(30)]
         flood(sockets, LIVE * 1000)
-        # Of each, a quarter of a megabyte has been read at most, and a hundred requests of that have been parsed.
+        # Of each, a quarter of a megabyte has been read at most, and a hundred requests of that
+        # have been parsed.
         assert memory(service) - before < 40 * MIB
         for each in sockets:
             each.close()
@@ -418,7 +487,8 @@ def test_what_is_sent_behind_a_stream_ends_it_and_is_not_answered(
     besiege(service, attack)
 
 
-# What some gateways send behind the headers of a GET, and what belongs to the request by its own framing.
+# What some gateways send behind the headers of a GET, and what belongs to the request by its own
+# framing.
 RESTS = {
     b"Transfer-Encoding: chunked\r\n\r\n": [
         b"0\r\n\r\n",
@@ -443,7 +513,9 @@ def test_the_rest_of_a_stream_s_own_request_may_come_at_any_time_cut_at_any_byte
                 connection = opened.enter_context(RawConnection(service.port))
                 connection.send(first + rest[: max(0, cut)])
                 connection.read_until(b"msgpush.open")
-                for piece in [rest[cut:]] if cut >= 0 else [rest[n : n + 1] for n in range(len(rest))]:
+                for piece in (
+                    [rest[cut:]] if cut >= 0 else [rest[n : n + 1] for n in range(len(rest))]
+                ):
                     connection.send(piece)
                 streams.append(connection)
         for _ in range(2):
@@ -496,7 +568,9 @@ def test_what_is_no_rest_of_a_stream_s_request_or_has_no_end_ends_the_stream(
     besiege(service, attack)
 
 
-def test_a_stream_behind_other_requests_is_a_stream_and_its_end_is_noticed(service: ServiceProcess) -> None:
+def test_a_stream_behind_other_requests_is_a_stream_and_its_end_is_noticed(
+    service: ServiceProcess,
+) -> None:
     def attack() -> None:
         with RawConnection(service.port) as connection:
             connection.send(LIVE * 500 + STREAM)
@@ -507,7 +581,9 @@ def test_a_stream_behind_other_requests_is_a_stream_and_its_end_is_noticed(servi
     besiege(service, attack)
 
 
-def test_requests_before_garbage_get_their_answers_and_the_garbage_gets_none(service: ServiceProcess) -> None:
+def test_requests_before_garbage_get_their_answers_and_the_garbage_gets_none(
+    service: ServiceProcess,
+) -> None:
     def attack() -> None:
         for garbage in (b"garbage\r\n\r\n", b"GET /health HTTP/1.1\r\n\r\n", b"X" * 100_000):
             for _ in range(50):
@@ -546,8 +622,16 @@ def test_a_half_closed_connection_gets_the_answers_to_whole_requests(
 
 
 def test_thousands_of_resets_at_any_moment_leave_nothing_behind(service: ServiceProcess) -> None:
-    body = b'{"type":"info","service":"s","channels":["attacked"],"data":{"x":"%b"}}' % (b"y" * 2000)
-    whole = [STREAM, LIVE, LIVE * 20, STREAM + LIVE, SEND + b"Content-Length: %d\r\n\r\n" % len(body) + body]
+    body = b'{"type":"info","service":"s","channels":["attacked"],"data":{"x":"%b"}}' % (
+        b"y" * 2000
+    )
+    whole = [
+        STREAM,
+        LIVE,
+        LIVE * 20,
+        STREAM + LIVE,
+        SEND + b"Content-Length: %d\r\n\r\n" % len(body) + body,
+    ]
     randomly = random.Random(7)
 
     def attack() -> None:
@@ -587,21 +671,28 @@ BOMBS = {
     "progress": message(b'{"progress":' + b"9" * 4_000_000 + b"}").replace(b"info", b"progress"),
     "ttl": b'{"type":"info","service":"s","metadata":{"ttl":' + b"9" * 4_000_000 + b"}}",
     "escapes": message(b'{"x":"' + b"\\u0000" * 700_000 + b'"}'),
-    "source of escapes": b'{"type":"info","service":"s","source":"' + b"\\ud83d\\ude00" * 700_000 + b'"}',
+    "source of escapes": b'{"type":"info","service":"s","source":"'
+    + b"\\ud83d\\ude00" * 700_000
+    + b'"}',
     "half a surrogate": b'{"type":"info","service":"s","source":"' + b"\\ud83d" * 700_000 + b'"}',
     "keys": message(b"{" + b",".join(b'"%d":0' % n for n in range(1_000_000)) + b"}"),
     "same keys": message(b"{" + b",".join([b'"a":0'] * 1_000_000) + b"}"),
     "unknown fields": b"{" + b",".join(b'"%d":0' % n for n in range(1_000_000)) + b"}",
-    "targets": b'{"type":"info","service":"s","target":{%b}}' % b",".join(b'"%d_id":"v"' % n for n in range(500_000)),
-    "channels": b'{"type":"info","service":"s","channels":[%b]}' % b",".join(b'"%d"' % n for n in range(1_000_000)),
-    "retry_count": b'{"type":"info","service":"s","metadata":{"retry_count":%b}}' % (b"[" * 100_000 + b"]" * 100_000),
+    "targets": b'{"type":"info","service":"s","target":{%b}}'
+    % b",".join(b'"%d_id":"v"' % n for n in range(500_000)),
+    "channels": b'{"type":"info","service":"s","channels":[%b]}'
+    % b",".join(b'"%d"' % n for n in range(1_000_000)),
+    "retry_count": b'{"type":"info","service":"s","metadata":{"retry_count":%b}}'
+    % (b"[" * 100_000 + b"]" * 100_000),
     "spaces": message(b"{" + b"\n" * 4_000_000 + b"}"),
 }
 
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
 @pytest.mark.parametrize("path", ["send", "batch"])
-def test_no_json_text_makes_the_service_fail_or_stop(large: ServiceProcess, path: str, bomb: bytes) -> None:
+def test_no_json_text_makes_the_service_fail_or_stop(
+    large: ServiceProcess, path: str, bomb: bytes
+) -> None:
     valid = message(b'{"x":"%b"}' % (b"y" * (3 * MIB)))
     slowest = []
 
@@ -686,10 +777,36 @@ EVIL = [
     "\ufeffdata: injected",
     "x\x1b[2Jy",
 ]
-QUERIES = ["channel", "types", "events", "last_event_id", "lastEventId", "lastEventID", "broadcast", "token", "_x", "x"]
+QUERIES = [
+    "channel",
+    "types",
+    "events",
+    "last_event_id",
+    "lastEventId",
+    "lastEventID",
+    "broadcast",
+    "token",
+    "_x",
+    "x",
+]
 REQUEST_HEADERS = [
-    *("Last-Event-ID", "User-Agent", "Origin", "Host", "Idempotency-Key", "Content-Type", "Authorization", "Accept"),
-    *("Cookie", "Content-Encoding", "Access-Control-Request-Headers", "Access-Control-Request-Method", "Expect"),
+    *(
+        "Last-Event-ID",
+        "User-Agent",
+        "Origin",
+        "Host",
+        "Idempotency-Key",
+        "Content-Type",
+        "Authorization",
+        "Accept",
+    ),
+    *(
+        "Cookie",
+        "Content-Encoding",
+        "Access-Control-Request-Headers",
+        "Access-Control-Request-Method",
+        "Expect",
+    ),
 ]
 FIELDS: dict[str, Callable[[str], dict[str, Any]]] = {
     "id": lambda evil: {"id": evil},
@@ -711,22 +828,43 @@ FIELDS: dict[str, Callable[[str], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("evil", EVIL)
-def test_nothing_in_a_url_is_a_header_or_a_line_of_a_stream(service: ServiceProcess, evil: str) -> None:
+def test_nothing_in_a_url_is_a_header_or_a_line_of_a_stream(
+    service: ServiceProcess, evil: str
+) -> None:
     value = quote(evil, safe="")
-    targets = [f"/sse/stream/{value}", f"/sse/stream/a,{value}", f"/sse/user/{value}", f"/sse/service/{value}"]
+    targets = [
+        f"/sse/stream/{value}",
+        f"/sse/stream/a,{value}",
+        f"/sse/user/{value}",
+        f"/sse/service/{value}",
+    ]
     targets += [f"/sse/stream/a?{name}={value}" for name in QUERIES] + [f"/sse/stream/a?{value}=1"]
     targets += [f"/api/v1/channels/{value}/messages", f"/api/v1/channels/a/messages?after={value}"]
-    targets += [f"/api/v1/connections?{name}={value}" for name in ("user", "channel", "subject", "node", "next")]
-    targets += [f"/api/v1/connections/{value}", f"/{value}", f"/static/{value}", f"/admin/{value}", f"/docs{value}"]
+    targets += [
+        f"/api/v1/connections?{name}={value}"
+        for name in ("user", "channel", "subject", "node", "next")
+    ]
+    targets += [
+        f"/api/v1/connections/{value}",
+        f"/{value}",
+        f"/static/{value}",
+        f"/admin/{value}",
+        f"/docs{value}",
+    ]
 
     def attack() -> None:
         for target in targets:
             for method in ("GET", "HEAD", "DELETE", "OPTIONS"):
                 with RawConnection(service.port) as connection:
-                    connection.send(f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nOrigin: null\r\n\r\n".encode())
+                    connection.send(
+                        f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nOrigin: null\r\n\r\n".encode()
+                    )
                     status, headers, rest = take_head(connection.read_until(b"\r\n\r\n"))
                     assert status < 500, target
-                    if headers.get("content-type", "").startswith("text/event-stream") and method == "GET":
+                    if (
+                        headers.get("content-type", "").startswith("text/event-stream")
+                        and method == "GET"
+                    ):
                         assert blocks(take_chunks(rest or connection.receive()))
 
     besiege(service, attack)
@@ -739,7 +877,11 @@ def test_nothing_in_a_request_header_is_a_header_or_a_line_of_a_stream(
 ) -> None:
     value = evil.encode() if encode == "utf-8" else quote(evil).encode()
     body = b'{"type":"info","service":"s"}'
-    requests = [(b"GET", b"/sse/stream/a", b""), (b"POST", b"/api/v1/messages/send", body), (b"OPTIONS", b"/", b"")]
+    requests = [
+        (b"GET", b"/sse/stream/a", b""),
+        (b"POST", b"/api/v1/messages/send", body),
+        (b"OPTIONS", b"/", b""),
+    ]
 
     def attack() -> None:
         for name in REQUEST_HEADERS:
@@ -756,16 +898,25 @@ def test_nothing_in_a_request_header_is_a_header_or_a_line_of_a_stream(
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_nothing_in_a_message_is_a_header_or_a_line_of_a_stream(service: ServiceProcess, field: str) -> None:
+def test_nothing_in_a_message_is_a_header_or_a_line_of_a_stream(
+    service: ServiceProcess, field: str
+) -> None:
     def attack() -> None:
         with RawConnection(service.port) as connection:
             connection.send(b"GET /sse/stream/injected HTTP/1.1\r\n" + HOST + b"\r\n")
             accepted = 0
             for evil in EVIL:
-                fields = {"type": "info", "service": "s", "channels": ["injected"], **FIELDS[field](evil)}
+                fields = {
+                    "type": "info",
+                    "service": "s",
+                    "channels": ["injected"],
+                    **FIELDS[field](evil),
+                }
                 for escaped in (True, False):
                     text = json.dumps(fields, ensure_ascii=escaped, indent="\r\n\t")
-                    raw = SEND + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(text.encode())
+                    raw = SEND + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(
+                        text.encode()
+                    )
                     (answer,) = ask(service, raw + text.encode())
                     assert answer.status in (202, 400, 422), answer
                     accepted += answer.status == 202
@@ -791,7 +942,9 @@ def test_control_characters_that_json_forbids_raw_are_refused(service: ServicePr
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.one_of(st.binary(max_size=200), st.text(max_size=150).map(str.encode)), st.booleans())
-def test_no_last_event_id_is_answered_with_a_server_error(service: ServiceProcess, value: bytes, in_url: bool) -> None:
+def test_no_last_event_id_is_answered_with_a_server_error(
+    service: ServiceProcess, value: bytes, in_url: bool
+) -> None:
     query = f"?last_event_id={quote_from_bytes(value)}".encode() if in_url else b""
     given = b"" if in_url else b"Last-Event-ID: %b\r\n" % value
     with RawConnection(service.port) as connection:
@@ -814,7 +967,9 @@ def chunked(body: bytes) -> bytes:
     return post(b"Transfer-Encoding: chunked\r\n", body)
 
 
-def get(target: bytes = b"/health/live", version: bytes = b"HTTP/1.1", headers: bytes = HOST) -> bytes:
+def get(
+    target: bytes = b"/health/live", version: bytes = b"HTTP/1.1", headers: bytes = HOST
+) -> bytes:
     return b"GET %b %b\r\n%b\r\n" % (target, version, headers)
 
 
@@ -823,7 +978,9 @@ AMBIGUOUS = {
     # RFC 9112, section 6.1 and 6.3: two lengths, or one that isn't certain
     "length and coding": post(b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", END),
     "coding and length": post(b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", END),
-    "coding with an underscore and length": post(b"Transfer-Encoding: identity\r\nContent-Length: 5\r\n"),
+    "coding with an underscore and length": post(
+        b"Transfer-Encoding: identity\r\nContent-Length: 5\r\n"
+    ),
     "empty coding and length": post(b"Transfer-Encoding:\r\nContent-Length: 5\r\n"),
     "two lengths": post(b"Content-Length: 5\r\nContent-Length: 6\r\n"),
     "the same length twice": post(b"Content-Length: 5\r\nContent-Length: 5\r\n"),
@@ -832,7 +989,21 @@ AMBIGUOUS = {
     **{
         f"length {value!r}": post(b"Content-Length: %b\r\n" % value)
         for value in [
-            *(b"+5", b"-1", b"1e3", b"0x10", b"5 5", b'"5"', b"5.0", b"1,000", b"5;", b"", b"five", b"\xb5", b"5\0"),
+            *(
+                b"+5",
+                b"-1",
+                b"1e3",
+                b"0x10",
+                b"5 5",
+                b'"5"',
+                b"5.0",
+                b"1,000",
+                b"5;",
+                b"",
+                b"five",
+                b"\xb5",
+                b"5\0",
+            ),
             *(
                 b"99999999999999999999999",
                 b"18446744073709551616",
@@ -846,7 +1017,14 @@ AMBIGUOUS = {
     **{
         f"coding {value!r}": post(b"Transfer-Encoding: %b\r\n" % value, END)
         for value in [
-            *(b"xchunked", b"\x0bchunked", b"chunkedx", b"chunked\0", b"chunked, identity", b"identity, chunked"),
+            *(
+                b"xchunked",
+                b"\x0bchunked",
+                b"chunkedx",
+                b"chunked\0",
+                b"chunked, identity",
+                b"identity, chunked",
+            ),
             *(
                 b"gzip, chunked",
                 b"chunked, chunked",
@@ -857,8 +1035,17 @@ AMBIGUOUS = {
                 b'"chunked"',
                 b"chunked,",
             ),
-            *(b",chunked", b"\r\n chunked", b"identity,\r\n chunked", b"chunked\r\nTransfer-Encoding: chunked"),
-            *(b"chunked\r\nTransfer-Encoding: identity", b"identity\r\nTransfer-Encoding: chunked", b"chun ked"),
+            *(
+                b",chunked",
+                b"\r\n chunked",
+                b"identity,\r\n chunked",
+                b"chunked\r\nTransfer-Encoding: chunked",
+            ),
+            *(
+                b"chunked\r\nTransfer-Encoding: identity",
+                b"identity\r\nTransfer-Encoding: chunked",
+                b"chun ked",
+            ),
         ]
     },
     "coding of a GET": get(headers=HOST + b"Transfer-Encoding: identity\r\n"),
@@ -919,7 +1106,21 @@ AMBIGUOUS = {
     **{
         f"chunk size {size!r}": chunked(size + b"\r\n12345\r\n" + END)
         for size in [
-            *(b"zz", b"0x5", b"+5", b"-5", b" 5", b"5 ", b"\t5", b"", b"5_", b"5;a\nb", b"5;a\rb", b"5;\0", b"5 ;a=b"),
+            *(
+                b"zz",
+                b"0x5",
+                b"+5",
+                b"-5",
+                b" 5",
+                b"5 ",
+                b"\t5",
+                b"",
+                b"5_",
+                b"5;a\nb",
+                b"5;a\rb",
+                b"5;\0",
+                b"5 ;a=b",
+            ),
             *(b"10000000000000005", b"5" * 17, b"\xb5", b"5\r", b"5.0", b"5,5"),
         ]
     },
@@ -968,22 +1169,32 @@ CLEAR = {
     "a name like a length": (post(b"Content_Length: 5\r\n", b""), [400]),
     "a request in a body": (post(b"Content-Length: %d\r\n" % len(BODY), BODY), [400]),
     "a request in a chunk": (chunked(b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)), [400]),
-    "a request in the body of a GET": (get(headers=HOST + b"Content-Length: %d\r\n" % len(BODY)) + BODY, [200]),
+    "a request in the body of a GET": (
+        get(headers=HOST + b"Content-Length: %d\r\n" % len(BODY)) + BODY,
+        [200],
+    ),
     "a request in a chunk of a GET": (
-        get(headers=HOST + b"Transfer-Encoding: chunked\r\n") + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY),
+        get(headers=HOST + b"Transfer-Encoding: chunked\r\n")
+        + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY),
         [200],
     ),
     "a request in the body of an OPTIONS": (
-        get(headers=HOST + b"Content-Length: %d\r\n" % len(BODY)).replace(b"GET", b"OPTIONS") + BODY,
+        get(headers=HOST + b"Content-Length: %d\r\n" % len(BODY)).replace(b"GET", b"OPTIONS")
+        + BODY,
         [405],
     ),
     "a request in a body that nobody reads": (
-        (post(b"Content-Length: %d\r\n" % len(BODY)) + BODY).replace(b"12345", b"").replace(b"/send", b"/nowhere", 1),
+        (post(b"Content-Length: %d\r\n" % len(BODY)) + BODY)
+        .replace(b"12345", b"")
+        .replace(b"/send", b"/nowhere", 1),
         [404],
     ),
     "chunk size with zeros": (chunked(b"0000005\r\n12345\r\n000\r\n\r\n"), [422]),
     "chunk extensions": (chunked(b'5;a=b;c="d"\r\n12345\r\n0;x\r\n\r\n'), [422]),
-    "trailers": (chunked(b"5\r\n12345\r\n0\r\nX: y\r\nIdempotency-Key: x\r\nHost: evil.example\r\n\r\n"), [422]),
+    "trailers": (
+        chunked(b"5\r\n12345\r\n0\r\nX: y\r\nIdempotency-Key: x\r\nHost: evil.example\r\n\r\n"),
+        [422],
+    ),
     "empty lines before it": (b"\r\n\r\n" + get(), [200]),
     "empty value": (get(headers=b"X:\r\n" + HOST), [200]),
     "URL": (get(b"http://localhost/health/live"), [200]),
@@ -1014,11 +1225,18 @@ def test_behind_a_request_that_closes_nothing_is_read(service: ServiceProcess) -
 
 
 @pytest.mark.parametrize("protocol", [b"websocket", b"h2c", b"TLS/1.0"])
-def test_a_request_that_offers_an_upgrade_is_read_whole(service: ServiceProcess, protocol: bytes) -> None:
+def test_a_request_that_offers_an_upgrade_is_read_whole(
+    service: ServiceProcess, protocol: bytes
+) -> None:
     body = b'{"type":"info","service":"s","channels":["upgrade"]}'
-    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: %b\r\nHTTP2-Settings: AAMAAABk\r\n" % protocol
+    upgrade = (
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: %b\r\nHTTP2-Settings: AAMAAABk\r\n"
+        % protocol
+    )
     whole = post(upgrade + b"Content-Length: %d\r\n" % len(body), body)
-    in_chunks = post(upgrade + b"Transfer-Encoding: chunked\r\n", b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+    in_chunks = post(
+        upgrade + b"Transfer-Encoding: chunked\r\n", b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    )
 
     def attack() -> None:
         for shape in (whole, in_chunks):
@@ -1028,7 +1246,9 @@ def test_a_request_that_offers_an_upgrade_is_read_whole(service: ServiceProcess,
                     connection.send(shape[n : n + 50])
                     time.sleep(0.001)
                 assert [answer.status for answer in answers(connection.read_all())] == [202]
-        assert [answer.status for answer in ask(service, get(headers=HOST + upgrade) * 300)] == [200]
+        assert [answer.status for answer in ask(service, get(headers=HOST + upgrade) * 300)] == [
+            200
+        ]
 
     besiege(service, attack)
 
@@ -1037,7 +1257,12 @@ def test_a_trailer_is_no_header(local: ServiceProcess) -> None:
     body = b'{"type":"info","service":"s","channels":["trailers"]}'
 
     def attack() -> None:
-        for trailer in (b"Idempotency-Key: stolen", b"X-Forwarded-For: 1.2.3.4", b"Host: evil.example", b"Via: x"):
+        for trailer in (
+            b"Idempotency-Key: stolen",
+            b"X-Forwarded-For: 1.2.3.4",
+            b"Host: evil.example",
+            b"Via: x",
+        ):
             text = chunked(b"%x\r\n%b\r\n0\r\n%b\r\n\r\n" % (len(body), body, trailer))
             accepted, healthy = ask(local, text + LAST)
             assert (accepted.status, healthy.status) == (202, 200)
@@ -1059,7 +1284,9 @@ def test_a_host_in_the_target_counts_and_not_the_one_in_the_header(local: Servic
             (b"/health/live", b"", 403),
         ]:
             headers = b"Connection: close\r\nHost: %b\r\n" % header
-            assert [answer.status for answer in ask(local, get(target, headers=headers))] == [status], target
+            assert [answer.status for answer in ask(local, get(target, headers=headers))] == [
+                status
+            ], target
 
     besiege(local, attack)
 
@@ -1067,12 +1294,18 @@ def test_a_host_in_the_target_counts_and_not_the_one_in_the_header(local: Servic
 # Told
 
 
-def test_a_thousand_malformed_requests_add_hardly_a_line_to_the_log(service: ServiceProcess) -> None:
+def test_a_thousand_malformed_requests_add_hardly_a_line_to_the_log(
+    service: ServiceProcess,
+) -> None:
     lines = len(service.log)
 
     def attack() -> None:
         for n in range(1000):
-            shape = (b"garbage\r\n\r\n", get(headers=b""), get(headers=HOST + b"Upgrade: x\r\nConnection: upgrade\r\n"))
+            shape = (
+                b"garbage\r\n\r\n",
+                get(headers=b""),
+                get(headers=HOST + b"Upgrade: x\r\nConnection: upgrade\r\n"),
+            )
             ask(service, shape[n % 3])
 
     besiege(service, attack)
@@ -1090,15 +1323,19 @@ LIVES = {
     "upgrade": get(headers=HOST + b"Upgrade: x\r\nConnection: upgrade\r\n"),
     "half a body": post(b"Content-Length: 9\r\n"),
     "invalid message": post(b"Content-Length: 15\r\n", b'{"type":"info"}'),
-    "invalid batch": post(b"Content-Length: 17\r\n", b'[{"type":"info"}]').replace(b"send", b"batch"),
+    "invalid batch": post(b"Content-Length: 17\r\n", b'[{"type":"info"}]').replace(
+        b"send", b"batch"
+    ),
 }
 
 
 @pytest.mark.parametrize("sent", LIVES.values(), ids=LIVES)
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-def test_an_ended_connection_leaves_nothing_to_the_garbage_collector(sent: bytes, reset: bool) -> None:
-    # It looks at what has lived for a while so rarely that this would be a leak: kilobytes of each connection, and the
-    # whole text of a refused batch.
+def test_an_ended_connection_leaves_nothing_to_the_garbage_collector(
+    sent: bytes, reset: bool
+) -> None:
+    # It looks at what has lived for a while so rarely that this would be a leak: kilobytes of each
+    # connection, and the whole text of a refused batch.
     with ThreadedService(enable_auth=False) as threaded:
         leave(threaded, sent, reset=reset)
         gc.collect()
@@ -1133,11 +1370,18 @@ def leave(threaded: ThreadedService, sent: bytes, *, reset: bool) -> None:
 
 def test_what_is_refused_is_counted_by_its_reason() -> None:
     with ServiceProcess(HEADER_TIMEOUT="0.2") as service:
-        for request_bytes in (b"\0\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"x" * 40_000 + b"\r\n\r\n", b"GET /"):
+        for request_bytes in (
+            b"\0\r\n\r\n",
+            b"GET / HTTP/1.1\r\nX: " + b"x" * 40_000 + b"\r\n\r\n",
+            b"GET /",
+        ):
             with RawConnection(service.port) as connection:
                 connection.send(request_bytes)
                 assert connection.read_all().startswith(b"HTTP/1.1 4")
-        assert request(service.port, "POST", "/api/v1/messages/send", b'"' + b"x" * MIB + b'"').status == 413
+        assert (
+            request(service.port, "POST", "/api/v1/messages/send", b'"' + b"x" * MIB + b'"').status
+            == 413
+        )
         metrics = request(service.port, "GET", "/metrics").body.decode()
         for reason in ("malformed", "headers", "too_slow", "too_large"):
             assert f'message_push_refused_total{{reason="{reason}"}} 1.0' in metrics

@@ -1,4 +1,6 @@
-"""Nothing secret is told: in logs, errors, headers, metrics, lists, or to who mustn't know whether something exists."""
+"""Nothing secret is told: in logs, errors, headers, metrics, lists, or to who mustn't know whether
+something exists.
+"""
 
 import re
 from collections.abc import Iterator
@@ -38,7 +40,9 @@ def service(request: pytest.FixtureRequest) -> Iterator[ServiceProcess]:
 
 
 def everything_told(service: ServiceProcess) -> tuple[list[Response], list[str]]:
-    """All answers of a service to what is wrong in every way, and all secrets that were in the questions."""
+    """All answers of a service to what is wrong in every way, and all secrets that were in the
+    questions.
+    """
     admin = token("root", SECRET, admin=True, publish=["*"], subscribe=["*"])
     tokens = [
         admin,
@@ -58,7 +62,12 @@ def everything_told(service: ServiceProcess) -> tuple[list[Response], list[str]]
         assert stream.next().type == "msgpush.open"
         told.append(request(service.port, "GET", "/api/v1/connections", headers=bearer(admin)))
     for text in [*tokens, ticket]:
-        for path in ("/sse/stream/a,b", "/api/v1/channels/a/messages", "/api/v1/connections", "/nowhere"):
+        for path in (
+            "/sse/stream/a,b",
+            "/api/v1/channels/a/messages",
+            "/api/v1/connections",
+            "/nowhere",
+        ):
             if text != admin or not path.startswith("/sse"):
                 told += [
                     request(service.port, "GET", path, headers=bearer(text)),
@@ -69,14 +78,25 @@ def everything_told(service: ServiceProcess) -> tuple[list[Response], list[str]]
         told.append(request(service.port, "POST", "/api/v1/messages/send", b"{", bearer(text)))
         told.append(request(service.port, "GET", "/metrics", headers=bearer(text)))
         told.append(
-            raw(service.port, f"GET /sse/stream/a?token={text} HTTP/9.9\r\nAuthorization: Bearer {text}\r\n\r\n")
+            raw(
+                service.port,
+                f"GET /sse/stream/a?token={text} HTTP/9.9\r\nAuthorization: Bearer {text}\r\n\r\n",
+            )
         )
         told.append(raw(service.port, f"GET /sse/stream/a?token={text}"))
-        told.append(raw(service.port, f"GET / HTTP/1.1\r\nCookie: msgpush_token={text}\r\nX: {'x' * 40_000}\r\n\r\n"))
-    told.append(request(service.port, "POST", "/api/v1/messages/send", b"x" * 400_000, bearer(admin)))
+        told.append(
+            raw(
+                service.port,
+                f"GET / HTTP/1.1\r\nCookie: msgpush_token={text}\r\nX: {'x' * 40_000}\r\n\r\n",
+            )
+        )
+    told.append(
+        request(service.port, "POST", "/api/v1/messages/send", b"x" * 400_000, bearer(admin))
+    )
     told.append(request(service.port, "DELETE", "/health"))
     told += [
-        request(service.port, "GET", path) for path in ("/", "/docs", "/openapi.json", "/health", "/static/page.css")
+        request(service.port, "GET", path)
+        for path in ("/", "/docs", "/openapi.json", "/health", "/static/page.css")
     ]
     told.append(request(service.port, "GET", "/metrics", headers=bearer(METRICS)))
     return told, [*tokens, ticket]
@@ -95,7 +115,12 @@ def test_no_secret_is_in_an_answer_or_in_the_log(service: ServiceProcess) -> Non
     eventually(lambda: request(service.port, "GET", "/health/ready").status == 200)
     told, given = everything_told(service)
     # Of a token every part but its header, which all have.
-    secrets = [SECRET, METRICS, PASSWORD, *(part for text in given for part in text.split(".")[-2:] if len(part) > 8)]
+    secrets = [
+        SECRET,
+        METRICS,
+        PASSWORD,
+        *(part for text in given for part in text.split(".")[-2:] if len(part) > 8),
+    ]
     texts = [f"{answer.headers} {answer.body.decode(errors='replace')}" for answer in told]
     texts += [str(line) for line in service.log]
     for text in texts:
@@ -119,7 +144,9 @@ def test_pages_and_what_they_load_say_how_they_may_be_used(service: ServiceProce
         assert request(service.port, "GET", path).headers["x-content-type-options"] == "nosniff"
 
 
-def test_what_may_not_be_known_looks_the_same_whether_it_exists_or_not(service: ServiceProcess) -> None:
+def test_what_may_not_be_known_looks_the_same_whether_it_exists_or_not(
+    service: ServiceProcess,
+) -> None:
     admin = token("root", SECRET, admin=True, publish=["*"], subscribe=["*"])
     nobody = bearer(token("nobody", SECRET))
 
@@ -129,20 +156,30 @@ def test_what_may_not_be_known_looks_the_same_whether_it_exists_or_not(service: 
 
     body = b'{"type":"info","service":"a","channels":["kb:1"]}'
     assert request(service.port, "POST", "/api/v1/messages/send", body, bearer(admin)).status == 202
-    used, never = (request(service.port, "GET", f"/api/v1/channels/kb:{n}/messages", headers=nobody) for n in (1, 2))
+    used, never = (
+        request(service.port, "GET", f"/api/v1/channels/kb:{n}/messages", headers=nobody)
+        for n in (1, 2)
+    )
     same(replaced(used, b"kb:1", b"kb:2"), never)
     with SseClient(service.port, "/sse/stream/a", bearer(admin)) as stream:
         id = re.findall(r'"connection":"(\w+)"', stream.next().data)[0]
         open_now, none = (
-            request(service.port, "DELETE", f"/api/v1/connections/{name}", headers=nobody) for name in (id, "0" * 16)
+            request(service.port, "DELETE", f"/api/v1/connections/{name}", headers=nobody)
+            for name in (id, "0" * 16)
         )
         same(open_now, none)
-    made = request(service.port, "POST", "/api/v1/tickets", b'{"channels":["a"]}', bearer(admin)).json()["ticket"]
+    made = request(
+        service.port, "POST", "/api/v1/tickets", b'{"channels":["a"]}', bearer(admin)
+    ).json()["ticket"]
     request(service.port, "POST", "/api/v1/revocations", b'{"subject":"root"}', bearer(admin))
     unknown = request(service.port, "GET", "/sse/stream/a?token=ticket_" + "x" * 43)
-    assert unknown.status == request(service.port, "GET", f"/sse/stream/a?token={made}").status == 401
+    assert (
+        unknown.status == request(service.port, "GET", f"/sse/stream/a?token={made}").status == 401
+    )
 
 
 def replaced(answer: Response, old: bytes, new: bytes) -> Response:
-    headers = {name: value.replace(old.decode(), new.decode()) for name, value in answer.headers.items()}
+    headers = {
+        name: value.replace(old.decode(), new.decode()) for name, value in answer.headers.items()
+    }
     return Response(answer.status, headers, answer.body.replace(old, new))

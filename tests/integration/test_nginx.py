@@ -1,4 +1,6 @@
-"""A real nginx with the configuration in deploy/, before real instances. Skipped where there is none; CI has one."""
+"""A real nginx with the configuration in deploy/, before real instances. Skipped where there is
+none; CI has one.
+"""
 
 import os
 import shutil
@@ -36,7 +38,13 @@ class Nginx:
     """
 
     def __init__(
-        self, directory: Path, first: int, second: int, *, tls: bool = False, changes: Sequence[tuple[str, str]] = ()
+        self,
+        directory: Path,
+        first: int,
+        second: int,
+        *,
+        tls: bool = False,
+        changes: Sequence[tuple[str, str]] = (),
     ) -> None:
         assert NGINX is not None, "CI installs nginx"
         self.port, self.tls_port = free_port(), free_port()
@@ -46,7 +54,9 @@ class Nginx:
         text = CONFIGURATION.read_text()
         if tls:
             self._make_certificate()
-            text = text.replace("#listen 8443 ", f"listen 127.0.0.1:{self.tls_port} ").replace("#ssl_", "ssl_")
+            text = text.replace("#listen 8443 ", f"listen 127.0.0.1:{self.tls_port} ").replace(
+                "#ssl_", "ssl_"
+            )
         places = "".join(f" {name}_temp_path {directory}/{name};" for name in TEMPORARY)
         for shipped, here in (
             ("server msgpush-1:8089 ", f"server 127.0.0.1:{first} "),
@@ -61,9 +71,13 @@ class Nginx:
             text = text.replace(shipped, here)
         self._file.write_text(text)
         (directory / "log").mkdir()
-        user = "user root root;" if os.geteuid() == 0 else ""  # another couldn't enter the test's directory
+        user = (
+            "user root root;" if os.geteuid() == 0 else ""
+        )  # another couldn't enter the test's directory
         globals = f"daemon off; pid {directory}/nginx.pid; {user}"
-        self._process = subprocess.Popen([NGINX, "-e", "log/start", "-p", directory, "-c", self._file, "-g", globals])
+        self._process = subprocess.Popen(
+            [NGINX, "-e", "log/start", "-p", directory, "-c", self._file, "-g", globals]
+        )
 
     def __enter__(self) -> Self:
         try:
@@ -106,7 +120,9 @@ class Nginx:
 
 
 class Quitter:
-    """What looks like an instance that dies in the midst of each request: it reads the whole, and hangs up."""
+    """What looks like an instance that dies in the midst of each request: it reads the whole, and
+    hangs up.
+    """
 
     def __init__(self) -> None:
         self.requests: list[bytes] = []
@@ -168,7 +184,14 @@ def free_port() -> int:
 
 def whole(received: bytes) -> bool:
     head, end, body = received.partition(b"\r\n\r\n")
-    length = next((int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0)
+    length = next(
+        (
+            int(line[15:])
+            for line in head.lower().split(b"\r\n")
+            if line.startswith(b"content-length:")
+        ),
+        0,
+    )
     return bool(end) and len(body) >= length
 
 
@@ -181,7 +204,9 @@ def stored(port: int, channel: str) -> list[str]:
     ids: list[str] = []
     after = ""
     while True:
-        answer = request(port, "GET", f"/api/v1/channels/{channel}/messages?limit=1000&after={after}")
+        answer = request(
+            port, "GET", f"/api/v1/channels/{channel}/messages?limit=1000&after={after}"
+        )
         assert answer.status == 200
         history = answer.json()
         if not history["messages"]:
@@ -248,11 +273,15 @@ def test_a_reader_that_does_not_read_is_behind_at_msgpush_and_fills_no_file(ngin
         for n in range(200):
             assert publish(nginx.port, f"s{n}", "slow", {"x": "x" * 100_000}) == 202
         reader = "/api/v1/connections?channel=slow"
-        eventually(lambda: request(nginx.port, "GET", reader).json()["connections"][0]["state"] == "behind")
+        eventually(
+            lambda: request(nginx.port, "GET", reader).json()["connections"][0]["state"] == "behind"
+        )
 
 
 def test_an_upload_of_17_megabytes_is_published_line_by_line_as_it_arrives(nginx: Nginx) -> None:
-    line = msgspec.json.encode({"type": "info", "service": "s", "channels": ["up"], "data": {"x": "x" * 250_000}})
+    line = msgspec.json.encode(
+        {"type": "info", "service": "s", "channels": ["up"], "data": {"x": "x" * 250_000}}
+    )
     lines = [line[:-1] + b',"id":"u%d"}\n' % n for n in range(70)]
     assert sum(map(len, lines)) > 17_000_000
     with RawConnection(nginx.port) as connection:
@@ -310,7 +339,11 @@ def connections_to(port: int) -> int:
 
 
 def test_what_a_client_says_of_where_it_comes_from_is_replaced(tmp_path: Path) -> None:
-    claims = {"X-Forwarded-For": "10.1.2.3", "X-Forwarded-Proto": "gopher", "Forwarded": "for=10.1.2.3"}
+    claims = {
+        "X-Forwarded-For": "10.1.2.3",
+        "X-Forwarded-Proto": "gopher",
+        "Forwarded": "for=10.1.2.3",
+    }
     with Quitter() as quitter, Nginx(tmp_path, quitter.port, quitter.port) as nginx:
         request(nginx.port, "GET", "/health", headers={**claims, "Connection": "keep-alive"})
     head = quitter.requests[0].decode().lower()
@@ -322,7 +355,9 @@ def test_what_a_client_says_of_where_it_comes_from_is_replaced(tmp_path: Path) -
     assert "\r\nconnection:" not in head
 
 
-def test_a_publish_that_an_instance_died_of_is_not_sent_to_another_and_a_read_is(tmp_path: Path) -> None:
+def test_a_publish_that_an_instance_died_of_is_not_sent_to_another_and_a_read_is(
+    tmp_path: Path,
+) -> None:
     with (
         ServiceProcess(ENABLE_AUTH="false") as service,
         Quitter() as quitter,
@@ -334,7 +369,12 @@ def test_a_publish_that_an_instance_died_of_is_not_sent_to_another_and_a_read_is
         assert stored(service.port, "a") == [id for id, status in statuses.items() if status == 202]
 
         reads = len(quitter.requests)
-        eventually(lambda: request(nginx.port, "GET", "/health").status == 200 and len(quitter.requests) > reads)
+        eventually(
+            lambda: (
+                request(nginx.port, "GET", "/health").status == 200
+                and len(quitter.requests) > reads
+            )
+        )
         eventually(lambda: publish(nginx.port, lost[0]) == 202)  # its publisher may retry
         assert stored(service.port, "a").count(lost[0]) == 1
 
@@ -367,9 +407,17 @@ def test_a_drain_is_told_and_the_next_stream_is_at_the_other(
         eventually(lambda: streams(instances[1]) == 2)
         publish(instances[1].port, "still")
         events = [client.next() for client in clients]
-        assert sorted(event.type for event in events) == ["message", "message", "msgpush.close", "msgpush.close"]
+        assert sorted(event.type for event in events) == [
+            "message",
+            "message",
+            "msgpush.close",
+            "msgpush.close",
+        ]
         for _ in range(4):
-            assert opened.enter_context(SseClient(nginx.port, "/sse/stream/a")).next().type == "msgpush.open"
+            assert (
+                opened.enter_context(SseClient(nginx.port, "/sse/stream/a")).next().type
+                == "msgpush.open"
+            )
         assert streams(instances[1]) == 6
 
 
@@ -387,7 +435,10 @@ def test_a_stream_that_finds_no_instance_is_told_to_come_back(
         assert answer.headers["cache-control"] == "no-store, no-transform"
         parser = EventStreamParser()
         (event,) = parser.feed(answer.body)
-        assert (event.type, event.data) == ("msgpush.close", '{"reason":"overload","reconnect":true}')
+        assert (event.type, event.data) == (
+            "msgpush.close",
+            '{"reason":"overload","reconnect":true}',
+        )
         assert parser.retry is not None
         assert 10_000 <= parser.retry <= 30_000
 
@@ -402,9 +453,13 @@ def test_a_token_in_the_query_is_in_no_log_whatever_becomes_of_the_stream(
                 instance.signal(signal.SIGKILL)
                 instance.wait()
             for _ in range(3):
-                with SseClient(nginx.port, target, {"Referer": f"http://127.0.0.1{target}"}) as stream:
+                with SseClient(
+                    nginx.port, target, {"Referer": f"http://127.0.0.1{target}"}
+                ) as stream:
                     stream.next()
-        eventually(lambda: nginx.logs("access.log").count('"GET /sse/stream/logged HTTP/1.1" 200') == 9)
+        eventually(
+            lambda: nginx.logs("access.log").count('"GET /sse/stream/logged HTTP/1.1" 200') == 9
+        )
         assert " 502" in nginx.logs("access.log"), "what the error log doesn't tell"
         assert "a-secret" not in nginx.logs()
 
@@ -457,7 +512,9 @@ class Publisher:
 
 
 class Reader:
-    """Reads as an EventSource does, but doesn't wait before it comes back: what came of messages, and of gaps."""
+    """Reads as an EventSource does, but doesn't wait before it comes back: what came of messages,
+    and of gaps.
+    """
 
     def __init__(self, port: int) -> None:
         self.ids: list[object] = []
@@ -528,15 +585,26 @@ def test_under_a_prefix_it_is_the_same_whether_nginx_strips_it_or_not(tmp_path: 
     )
     with (
         ServiceProcess(ENABLE_AUTH="false", ROOT_PATH="/push") as service,
-        Nginx(tmp_path, service.port, service.port, changes=[("location / {", places + "location / {")]) as nginx,
+        Nginx(
+            tmp_path,
+            service.port,
+            service.port,
+            changes=[("location / {", places + "location / {")],
+        ) as nginx,
     ):
         for prefix in ("/push", "/stripped/push"):
-            # The channel of a user whose name has a slash and a space: percent-encoded, and once more for the path.
+            # The channel of a user whose name has a slash and a space: percent-encoded, and once
+            # more for the path.
             with SseClient(nginx.port, f"{prefix}/sse/user/acme%252Fann%2520lee") as stream:
                 assert '"user:acme%2Fann%20lee"' in stream.next().data
                 body = {"type": "info", "service": "s", "target": {"user_id": "acme%2Fann%20lee"}}
                 assert (
-                    request(nginx.port, "POST", f"{prefix}/api/v1/messages/send", msgspec.json.encode(body)).status
+                    request(
+                        nginx.port,
+                        "POST",
+                        f"{prefix}/api/v1/messages/send",
+                        msgspec.json.encode(body),
+                    ).status
                     == 202
                 )
                 assert stream.next().type == "message"

@@ -30,13 +30,23 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, source / name)
     shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("__pycache__"))
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    pinned = os.environ | {"PIP_CONSTRAINT": "constraints.txt", "PIP_BUILD_CONSTRAINT": "constraints.txt"}
+    pinned = os.environ | {
+        "PIP_CONSTRAINT": "constraints.txt",
+        "PIP_BUILD_CONSTRAINT": "constraints.txt",
+    }
     build: list[str] = [*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), "."]
     subprocess.run(build, env=pinned, cwd=source, check=True, timeout=120)
     (wheel,) = folder.glob("*.whl")
     venv.create(folder / "app", with_pip=True)
     python = folder / "app" / "bin" / "python"
-    install: list[str] = [str(python), *pip[1:], "install", "--constraint", "constraints.txt", str(wheel)]
+    install: list[str] = [
+        str(python),
+        *pip[1:],
+        "install",
+        "--constraint",
+        "constraints.txt",
+        str(wheel),
+    ]
     subprocess.run(install, env=pinned, cwd=source, check=True, timeout=180)
     return folder / "app" / "bin"
 
@@ -58,7 +68,9 @@ def test_what_is_installed_is_what_is_pinned(installed: Path) -> None:
         "--exclude",
         "msgpush",
     ]
-    frozen = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    frozen = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=60
+    ).stdout.splitlines()
     assert "uvicorn" in {line.partition("==")[0] for line in frozen}
     assert set(frozen) <= set((ROOT / "constraints.txt").read_text().splitlines())
     container = (ROOT / "Containerfile").read_text()
@@ -95,7 +107,11 @@ def test_the_image_starts_is_healthy_and_ends_on_sigterm(installed: Path, tmp_pa
         "PATH": os.environ["PATH"],
     }
     process = subprocess.Popen(
-        [installed / "msgpush", "serve"], env=environ, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [installed / "msgpush", "serve"],
+        env=environ,
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
     try:
         health = [installed / "python", "-c", check[1]]
@@ -103,7 +119,12 @@ def test_the_image_starts_is_healthy_and_ends_on_sigterm(installed: Path, tmp_pa
         nobody = "http://127.0.0.1:1"
         proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy"), nobody)
         environ |= proxies
-        eventually(lambda: subprocess.run(health, env=environ, capture_output=True, check=False).returncode == 0)
+        eventually(
+            lambda: (
+                subprocess.run(health, env=environ, capture_output=True, check=False).returncode
+                == 0
+            )
+        )
         assert request(port, "GET", "/health").status == 200
         assert request(port, "GET", "/sse/stream/a").status == 401
         process.send_signal(signal.SIGTERM)

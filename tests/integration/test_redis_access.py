@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -29,15 +30,23 @@ def redis() -> Iterator[RedisServer]:
 def pair(redis: RedisServer) -> Iterator[list[ServiceProcess]]:
     with ExitStack() as stack:
         started = [
-            stack.enter_context(ServiceProcess(REDIS_URL=redis.url, JWT_SECRET=SECRET, PUBLISH_RATE="20"))
+            stack.enter_context(
+                ServiceProcess(REDIS_URL=redis.url, JWT_SECRET=SECRET, PUBLISH_RATE="20")
+            )
             for _ in range(2)
         ]
         for service in started:
-            eventually(lambda service=service: request(service.port, "GET", "/health/ready").status == 200)  # type: ignore[misc]
+            eventually(partial(is_ready, service))
         yield started
 
 
-def post(service: ServiceProcess | ThreadedService, path: str, body: Any, headers: dict[str, str] = ADMIN) -> Response:
+def is_ready(service: ServiceProcess) -> bool:
+    return request(service.port, "GET", "/health/ready").status == 200
+
+
+def post(
+    service: ServiceProcess | ThreadedService, path: str, body: Any, headers: dict[str, str] = ADMIN
+) -> Response:
     return request(service.port, "POST", f"/api/v1/{path}", msgspec.json.encode(body), headers)
 
 
@@ -48,7 +57,9 @@ def listen(service: ServiceProcess | ThreadedService, user: str) -> SseClient:
     return stream
 
 
-def test_what_is_revoked_at_one_instance_is_refused_at_all_within_a_second(pair: list[ServiceProcess]) -> None:
+def test_what_is_revoked_at_one_instance_is_refused_at_all_within_a_second(
+    pair: list[ServiceProcess],
+) -> None:
     one, other = pair
     with listen(one, "eve") as here, listen(other, "eve") as there, listen(other, "bob") as stays:
         began = time.monotonic()
@@ -58,7 +69,10 @@ def test_what_is_revoked_at_one_instance_is_refused_at_all_within_a_second(pair:
         assert time.monotonic() - began < 1.0 + 2.0, "a second, and slack for a busy machine"
         for service in pair:
             answer = request(
-                service.port, "GET", "/sse/user/eve", headers=bearer(token("eve", iat=int(time.time()) - 9))
+                service.port,
+                "GET",
+                "/sse/user/eve",
+                headers=bearer(token("eve", iat=int(time.time()) - 9)),
             )
             assert answer.status == 401
         assert not stays.ended
@@ -72,13 +86,17 @@ def test_an_instance_that_starts_later_knows_what_was_revoked_before_it_serves(
     with ServiceProcess(REDIS_URL=redis.url, JWT_SECRET=SECRET) as late:
         # From the very first answer: what isn't known yet is 503, never 200.
         statuses = set()
-        while (status := request(late.port, "GET", "/api/v1/connections", headers=old).status) != 401:
+        while (
+            status := request(late.port, "GET", "/api/v1/connections", headers=old).status
+        ) != 401:
             statuses.add(status)
         assert statuses <= {503}
         assert request(late.port, "GET", "/api/v1/connections", headers=ADMIN).status == 200
 
 
-def test_a_revocation_that_is_made_while_an_instance_has_lost_redis_reaches_it(redis: RedisServer) -> None:
+def test_a_revocation_that_is_made_while_an_instance_has_lost_redis_reaches_it(
+    redis: RedisServer,
+) -> None:
     with (
         ThreadedService(redis_url=redis.url, jwt_secret=SECRET) as away,
         ThreadedService(redis_url=redis.url, jwt_secret=SECRET) as here,
@@ -135,7 +153,9 @@ def test_whoever_fills_redis_can_be_stopped(redis: RedisServer, pair: list[Servi
             assert post(service, "messages/send", message, headers).status == 401
 
 
-def test_a_ticket_of_one_instance_opens_a_stream_at_another_which_ends_the_first(pair: list[ServiceProcess]) -> None:
+def test_a_ticket_of_one_instance_opens_a_stream_at_another_which_ends_the_first(
+    pair: list[ServiceProcess],
+) -> None:
     one, other = pair
     made = post(one, "tickets", {"channels": ["user:bob"]}, bearer(token("bob")))
     assert made.status == 201
@@ -148,7 +168,12 @@ def test_a_ticket_of_one_instance_opens_a_stream_at_another_which_ends_the_first
             assert second.rest()[-1].data == '{"reason":"disconnected","reconnect":false}'
             assert third.next().type == "msgpush.open"
             assert (
-                post(one, "messages/send", {"type": "info", "service": "a", "target": {"user_id": "bob"}}).status == 202
+                post(
+                    one,
+                    "messages/send",
+                    {"type": "info", "service": "a", "target": {"user_id": "bob"}},
+                ).status
+                == 202
             )
             assert msgspec.json.decode(third.next().data)["target"] == {"user_id": "bob"}
 
@@ -162,13 +187,19 @@ def test_a_rate_is_one_for_all_instances(pair: list[ServiceProcess]) -> None:
     accepted = second.json()["accepted"]
     assert accepted < 20, "it had a second at most to fill again"
     answer = post(pair[1], "messages/batch", items * 20, headers)
-    assert {each["error"]["status"] for each in answer.json()["results"] if "error" in each} == {429}
+    assert {each["error"]["status"] for each in answer.json()["results"] if "error" in each} == {
+        429
+    }
 
 
-def test_while_redis_is_away_a_ticket_is_put_off_and_a_publish_is_told_within_two_seconds(redis: RedisServer) -> None:
+def test_while_redis_is_away_a_ticket_is_put_off_and_a_publish_is_told_within_two_seconds(
+    redis: RedisServer,
+) -> None:
     with ServiceProcess(REDIS_URL=redis.url, JWT_SECRET=SECRET, PUBLISH_RATE="1000") as service:
         eventually(lambda: request(service.port, "GET", "/health/ready").status == 200)
-        made = post(service, "tickets", {"channels": ["user:bob"]}, bearer(token("bob"))).json()["ticket"]
+        made = post(service, "tickets", {"channels": ["user:bob"]}, bearer(token("bob"))).json()[
+            "ticket"
+        ]
         redis.pause()
         try:
             began = time.monotonic()
@@ -178,7 +209,10 @@ def test_while_redis_is_away_a_ticket_is_put_off_and_a_publish_is_told_within_tw
             stream = request(service.port, "GET", f"/sse/user/bob?token={made}")
             assert stream.status == 200
             assert b'{"reason":"overload","reconnect":true}' in stream.body
-            assert post(service, "tickets", {"channels": ["user:bob"]}, bearer(token("bob"))).status == 503
+            assert (
+                post(service, "tickets", {"channels": ["user:bob"]}, bearer(token("bob"))).status
+                == 503
+            )
             assert post(service, "revocations", {"subject": "zoe"}).status == 503
         finally:
             redis.resume()
@@ -194,7 +228,10 @@ def test_the_command_knows_what_was_revoked(
     assert token_command(["inspect", given], environ) == 0
     assert post(pair[0], "revocations", {"subject": "trudy"}).status == 201
     assert token_command(["inspect", given], environ) == 1
-    assert "refused: the token is refused: its subject's tokens have been revoked" in capsys.readouterr().out
+    assert (
+        "refused: the token is refused: its subject's tokens have been revoked"
+        in capsys.readouterr().out
+    )
     environ["REDIS_URL"] = "redis://127.0.0.1:1"
     assert token_command(["inspect", given], environ) == 0
     assert "(Whether it was revoked can't be told: " in capsys.readouterr().out

@@ -17,7 +17,14 @@ from msgpush.domain.position import ZERO
 from msgpush.domain.service import Push
 from tests.contracts.bus import BusContract, Read, read, store
 from tests.support.fakes import FakeClock, FakeSink, PlainView, make
-from tests.support.redis_servers import Certificates, ClusterGroup, RedisServer, info, redis_binary, wait_for
+from tests.support.redis_servers import (
+    Certificates,
+    ClusterGroup,
+    RedisServer,
+    info,
+    redis_binary,
+    wait_for,
+)
 
 
 class RedisContract(BusContract):
@@ -31,7 +38,9 @@ class RedisContract(BusContract):
     async def open(self, clock: FakeClock, history_length: int = 1000) -> AsyncIterator[Bus]:
         with self.server.client() as client:
             client.flushall()
-        bus = RedisBus(RedisTarget.from_url(self.url), history_length=history_length, clock=clock.now)
+        bus = RedisBus(
+            RedisTarget.from_url(self.url), history_length=history_length, clock=clock.now
+        )
         async with bus:
             await bus.end()
             yield bus
@@ -74,7 +83,9 @@ def server() -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(redis_binary(), tls=Certificates(tmp_path_factory.mktemp("secure"))) as started:
+    with RedisServer(
+        redis_binary(), tls=Certificates(tmp_path_factory.mktemp("secure"))
+    ) as started:
         yield started
 
 
@@ -85,7 +96,9 @@ def empty(server: RedisServer) -> None:
 
 
 @asynccontextmanager
-async def opened(server: RedisServer, clock: FakeClock | None = None, **options: int) -> AsyncIterator[RedisBus]:
+async def opened(
+    server: RedisServer, clock: FakeClock | None = None, **options: int
+) -> AsyncIterator[RedisBus]:
     now = clock.now if clock else None
     async with RedisBus(RedisTarget.from_url(server.url), clock=now, **options) as bus:
         await bus.end()
@@ -97,7 +110,9 @@ async def test_two_publishers_of_one_id_at_once_store_it_once_and_other_content_
 ) -> None:
     async with opened(server) as one, opened(server) as two:
         for n in range(50):
-            same = await asyncio.gather(*(bus.append([make(f"m{n}", "a")]) for bus in (one, two) * 3))
+            same = await asyncio.gather(
+                *(bus.append([make(f"m{n}", "a")]) for bus in (one, two) * 3)
+            )
             stored = [each for (each,) in same if isinstance(each, Stored)]
             assert len(stored) == 6
             assert len({each.position for each in stored}) == 1
@@ -122,7 +137,10 @@ async def test_concurrent_publishes_share_calls_and_keep_their_order(server: Red
 
 async def test_a_batch_of_any_size_is_split_and_answered_whole(server: RedisServer) -> None:
     async with opened(server) as bus:
-        drafts = [make(f"m{n}", "a", data={"x": "y" * (300_000 if n % 400 == 0 else 10)}) for n in range(2_000)]
+        drafts = [
+            make(f"m{n}", "a", data={"x": "y" * (300_000 if n % 400 == 0 else 10)})
+            for n in range(2_000)
+        ]
         positions = await store(bus, *drafts)
         assert positions == sorted(set(positions))
         wide = [make(f"w{n}", *(f"c{n}-{k}" for k in range(30))) for n in range(200)]
@@ -139,7 +157,9 @@ async def test_the_log_keeps_about_as_much_as_it_is_told(server: RedisServer) ->
 
 async def test_what_redis_keeps_has_an_end(server: RedisServer) -> None:
     async with opened(server) as bus:
-        await store(bus, make("m1", "a", ttl=60), make("m2", "a", ttl=604_800), make("m3", "b", ttl=60))
+        await store(
+            bus, make("m1", "a", ttl=60), make("m2", "a", ttl=604_800), make("m3", "b", ttl=60)
+        )
         with server.client() as client:
             left = {key.decode(): client.ttl(key) for key in client.scan_iter()}
     lasting = {f"{HASH_TAG}:head", LOG}
@@ -224,12 +244,19 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused(secure: RedisSer
         ("ssl_ca_certs={ca}&ssl_check_hostname=false", None),
     ],
 )
-async def test_a_url_says_how_a_certificate_is_checked(secure: RedisServer, parameters: str, why: str | None) -> None:
+async def test_a_url_says_how_a_certificate_is_checked(
+    secure: RedisServer, parameters: str, why: str | None
+) -> None:
     bare, _, query = secure.url.partition("?")
     url = f"{bare}?{parameters.format(ca=query.removeprefix('ssl_ca_certs='))}"
-    # No certificate is for that name: but where none is checked, or only that somebody vouches for it.
+    # No certificate is for that name: but where none is checked, or only that somebody vouches for
+    # it.
     for host in ("127.0.0.1", "localhost"):
-        fails = why or ("certificate" if host == "localhost" and "none" not in url and "false" not in url else None)
+        fails = why or (
+            "certificate"
+            if host == "localhost" and "none" not in url and "false" not in url
+            else None
+        )
         async with RedisBus(RedisTarget.from_url(url.replace("127.0.0.1", host))) as bus:
             if fails is None:
                 await bus.end()
@@ -240,7 +267,9 @@ async def test_a_url_says_how_a_certificate_is_checked(secure: RedisServer, para
 
 async def test_a_server_that_is_only_a_replica_is_no_bus(server: RedisServer) -> None:
     async with AsyncExitStack() as stack:
-        replica = stack.enter_context(RedisServer(extra=("--replicaof", "127.0.0.1", str(server.port))))
+        replica = stack.enter_context(
+            RedisServer(extra=("--replicaof", "127.0.0.1", str(server.port)))
+        )
         bus = await stack.enter_async_context(RedisBus(RedisTarget.from_url(replica.url)))
         with pytest.raises(BusUnavailable, match="is a replica"):
             await bus.end()
@@ -294,7 +323,9 @@ async def test_an_instance_that_has_only_been_asked_for_its_health_begins_with_t
         await store(bus, make("m1", "a"))
 
 
-async def test_a_log_that_falls_back_into_a_former_epoch_begins_a_new_one(server: RedisServer) -> None:
+async def test_a_log_that_falls_back_into_a_former_epoch_begins_a_new_one(
+    server: RedisServer,
+) -> None:
     async with opened(server) as bus, Push(bus) as push:
         first = bus.epoch
         (position,) = await store(bus, make("m1", "a"))
@@ -318,11 +349,15 @@ async def become(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_log_that_is_emptied_under_open_connections_begins_anew_and_is_told(server: RedisServer) -> None:
+async def test_a_log_that_is_emptied_under_open_connections_begins_anew_and_is_told(
+    server: RedisServer,
+) -> None:
     async with opened(server) as one, opened(server) as two, Push(one) as push, Push(two):
         sink = FakeSink()
         subscription = Subscription(frozenset({"a"}), PlainView())
-        push.subscribe(Connection("c", sink), subscription, await push.start_at(None), lambda _: b"open\n")
+        push.subscribe(
+            Connection("c", sink), subscription, await push.start_at(None), lambda _: b"open\n"
+        )
         await store(two, make("m1", "a"))
         await become(lambda: sink.ids == ["m1"])
         with server.client() as client:
@@ -359,6 +394,8 @@ async def test_a_bus_that_is_closed_refuses(server: RedisServer) -> None:
     assert isinstance(refused, BusUnavailable)
 
 
-async def test_streams_are_admitted_from_the_moment_that_the_bus_was_reached(server: RedisServer) -> None:
+async def test_streams_are_admitted_from_the_moment_that_the_bus_was_reached(
+    server: RedisServer,
+) -> None:
     async with opened(server) as bus, Push(bus) as push:
         push.admit()

@@ -1,4 +1,6 @@
-"""Credentials and limiter over Redis keep their contracts for several instances, and Redis gets to know no secret."""
+"""Credentials and limiter over Redis keep their contracts for several instances, and Redis gets to
+know no secret.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -47,7 +49,9 @@ class TestRedisCredentials(credentials.CredentialsContract):
         target = RedisTarget.from_url(self.server.url)
         async with AsyncExitStack() as stack:
             instances = [
-                await stack.enter_async_context(RedisCredentials(target, lifetime=credentials.LIFETIME))
+                await stack.enter_async_context(
+                    RedisCredentials(target, lifetime=credentials.LIFETIME)
+                )
                 for _ in range(INSTANCES)
             ]
             # Redis keeps the time itself: only here does a test let it pass.
@@ -74,14 +78,21 @@ class TestRedisCredentials(credentials.CredentialsContract):
                 client.zadd("{msgpush}:revoked", {"planet:mars": 1, b"\xff": 2})
             assert [each.value for each in await opened.instances[0].revocations()] == ["t1"]
 
-    async def test_revocations_have_an_end_in_redis_and_a_clock_that_is_ahead_takes_none_away(self) -> None:
+    async def test_revocations_have_an_end_in_redis_and_a_clock_that_is_ahead_takes_none_away(
+        self,
+    ) -> None:
         async with self.open() as opened:
-            made = [Revocation("jti", "t1", opened.now()), Revocation("jti", "t2", opened.now() + 10 * LIFETIME)]
+            made = [
+                Revocation("jti", "t1", opened.now()),
+                Revocation("jti", "t2", opened.now() + 10 * LIFETIME),
+            ]
             for each in made:
                 await opened.instances[0].revoke(each)
             assert {each.value for each in await opened.instances[0].revocations()} == {"t1", "t2"}
             with self.server.client() as client:
-                assert 11 * LIFETIME - 5 < client.pttl("{msgpush}:revoked") / 1000 <= 11 * LIFETIME + 1
+                assert (
+                    11 * LIFETIME - 5 < client.pttl("{msgpush}:revoked") / 1000 <= 11 * LIFETIME + 1
+                )
 
     async def test_a_full_redis_takes_revocations(self) -> None:
         async with self.open() as opened:
@@ -92,7 +103,9 @@ class TestRedisCredentials(credentials.CredentialsContract):
                     with pytest.raises(BusUnavailable):
                         await opened.instances[0].add_ticket("d", made, 60)
                     for number in range(2):
-                        await opened.instances[0].revoke(Revocation("jti", f"t{number}", opened.now()))
+                        await opened.instances[0].revoke(
+                            Revocation("jti", f"t{number}", opened.now())
+                        )
                 finally:
                     client.config_set("maxmemory", "0")
             assert {each.value for each in await opened.instances[0].revocations()} == {"t0", "t1"}
@@ -123,14 +136,19 @@ class TestRedisLimiter(limiter.LimiterContract):
     async def open(self, rate: float) -> AsyncIterator[limiter.Opened]:
         target = RedisTarget.from_url(self.server.url)
         async with AsyncExitStack() as stack:
-            instances = [await stack.enter_async_context(RedisLimiter(target, rate)) for _ in range(INSTANCES)]
+            instances = [
+                await stack.enter_async_context(RedisLimiter(target, rate))
+                for _ in range(INSTANCES)
+            ]
             yield limiter.Opened(list(instances), asyncio.sleep)
 
     async def kept_at_most(self, limiter: Limiter, number: int) -> None:
         with self.server.client() as client:
             assert client.dbsize() <= number
 
-    async def test_a_clock_that_steps_back_empties_no_bucket_for_longer_than_it_takes_to_fill(self) -> None:
+    async def test_a_clock_that_steps_back_empties_no_bucket_for_longer_than_it_takes_to_fill(
+        self,
+    ) -> None:
         async with self.open(10) as opened:
             with self.server.client() as client:
                 client.set(f"{HASH_TAG}:rate:bob", str((now(self.server) + 3_600) * 1000))

@@ -1,4 +1,6 @@
-"""What can go wrong with Redis and with instances, under load: what was accepted arrives once, in order, or is told."""
+"""What can go wrong with Redis and with instances, under load: what was accepted arrives once, in
+order, or is told.
+"""
 
 import asyncio
 import json
@@ -18,7 +20,14 @@ from msgpush.domain import delivery
 from msgpush.domain.errors import BusUnavailable
 from tests.support.client import SseClient
 from tests.support.load import Load
-from tests.support.redis_servers import ClusterGroup, RedisServer, SentinelGroup, free_port, redis_binary, valkey_binary
+from tests.support.redis_servers import (
+    ClusterGroup,
+    RedisServer,
+    SentinelGroup,
+    free_port,
+    redis_binary,
+    valkey_binary,
+)
 from tests.support.service import ServiceProcess, ThreadedService, eventually
 
 
@@ -71,7 +80,9 @@ def test_redis_killed_and_restarted_empty_is_told_as_a_reset(redis: RedisServer)
     assert load.gaps["reset"] >= len(load.subscribers)
 
 
-def test_redis_that_hangs_for_five_seconds_makes_refusals_within_two_and_loses_nothing(redis: RedisServer) -> None:
+def test_redis_that_hangs_for_five_seconds_makes_refusals_within_two_and_loses_nothing(
+    redis: RedisServer,
+) -> None:
     def hang(load: Load) -> None:
         redis.pause()
         load.run(5)
@@ -96,7 +107,9 @@ def test_connections_that_are_cut_at_random_cost_nobody_a_message(valkey: RedisS
     assert not load.gaps
 
 
-def test_a_log_that_is_trimmed_past_an_instance_is_made_up_for_from_the_histories(valkey: RedisServer) -> None:
+def test_a_log_that_is_trimmed_past_an_instance_is_made_up_for_from_the_histories(
+    valkey: RedisServer,
+) -> None:
     def trim(load: Load) -> None:
         with valkey.client() as client:
             for _ in range(40):
@@ -130,8 +143,13 @@ def test_an_instance_that_is_killed_takes_nothing_along(valkey: RedisServer) -> 
     assert not load.gaps
 
 
-def test_an_instance_whose_tail_is_held_back_still_gives_everything_in_order(valkey: RedisServer) -> None:
-    with ThreadedService(redis_url=valkey.url) as slow, ServiceProcess(REDIS_URL=valkey.url) as other:
+def test_an_instance_whose_tail_is_held_back_still_gives_everything_in_order(
+    valkey: RedisServer,
+) -> None:
+    with (
+        ThreadedService(redis_url=valkey.url) as slow,
+        ServiceProcess(REDIS_URL=valkey.url) as other,
+    ):
         link = slow.push.bus._tail_link  # type: ignore[attr-defined]
         call = link.call
 
@@ -191,12 +209,16 @@ def test_streams_stay_open_and_heartbeat_while_redis_is_away(valkey: RedisServer
             eventually(lambda: httpx.get(f"{base}/health/ready").status_code == 200)
             valkey.kill()
             began = time.monotonic()
-            refused = httpx.post(f"{base}/api/v1/messages/send", json={"type": "info", "service": "s"})
+            refused = httpx.post(
+                f"{base}/api/v1/messages/send", json={"type": "info", "service": "s"}
+            )
             assert refused.status_code == 503
             assert 1 <= int(refused.headers["retry-after"]) <= 5
             assert time.monotonic() - began < 2
             assert httpx.get(f"{base}/health").status_code == 503
-            assert httpx.get(f"{base}/health/ready").status_code == 200, "or every instance would leave the proxy"
+            assert httpx.get(f"{base}/health/ready").status_code == 200, (
+                "or every instance would leave the proxy"
+            )
             assert httpx.get(f"{base}/health/live").status_code == 200
             assert [stream.next().type for _ in range(3)] == ["msgpush.heartbeat"] * 3
             assert 10_000 <= (eventually(lambda: _refusal(service.port)) or 0) <= 30_000
@@ -205,7 +227,9 @@ def test_streams_stay_open_and_heartbeat_while_redis_is_away(valkey: RedisServer
             eventually(lambda: httpx.get(f"{base}/health").status_code == 200)
             assert time.monotonic() - back < 5
             message = {"type": "info", "service": "s", "channels": ["a"], "id": "m1"}
-            eventually(lambda: httpx.post(f"{base}/api/v1/messages/send", json=message).status_code == 202)
+            eventually(
+                lambda: httpx.post(f"{base}/api/v1/messages/send", json=message).status_code == 202
+            )
             types = []
             while "message" not in types:
                 types.append(stream.next().type)
@@ -245,7 +269,9 @@ def test_a_start_without_redis_waits_for_it_and_says_so() -> None:
         assert _refusal(service.port)
         with RedisServer(port=port):
             eventually(lambda: httpx.get(f"{base}/health/ready").status_code == 200)
-            answer = httpx.post(f"{base}/api/v1/messages/send", json={"type": "info", "service": "s"})
+            answer = httpx.post(
+                f"{base}/api/v1/messages/send", json={"type": "info", "service": "s"}
+            )
             assert answer.status_code == 202
 
 
@@ -254,14 +280,19 @@ def test_an_instance_that_reads_nothing_back_is_not_ready(valkey: RedisServer) -
         assert httpx.get(f"http://127.0.0.1:{service.port}/health/ready").status_code == 200
         probing = service.push._delivery
         eventually(lambda: probing._probed is None)
-        probing._probed = time.monotonic() - 16  # a probe that was taken 16 seconds ago, and hasn't come back
+        probing._probed = (
+            time.monotonic() - 16
+        )  # a probe that was taken 16 seconds ago, and hasn't come back
         answer = httpx.get(f"http://127.0.0.1:{service.port}/health/ready")
         assert answer.status_code == 503
         assert answer.json()["reason"] == "what is published doesn't come back from the bus"
 
 
 WRITES_REFUSED = {
-    "too few replicas": ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0"),
+    "too few replicas": (
+        "CONFIG SET min-replicas-to-write 1",
+        "CONFIG SET min-replicas-to-write 0",
+    ),
     "full": ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0"),
     "no right": ("ACL SETUSER default -xadd", "ACL SETUSER default +xadd"),
     "a replica": ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
@@ -278,7 +309,10 @@ OWN_WORDS = {
 
 @pytest.mark.parametrize("refusal", WRITES_REFUSED)
 def test_a_redis_that_answers_and_refuses_to_write_is_told_by_health_metrics_and_log(
-    valkey: RedisServer, refusal: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    valkey: RedisServer,
+    refusal: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(delivery, "PROBE_INTERVAL", 0.1)
     monkeypatch.setattr(delivery, "PROBE_AGAIN", 0.1)
@@ -306,7 +340,9 @@ def test_a_redis_that_answers_and_refuses_to_write_is_told_by_health_metrics_and
         eventually(lambda: status("/health") == 503)
         assert OWN_WORDS[refusal] in httpx.get(f"{base}/health").json()["reason"]
         assert not up()
-        assert (status("/health/ready"), status("/health/live")) == (200, 200), "as if it could not be reached"
+        assert (status("/health/ready"), status("/health/live")) == (200, 200), (
+            "as if it could not be reached"
+        )
         eventually(lambda: logged(OWN_WORDS[refusal]) == 1)
         before = logged(well_again)
         client.execute_command(*allow.split())
@@ -316,7 +352,9 @@ def test_a_redis_that_answers_and_refuses_to_write_is_told_by_health_metrics_and
         assert logged(OWN_WORDS[refusal]) == 1
 
 
-def test_an_instance_whose_redis_has_never_taken_a_message_is_not_ready(valkey: RedisServer) -> None:
+def test_an_instance_whose_redis_has_never_taken_a_message_is_not_ready(
+    valkey: RedisServer,
+) -> None:
     with valkey.client() as client, ThreadedService(redis_url=valkey.url):
         client.config_set("min-replicas-to-write", "1")
     with ServiceProcess(REDIS_URL=valkey.url) as service:
@@ -324,10 +362,14 @@ def test_an_instance_whose_redis_has_never_taken_a_message_is_not_ready(valkey: 
         assert httpx.get(f"http://127.0.0.1:{service.port}/health/live").status_code == 200
         with valkey.client() as client:
             client.config_set("min-replicas-to-write", "0")
-        eventually(lambda: httpx.get(f"http://127.0.0.1:{service.port}/health/ready").status_code == 200)
+        eventually(
+            lambda: httpx.get(f"http://127.0.0.1:{service.port}/health/ready").status_code == 200
+        )
 
 
-def test_a_close_that_is_sent_while_an_instance_has_lost_redis_reaches_it(valkey: RedisServer) -> None:
+def test_a_close_that_is_sent_while_an_instance_has_lost_redis_reaches_it(
+    valkey: RedisServer,
+) -> None:
     with ExitStack() as stack:
         cut_off = stack.enter_context(ThreadedService(redis_url=valkey.url))
         other = stack.enter_context(ServiceProcess(REDIS_URL=valkey.url))

@@ -1,4 +1,6 @@
-"""Redis lets nobody in between a script's commands, but undoes none: what was stopped halfway is completed."""
+"""Redis lets nobody in between a script's commands, but undoes none: what was stopped halfway is
+completed.
+"""
 
 import asyncio
 import json
@@ -72,7 +74,9 @@ def drafts(prefix: str) -> list[Draft]:
 class Pair:
     """Two instances on one Redis, and a reader of all channels at each."""
 
-    def __init__(self, server: RedisServer, buses: Sequence[RedisBus], pushes: Sequence[Push]) -> None:
+    def __init__(
+        self, server: RedisServer, buses: Sequence[RedisBus], pushes: Sequence[Push]
+    ) -> None:
         self.server, self.buses, self.pushes = server, buses, pushes
         self.sinks: list[FakeSink] = []
 
@@ -80,11 +84,18 @@ class Pair:
         for push in self.pushes:
             sink = FakeSink()
             subscription = Subscription(frozenset(CHANNELS), PlainView())
-            push.subscribe(Connection(f"c{id(push)}", sink), subscription, await push.start_at(None), lambda _: b"\n")
+            push.subscribe(
+                Connection(f"c{id(push)}", sink),
+                subscription,
+                await push.start_at(None),
+                lambda _: b"\n",
+            )
             self.sinks.append(sink)
 
     async def settle(self) -> None:
-        """The epoch and a probe of each are in the log, and both have read it: nothing more happens by itself."""
+        """The epoch and a probe of each are in the log, and both have read it: nothing more happens
+        by itself.
+        """
         async with asyncio.timeout(10):
             while True:
                 end = await self.buses[0].end()
@@ -93,7 +104,9 @@ class Pair:
                 await asyncio.sleep(0.002)
 
     async def have(self, *ids: str) -> None:
-        """The log, both readers and each channel's history have exactly these messages, in the log's order, no gap."""
+        """The log, both readers and each channel's history have exactly these messages, in the
+        log's order, no gap.
+        """
         with self.server.client() as client:
             texts = [fields[b"m"].partition(b"\n")[2] for _, fields in client.xrange(LOG)]
             order = [json.loads(text)["id"] for text in texts if b'"id"' in text]
@@ -173,9 +186,13 @@ async def test_completing_a_call_may_be_stopped_at_any_write_and_begun_again(
     assert number > 1
 
 
-async def test_a_right_that_is_taken_and_given_back_stops_publishing_only_while_it_is_gone(server: RedisServer) -> None:
+async def test_a_right_that_is_taken_and_given_back_stops_publishing_only_while_it_is_gone(
+    server: RedisServer,
+) -> None:
     with server.client() as client:
-        client.execute_command("ACL", "SETUSER", "app", "on", ">pw", f"~{HASH_TAG}:*", "+@all", "-@dangerous")
+        client.execute_command(
+            "ACL", "SETUSER", "app", "on", ">pw", f"~{HASH_TAG}:*", "+@all", "-@dangerous"
+        )
     limited = server.url.replace("//", "//app:pw@")
     for right in ("pexpire", "set", "xadd", "hset", "pttl", "mget"):
         async with RedisBus(RedisTarget.from_url(limited)) as bus, Push(bus) as push:
@@ -191,7 +208,9 @@ async def test_a_right_that_is_taken_and_given_back_stops_publishing_only_while_
             assert [id for id in ids if id.startswith(right)] == [f"{right}{n}" for n in range(3)]
 
 
-async def test_a_log_that_ends_after_its_head_is_mended_whoever_has_left_it_so(server: RedisServer) -> None:
+async def test_a_log_that_ends_after_its_head_is_mended_whoever_has_left_it_so(
+    server: RedisServer,
+) -> None:
     # As an earlier release did, which leaves no word that a call is under way.
     async with opened(server) as pair:
         one = pair.buses[0]
@@ -199,7 +218,9 @@ async def test_a_log_that_ends_after_its_head_is_mended_whoever_has_left_it_so(s
         with server.client() as client:
             head = client.hgetall(f"{HASH_TAG}:head")
             await one.append([make("half", "a", "b")])
-            client.hset(f"{HASH_TAG}:head", mapping={name: head[name] for name in (b"ms", b"seq", b"tag")})
+            client.hset(
+                f"{HASH_TAG}:head", mapping={name: head[name] for name in (b"ms", b"seq", b"tag")}
+            )
             for channel in CHANNELS:
                 client.delete(f"{HASH_TAG}:last:{channel}")
         async with asyncio.timeout(10):
@@ -237,7 +258,9 @@ async def test_a_channel_whose_keys_are_broken_stops_no_other_and_is_told_as_a_g
         with server.client() as client:
             client.set(f"{HASH_TAG}:history:broken", "no stream")
             client.lpush(f"{HASH_TAG}:last:broken", "no string")
-        drafts_of_many = [make(f"m{n}", "broken", "a") if n == 3 else make(f"m{n}", "a") for n in range(6)]
+        drafts_of_many = [
+            make(f"m{n}", "broken", "a") if n == 3 else make(f"m{n}", "a") for n in range(6)
+        ]
         if halfway:
             script, one._append_script = one._append_script, stopped_at(APPEND, 22)
             assert STOPPED in str((await one.append(drafts_of_many))[3])
@@ -248,7 +271,9 @@ async def test_a_channel_whose_keys_are_broken_stops_no_other_and_is_told_as_a_g
         for channel in ("a", "service:tests"):
             history = await pair.pushes[0].history(channel, None, 100)
             ids = [json.loads(bytes(each))["id"] for each in history.messages]
-            assert sorted(ids) == sorted([*(f"m{n}" for n in range(6)), "after0", "after1", "after2"])
+            assert sorted(ids) == sorted(
+                [*(f"m{n}" for n in range(6)), "after0", "after1", "after2"]
+            )
         with server.client() as client:
             client.delete(f"{HASH_TAG}:history:broken")
         (page,) = await one.history(["broken"], cursor, 10)
@@ -286,8 +311,12 @@ async def test_a_redis_that_refuses_to_complete_a_call_can_be_read_and_commanded
                 await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("said", [b"what is this", b"\xff\x00", b"1-1 aaaaaaaa", b"v2 1-1 aaaaaaaa "])
-async def test_a_word_that_nobody_understands_stops_nothing_for_ever(server: RedisServer, said: bytes) -> None:
+@pytest.mark.parametrize(
+    "said", [b"what is this", b"\xff\x00", b"1-1 aaaaaaaa", b"v2 1-1 aaaaaaaa "]
+)
+async def test_a_word_that_nobody_understands_stops_nothing_for_ever(
+    server: RedisServer, said: bytes
+) -> None:
     async with opened(server) as pair:
         with server.client() as client:
             client.hset(f"{HASH_TAG}:head", "open", said)
@@ -298,7 +327,9 @@ async def test_a_word_that_nobody_understands_stops_nothing_for_ever(server: Red
             assert "stored halfway" in str(results[0])
 
 
-async def test_a_log_without_its_head_that_ends_with_what_is_not_ours_begins_anew(server: RedisServer) -> None:
+async def test_a_log_without_its_head_that_ends_with_what_is_not_ours_begins_anew(
+    server: RedisServer,
+) -> None:
     async with opened(server) as pair:
         await pair.buses[0].append(drafts("before"))
         with server.client() as client:

@@ -1,4 +1,6 @@
-"""Connections to Redis that many callers share: nobody's going, nor their number, disturbs the others."""
+"""Connections to Redis that many callers share: nobody's going, nor their number, disturbs the
+others.
+"""
 
 import asyncio
 import time
@@ -29,9 +31,15 @@ def server() -> Iterator[RedisServer]:
 
 
 def connections(server: RedisServer) -> dict[str, str]:
-    """The server's connections of ours: each one's name, and the number that the server knows it by."""
+    """The server's connections of ours: each one's name, and the number that the server knows it
+    by.
+    """
     with server.client() as client:
-        return {each["name"]: each["id"] for each in client.client_list() if each["name"].startswith("msgpush")}
+        return {
+            each["name"]: each["id"]
+            for each in client.client_list()
+            if each["name"].startswith("msgpush")
+        }
 
 
 class Everything:
@@ -99,7 +107,9 @@ async def test_a_server_that_hangs_fails_all_who_wait_at_once(server: RedisServe
         server.pause()
         stack.callback(server.resume)
         began = time.monotonic()
-        results = await asyncio.gather(*(link.call("PING") for _ in range(200)), return_exceptions=True)
+        results = await asyncio.gather(
+            *(link.call("PING") for _ in range(200)), return_exceptions=True
+        )
         took = time.monotonic() - began
     assert all(isinstance(each, BusUnavailable) for each in results)
     assert took < 2 * 1.5, "a time limit and a quarter, not one for each group that waits"
@@ -132,7 +142,9 @@ async def test_a_link_that_is_closed_refuses_those_who_wait(server: RedisServer)
 async def test_a_database_that_the_server_has_not_is_named_with_what_to_do() -> None:
     with RedisServer(extra=("--databases", "1")) as small:
         async with RedisBus(RedisTarget.from_url(small.url.replace("/0", "/2"))) as bus:
-            with pytest.raises(BusUnavailable, match=r"the server has no database 2; use 0: REDIS_DB=0"):
+            with pytest.raises(
+                BusUnavailable, match=r"the server has no database 2; use 0: REDIS_DB=0"
+            ):
                 await bus.end()
 
 

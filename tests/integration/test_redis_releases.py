@@ -1,4 +1,6 @@
-"""Instances are replaced one by one: this release and a later one read each other's entries on the same Redis."""
+"""Instances are replaced one by one: this release and a later one read each other's entries on the
+same Redis.
+"""
 
 import asyncio
 import json
@@ -35,7 +37,9 @@ def empty(server: RedisServer) -> None:
 
 
 class LaterBus(RedisBus):
-    """A release to come: its headers have more words, its entries more fields, its head too, and it has more kinds."""
+    """A release to come: its headers have more words, its entries more fields, its head too, and it
+    has more kinds.
+    """
 
     more = "'m', stored, 'later', 'what is this', 'n', '1'"
 
@@ -43,7 +47,9 @@ class LaterBus(RedisBus):
         super().__init__(target)
         more = self.more
         assert APPEND.count("'m', stored") == 2
-        self._append_script = Script(APPEND.replace("'m', stored", more).replace("'open', '')", "'open', '', 'z', 1)"))
+        self._append_script = Script(
+            APPEND.replace("'m', stored", more).replace("'open', '')", "'open', '', 'z', 1)")
+        )
 
     def _plan(self, group: list[Draft], tag: bytes) -> tuple[list[str], list[bytes]]:
         keys, (plan, *stored) = super()._plan(group, tag)
@@ -57,7 +63,9 @@ class FirstBus(LaterBus):
 
     def __init__(self, target: RedisTarget) -> None:
         super().__init__(target)
-        self._append_script = Script(self._append_script.text.replace("id, 'p',", "id, 'later', 'm', 'p',"))
+        self._append_script = Script(
+            self._append_script.text.replace("id, 'p',", "id, 'later', 'm', 'p',")
+        )
 
 
 def of_kind(kind: str, *channels: str) -> Draft:
@@ -79,7 +87,9 @@ class Instance:
 
 
 @asynccontextmanager
-async def instances(server: RedisServer, *kinds: type[RedisBus]) -> AsyncIterator[Sequence[Instance]]:
+async def instances(
+    server: RedisServer, *kinds: type[RedisBus]
+) -> AsyncIterator[Sequence[Instance]]:
     target = RedisTarget.from_url(server.url)
     async with AsyncExitStack() as stack:
         buses = [await stack.enter_async_context(kind(target)) for kind in kinds]
@@ -114,13 +124,16 @@ async def test_a_later_release_and_this_one_serve_the_same_streams_while_instanc
                 ids.append(f"{name}{n}")
                 (stored,) = await each.bus.append([make(ids[-1], "a")])
                 assert isinstance(stored, Stored)
-            await later.bus.append([of_kind("redelivery", "a"), of_kind("acknowledged", "b"), of_kind("receipt")])
+            await later.bus.append(
+                [of_kind("redelivery", "a"), of_kind("acknowledged", "b"), of_kind("receipt")]
+            )
             if n == 10:
                 await received(sinks[0], ids)
                 cut_off(server)
         for sink in sinks:
             await received(sink, ids)
-        # A retry at the other release is the same message, and what was published is resumed at both.
+        # A retry at the other release is the same message, and what was published is resumed at
+        # both.
         (again,) = await now.bus.append([make("later0", "a")])
         assert isinstance(again, Stored)
         assert again.duplicate
@@ -132,18 +145,25 @@ async def test_a_later_release_and_this_one_serve_the_same_streams_while_instanc
             assert history.gap is None
         assert now.bus.unknown == 60
         assert now.bus.reachable
-        told = Counter(record.message for record in caplog.records if "not known here" in record.message)
-        assert list(told.values()) == [2, 2, 2], "each of the three kinds once, at each of the two instances"
+        told = Counter(
+            record.message for record in caplog.records if "not known here" in record.message
+        )
+        assert list(told.values()) == [2, 2, 2], (
+            "each of the three kinds once, at each of the two instances"
+        )
 
 
-async def test_a_call_that_a_later_release_has_left_halfway_is_completed_by_this_one(server: RedisServer) -> None:
+async def test_a_call_that_a_later_release_has_left_halfway_is_completed_by_this_one(
+    server: RedisServer,
+) -> None:
     async with instances(server, RedisBus) as (now,), instances(server, LaterBus) as (later,):
         sink = await now.subscribe()
         head = f"{HASH_TAG}:head"
         with server.client() as client:
             before = client.hgetall(head)
             await later.bus.append([make("half", "a")])
-            # As it would be where it was stopped before its last write, with a plan that nobody here understands.
+            # As it would be where it was stopped before its last write, with a plan that nobody
+            # here understands.
             (at, fields) = client.xrevrange(LOG, count=1)[0]
             tag = fields[b"m"][:TAG]
             client.hset(head, mapping={name: before[name] for name in (b"ms", b"seq", b"tag")})

@@ -44,7 +44,13 @@ async def test_the_documented_rights_are_enough_for_everything_and_all_are_used(
         assert admin.acl_log() == [], "nothing was refused"
         given = {each[1:] for each in line if each.startswith("+")}
         # AUTH needs no right, and the rest is what this test asks.
-        assert used(server) - given <= {"auth", "info", "acl|log", "client|setinfo", "config|resetstat"}
+        assert used(server) - given <= {
+            "auth",
+            "info",
+            "acl|log",
+            "client|setinfo",
+            "config|resetstat",
+        }
         assert given - used(server) == set(), "each is used"
 
 
@@ -58,7 +64,8 @@ async def do_everything(url: str) -> None:
     target = RedisTarget.from_url(url)
     async with AsyncExitStack() as stack:
         bus, other_bus = [
-            await stack.enter_async_context(RedisBus(target, wait_replicas=replicas)) for replicas in (1, 0)
+            await stack.enter_async_context(RedisBus(target, wait_replicas=replicas))
+            for replicas in (1, 0)
         ]
         credentials = await stack.enter_async_context(RedisCredentials(target, lifetime=60))
         push = await stack.enter_async_context(Push(bus, credentials=credentials))
@@ -74,14 +81,18 @@ async def do_everything(url: str) -> None:
         await publish(bus)
         sink = FakeSink()
         subscription = Subscription(frozenset({"a"}), PlainView())
-        other.subscribe(Connection("c1", sink), subscription, await other.start_at("earliest"), lambda _: b"\n")
+        other.subscribe(
+            Connection("c1", sink), subscription, await other.start_at("earliest"), lambda _: b"\n"
+        )
         assert (await push.history("a", None, 10)).gap is None
 
         ticket = Ticket("s", ("a",), time.time() + 50, None, None)
         for digest in ("d1", "d2"):
             await credentials.add_ticket(digest, ticket, 40)
         assert await credentials.ticket("d2") == ticket
-        assert await credentials.claim("d2", "s", connection="c1", before="", until=time.time() + 50)
+        assert await credentials.claim(
+            "d2", "s", connection="c1", before="", until=time.time() + 50
+        )
         assert await credentials.holder("d2") == "c1"
         await credentials.revoke(Revocation("jti", "x", time.time()))
         assert await credentials.revocations()
@@ -102,7 +113,10 @@ async def publish(bus: RedisBus) -> None:
     (unconfirmed,) = await bus.append([make("m0", "a")])
     assert "replicas" in str(unconfirmed)
     bus._wait_replicas = 0
-    script, bus._append_script = bus._append_script, Script(APPEND.replace("call('SET', KEYS", "call('NOSUCH', KEYS"))
+    script, bus._append_script = (
+        bus._append_script,
+        Script(APPEND.replace("call('SET', KEYS", "call('NOSUCH', KEYS")),
+    )
     (stopped,) = await bus.append([make("m1", "a", ttl=600_000)])
     assert isinstance(stopped, BusUnavailable)
     bus._append_script = script

@@ -1,4 +1,6 @@
-"""The roster over Redis keeps the contract for several instances, costs Redis little, and forgets who has died."""
+"""The roster over Redis keeps the contract for several instances, costs Redis little, and forgets
+who has died.
+"""
 
 import signal
 import time
@@ -69,7 +71,9 @@ class TestRedisRoster(RosterContract):
             yield opened
 
 
-async def test_ten_thousand_connections_are_paged_without_a_look_at_other_keys(server: RedisServer) -> None:
+async def test_ten_thousand_connections_are_paged_without_a_look_at_other_keys(
+    server: RedisServer,
+) -> None:
     async with instances(server, 2) as opened:
         mine, others = opened.hubs
         for n in range(10_000):
@@ -81,7 +85,9 @@ async def test_ten_thousand_connections_are_paged_without_a_look_at_other_keys(s
             found, after = await opened.roster.connections(ConnectionFilter(), 1000, "04999")
             assert [each.id for each in found] == [f"{n:05}" for n in range(5000, 6000)]
             assert after == "05999"
-            (one,), _ = await opened.roster.connections(ConnectionFilter(frozenset({"user:9876"})), 100, None)
+            (one,), _ = await opened.roster.connections(
+                ConnectionFilter(frozenset({"user:9876"})), 100, None
+            )
             assert one.id == "09876"
             used = set(client.info("commandstats"))
         assert not used & {"cmdstat_keys", "cmdstat_scan", "cmdstat_hgetall", "cmdstat_hscan"}
@@ -130,7 +136,10 @@ def test_an_instance_that_has_died_is_gone_within_fifteen_seconds(server: RedisS
     with ExitStack() as stack:
         one, two = (stack.enter_context(ServiceProcess(REDIS_URL=server.url)) for _ in range(2))
         base = f"http://127.0.0.1:{two.port}/api/v1/connections"
-        streams = [stack.enter_context(SseClient(port, "/sse/stream/dying")) for port in (one.port, two.port)]
+        streams = [
+            stack.enter_context(SseClient(port, "/sse/stream/dying"))
+            for port in (one.port, two.port)
+        ]
 
         def listed() -> int:
             return len(httpx.get(base, params={"channel": "dying"}).json()["connections"])
@@ -150,7 +159,9 @@ def test_a_close_reaches_the_instance_that_has_the_connection(server: RedisServe
         stream = stack.enter_context(SseClient(one.port, "/sse/stream/closing"))
         stream.next()
         base = f"http://127.0.0.1:{two.port}/api/v1/connections"
-        listed = eventually(lambda: httpx.get(base, params={"channel": "closing"}).json()["connections"])
+        listed = eventually(
+            lambda: httpx.get(base, params={"channel": "closing"}).json()["connections"]
+        )
         assert httpx.delete(f"{base}/{listed[0]['id']}").status_code == 204
         assert stream.rest()[-1].data == '{"reason":"disconnected","reconnect":true}'
         eventually(lambda: httpx.delete(f"{base}/{listed[0]['id']}").status_code == 404)

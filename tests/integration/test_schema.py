@@ -1,8 +1,9 @@
-"""Any request to any operation that the API's description names, valid or not, is answered as the description says.
+"""Any request to any operation that the API's description names, valid or not, is answered as the
+description says.
 
-Schemathesis makes the requests from the description, so that an operation which is new there is tried without a word
-here. They are the same ones each time; `SCHEMA_EXAMPLES=500` in the environment asks for more of them.
-"""
+Schemathesis makes the requests from the description, so that an operation which is new there is
+tried without a word here. They are the same ones each time; `SCHEMA_EXAMPLES=500` in the
+environment asks for more of them."""
 
 import json
 import os
@@ -30,7 +31,10 @@ CURSORS = ("last_event_id", "lastEventId", "lastEventID")
 # What doesn't hold for an operation, since the description can't say all of it:
 EXCLUDED: dict[str, list[CheckFunction]] = {
     "revoke": [positive_data_acceptance],  # a moment in the future is refused
-    "batch": [positive_data_acceptance, negative_data_rejection],  # each message stands alone, and may be a conflict
+    "batch": [
+        positive_data_acceptance,
+        negative_data_rejection,
+    ],  # each message stands alone, and may be a conflict
 }
 # Operations with which no request succeeds that was made from the description alone.
 NEVER = {"closeConnection"}
@@ -43,7 +47,10 @@ OPENING = {
         "event": {"const": "msgpush.open"},
         "id": {"pattern": "^[A-Za-z0-9_.~-]{1,128}$"},
         "retry": {"minimum": 2000, "maximum": 5000},
-        "data": {"contentMediaType": "application/json", "contentSchema": {"required": ["connection", "channels"]}},
+        "data": {
+            "contentMediaType": "application/json",
+            "contentSchema": {"required": ["connection", "channels"]},
+        },
     },
 }
 
@@ -52,7 +59,9 @@ def described() -> schemathesis.BaseSchema:
     document: dict[str, Any] = msgspec.json.decode(openapi())
     # OpenAPI 3.1 has no words for what is in a stream.
     for operation in [each for path in document["paths"].values() for each in path.values()]:
-        answer = operation["responses"].get("200", {}).get("content", {}).get("text/event-stream", {})
+        answer = (
+            operation["responses"].get("200", {}).get("content", {}).get("text/event-stream", {})
+        )
         if "schema" in answer:
             answer["schema"] = OPENING
         content = operation.get("requestBody", {}).get("content", {})
@@ -80,7 +89,9 @@ def lines(_: SerializationContext, value: Any) -> bytes:
 
 
 def plain(value: Any) -> Any:
-    """The same JSON, with integers as such: to JSON Schema 60.0 is one, and as a ttl the service doesn't take it."""
+    """The same JSON, with integers as such: to JSON Schema 60.0 is one, and as a ttl the service
+    doesn't take it.
+    """
     if isinstance(value, dict):
         return {name: plain(each) for name, each in value.items()}
     if isinstance(value, list):
@@ -113,25 +124,36 @@ class Caller:
             # Each is valid by itself, and nothing can say that at most one is.
             for extra in [name for name in CURSORS if name in case.query][1:]:
                 del case.query[extra]
-        # What says the same as something that wins isn't looked at: a wrong one of these is let pass.
+        # What says the same as something that wins isn't looked at: a wrong one of these is let
+        # pass.
         has_id = isinstance(case.body, dict) and case.body.get("id") is not None
-        has_cursor = bool(case.headers.get("Last-Event-ID")) and not case.query.keys().isdisjoint(CURSORS)
+        has_cursor = bool(case.headers.get("Last-Event-ID")) and not case.query.keys().isdisjoint(
+            CURSORS
+        )
         response = case.call_and_validate(
             base_url=self._base_url,
             headers=self._headers,
             session=self._session,
-            excluded_checks=EXCLUDED.get(id, []) + [negative_data_rejection] * (has_id or has_cursor),
+            excluded_checks=EXCLUDED.get(id, [])
+            + [negative_data_rejection] * (has_id or has_cursor),
         )
         self.answered[id][response.status_code] += 1
         return response
 
 
-@pytest.fixture(scope="module", params=["in local mode", "with every permission", "with none", "without a token"])
+@pytest.fixture(
+    scope="module",
+    params=["in local mode", "with every permission", "with none", "without a token"],
+)
 def caller(request: pytest.FixtureRequest) -> Iterator[Caller]:
     name: str = request.param
     admin = token("tests", subscribe=["*"], publish=["*"], admin=True)
-    headers = {"with every permission": bearer(admin), "with none": bearer(token("somebody"))}.get(name, {})
-    keys: dict[str, Any] = {} if name == "in local mode" else {"jwt_secret": SECRET, "metrics_token": admin}
+    headers = {"with every permission": bearer(admin), "with none": bearer(token("somebody"))}.get(
+        name, {}
+    )
+    keys: dict[str, Any] = (
+        {} if name == "in local mode" else {"jwt_secret": SECRET, "metrics_token": admin}
+    )
     with ExitStack() as stack:
         service = stack.enter_context(ThreadedService(**keys))
         caller = stack.enter_context(Caller(name, service.port, headers))

@@ -25,7 +25,9 @@ STREAM = b"GET /sse/stream/a HTTP/1.1\r\nHost: localhost\r\n\r\n"
 @pytest.fixture(scope="module")
 def service() -> Iterator[ThreadedService]:
     limits = Limits(header_timeout=0.5, body_timeout=0.7, keep_alive=5)
-    with ThreadedService(limits, heartbeat_interval=0.5, write_timeout=1.0, history_length=200) as running:
+    with ThreadedService(
+        limits, heartbeat_interval=0.5, write_timeout=1.0, history_length=200
+    ) as running:
         yield running
 
 
@@ -40,7 +42,9 @@ def ids(events: object) -> list[str]:
     return [msgspec.json.decode(event.data)["id"] for event in events if event.type == "message"]
 
 
-def test_a_stream_gets_what_is_published_and_resumes_where_it_was_cut(service: ThreadedService) -> None:
+def test_a_stream_gets_what_is_published_and_resumes_where_it_was_cut(
+    service: ThreadedService,
+) -> None:
     with SseClient(service.port, "/sse/stream/resume") as stream:
         assert stream.next().type == "msgpush.open"
         publish(service.port, "r1", "resume")
@@ -75,7 +79,8 @@ def test_a_thousand_connects_and_disconnects_leave_nothing_behind(service: Threa
     tasks, leftovers = service.tasks(), service.push.hub.leftovers()
     for n in range(1000):
         with RawConnection(service.port) as connection:
-            # Streams, streams with a request pipelined behind, headers half sent, and nothing at all.
+            # Streams, streams with a request pipelined behind, headers half sent, and nothing at
+            # all.
             connection.send((STREAM, STREAM + GET, STREAM[:30], b"")[n % 4])
             if n % 4 == 0:
                 connection.read_until(b"\n\n")
@@ -124,7 +129,11 @@ def test_a_reader_that_never_reads_is_told_if_it_can_be_and_cut(service: Threade
         stalled.next()
         for n in range(300):
             publish(service.port, f"n{n}", "never", {"x": "y" * 5000})
-        eventually(lambda: not any("never" in service.push.hub.channels_of(c) for c in connections(service)))
+        eventually(
+            lambda: (
+                not any("never" in service.push.hub.channels_of(c) for c in connections(service))
+            )
+        )
 
 
 def connections(service: ThreadedService) -> list[Connection]:
@@ -136,26 +145,38 @@ def test_a_reader_that_the_log_has_left_behind_is_told(service: ThreadedService)
     with SseClient(service.port, "/sse/stream/trim?last_event_id=earliest") as stream:
         stream.take(2)
         last = stream.last_event_id
-    items = [{"type": "info", "service": "s", "channels": ["trim"], "id": f"t{n}"} for n in range(1, 500)]
+    items = [
+        {"type": "info", "service": "s", "channels": ["trim"], "id": f"t{n}"} for n in range(1, 500)
+    ]
     answer = request(service.port, "POST", "/api/v1/messages/batch", msgspec.json.encode(items))
     assert answer.json()["accepted"] == 499
     # The ring still has them all; the history alone would not.
     with SseClient(service.port, "/sse/stream/trim", {"Last-Event-ID": last}) as stream:
         assert stream.take(2)[1].type == "message"
-    history = request(service.port, "GET", f"/api/v1/channels/trim/messages?after={last}&limit=1000").json()
+    history = request(
+        service.port, "GET", f"/api/v1/channels/trim/messages?after={last}&limit=1000"
+    ).json()
     assert history["gap"] == {"channel": "trim", "after": last, "reason": "trimmed"}
 
 
 def test_heartbeats_come_while_nothing_else_does(service: ThreadedService) -> None:
     with SseClient(service.port, "/sse/stream/idle") as stream:
         opened, first, second = stream.take(3)
-    assert [opened.type, first.type, second.type] == ["msgpush.open", "msgpush.heartbeat", "msgpush.heartbeat"]
+    assert [opened.type, first.type, second.type] == [
+        "msgpush.open",
+        "msgpush.heartbeat",
+        "msgpush.heartbeat",
+    ]
     assert first.data == "{}"
 
 
-def test_a_body_that_is_too_large_is_refused_and_the_answer_can_be_read(service: ThreadedService) -> None:
+def test_a_body_that_is_too_large_is_refused_and_the_answer_can_be_read(
+    service: ThreadedService,
+) -> None:
     with RawConnection(service.port) as connection:
-        connection.send(b"POST /api/v1/messages/send HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000000\r\n\r\n")
+        connection.send(
+            b"POST /api/v1/messages/send HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000000\r\n\r\n"
+        )
         for _ in range(40):
             connection.send(b"x" * 100_000)
         answer = connection.read_all()
@@ -163,9 +184,13 @@ def test_a_body_that_is_too_large_is_refused_and_the_answer_can_be_read(service:
     assert b"application/problem+json" in answer
 
 
-def test_a_chunked_body_without_an_end_is_refused_when_it_is_too_large(service: ThreadedService) -> None:
+def test_a_chunked_body_without_an_end_is_refused_when_it_is_too_large(
+    service: ThreadedService,
+) -> None:
     with RawConnection(service.port) as connection:
-        connection.send(b"POST /api/v1/messages/send HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        connection.send(
+            b"POST /api/v1/messages/send HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         for _ in range(6):
             connection.send(b"10000\r\n" + b"x" * 65536 + b"\r\n")
         assert connection.read_all().startswith(b"HTTP/1.1 413 ")
@@ -230,7 +255,9 @@ def test_a_path_with_an_encoded_slash_is_refused_with_the_one_to_use(
     assert msgspec.json.decode(body)["detail"].partition("(%252F)")[2] == told
 
 
-def test_eight_megabytes_of_headers_are_refused_and_the_answer_can_be_read(service: ThreadedService) -> None:
+def test_eight_megabytes_of_headers_are_refused_and_the_answer_can_be_read(
+    service: ThreadedService,
+) -> None:
     with RawConnection(service.port) as connection:
         connection.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: ")
         for _ in range(80):
@@ -249,7 +276,9 @@ def test_a_connection_that_never_sends_is_closed(service: ThreadedService) -> No
         assert connection.read_all() == b""
 
 
-def test_a_body_that_takes_too_long_is_answered_with_408_and_nothing_is_stored(service: ThreadedService) -> None:
+def test_a_body_that_takes_too_long_is_answered_with_408_and_nothing_is_stored(
+    service: ThreadedService,
+) -> None:
     with RawConnection(service.port) as connection:
         connection.send(
             b"POST /api/v1/messages/send HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n"
@@ -289,7 +318,9 @@ def test_expect_100_continue_is_answered(service: ThreadedService) -> None:
         connection.read_until(b"HTTP/1.1 202 ")
 
 
-def test_a_client_that_half_closes_after_its_request_gets_its_answer(service: ThreadedService) -> None:
+def test_a_client_that_half_closes_after_its_request_gets_its_answer(
+    service: ThreadedService,
+) -> None:
     with RawConnection(service.port) as connection:
         connection.send(GET)
         connection.half_close()
@@ -308,9 +339,13 @@ def test_a_stream_whose_client_half_closed_at_once_ends(service: ThreadedService
     eventually(lambda: service.tasks() <= tasks)
 
 
-def test_a_request_that_was_answered_before_its_body_came_is_not_answered_twice(service: ThreadedService) -> None:
+def test_a_request_that_was_answered_before_its_body_came_is_not_answered_twice(
+    service: ThreadedService,
+) -> None:
     with RawConnection(service.port) as connection:
-        connection.send(b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\nxxx")
+        connection.send(
+            b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\nxxx"
+        )
         received = connection.read_all()
     assert received.startswith(b"HTTP/1.1 404 ")
     assert received.count(b"HTTP/1.1 ") == 1
@@ -326,7 +361,10 @@ def test_an_upgrade_is_answered_as_a_plain_request(service: ThreadedService) -> 
 
 
 def test_http_1_0_gets_a_stream_without_chunks_where_the_service_is_open() -> None:
-    with ThreadedService(enable_auth=False) as open_service, RawConnection(open_service.port) as connection:
+    with (
+        ThreadedService(enable_auth=False) as open_service,
+        RawConnection(open_service.port) as connection,
+    ):
         connection.send(b"GET /sse/stream/old HTTP/1.0\r\n\r\n")
         received = connection.read_until(b"msgpush.open")
         publish(open_service.port, "o1", "old")
@@ -352,7 +390,8 @@ def test_sigterm_drains_200_streams_and_exits_with_0() -> None:
             process.signal(signal.SIGTERM)
             began = time.monotonic()
             with SseClient(process.port, "/sse/stream/a") as late:
-                # The listening socket stays open: a stream that comes now is told to come back later.
+                # The listening socket stays open: a stream that comes now is told to come back
+                # later.
                 eventually_close = late.rest()[-1]
             assert "reconnect" in eventually_close.data
             for stream in streams:
@@ -419,7 +458,10 @@ def test_what_others_have_set_stops_no_start_and_a_key_comes_from_a_file(tmp_pat
         REDIS_PORT="tcp://10.0.0.1:6379",
         LOG_LENGTH="none",
     ) as process:
-        assert request(process.port, "HEAD", "/sse/user/alice", headers=bearer(token("alice"))).status == 200
+        assert (
+            request(process.port, "HEAD", "/sse/user/alice", headers=bearer(token("alice"))).status
+            == 200
+        )
         assert request(process.port, "HEAD", "/sse/user/alice").status == 401
         warnings = [line["event"] for line in process.log if line["level"] == "warning"]
     assert warnings == [
@@ -472,7 +514,9 @@ def test_fewer_open_files_than_streams_lower_the_limit_with_a_warning() -> None:
 
 
 @pytest.mark.parametrize("root", ["/push", "/sse/user", "/api/v1/channels"])
-def test_under_a_prefix_everything_works_as_without_whether_the_proxy_strips_it_or_not(root: str) -> None:
+def test_under_a_prefix_everything_works_as_without_whether_the_proxy_strips_it_or_not(
+    root: str,
+) -> None:
     with ServiceProcess(ROOT_PATH=root) as process:
         port = process.port
         for prefix in ("", root):
@@ -480,7 +524,9 @@ def test_under_a_prefix_everything_works_as_without_whether_the_proxy_strips_it_
             with SseClient(port, f"{prefix}/sse/stream/{channel}") as stream:
                 assert stream.next().type == "msgpush.open"
                 body = {"type": "info", "service": "s", "channels": [channel], "id": channel}
-                sent = request(port, "POST", f"{prefix}/api/v1/messages/send", msgspec.json.encode(body))
+                sent = request(
+                    port, "POST", f"{prefix}/api/v1/messages/send", msgspec.json.encode(body)
+                )
                 assert sent.status == 202
                 assert ids([stream.next()]) == [channel]
             history = request(port, "GET", f"{prefix}/api/v1/channels/{channel}/messages")
@@ -489,7 +535,9 @@ def test_under_a_prefix_everything_works_as_without_whether_the_proxy_strips_it_
                 refused = request(port, "GET", f"{prefix}/sse/user/{name}")
                 assert refused.status == 400
                 told = msgspec.json.decode(refused.body)["detail"]
-                assert told.startswith(f'"user:{name}" is no channel name'), "all of the name, and no more"
+                assert told.startswith(f'"user:{name}" is no channel name'), (
+                    "all of the name, and no more"
+                )
             for path in ("/", "/docs"):
                 page = request(port, "GET", prefix + path)
                 assert page.status == 200

@@ -97,7 +97,9 @@ def test_local_mode_serves_nothing_under_another_name(local: ServiceProcess, hos
     refused_everywhere(local.port, {"Host": host})
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil.example", "file://"])
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://localhost.evil.example", "file://"]
+)
 def test_local_mode_serves_no_page_of_another_origin(local: ServiceProcess, origin: str) -> None:
     refused_everywhere(local.port, {"Origin": origin})
     preflight = {"Origin": origin, "Access-Control-Request-Method": "POST"}
@@ -111,7 +113,10 @@ def test_local_mode_serves_this_machine(local: ServiceProcess) -> None:
     assert curl is not None
     for host in ("localhost", "127.0.0.1"):
         base = f"http://{host}:{local.port}"
-        for arguments in ([f"{base}/api/v1/connections"], [f"{base}/api/v1/messages/send", "-d", MESSAGE.decode()]):
+        for arguments in (
+            [f"{base}/api/v1/connections"],
+            [f"{base}/api/v1/messages/send", "-d", MESSAGE.decode()],
+        ):
             result = subprocess.run(
                 [curl, "-sSf", "-4", "--noproxy", "*", *arguments], capture_output=True, check=False
             )
@@ -134,8 +139,14 @@ REFUSED = [
     (SEND + b"Content-Length: 5\r\n" + PAGE + b"\r\n1", 408),
     (SEND + b"Content-Length: 400000\r\n" + PAGE + b"\r\n", 413),
     (SEND + b"Transfer-Encoding: chunked\r\n" + PAGE + b"\r\n50000\r\n" + b"x" * 0x50000, 413),
-    (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + PAGE + b"Cookie: " + b"x" * 40_000 + b"\r\n\r\n", 431),
-    (b"GET / HTTP/1.1\r\nHost: localhost\r\nCookie: " + b"x" * 40_000 + b"\r\n" + PAGE + b"\r\n", 431),
+    (
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + PAGE + b"Cookie: " + b"x" * 40_000 + b"\r\n\r\n",
+        431,
+    ),
+    (
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nCookie: " + b"x" * 40_000 + b"\r\n" + PAGE + b"\r\n",
+        431,
+    ),
     (b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: localhost\r\n" + PAGE + b"\r\n", 431),
     (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + PAGE + b"Cookie: " + b"x" * 40_000, 431),
     (SEND + PAGE + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: " + b"x" * 40_000, 431),
@@ -145,7 +156,10 @@ REFUSED = [
 @pytest.fixture(scope="module")
 def paged() -> Iterator[ServiceProcess]:
     with ServiceProcess(
-        ENABLE_AUTH="false", CORS_ORIGINS='["https://*.example.com"]', HEADER_TIMEOUT="0.3", BODY_TIMEOUT="0.3"
+        ENABLE_AUTH="false",
+        CORS_ORIGINS='["https://*.example.com"]',
+        HEADER_TIMEOUT="0.3",
+        BODY_TIMEOUT="0.3",
     ) as running:
         yield running
 
@@ -160,7 +174,9 @@ def refusal(port: int, raw: bytes) -> tuple[int, list[str], str]:
     return int(first.split()[1]), cors, "\n".join(line for line in lines if line.startswith("vary"))
 
 
-@pytest.mark.parametrize(("raw", "status"), REFUSED, ids=[f"{n}-{status}" for n, (_, status) in enumerate(REFUSED)])
+@pytest.mark.parametrize(
+    ("raw", "status"), REFUSED, ids=[f"{n}-{status}" for n, (_, status) in enumerate(REFUSED)]
+)
 def test_pages_can_read_why_their_requests_were_refused_and_pages_of_others_cannot(
     paged: ServiceProcess, raw: bytes, status: int
 ) -> None:
@@ -177,7 +193,9 @@ def test_pages_can_read_why_their_requests_were_refused_and_pages_of_others_cann
         assert refusal(paged.port, raw.replace(PAGE, page)) == (status, [], "vary: origin")
 
 
-def test_a_refusal_in_local_mode_can_be_read_by_pages_of_this_machine(local: ServiceProcess) -> None:
+def test_a_refusal_in_local_mode_can_be_read_by_pages_of_this_machine(
+    local: ServiceProcess,
+) -> None:
     page = b"Origin: http://localhost:3000\r\n"
     for raw, status in REFUSED[:1] + REFUSED[6:7] + REFUSED[8:9]:
         got, cors, _ = refusal(local.port, raw.replace(PAGE, page))
@@ -201,21 +219,32 @@ def listen(port: int, **headers: str) -> SseClient:
 @needs_nginx
 def test_a_trusted_proxy_s_word_for_an_address_counts_and_no_client_s(tmp_path: Path) -> None:
     with (
-        ServiceProcess(JWT_SECRET=SECRET, TRUSTED_PROXIES='["127.0.0.1"]', MAX_CONNECTIONS_PER_ADDRESS="1") as service,
+        ServiceProcess(
+            JWT_SECRET=SECRET, TRUSTED_PROXIES='["127.0.0.1"]', MAX_CONNECTIONS_PER_ADDRESS="1"
+        ) as service,
         # nginx, whose word this is, says that everybody comes from there.
-        Nginx(tmp_path, service.port, service.port, changes=[("For $remote_addr;", "For 203.0.113.7;")]) as nginx,
+        Nginx(
+            tmp_path,
+            service.port,
+            service.port,
+            changes=[("For $remote_addr;", "For 203.0.113.7;")],
+        ) as nginx,
         listen(nginx.port) as first,
         listen(nginx.port, X_Forwarded_For="198.51.100.1") as second,
     ):
         assert first.next().type == "msgpush.open"
-        assert second.next().type == "msgpush.close", "its own word for where it comes from is worth nothing"
+        assert second.next().type == "msgpush.close", (
+            "its own word for where it comes from is worth nothing"
+        )
         assert remotes(service) == ["203.0.113.7"]
 
 
 @pytest.mark.parametrize("proxies", ["[]", '["10.0.0.0/8"]'])
 def test_without_trusted_proxies_nobody_s_word_for_an_address_counts(proxies: str) -> None:
     with (
-        ServiceProcess(JWT_SECRET=SECRET, MAX_CONNECTIONS_PER_ADDRESS="1", TRUSTED_PROXIES=proxies) as service,
+        ServiceProcess(
+            JWT_SECRET=SECRET, MAX_CONNECTIONS_PER_ADDRESS="1", TRUSTED_PROXIES=proxies
+        ) as service,
         listen(service.port, X_Forwarded_For="203.0.113.7") as first,
         listen(service.port, X_Forwarded_For="203.0.113.8") as second,
     ):
@@ -227,9 +256,14 @@ def test_without_trusted_proxies_nobody_s_word_for_an_address_counts(proxies: st
 @pytest.mark.parametrize("proxies", ['["127.0.0.0/8"]', '["::ffff:127.0.0.1"]'])
 def test_a_socket_for_ipv6_knows_peers_of_ipv4_and_their_proxies(proxies: str) -> None:
     with (
-        ServiceProcess(JWT_SECRET=SECRET, SERVICE_HOST="::", MAX_CONNECTIONS_PER_ADDRESS="1") as direct,
         ServiceProcess(
-            JWT_SECRET=SECRET, SERVICE_HOST="::", MAX_CONNECTIONS_PER_ADDRESS="1", TRUSTED_PROXIES=proxies
+            JWT_SECRET=SECRET, SERVICE_HOST="::", MAX_CONNECTIONS_PER_ADDRESS="1"
+        ) as direct,
+        ServiceProcess(
+            JWT_SECRET=SECRET,
+            SERVICE_HOST="::",
+            MAX_CONNECTIONS_PER_ADDRESS="1",
+            TRUSTED_PROXIES=proxies,
         ) as behind,
         listen(direct.port) as first,
         listen(direct.port) as second,
@@ -249,14 +283,21 @@ def test_local_mode_serves_this_machine_in_the_notation_of_ipv6() -> None:
     with ServiceProcess(SERVICE_HOST="::ffff:127.0.0.1") as service:
         for host in ("[::ffff:127.0.0.1]", "[::ffff:7f00:1]:8089", "127.0.0.1"):
             assert request(service.port, "GET", "/health", headers={"Host": host}).status == 200
-        assert request(service.port, "GET", "/health", headers={"Host": "[::ffff:a00:1]"}).status == 403
+        assert (
+            request(service.port, "GET", "/health", headers={"Host": "[::ffff:a00:1]"}).status
+            == 403
+        )
 
 
 @needs_nginx
-def test_behind_a_trusted_proxy_a_page_s_own_origin_is_what_the_browser_calls_it(tmp_path: Path) -> None:
+def test_behind_a_trusted_proxy_a_page_s_own_origin_is_what_the_browser_calls_it(
+    tmp_path: Path,
+) -> None:
     with (
         ServiceProcess(JWT_SECRET=SECRET, TRUSTED_PROXIES='["127.0.0.1"]') as service,
-        Nginx(tmp_path, service.port, service.port, changes=[("Proto $scheme;", "Proto https;")]) as nginx,
+        Nginx(
+            tmp_path, service.port, service.port, changes=[("Proto $scheme;", "Proto https;")]
+        ) as nginx,
     ):
         cookie = {"Cookie": f"msgpush_token={token('alice')}"}
         for origin, status in (

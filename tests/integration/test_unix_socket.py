@@ -49,7 +49,11 @@ def test_all_of_the_service_is_on_the_socket_and_nothing_on_a_port(path: str) ->
             assert [row["remote"] for row in rows] == [""]
             tables = ("/proc/net/tcp", "/proc/net/tcp6")
             links = {os.readlink(entry) for entry in Path(f"/proc/{service.pid}/fd").iterdir()}
-            inodes = {line.split()[9] for table in tables for line in Path(table).read_text().splitlines()[1:]}
+            inodes = {
+                line.split()[9]
+                for table in tables
+                for line in Path(table).read_text().splitlines()[1:]
+            }
             assert not any(f"socket:[{inode}]" in links for inode in inodes)
         with RawConnection(path) as connection:
             connection.send(b"GET /%2f HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -57,10 +61,14 @@ def test_all_of_the_service_is_on_the_socket_and_nothing_on_a_port(path: str) ->
 
 
 @pytest.mark.parametrize(("given", "mode"), [("", 0o660), ("0600", 0o600)])
-def test_the_socket_has_its_mode_whatever_the_umask_and_is_gone_at_the_end(path: str, given: str, mode: int) -> None:
+def test_the_socket_has_its_mode_whatever_the_umask_and_is_gone_at_the_end(
+    path: str, given: str, mode: int
+) -> None:
     before = os.umask(0o077)
     try:
-        with ServiceProcess(SERVICE_UDS=path, SERVICE_UDS_MODE=given, DRAIN_SECONDS="0.5") as service:
+        with ServiceProcess(
+            SERVICE_UDS=path, SERVICE_UDS_MODE=given, DRAIN_SECONDS="0.5"
+        ) as service:
             assert stat.S_IMODE(os.stat(path).st_mode) == mode
             with SseClient(path, "/sse/stream/a") as stream:
                 stream.next()
@@ -139,23 +147,40 @@ def test_local_mode_on_a_socket_serves_no_proxy_and_no_other_name(path: str) -> 
             {"Host": "push.example.com"},
             {"Origin": "https://evil.example"},
         ):
-            assert request(path, "GET", "/health", headers={"Host": "localhost", **headers}).status == 403
+            assert (
+                request(path, "GET", "/health", headers={"Host": "localhost", **headers}).status
+                == 403
+            )
 
 
 def test_nobody_s_word_counts_on_a_socket_unless_its_proxy_is_trusted(path: str) -> None:
-    told = {**ALICE, "X-Forwarded-For": "203.0.113.7, ::ffff:198.51.100.1", "X-Forwarded-Proto": "https"}
-    for trusted, remote in (("[]", ""), ('["127.0.0.0/8", "::/0"]', ""), ('["unix"]', "198.51.100.1")):
-        with ServiceProcess(SERVICE_UDS=path, JWT_SECRET=SECRET, TRUSTED_PROXIES=trusted) as service:
+    told = {
+        **ALICE,
+        "X-Forwarded-For": "203.0.113.7, ::ffff:198.51.100.1",
+        "X-Forwarded-Proto": "https",
+    }
+    for trusted, remote in (
+        ("[]", ""),
+        ('["127.0.0.0/8", "::/0"]', ""),
+        ('["unix"]', "198.51.100.1"),
+    ):
+        with ServiceProcess(
+            SERVICE_UDS=path, JWT_SECRET=SECRET, TRUSTED_PROXIES=trusted
+        ) as service:
             with SseClient(path, "/sse/stream/a", told) as stream:
                 stream.next()
                 assert remotes(path) == [remote]
-            assert any("TRUSTED_PROXIES" in line["event"] for line in service.log) == ("unix" not in trusted)
+            assert any("TRUSTED_PROXIES" in line["event"] for line in service.log) == (
+                "unix" not in trusted
+            )
 
 
 def test_a_socket_s_proxy_is_not_trusted_on_a_port() -> None:
     with (
         ServiceProcess(JWT_SECRET=SECRET, TRUSTED_PROXIES='["unix"]') as service,
-        SseClient(service.port, "/sse/stream/a", {**ALICE, "X-Forwarded-For": "203.0.113.7"}) as stream,
+        SseClient(
+            service.port, "/sse/stream/a", {**ALICE, "X-Forwarded-For": "203.0.113.7"}
+        ) as stream,
     ):
         stream.next()
         assert remotes(service.port)[0].startswith("127.0.0.1:")
@@ -175,7 +200,11 @@ def test_several_workers_serve_one_socket(path: str, tmp_path: Path) -> None:
 
 def test_the_greeting_on_a_socket_can_be_pasted(path: str) -> None:
     service = subprocess.Popen(
-        [*GREETER, path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={"PATH": os.environ["PATH"]}
+        [*GREETER, path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={"PATH": os.environ["PATH"]},
     )
     try:
         assert service.stdout is not None
@@ -186,7 +215,9 @@ def test_the_greeting_on_a_socket_can_be_pasted(path: str) -> None:
         (publish,) = [line for line in lines if "/messages/send" in line]
         assert f"curl --unix-socket {path} http://localhost/api/v1/messages/send" in publish
         assert f"curl --unix-socket {path} -N http://localhost/sse/stream/demo" in lines
-        result = subprocess.run(["bash", "-c", publish], capture_output=True, text=True, check=True, timeout=20)
+        result = subprocess.run(
+            ["bash", "-c", publish], capture_output=True, text=True, check=True, timeout=20
+        )
         assert '"duplicate":false' in result.stdout
     finally:
         service.terminate()
@@ -197,25 +228,42 @@ GREETER = [sys.executable, "-m", "msgpush", "serve", "--service-uds"]
 
 
 @pytest.mark.skipif(NGINX is None and "CI" not in os.environ, reason="needs nginx")
-def test_behind_nginx_streams_publishes_addresses_and_cookies_are_as_on_a_port(path: str, tmp_path: Path) -> None:
-    changes = [("server 127.0.0.1:1 ", f"server unix:{path} "), ("server 127.0.0.1:2 ", f"server unix:{path} ")]
+def test_behind_nginx_streams_publishes_addresses_and_cookies_are_as_on_a_port(
+    path: str, tmp_path: Path
+) -> None:
+    changes = [
+        ("server 127.0.0.1:1 ", f"server unix:{path} "),
+        ("server 127.0.0.1:2 ", f"server unix:{path} "),
+    ]
     with (
         ServiceProcess(
-            SERVICE_UDS=path, JWT_SECRET=SECRET, TRUSTED_PROXIES='["unix"]', MAX_CONNECTIONS_PER_ADDRESS="1"
+            SERVICE_UDS=path,
+            JWT_SECRET=SECRET,
+            TRUSTED_PROXIES='["unix"]',
+            MAX_CONNECTIONS_PER_ADDRESS="1",
         ) as service,
         Nginx(tmp_path, 1, 2, changes=[*changes, ("Proto $scheme;", "Proto https;")]) as nginx,
         SseClient(nginx.port, "/sse/stream/a", ALICE) as stream,
-        SseClient(nginx.port, "/sse/stream/a", {**ALICE, "X-Forwarded-For": "198.51.100.1"}) as second,
+        SseClient(
+            nginx.port, "/sse/stream/a", {**ALICE, "X-Forwarded-For": "198.51.100.1"}
+        ) as second,
     ):
         assert stream.next().type == "msgpush.open"
-        assert second.next().type == "msgpush.close", "its own word for where it comes from is worth nothing"
+        assert second.next().type == "msgpush.close", (
+            "its own word for where it comes from is worth nothing"
+        )
         assert remotes(nginx.port) == ["127.0.0.1"]
         assert request(nginx.port, "POST", "/api/v1/messages/send", MESSAGE, ALICE).status == 202
         assert '"id":"m1"' in stream.next().data
         cookie = {"Cookie": f"msgpush_token={token('alice')}"}
-        for origin, status in ((f"https://127.0.0.1:{nginx.port}", 201), (f"http://127.0.0.1:{nginx.port}", 403)):
+        for origin, status in (
+            (f"https://127.0.0.1:{nginx.port}", 201),
+            (f"http://127.0.0.1:{nginx.port}", 403),
+        ):
             headers = {**cookie, "Origin": origin}
-            answer = request(nginx.port, "POST", "/api/v1/tickets", b'{"channels":["user:alice"]}', headers)
+            answer = request(
+                nginx.port, "POST", "/api/v1/tickets", b'{"channels":["user:alice"]}', headers
+            )
             assert answer.status == status
         service.signal(signal.SIGTERM)
         assert stream.rest()[-1].data == '{"reason":"drain","reconnect":true}'
@@ -223,8 +271,13 @@ def test_behind_nginx_streams_publishes_addresses_and_cookies_are_as_on_a_port(p
 
 
 @pytest.mark.skipif(NGINX is None and "CI" not in os.environ, reason="needs nginx")
-def test_local_mode_on_a_socket_serves_nothing_that_came_through_nginx(path: str, tmp_path: Path) -> None:
-    changes = [("server 127.0.0.1:1 ", f"server unix:{path} "), ("server 127.0.0.1:2 ", f"server unix:{path} ")]
+def test_local_mode_on_a_socket_serves_nothing_that_came_through_nginx(
+    path: str, tmp_path: Path
+) -> None:
+    changes = [
+        ("server 127.0.0.1:1 ", f"server unix:{path} "),
+        ("server 127.0.0.1:2 ", f"server unix:{path} "),
+    ]
     with ServiceProcess(SERVICE_UDS=path), Nginx(tmp_path, 1, 2, changes=changes) as nginx:
         for target in ("/health", "/sse/stream/a", "/"):
             assert request(nginx.port, "GET", target, headers={"Host": "localhost"}).status == 403

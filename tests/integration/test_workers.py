@@ -1,8 +1,8 @@
-"""Several processes on one port: workers of the real service, and the supervisor that keeps them running.
+"""Several processes on one port: workers of the real service, and the supervisor that keeps them
+running.
 
-In most tests each worker has an embedded bus, which `msgpush serve` refuses for good reason: whose stream it is shows
-in its cursors, since every log has a name of its own.
-"""
+In most tests each worker has an embedded bus, which `msgpush serve` refuses for good reason: whose
+stream it is shows in its cursors, since every log has a name of its own."""
 
 import os
 import signal
@@ -72,12 +72,20 @@ class Workers(ServiceProcess):
     def metric(self, name: str, **labels: str) -> float:
         """The sum of what a scrape finds."""
         text = request(self.port, "GET", "/metrics").body.decode()
-        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        samples = [
+            sample for family in text_string_to_metric_families(text) for sample in family.samples
+        ]
         assert not any("pid" in sample.labels for sample in samples)
-        return sum(each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
+        return sum(
+            each.value
+            for each in samples
+            if each.name == name and labels.items() <= each.labels.items()
+        )
 
     def kill_one(self) -> int:
-        """Kill a worker as the system would; returns its process id once the supervisor has noticed."""
+        """Kill a worker as the system would; returns its process id once the supervisor has
+        noticed.
+        """
         victim = self.pids[-1]
         os.kill(victim, signal.SIGKILL)
         (ended,) = eventually(lambda: self.logged("a worker has ended"))
@@ -132,7 +140,9 @@ def test_all_workers_serve_one_port(tmp_path: Path) -> None:
         assert len({line["pid"] for line in service.logged("Application startup complete.")}) == 2
 
 
-def test_a_worker_that_is_killed_is_replaced_and_nobody_is_refused_meanwhile(tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_is_replaced_and_nobody_is_refused_meanwhile(
+    tmp_path: Path,
+) -> None:
     with Workers(tmp_path, HEADER_TIMEOUT="60") as service, ExitStack() as opened:
         before = len(service.pids)
         victim = service.kill_one()
@@ -156,7 +166,9 @@ def test_a_worker_that_is_killed_is_replaced_and_nobody_is_refused_meanwhile(tmp
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_drains_all_workers_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_drains_all_workers_and_leaves_nothing(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     with Workers(tmp_path, DRAIN_SECONDS="1") as service, streams(service.port) as found:
         assert list(tmp_path.iterdir())
         service.signal(number)
@@ -203,7 +215,9 @@ def test_metrics_are_those_of_all_workers_and_survive_one(tmp_path: Path) -> Non
         for n in range(20):
             publish(service.port, f"m{n}")
         for _ in range(10):
-            assert service.metric("message_push_messages_sent_total", service="s", type="info") == 20
+            assert (
+                service.metric("message_push_messages_sent_total", service="s", type="info") == 20
+            )
         eventually(lambda: service.metric("message_push_connections_total", transport="sse") == 40)
         assert service.metric("message_push_up") == 1
 
@@ -236,10 +250,19 @@ def test_the_command_serves_with_several_workers_on_redis() -> None:
         ExitStack() as opened,
     ):
         # Each worker reaches the bus by itself, and a request may go to either.
-        eventually(lambda: all(request(service.port, "GET", "/health/ready").status == 200 for _ in range(20)))
+        eventually(
+            lambda: all(
+                request(service.port, "GET", "/health/ready").status == 200 for _ in range(20)
+            )
+        )
         found = [opened.enter_context(SseClient(service.port, "/sse/stream/a")) for _ in range(40)]
         assert {stream.next().type for stream in found} == {"msgpush.open"}
-        eventually(lambda: len(request(service.port, "GET", "/api/v1/connections/stats").json()["by_node"]) == 2)
+        eventually(
+            lambda: (
+                len(request(service.port, "GET", "/api/v1/connections/stats").json()["by_node"])
+                == 2
+            )
+        )
         ids = [f"m{n}" for n in range(10)]
         for id in ids:
             publish(service.port, id)
@@ -257,7 +280,9 @@ def test_the_command_serves_with_several_workers_on_redis() -> None:
 def supervised(program: str, number: int = 2, **more: Any) -> Supervisor:
     listeners = listen_together("127.0.0.1", 0, number)
     assert len({listener.getsockname() for listener in listeners}) == 1
-    return Supervisor([sys.executable, "-c", program], listeners, environ=os.environ, patience=0.2, **more)
+    return Supervisor(
+        [sys.executable, "-c", program], listeners, environ=os.environ, patience=0.2, **more
+    )
 
 
 @pytest.mark.parametrize("status", [1, 2])
@@ -282,7 +307,9 @@ def test_a_worker_that_will_not_end_is_ended() -> None:
         ready.set()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)" + SERVES + "time.sleep(60)"
+    stubborn = (
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)" + SERVES + "time.sleep(60)"
+    )
     assert supervised(stubborn, on_ready=stop).run() == 0
     assert ready.is_set()
 
@@ -301,7 +328,14 @@ def test_a_worker_that_once_served_is_started_anew_whatever_its_status() -> None
 
 def test_waits_grow_while_a_worker_dies_of_its_start() -> None:
     backoff = Backoff()
-    assert [backoff.after(lived) for lived in (0.25, 0.25, 3.0, 5.0, 0.5, 9.0)] == [0.75, 1.75, 1.0, 3.0, 9.5, 1.0]
+    assert [backoff.after(lived) for lived in (0.25, 0.25, 3.0, 5.0, 0.5, 9.0)] == [
+        0.75,
+        1.75,
+        1.0,
+        3.0,
+        9.5,
+        1.0,
+    ]
     assert [backoff.after(lived) for lived in (3600.0, 0.25, 3600.0)] == [0.0, 1.75, 0.0]
 
 
@@ -311,7 +345,9 @@ def test_a_worker_does_not_import_what_lies_in_the_current_directory(
     (tmp_path / "uvicorn.py").write_text("raise SystemExit('the wrong one')")
     monkeypatch.chdir(tmp_path)
     command = worker_command(["--help"])
-    assert subprocess.run(command, check=True, capture_output=True).stdout.startswith(b"usage: msgpush serve")
+    assert subprocess.run(command, check=True, capture_output=True).stdout.startswith(
+        b"usage: msgpush serve"
+    )
 
 
 def test_the_sockets_share_a_port_with_nobody_else() -> None:

@@ -1,4 +1,6 @@
-"""An ASGI server in the test's own process: requests without sockets, streams that a test reads and cuts."""
+"""An ASGI server in the test's own process: requests without sockets, streams that a test reads and
+cuts.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -105,7 +107,9 @@ class Exchange:
             await self.room.wait()
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            self.headers = {key.decode(): value.decode("latin-1") for key, value in message["headers"]}
+            self.headers = {
+                key.decode(): value.decode("latin-1") for key, value in message["headers"]
+            }
             self.started.set()
         else:
             self.take(message.get("body", b""))
@@ -153,14 +157,22 @@ class AsgiDriver:
         """The answer to a request that ends by itself."""
         exchange = Exchange()
         exchange.incoming.put_nowait({"type": "http.request", "body": body, "more_body": False})
-        await self.app(self.scope(method, target, headers, exchange), exchange.receive, exchange.send)
+        await self.app(
+            self.scope(method, target, headers, exchange), exchange.receive, exchange.send
+        )
         return Answer(exchange.status, exchange.headers, exchange.body)
 
-    async def send(self, body: bytes, path: str = "/api/v1/messages/send", **headers: str) -> Answer:
-        return await self.request("POST", path, body, {k.replace("_", "-"): v for k, v in headers.items()})
+    async def send(
+        self, body: bytes, path: str = "/api/v1/messages/send", **headers: str
+    ) -> Answer:
+        return await self.request(
+            "POST", path, body, {k.replace("_", "-"): v for k, v in headers.items()}
+        )
 
     @asynccontextmanager
-    async def stream(self, target: str, headers: Mapping[str, str] | None = None) -> AsyncIterator[Exchange]:
+    async def stream(
+        self, target: str, headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Exchange]:
         """An open stream; the client goes at the end of the block."""
         exchange = Exchange()
         exchange.incoming.put_nowait({"type": "http.request", "body": b"", "more_body": False})
@@ -176,7 +188,9 @@ class AsgiDriver:
     async def _run(self, scope: Scope, exchange: Exchange) -> None:
         await self.app(scope, exchange.receive, exchange.send)
 
-    def scope(self, method: str, target: str, headers: Mapping[str, str] | None, exchange: Exchange) -> Scope:
+    def scope(
+        self, method: str, target: str, headers: Mapping[str, str] | None, exchange: Exchange
+    ) -> Scope:
         path, _, query = target.partition("?")
         raw = quote(path, safe="/%:,;=@&+$!*'()~").encode()
         given = {"host": "localhost", **(headers or {})}
@@ -190,9 +204,15 @@ class AsgiDriver:
             "raw_path": raw,
             "query_string": quote(query, safe="=&%+,*~.:").encode(),
             "root_path": "",
-            "headers": [(key.lower().encode(), value.encode("latin-1")) for key, value in given.items()],
+            "headers": [
+                (key.lower().encode(), value.encode("latin-1")) for key, value in given.items()
+            ],
             "client": ("127.0.0.1", 50000),
             "server": ("127.0.0.1", 8089),
             "state": {},
-            **({"extensions": {"msgpush.wire": exchange.wire}} if self.wire and method == "GET" else {}),
+            **(
+                {"extensions": {"msgpush.wire": exchange.wire}}
+                if self.wire and method == "GET"
+                else {}
+            ),
         }

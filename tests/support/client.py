@@ -1,4 +1,6 @@
-"""A client on real sockets that guesses nothing: it reads what has come, and fails when that isn't what must come."""
+"""A client on real sockets that guesses nothing: it reads what has come, and fails when that isn't
+what must come.
+"""
 
 import http.client
 import socket
@@ -28,7 +30,11 @@ Where = int | str  # a port of this machine, or the path of a unix socket
 
 
 def request(
-    port: Where, method: str, target: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    port: Where,
+    method: str,
+    target: str,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     """The answer to a request over a connection of its own."""
     connection = (
@@ -100,7 +106,9 @@ class RawConnection:
 
 
 class SseClient:
-    """A stream: status, headers, and events as they come. The chunked coding is checked byte by byte."""
+    """A stream: status, headers, and events as they come. The chunked coding is checked byte by
+    byte.
+    """
 
     def __init__(
         self,
@@ -121,7 +129,9 @@ class SseClient:
         head, _, self._raw = self.connection.read_until(b"\r\n\r\n").partition(b"\r\n\r\n")
         first, *rest = head.decode("latin-1").split("\r\n")
         self.status = int(first.split(" ")[1])
-        self.headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in rest)}
+        self.headers = {
+            name.lower(): value for name, _, value in (line.partition(": ") for line in rest)
+        }
         self._chunked = self.headers.get("transfer-encoding") == "chunked"
         self._digest()
 

@@ -1,4 +1,6 @@
-"""Drives a hub over a real memory bus by hand: nothing happens but what a test asks for, in the order that it asks."""
+"""Drives a hub over a real memory bus by hand: nothing happens but what a test asks for, in the
+order that it asks.
+"""
 
 import itertools
 from collections.abc import Awaitable, Sequence
@@ -36,7 +38,9 @@ class Reader:
 class Driver:
     """A hub, its bus, and a tail that moves when it is told to."""
 
-    def __init__(self, *, history_length: int = 1000, ring_length: int = 65_536, heartbeat: float = 30.0) -> None:
+    def __init__(
+        self, *, history_length: int = 1000, ring_length: int = 65_536, heartbeat: float = 30.0
+    ) -> None:
         self.clock = FakeClock()
         self.bus = MemoryBus(history_length=history_length, clock=self.clock.now)
         self.hub = Hub(
@@ -76,7 +80,9 @@ class Driver:
         """Let everything happen that can."""
         for _ in range(10_000):
             more = self.hub.sweep()
-            moved = [self.advance(each) for each in list(self.hub.connections.values()) if not each.live]
+            moved = [
+                self.advance(each) for each in list(self.hub.connections.values()) if not each.live
+            ]
             self.hub.take_fallen()
             if not more and Advance.WROTE not in moved and Advance.LIVE not in moved:
                 return
@@ -104,9 +110,13 @@ class Driver:
     ) -> Reader:
         """A client connects, with the cursor that it has."""
         sink = FakeSink()
-        wanted = Subscription(frozenset(channels), view or PlainView(), None if types is None else frozenset(types))
+        wanted = Subscription(
+            frozenset(channels), view or PlainView(), None if types is None else frozenset(types)
+        )
         connection = Connection(f"c{next(self._names)}", sink)
-        self.hub.attach(connection, wanted, self.start(after), lambda cursor: b"open %b\n" % cursor.encode())
+        self.hub.attach(
+            connection, wanted, self.start(after), lambda cursor: b"open %b\n" % cursor.encode()
+        )
         self.hub.take_fallen()
         if settle:
             self.settle()

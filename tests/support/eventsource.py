@@ -1,4 +1,6 @@
-"""A reference parser of event streams, written from the standard: WHATWG HTML, section 9.2 "Server-sent events"."""
+"""A reference parser of event streams, written from the standard: WHATWG HTML, section 9.2
+"Server-sent events".
+"""
 
 import codecs
 from typing import NamedTuple
@@ -16,7 +18,8 @@ class EventStreamParser:
     """Interprets an event stream, however its bytes are cut.
 
     Attributes:
-        last_event_id: the *last event ID string*, which a client sends when it reconnects; only a dispatch changes it.
+        last_event_id: the *last event ID string*, which a client sends when it reconnects; only a
+            dispatch changes it.
         retry: the reconnection time in milliseconds, if the stream has set one.
     """
 
@@ -31,7 +34,9 @@ class EventStreamParser:
         self._clear()
 
     def feed(self, data: bytes) -> list[Event]:
-        """The events that these bytes complete; a block that isn't complete is kept, and at the end discarded."""
+        """The events that these bytes complete; a block that isn't complete is kept, and at the end
+        discarded.
+        """
         text = self._decoder.decode(data)
         if not self._begun and text:
             # 9.2.5: one leading BOM is ignored.

@@ -1,4 +1,6 @@
-"""Fakes: a clock that tests move, a sink that tests fill and drain, and short ways to make messages."""
+"""Fakes: a clock that tests move, a sink that tests fill and drain, and short ways to make
+messages.
+"""
 
 import asyncio
 from collections.abc import Sequence
@@ -98,11 +100,17 @@ class FakeSink:
     @property
     def ids(self) -> list[str]:
         """The ids of the messages taken so far."""
-        return [message_id(line) for line in self.lines if " {" in line and not line.startswith("gap")]
+        return [
+            message_id(line) for line in self.lines if " {" in line and not line.startswith("gap")
+        ]
 
     @property
     def gaps(self) -> list[Gap]:
-        return [msgspec.json.decode(line[4:], type=Gap) for line in self.lines if line.startswith("gap ")]
+        return [
+            msgspec.json.decode(line[4:], type=Gap)
+            for line in self.lines
+            if line.startswith("gap ")
+        ]
 
     @property
     def cursors(self) -> list[str]:
@@ -126,7 +134,13 @@ def make(
     fresh_id: str = "made",
 ) -> Draft:
     """A draft for these channels; one without an id is not idempotent."""
-    body: dict[str, object] = {"id": id, "type": type, "service": service, "channels": channels, "data": data or {}}
+    body: dict[str, object] = {
+        "id": id,
+        "type": type,
+        "service": service,
+        "channels": channels,
+        "data": data or {},
+    }
     if ttl is not None:
         body["metadata"] = {"ttl": ttl}
     return draft(parse(msgspec.json.encode(body)), int(now * 1000), fresh_id, 3600)

@@ -1,8 +1,9 @@
-"""Publishers and subscribers that count: what was accepted with 202 is received once, in order, or a gap says so.
+"""Publishers and subscribers that count: what was accepted with 202 is received once, in order, or
+a gap says so.
 
-Publishers number the messages of a channel and repeat each, under its id, until an instance has accepted it. The
-subscribers wander between instances and change what they listen to. `Load` keeps the account, in a loop of its own.
-"""
+Publishers number the messages of a channel and repeat each, under its id, until an instance has
+accepted it. The subscribers wander between instances and change what they listen to. `Load` keeps
+the account, in a loop of its own."""
 
 import asyncio
 import json
@@ -21,7 +22,9 @@ HISTORY = 60
 
 
 class Accepted(NamedTuple):
-    """What a publisher was answered: the message's number in its channel, and where it stands in which log."""
+    """What a publisher was answered: the message's number in its channel, and where it stands in
+    which log.
+    """
 
     number: int
     epoch: str
@@ -73,7 +76,9 @@ class Publisher:
                     return
                 self.refused[status] += 1
                 if status != 503:
-                    self._load.violation(f"publishing {body['id']} was answered {status}: {answer}", ())
+                    self._load.violation(
+                        f"publishing {body['id']} was answered {status}: {answer}", ()
+                    )
                     return
             await asyncio.sleep(self._load.random.uniform(0.02, 0.2))
 
@@ -112,10 +117,13 @@ class Subscriber:
         load = self._load
         wanted = set(load.channels)
         if not load.stopping and load.random.random() < load.fickle:
-            wanted = set(load.random.sample(load.channels, load.random.randint(1, len(load.channels))))
+            wanted = set(
+                load.random.sample(load.channels, load.random.randint(1, len(load.channels)))
+            )
         for channel in wanted - self.channels:
             if self.streams:
-                # What it missed meanwhile counts from its cursor on; checked when the account is closed.
+                # What it missed meanwhile counts from its cursor on; checked when the account is
+                # closed.
                 self.last[channel] = None
                 self._joined[channel] = self.cursor
         self.channels = wanted
@@ -244,14 +252,21 @@ class Load:
             time.sleep(0.05)
 
     def settle(self, seconds: float = 30.0) -> None:
-        """Stop publishing; then every subscriber must get the last message of each channel, and the account agree."""
+        """Stop publishing; then every subscriber must get the last message of each channel, and the
+        account agree.
+        """
         self.stopping = True
-        publishing, subscribing = self._running[: len(self.publishers)], self._running[len(self.publishers) :]
+        publishing, subscribing = (
+            self._running[: len(self.publishers)],
+            self._running[len(self.publishers) :],
+        )
         until = time.monotonic() + seconds
         for each in publishing:
             each.result(max(0.1, until - time.monotonic()))
         # One more for each channel, when everybody listens to all of them.
-        self.wait(lambda: all(each.channels == {*self.channels} for each in self.subscribers), seconds)
+        self.wait(
+            lambda: all(each.channels == {*self.channels} for each in self.subscribers), seconds
+        )
         self.published = True
         for publisher in self.publishers:
             number = publisher.accepted[-1].number + 1 if publisher.accepted else 1
@@ -311,7 +326,9 @@ class Load:
     async def post(self, path: str, body: object) -> tuple[int, Any]:
         """A request to a random instance; its status, and the answer."""
         async with asyncio.timeout(10):
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.random.choice(self.ports))
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", self.random.choice(self.ports)
+            )
             try:
                 text = json.dumps(body)
                 head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {len(text)}"
@@ -325,16 +342,27 @@ class Load:
         return int(head.split(" ")[1]), json.loads(content)
 
     def _check_joined(self) -> None:
-        # Who comes back to a channel gets everything of it after the cursor, whatever it listened to before.
+        # Who comes back to a channel gets everything of it after the cursor, whatever it listened
+        # to before.
         accepted = {each._channel: each.accepted for each in self.publishers}
         for name, channel, cursor, first in self.joined:
             if cursor == "earliest":
                 continue
             epoch, position = place(cursor)
-            due = [each.number for each in accepted[channel] if each.epoch == epoch and each.position > position]
+            due = [
+                each.number
+                for each in accepted[channel]
+                if each.epoch == epoch and each.position > position
+            ]
             if due and min(due) < first:
-                self.violation(f"{name}: {channel} after {cursor} began with {first}, not {min(due)}", ())
-            due = [each.number for each in accepted[channel] if each.epoch == epoch and each.position <= position]
+                self.violation(
+                    f"{name}: {channel} after {cursor} began with {first}, not {min(due)}", ()
+                )
+            due = [
+                each.number
+                for each in accepted[channel]
+                if each.epoch == epoch and each.position <= position
+            ]
             if due and max(due) >= first:
                 self.violation(f"{name}: {channel} after {cursor} began with {first}, again", ())
 

@@ -1,7 +1,8 @@
-"""Identity providers as they answer: their metadata, their keys, and the access tokens that they issue.
+"""Identity providers as they answer: their metadata, their keys, and the access tokens that they
+issue.
 
-Each as its own documentation and a look at its endpoints have it, members that are of no use here included.
-"""
+Each as its own documentation and a look at its endpoints have it, members that are of no use here
+included."""
 
 import uuid
 from collections.abc import Mapping
@@ -29,9 +30,15 @@ class Provider(NamedTuple):
     claims: dict[str, Any]
     header: dict[str, Any]
 
-    def token(self, changes: Mapping[str, object] | None = None, *, key: RSAKey = RSA, kid: str = KID) -> str:
+    def token(
+        self, changes: Mapping[str, object] | None = None, *, key: RSAKey = RSA, kid: str = KID
+    ) -> str:
         """An access token, with other claims than the usual ones; None takes one away."""
-        given = {name: value for name, value in {**self.claims, **(changes or {})}.items() if value is not None}
+        given = {
+            name: value
+            for name, value in {**self.claims, **(changes or {})}.items()
+            if value is not None
+        }
         return signed(given, key, kid=kid, **self.header)
 
 
@@ -54,7 +61,9 @@ def keycloak(issuer: str, audience: str, allowed: object) -> Provider:
     """Keycloak: two keys, one of them for encryption; several audiences."""
     path = "/" + issuer.split("/", 3)[3]
     base = f"{issuer}/protocol/openid-connect"
-    encryption = public_jwk(OTHER_RSA, "4Z9f-enc", use="enc", alg="RSA-OAEP", x5c=["MIIClzCCAX8CBgGK"], x5t="Lk0z")
+    encryption = public_jwk(
+        OTHER_RSA, "4Z9f-enc", use="enc", alg="RSA-OAEP", x5c=["MIIClzCCAX8CBgGK"], x5t="Lk0z"
+    )
     signing = public_jwk(RSA, KID, use="sig", alg="RS256", x5c=["MIIClzCCAX8CBgGK"], x5t="u9dF")
     return Provider(
         {
@@ -63,7 +72,14 @@ def keycloak(issuer: str, audience: str, allowed: object) -> Provider:
                 f"{base}/certs",
                 base,
                 subject_types_supported=["public", "pairwise"],
-                id_token_signing_alg_values_supported=["PS384", "RS384", "EdDSA", "ES384", "HS256", "RS256"],
+                id_token_signing_alg_values_supported=[
+                    "PS384",
+                    "RS384",
+                    "EdDSA",
+                    "ES384",
+                    "HS256",
+                    "RS256",
+                ],
                 backchannel_logout_supported=True,
             ),
             f"{path}/protocol/openid-connect/certs": {"keys": [encryption, signing]},
@@ -90,7 +106,9 @@ def keycloak(issuer: str, audience: str, allowed: object) -> Provider:
 def auth0(issuer: str, audience: str, allowed: object) -> Provider:
     """Auth0: an issuer with a slash at its end; the keys at the root."""
     base = issuer.rstrip("/")
-    keys = [public_jwk(key, kid, use="sig", alg="RS256", x5c=["MIIDHT"], x5t=kid) for key, kid in _two()]
+    keys = [
+        public_jwk(key, kid, use="sig", alg="RS256", x5c=["MIIDHT"], x5t=kid) for key, kid in _two()
+    ]
     return Provider(
         {
             METADATA: _metadata(issuer, f"{base}/.well-known/jwks.json", base),
@@ -109,16 +127,27 @@ def auth0(issuer: str, audience: str, allowed: object) -> Provider:
 
 
 def entra(issuer: str, audience: str) -> Provider:
-    """Entra ID, v2.0: keys without an algorithm; an issuer with the tenant's id; no claim that is an object."""
+    """Entra ID, v2.0: keys without an algorithm; an issuer with the tenant's id; no claim that is
+    an object.
+    """
     tenant = issuer.split("/")[3]
     origin = "/".join(issuer.split("/")[:3])
-    more = {"x5t": KID, "x5c": ["MIIC/jCCAeagAwIBAgIJ"], "cloud_instance_name": "microsoftonline.com", "issuer": issuer}
+    more = {
+        "x5t": KID,
+        "x5c": ["MIIC/jCCAeagAwIBAgIJ"],
+        "cloud_instance_name": "microsoftonline.com",
+        "issuer": issuer,
+    }
     keys = [public_jwk(key, kid, use="sig", **more) for key, kid in _two()]
     metadata = _metadata(
         issuer,
         f"{origin}/{tenant}/discovery/v2.0/keys",
         f"{origin}/{tenant}/oauth2/v2.0",
-        token_endpoint_auth_methods_supported=["client_secret_post", "private_key_jwt", "client_secret_basic"],
+        token_endpoint_auth_methods_supported=[
+            "client_secret_post",
+            "private_key_jwt",
+            "client_secret_basic",
+        ],
         subject_types_supported=["pairwise"],
         http_logout_supported=True,
         tenant_region_scope="EU",
@@ -154,7 +183,9 @@ def cognito(issuer: str, client: str, allowed: object) -> Provider:
     keys = [public_jwk(key, kid, use="sig", alg="RS256") for key, kid in _two()]
     return Provider(
         {
-            path + METADATA: _metadata(issuer, f"{issuer}/.well-known/jwks.json", "https://app.auth.example.com"),
+            path + METADATA: _metadata(
+                issuer, f"{issuer}/.well-known/jwks.json", "https://app.auth.example.com"
+            ),
             f"{path}/.well-known/jwks.json": {"keys": keys},
         },
         claims(

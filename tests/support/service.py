@@ -1,4 +1,6 @@
-"""The real service on real sockets: in a thread, where a test can look inside, or as the process that users run."""
+"""The real service on real sockets: in a thread, where a test can look inside, or as the process
+that users run.
+"""
 
 import asyncio
 import json
@@ -154,7 +156,9 @@ class ServiceProcess:
             else re.search(r"\] *ready .* port=(\d+)", str(line.get("event")))
             for line in self.log
         )
-        return next((int(each[1] if isinstance(each, re.Match) else each) for each in told if each), 0)
+        return next(
+            (int(each[1] if isinstance(each, re.Match) else each) for each in told if each), 0
+        )
 
     def _read(self) -> None:
         assert self._process.stderr is not None

@@ -51,7 +51,9 @@ def claims(sub: str = "alice", *, lifetime: float = 600, **more: Any) -> dict[st
     """Claims of a token that was issued just now; `msgpush` holds what isn't a claim of its own."""
     now = int(time.time())
     given: dict[str, Any] = {"sub": sub, "iat": now, "exp": now + lifetime}
-    permissions = {name: more.pop(name) for name in ("subscribe", "publish", "admin") if name in more}
+    permissions = {
+        name: more.pop(name) for name in ("subscribe", "publish", "admin") if name in more
+    }
     return given | ({"msgpush": permissions} if permissions else {}) | more
 
 
@@ -66,7 +68,9 @@ def signed(payload: object, key: SigningKey = SECRET, alg: str | None = None, **
     return jws.serialize_compact(head, body, key, registry=registry_for({head["alg"]}))
 
 
-def token(sub: str = "alice", key: SigningKey = SECRET, *, lifetime: float = 600, **more: Any) -> str:
+def token(
+    sub: str = "alice", key: SigningKey = SECRET, *, lifetime: float = 600, **more: Any
+) -> str:
     """A token for somebody, with permissions (`subscribe`, `publish`, `admin`) and further claims."""
     return signed(claims(sub, lifetime=lifetime, **more), key)
 
@@ -128,7 +132,9 @@ class KeyServer:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.origin = f"http://127.0.0.1:{self._server.server_port}"
         self.url = f"{self.origin}/jwks.json"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), name="keys")
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.01,), name="keys"
+        )
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -1,4 +1,6 @@
-"""Who may do what: every endpoint gives every kind of credentials exactly the contract's status and challenge."""
+"""Who may do what: every endpoint gives every kind of credentials exactly the contract's status and
+challenge.
+"""
 
 import re
 import time
@@ -63,7 +65,8 @@ OPEN = [
     )
 ]
 
-# What each of the credentials below gets; 4XX of another kind than 401 and 403 is what comes before or after them.
+# What each of the credentials below gets; 4XX of another kind than 401 and 403 is what comes before
+# or after them.
 MATRIX = """
                      send broadcast batch stream head user service history ticket list stats close revoke
 nothing              401  401       401   401    401  401  401     401     401    401  401   401   401
@@ -125,7 +128,9 @@ EVERYTHING: dict[str, Any] = {"subscribe": ["*"], "publish": ["*"], "admin": Tru
 async def credentials(client: AsgiDriver) -> dict[str, Credentials]:
     subscriber = issue("carol", subscribe=["demo", "service:*"])
     everything, expired = issue("root", **EVERYTHING), issue("root", **EVERYTHING, lifetime=-3600)
-    made = await client.request("POST", "/api/v1/tickets", b'{"channels":["demo"]}', bearer(subscriber))
+    made = await client.request(
+        "POST", "/api/v1/tickets", b'{"channels":["demo"]}', bearer(subscriber)
+    )
     ticket = made.json()["ticket"]
     all_claims = claims("root", aud="msgpush", **EVERYTHING)
     publisher = issue("importer", publish=["service:a", "demo", "broadcast"])
@@ -139,7 +144,10 @@ async def credentials(client: AsgiDriver) -> dict[str, Credentials]:
         "no audience": bearer(signed(claims("root", **EVERYTHING), RSA, kid="one")),
         "unknown key": bearer(signed(all_claims, RSA, kid="two")),
         "wrong claim": bearer(issue("root", subscribe="*", publish=["*"], admin=True)),
-        "two tokens": {"Authorization": f"Bearer {everything}", "authorization": f"Bearer {everything}"},
+        "two tokens": {
+            "Authorization": f"Bearer {everything}",
+            "authorization": f"Bearer {everything}",
+        },
         "ticket as a token": bearer(ticket),
         "basic": {"Authorization": "Basic cm9vdDpyb290"},
         "subscriber": bearer(subscriber),
@@ -154,8 +162,12 @@ async def credentials(client: AsgiDriver) -> dict[str, Credentials]:
         **{name: Credentials(given) for name, given in headers.items()},
         "ticket in a cookie": cookie(ticket),
         "cookie": cookie(everything),
-        "cookie own page": cookie(everything, Origin="http://localhost", Sec_Fetch_Site="same-origin"),
-        "cookie known page": cookie(everything, Origin="https://app.example", Sec_Fetch_Site="cross-site"),
+        "cookie own page": cookie(
+            everything, Origin="http://localhost", Sec_Fetch_Site="same-origin"
+        ),
+        "cookie known page": cookie(
+            everything, Origin="https://app.example", Sec_Fetch_Site="cross-site"
+        ),
         "cookie other page": cookie(everything, Origin="https://localhost"),
         "cookie no page": cookie(everything, Origin="null"),
         "cookie cross-site": cookie(everything, Sec_Fetch_Site="cross-site"),
@@ -189,7 +201,9 @@ def keys() -> Iterator[KeyServer]:
 
 @pytest.fixture
 async def client(keys: KeyServer) -> AsyncIterator[AsgiDriver]:
-    settings = Settings(jwks_url=keys.url, jwt_audience="msgpush", cors_origins=("https://app.example",))
+    settings = Settings(
+        jwks_url=keys.url, jwt_audience="msgpush", cors_origins=("https://app.example",)
+    )
     app = create_app(settings)
     async with lifespan(app):
         yield AsgiDriver(app)
@@ -208,10 +222,18 @@ def check_challenge(answer: Answer, credentials: Credentials) -> None:
     challenge = answer.headers.get("www-authenticate")
     if answer.status == 401:
         assert challenge is not None
-        assert challenge.startswith('Bearer realm="msgpush", error="invalid_token", error_description="')
-    elif answer.status == 403 and "Origin" not in credentials.headers and "Cookie" not in credentials.headers:
+        assert challenge.startswith(
+            'Bearer realm="msgpush", error="invalid_token", error_description="'
+        )
+    elif (
+        answer.status == 403
+        and "Origin" not in credentials.headers
+        and "Cookie" not in credentials.headers
+    ):
         assert challenge is not None
-        assert challenge.startswith('Bearer realm="msgpush", error="insufficient_scope", error_description="')
+        assert challenge.startswith(
+            'Bearer realm="msgpush", error="insufficient_scope", error_description="'
+        )
     elif answer.status != 403:
         assert challenge is None
     if answer.status in (401, 403):
@@ -254,14 +276,18 @@ async def test_no_route_is_missing_from_the_matrix(client: AsgiDriver) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [Settings(), Settings(enable_auth=False), Settings(enable_auth=False, jwt_secret="s" * 32)]
+    "settings",
+    [Settings(), Settings(enable_auth=False), Settings(enable_auth=False, jwt_secret="s" * 32)],
 )
 async def test_the_open_modes_ask_for_nothing(settings: Settings) -> None:
     app = create_app(settings)
     async with lifespan(app):
         client = AsgiDriver(app)
         for headers in ({}, bearer("whatever")):
-            got = {name: (await ask(client, each, Credentials(headers))).status for name, each in ENDPOINTS.items()}
+            got = {
+                name: (await ask(client, each, Credentials(headers))).status
+                for name, each in ENDPOINTS.items()
+            }
             assert set(got.values()) == {200, 201, 202, 404}
 
 
@@ -276,7 +302,11 @@ async def test_a_subject_that_is_no_name_listens_to_itself_under_the_name_that_i
     assert refused.status == 400
     path = refused.json()["detail"].rpartition(" ")[2]
     assert path == "/sse/user/acme%252Fann%2520lee"
-    message: dict[str, Any] = {"type": "info", "service": "a", "target": {"user_id": "acme/ann lee"}}
+    message: dict[str, Any] = {
+        "type": "info",
+        "service": "a",
+        "target": {"user_id": "acme/ann lee"},
+    }
     send = "/api/v1/messages/send"
     refused = await client.request("POST", send, msgspec.json.encode(message), headers)
     assert refused.status == 422
@@ -295,12 +325,18 @@ async def test_a_subject_that_is_no_name_listens_to_itself_under_the_name_that_i
 # What a refusal says
 
 
-async def test_a_refusal_says_which_permission_is_missing_for_which_channels(client: AsgiDriver) -> None:
-    answer = await client.request("GET", "/sse/stream/a,b,kb:1", b"", bearer(issue("bob", subscribe=["kb:*"])))
+async def test_a_refusal_says_which_permission_is_missing_for_which_channels(
+    client: AsgiDriver,
+) -> None:
+    answer = await client.request(
+        "GET", "/sse/stream/a,b,kb:1", b"", bearer(issue("bob", subscribe=["kb:*"]))
+    )
     assert answer.status == 403
     assert answer.json()["detail"] == 'the permission to subscribe is missing for "a", "b"'
     body = b'{"type":"info","service":"a","target":{"user_id":"1"},"channels":["x"]}'
-    answer = await client.request("POST", "/api/v1/messages/send", body, bearer(issue("bob", publish=["user:*"])))
+    answer = await client.request(
+        "POST", "/api/v1/messages/send", body, bearer(issue("bob", publish=["user:*"]))
+    )
     assert answer.json()["detail"] == 'the permission to publish is missing for "service:a", "x"'
     answer = await client.request("GET", "/api/v1/connections", b"", bearer(issue("bob")))
     assert answer.json()["detail"] == "the permission `admin` is missing"
@@ -313,7 +349,10 @@ async def test_a_refusal_names_a_few_of_many_channels(client: AsgiDriver) -> Non
 
 
 async def test_a_challenge_has_no_character_that_would_end_it(client: AsgiDriver) -> None:
-    for token in (signed(claims("bob", aud='"\\\r\nX-Evil: 1é'), RSA, kid='"\r\né'), issue("bob", aud='"\\\n')):
+    for token in (
+        signed(claims("bob", aud='"\\\r\nX-Evil: 1é'), RSA, kid='"\r\né'),
+        issue("bob", aud='"\\\n'),
+    ):
         answer = await client.request("GET", "/api/v1/connections", b"", bearer(token))
         assert answer.status == 401
         description = re.fullmatch(
@@ -324,9 +363,13 @@ async def test_a_challenge_has_no_character_that_would_end_it(client: AsgiDriver
 
 
 async def test_each_item_of_a_batch_is_allowed_by_itself(client: AsgiDriver) -> None:
-    items = [{"type": "info", "service": "a", "channels": [name]} for name in ("demo", "other", "demo")]
+    items = [
+        {"type": "info", "service": "a", "channels": [name]} for name in ("demo", "other", "demo")
+    ]
     headers = bearer(issue("importer", publish=["service:a", "demo"]))
-    answer = await client.request("POST", "/api/v1/messages/batch", msgspec.json.encode(items), headers)
+    answer = await client.request(
+        "POST", "/api/v1/messages/batch", msgspec.json.encode(items), headers
+    )
     assert answer.status == 202
     first, second, third = answer.json()["results"]
     assert first["channels"] == third["channels"] == ["demo", "service:a"]
@@ -359,16 +402,22 @@ async def test_a_cookie_is_read_as_it_is_and_costs_what_its_length_does(client: 
         ("msgpush_token=", 401),
         (";;;=;", 401),
     ):
-        assert (await client.request("HEAD", "/sse/user/alice", b"", {"Cookie": text})).status == status, text
+        assert (
+            await client.request("HEAD", "/sse/user/alice", b"", {"Cookie": text})
+        ).status == status, text
 
     async def seconds(text: str) -> float:
         began = time.process_time()
         for _ in range(5):
-            assert (await client.request("HEAD", "/sse/user/alice", b"", {"Cookie": text})).status == 401
+            assert (
+                await client.request("HEAD", "/sse/user/alice", b"", {"Cookie": text})
+            ).status == 401
         return time.process_time() - began
 
     # An unquoting parser took a thousand times as long.
-    assert await seconds('a="' + "\\" * 15_000 + '"') < 50 * await seconds('a="' + "x" * 15_000 + '"')
+    assert await seconds('a="' + "\\" * 15_000 + '"') < 50 * await seconds(
+        'a="' + "x" * 15_000 + '"'
+    )
 
 
 async def test_a_query_has_no_more_parameters_than_anybody_needs(client: AsgiDriver) -> None:
@@ -387,14 +436,19 @@ async def test_who_may_publish_nothing_uses_up_no_names_in_the_metrics(client: A
     assert (await client.request("POST", "/api/v1/messages/send", MESSAGE, importer)).status == 202
     metrics = (await client.request("GET", "/metrics")).body.decode()
     assert "invented" not in metrics
-    assert 'message_push_messages_failed_total{reason="denied",service="other",type="info"} 200.0' in metrics
+    assert (
+        'message_push_messages_failed_total{reason="denied",service="other",type="info"} 200.0'
+        in metrics
+    )
     assert 'message_push_messages_sent_total{service="a",type="info"} 1.0' in metrics
 
 
 # Keys and metrics
 
 
-async def test_without_keys_a_stream_is_put_off_and_a_publish_is_told_when_to_come_again(keys: KeyServer) -> None:
+async def test_without_keys_a_stream_is_put_off_and_a_publish_is_told_when_to_come_again(
+    keys: KeyServer,
+) -> None:
     keys.status = 500
     try:
         app = create_app(Settings(jwks_url=keys.url))

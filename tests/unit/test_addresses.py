@@ -9,7 +9,13 @@ from msgpush.adapters.http.addresses import ProxyHeaders, limited_address, one_n
 from msgpush.adapters.http.origins import is_local_host
 from msgpush.entrypoints.settings import Settings, SettingsError
 
-PROXY = ["10.0.0.1", "::ffff:10.0.0.1", "::FFFF:10.0.0.1", "::ffff:a00:1", "0:0:0:0:0:ffff:0a00:0001"]
+PROXY = [
+    "10.0.0.1",
+    "::ffff:10.0.0.1",
+    "::FFFF:10.0.0.1",
+    "::ffff:a00:1",
+    "0:0:0:0:0:ffff:0a00:0001",
+]
 PROXY_V6 = ["fd00::1", "FD00::1", "fd00:0:0::1", "fd00::1%eth0"]
 
 
@@ -55,7 +61,9 @@ def test_another_machine_is_not_this_one_in_any_notation() -> None:
             Settings.from_environ({"SERVICE_HOST": host})
 
 
-async def seen(trusted: str, client: tuple[str, int] | None, *forwarded: str, proto: str = "https") -> tuple[Any, str]:
+async def seen(
+    trusted: str, client: tuple[str, int] | None, *forwarded: str, proto: str = "https"
+) -> tuple[Any, str]:
     """What an application sees of where a request comes from, and of its scheme."""
     settings = Settings.from_environ({"TRUSTED_PROXIES": trusted})
     found: list[tuple[Any, str]] = []
@@ -76,7 +84,9 @@ async def seen(trusted: str, client: tuple[str, int] | None, *forwarded: str, pr
     return found[0]
 
 
-@pytest.mark.parametrize("trusted", ['["10.0.0.0/8"]', '["10.0.0.1"]', '["::ffff:10.0.0.0/104"]', '["::FFFF:a00:1"]'])
+@pytest.mark.parametrize(
+    "trusted", ['["10.0.0.0/8"]', '["10.0.0.1"]', '["::ffff:10.0.0.0/104"]', '["::FFFF:a00:1"]']
+)
 @pytest.mark.parametrize("peer", PROXY)
 async def test_a_proxy_is_trusted_in_every_notation_of_its_address(trusted: str, peer: str) -> None:
     assert await seen(trusted, (peer, 5), "203.0.113.7") == (("203.0.113.7", 0), "https")
@@ -92,7 +102,11 @@ async def test_a_proxy_of_ipv6_is_trusted_in_every_notation_of_its_address(peer:
     ("forwarded", "client"),
     [
         *((f"198.51.100.9, 203.0.113.7, {proxy}", ("203.0.113.7", 0)) for proxy in PROXY),
-        *((f"203.0.113.7:99, [{proxy}]:443", ("203.0.113.7", 99)) for proxy in PROXY if ":" in proxy),
+        *(
+            (f"203.0.113.7:99, [{proxy}]:443", ("203.0.113.7", 99))
+            for proxy in PROXY
+            if ":" in proxy
+        ),
         ("203.0.113.7, 10.0.0.2:443", ("203.0.113.7", 0)),
         ("::ffff:203.0.113.7", ("203.0.113.7", 0)),
         ("[::ffff:203.0.113.7]:99", ("203.0.113.7", 99)),
@@ -106,19 +120,29 @@ async def test_a_proxy_of_ipv6_is_trusted_in_every_notation_of_its_address(peer:
         (" , ", ("10.0.0.1", 5)),
     ],
 )
-async def test_a_client_behind_proxies_is_found_and_has_one_notation(forwarded: str, client: tuple[str, int]) -> None:
+async def test_a_client_behind_proxies_is_found_and_has_one_notation(
+    forwarded: str, client: tuple[str, int]
+) -> None:
     assert await seen('["10.0.0.0/8"]', ("10.0.0.1", 5), forwarded) == (client, "https")
 
 
 async def test_headers_that_proxies_add_count_as_one_list() -> None:
-    assert (await seen('["10.0.0.0/8"]', ("10.0.0.1", 5), "6.6.6.6", "203.0.113.7, 10.0.0.2"))[0][0] == "203.0.113.7"
+    assert (await seen('["10.0.0.0/8"]', ("10.0.0.1", 5), "6.6.6.6", "203.0.113.7, 10.0.0.2"))[0][
+        0
+    ] == "203.0.113.7"
 
 
 @pytest.mark.parametrize("peer", ["11.0.0.1", "::ffff:11.0.0.1", "fd00::1", "", "proxy"])
 async def test_nobody_else_is_believed(peer: str) -> None:
-    assert await seen('["10.0.0.0/8", "fd01::/16"]', (peer, 5), "203.0.113.7") == ((peer, 5), "http")
+    assert await seen('["10.0.0.0/8", "fd01::/16"]', (peer, 5), "203.0.113.7") == (
+        (peer, 5),
+        "http",
+    )
 
 
 async def test_a_scheme_that_is_none_is_not_believed() -> None:
     for proto in ("gopher", "https, http", "HTTPS", ""):
-        assert (await seen('["10.0.0.0/8"]', ("10.0.0.1", 5), proto=proto)) == (("10.0.0.1", 5), "http")
+        assert (await seen('["10.0.0.0/8"]', ("10.0.0.1", 5), proto=proto)) == (
+            ("10.0.0.1", 5),
+            "http",
+        )

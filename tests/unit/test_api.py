@@ -1,4 +1,6 @@
-"""The rest of the HTTP API, in process: connections, histories, health, metrics, the open modes, CORS."""
+"""The rest of the HTTP API, in process: connections, histories, health, metrics, the open modes,
+CORS.
+"""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -17,7 +19,11 @@ from tests.support.asgi import Answer, AsgiDriver, Exchange
 from tests.support.eventsource import EventStreamParser
 from tests.support.tokens import SECRET, bearer, token
 
-OPEN = {"host": "push.example.com", "x-forwarded-for": "203.0.113.7", "origin": "https://evil.example"}
+OPEN = {
+    "host": "push.example.com",
+    "x-forwarded-for": "203.0.113.7",
+    "origin": "https://evil.example",
+}
 
 
 @pytest.fixture
@@ -32,14 +38,22 @@ def app_of(client: AsgiDriver) -> Starlette:
 
 
 async def connections(client: AsgiDriver, query: str = "") -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = (await client.request("GET", f"/api/v1/connections{query}")).json()["connections"]
+    rows: list[dict[str, Any]] = (
+        await client.request("GET", f"/api/v1/connections{query}")
+    ).json()["connections"]
     return rows
 
 
 async def metric(client: AsgiDriver, name: str, **labels: str) -> float:
     text = (await client.request("GET", "/metrics")).body.decode()
-    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-    return sum(each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
+    samples = [
+        sample for family in text_string_to_metric_families(text) for sample in family.samples
+    ]
+    return sum(
+        each.value
+        for each in samples
+        if each.name == name and labels.items() <= each.labels.items()
+    )
 
 
 # Connections
@@ -91,7 +105,9 @@ async def test_the_list_is_filtered_and_paged(client: AsgiDriver) -> None:
 @pytest.mark.parametrize(
     "query", ["?limit=0", "?limit=1001", "?limit=x", "?limit=-1", "?usr=u", "?subject=a&subject=b"]
 )
-async def test_a_wrong_question_about_connections_is_refused(client: AsgiDriver, query: str) -> None:
+async def test_a_wrong_question_about_connections_is_refused(
+    client: AsgiDriver, query: str
+) -> None:
     assert (await client.request("GET", f"/api/v1/connections{query}")).status == 400
 
 
@@ -110,7 +126,9 @@ async def test_a_reader_that_is_behind_is_listed_with_its_lag(client: AsgiDriver
     async with client.stream("/sse/stream/a") as stream:
         await stream.read_until(b"\n\n")
         stream.full = True
-        body = b"[" + b",".join([b'{"type":"info","service":"s","channels":["a"],"source":"%b"}' % (b"x" * 100)] * 900)
+        body = b"[" + b",".join(
+            [b'{"type":"info","service":"s","channels":["a"],"source":"%b"}' % (b"x" * 100)] * 900
+        )
         await client.request("POST", "/api/v1/messages/batch", body + b"]")
         await client.request("POST", "/api/v1/messages/batch", body + b"]")
         (row,) = await connections(client)
@@ -127,10 +145,20 @@ async def test_a_history_is_read_in_pages(client: AsgiDriver) -> None:
     for n in range(5):
         await client.send(b'{"type":"info","service":"s","channels":["a"],"id":"m%d"}' % n)
     first = (await client.request("GET", "/api/v1/channels/a/messages?limit=2")).json()
-    rest = (await client.request("GET", f"/api/v1/channels/a/messages?after={first['cursor']}")).json()
-    assert [each["id"] for each in first["messages"] + rest["messages"]] == ["m0", "m1", "m2", "m3", "m4"]
+    rest = (
+        await client.request("GET", f"/api/v1/channels/a/messages?after={first['cursor']}")
+    ).json()
+    assert [each["id"] for each in first["messages"] + rest["messages"]] == [
+        "m0",
+        "m1",
+        "m2",
+        "m3",
+        "m4",
+    ]
     assert (first["gap"], rest["gap"]) == (None, None)
-    end = (await client.request("GET", f"/api/v1/channels/a/messages?after={rest['cursor']}")).json()
+    end = (
+        await client.request("GET", f"/api/v1/channels/a/messages?after={rest['cursor']}")
+    ).json()
     assert (end["messages"], end["gap"]) == ([], None)
 
 
@@ -155,7 +183,9 @@ async def test_a_history_is_given_in_answers_of_a_bounded_size(client: AsgiDrive
         assert (await client.send(body)).status == 202
     found, after, sizes = 0, "", []
     while True:
-        answer = await client.request("GET", f"/api/v1/channels/a/messages?limit=1000&after={after}")
+        answer = await client.request(
+            "GET", f"/api/v1/channels/a/messages?limit=1000&after={after}"
+        )
         messages = answer.json()["messages"]
         if not messages:
             break
@@ -205,9 +235,14 @@ async def test_a_bus_that_is_away_fails_health_and_readiness_but_not_liveness(
 
     monkeypatch.setattr(app_of(client).state.push.bus, "end", away)
     answer = await client.request("GET", "/health")
-    assert (answer.status, answer.json()) == (503, {"status": "unavailable", "reason": "the bus is away"})
+    assert (answer.status, answer.json()) == (
+        503,
+        {"status": "unavailable", "reason": "the bus is away"},
+    )
     assert (await client.request("GET", "/health/live")).status == 200
-    stream = await client.request("GET", "/sse/stream/a?last_event_id=" + cursor_of_tomorrow(client))
+    stream = await client.request(
+        "GET", "/sse/stream/a?last_event_id=" + cursor_of_tomorrow(client)
+    )
     assert b'"overload"' in stream.body
 
 
@@ -268,7 +303,9 @@ async def test_a_mistake_of_the_server_is_told_without_its_details(
 
     monkeypatch.setattr(app_of(client).state.push.bus, "append", broken)
     exchange = Exchange()
-    exchange.incoming.put_nowait({"type": "http.request", "body": b'{"type":"info","service":"s"}', "more_body": False})
+    exchange.incoming.put_nowait(
+        {"type": "http.request", "body": b'{"type":"info","service":"s"}', "more_body": False}
+    )
     scope = client.scope("POST", "/api/v1/messages/send", None, exchange)
     with pytest.raises(RuntimeError):  # for the server's log
         await client.app(scope, exchange.receive, exchange.send)
@@ -307,7 +344,9 @@ async def test_a_mistake_of_the_server_is_told_without_its_details(
         ({"origin": "file://localhost"}, False),
     ],
 )
-async def test_local_mode_serves_this_machine_alone(client: AsgiDriver, headers: dict[str, str], served: bool) -> None:
+async def test_local_mode_serves_this_machine_alone(
+    client: AsgiDriver, headers: dict[str, str], served: bool
+) -> None:
     for method, path in (
         ("GET", "/health"),
         ("POST", "/api/v1/messages/send"),
@@ -323,9 +362,13 @@ async def test_local_mode_serves_this_machine_alone(client: AsgiDriver, headers:
 async def test_local_mode_lets_pages_of_cors_origins_in() -> None:
     async with lifespan(app := create_app(Settings(cors_origins=("https://app.example.com",)))):
         client = AsgiDriver(app)
-        assert (await client.request("GET", "/health", headers={"origin": "https://app.example.com"})).status == 200
         assert (
-            await client.request("GET", "/health", headers={"origin": "https://app.example.com.evil"})
+            await client.request("GET", "/health", headers={"origin": "https://app.example.com"})
+        ).status == 200
+        assert (
+            await client.request(
+                "GET", "/health", headers={"origin": "https://app.example.com.evil"}
+            )
         ).status == 403
 
 
@@ -336,7 +379,9 @@ async def test_the_open_mode_serves_everybody() -> None:
         assert (await client.send(b'{"type":"info","service":"s"}', **OPEN)).status == 202
 
 
-@pytest.mark.parametrize("host", ["localhost\n", "127.0.0.1:", "127.0.0.1:123456", "::1", "[localhost]", "127.1"])
+@pytest.mark.parametrize(
+    "host", ["localhost\n", "127.0.0.1:", "127.0.0.1:123456", "::1", "[localhost]", "127.1"]
+)
 def test_what_only_looks_like_this_machine_is_not(host: str) -> None:
     assert not is_local_host(host)
 
@@ -366,7 +411,9 @@ async def preflight(client: AsgiDriver, origin: str, method: str, *headers: str)
 async def test_a_preflight_of_a_known_origin_is_let_through_and_may_be_kept(
     shared: AsgiDriver, origin: str, method: str
 ) -> None:
-    answer = await preflight(shared, origin, method, "last-event-id", " Authorization", "content-type")
+    answer = await preflight(
+        shared, origin, method, "last-event-id", " Authorization", "content-type"
+    )
     assert answer.status == 200
     assert answer.headers["access-control-allow-origin"] == origin
     assert answer.headers["access-control-allow-credentials"] == "true"
@@ -398,7 +445,9 @@ async def test_any_other_preflight_is_refused_as_every_error_is(
     assert answer.headers.get("access-control-allow-origin") == (APP if origin == APP else None)
 
 
-async def test_a_known_origin_reads_answers_and_refusals_alike_and_no_other_does(shared: AsgiDriver) -> None:
+async def test_a_known_origin_reads_answers_and_refusals_alike_and_no_other_does(
+    shared: AsgiDriver,
+) -> None:
     alice = bearer(token("alice"))
     for headers, status in ((alice, 200), (bearer("x"), 401), ({}, 401)):
         for origin, named in ((APP, APP), ("https://evil.example", None), (None, None), (APP, APP)):
@@ -407,7 +456,9 @@ async def test_a_known_origin_reads_answers_and_refusals_alike_and_no_other_does
                 assert stream.status == status
                 assert stream.headers.get("access-control-allow-origin") == named
                 assert "*" not in "".join(
-                    value for name, value in stream.headers.items() if name.startswith("access-control")
+                    value
+                    for name, value in stream.headers.items()
+                    if name.startswith("access-control")
                 )
                 if named is not None:
                     assert stream.headers["access-control-allow-credentials"] == "true"

@@ -20,9 +20,14 @@ FAULTY = {
     "half of a surrogate pair": b'{"type":"info","service":"s","data":{"a":"\\ud83d"}}',
     "half of a surrogate pair at the end": b'"\\ud83d"',
     "a name with half of a surrogate pair": b'{"\\udc00":[]}',
-    "arrays too deep": b'{"type":"info","service":"s","data":{"a":' + b"[" * DEEPEST + b"]" * DEEPEST + b"}}",
+    "arrays too deep": b'{"type":"info","service":"s","data":{"a":'
+    + b"[" * DEEPEST
+    + b"]" * DEEPEST
+    + b"}}",
     "objects too deep": b'{"a":' * DEEPEST + b'"[\\"{"' + b"}" * DEEPEST,
-    "too deep, with half of a surrogate pair": b'["]",{"\\ud83d":' * DEEPEST + b"7" + b"}]" * DEEPEST,
+    "too deep, with half of a surrogate pair": b'["]",{"\\ud83d":' * DEEPEST
+    + b"7"
+    + b"}]" * DEEPEST,
     "another level": b"[" * DEEP + b'[],{"a":[[]]},[]' + b"]" * DEEP,
     "a huge number": b"9" * 5_000,
     "no message": b'{"a":1,"a":2}',
@@ -40,7 +45,9 @@ ARRAYS = {
 @pytest.mark.parametrize("form", ARRAYS)
 @pytest.mark.parametrize("fault", FAULTY)
 @pytest.mark.parametrize("between", [b",", b" ,\n "])
-def test_what_is_wrong_with_an_item_is_wrong_with_it_alone(form: str, fault: str, between: bytes) -> None:
+def test_what_is_wrong_with_an_item_is_wrong_with_it_alone(
+    form: str, fault: str, between: bytes
+) -> None:
     start, end = ARRAYS[form]
     faulty = FAULTY[fault]
     items = [GOOD, faulty, GOOD, faulty, faulty, GOOD]
@@ -87,7 +94,9 @@ def test_an_array_that_is_not_json_is_malformed_whatever_its_items_have(body: by
         (b'{"\\ud83d":[]}', "", "half of a surrogate pair"),
     ],
 )
-def test_a_body_that_is_no_batch_is_told_what_a_batch_is(body: bytes, pointer: str, said: str) -> None:
+def test_a_body_that_is_no_batch_is_told_what_a_batch_is(
+    body: bytes, pointer: str, said: str
+) -> None:
     with pytest.raises(Invalid) as caught:
         split_array(body)
     (fault,) = caught.value.faults
@@ -95,21 +104,30 @@ def test_a_body_that_is_no_batch_is_told_what_a_batch_is(body: bytes, pointer: s
     assert said in fault.detail
 
 
-@pytest.mark.parametrize("body", [GOOD + b"\n" + GOOD, GOOD + b"\r\n\n" + GOOD + b"\n", GOOD + b"\n{wrong", b"[]\n[]"])
+@pytest.mark.parametrize(
+    "body", [GOOD + b"\n" + GOOD, GOOD + b"\r\n\n" + GOOD + b"\n", GOOD + b"\n{wrong", b"[]\n[]"]
+)
 def test_a_body_of_lines_is_told_how_lines_are_sent(body: bytes) -> None:
-    with pytest.raises(Malformed, match="NDJSON, which is sent with Content-Type: application/x-ndjson"):
+    with pytest.raises(
+        Malformed, match="NDJSON, which is sent with Content-Type: application/x-ndjson"
+    ):
         split_array(body)
 
 
 JSON = st.recursive(
     st.none() | st.integers() | st.text('[]{}"\\,a\ud83d', max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('"]}\\', max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text('"]}\\', max_size=3), inner, max_size=3)
+    ),
     max_leaves=12,
 )
 
 
 @given(st.lists(JSON, max_size=4), st.integers(0, DEEP), st.sampled_from([None, 1]))
-def test_flattening_keeps_the_shape_and_what_is_not_deep(values: list[Any], depth: int, indent: int | None) -> None:
+def test_flattening_keeps_the_shape_and_what_is_not_deep(
+    values: list[Any], depth: int, indent: int | None
+) -> None:
     text = b"[" * depth + json.dumps(values, indent=indent).encode() + b"]" * depth
     flat = flatten(text)
     assert len(flat) == len(text)
@@ -129,7 +147,13 @@ def test_splitting_again_says_the_same_as_splitting_at_once() -> None:
 
 
 def test_half_a_pair_is_found_in_memory_that_the_body_bounds() -> None:
-    body = b'{"type":"info","service":"a","data":{"' + b"k" * 60_000 + b'":[' + b"1," * 30_000 + b'"\\ud83d"]}}'
+    body = (
+        b'{"type":"info","service":"a","data":{"'
+        + b"k" * 60_000
+        + b'":['
+        + b"1," * 30_000
+        + b'"\\ud83d"]}}'
+    )
     tracemalloc.start()
     try:
         with pytest.raises(Invalid) as caught:
@@ -138,7 +162,9 @@ def test_half_a_pair_is_found_in_memory_that_the_body_bounds() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 50 * len(body)
-    assert caught.value.faults[0].pointer == "/data", "that of what is around, where its own would be very long"
+    assert caught.value.faults[0].pointer == "/data", (
+        "that of what is around, where its own would be very long"
+    )
 
 
 def test_a_target_of_nothing_but_null_is_answered_for_a_few_of_its_names() -> None:

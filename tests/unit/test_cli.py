@@ -22,7 +22,11 @@ from tests.support.tokens import P256, SECRET, public_pem
         ([], 2, "usage: msgpush serve"),
         (["server"], 2, 'there is no command "server"'),
         (["serve", "--service-port", "x"], 2, "--service-port"),
-        (["serve", "--workers", "2"], 2, '--workers is "2": several processes need a bus that they share'),
+        (
+            ["serve", "--workers", "2"],
+            2,
+            '--workers is "2": several processes need a bus that they share',
+        ),
         (["serve", "--jwt-secret", "hunter2"], 2, "--jwt-secret (its value is not shown)"),
         (["token"], 2, "usage: msgpush token"),
         (["token", "--help"], 0, "issue|inspect"),
@@ -65,10 +69,14 @@ KEY = {"jwt_public_key": public_pem(P256)}
         ({"service_uds": "/run/push.sock", "jwt_secret": SECRET, "trusted_proxies": ("unix",)}, ""),
     ],
 )
-def test_what_may_be_a_mistake_is_warned_of_at_the_start(settings: dict[str, Any], told: str) -> None:
+def test_what_may_be_a_mistake_is_warned_of_at_the_start(
+    settings: dict[str, Any], told: str
+) -> None:
     with capture_logs() as lines:
         _warn(Settings(max_connections=1, **settings))
-    assert [line["log_level"] == "warning" and told in line["event"] for line in lines] == ([True] if told else [])
+    assert [line["log_level"] == "warning" and told in line["event"] for line in lines] == (
+        [True] if told else []
+    )
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
@@ -82,5 +90,7 @@ def test_the_greeting_of_any_address_names_one_that_can_be_opened(
 
 
 def test_the_module_is_the_command() -> None:
-    result = subprocess.run([sys.executable, "-m", "msgpush", "--version"], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "msgpush", "--version"], capture_output=True, text=True, check=True
+    )
     assert result.stdout == f"msgpush {__version__}\n"

@@ -1,4 +1,6 @@
-"""compose.yaml, nginx.conf and the code agree: names, ports, and the times of which one must exceed the other."""
+"""compose.yaml, nginx.conf and the code agree: names, ports, and the times of which one must exceed
+the other.
+"""
 
 import re
 from pathlib import Path
@@ -15,7 +17,9 @@ MIB = 1024 * 1024
 
 def block(text: str, name: str) -> str:
     """What is indented below `name:` in a YAML file; the outermost of that name."""
-    found = re.finditer(rf"^( *){re.escape(name)}:.*\n((?:\1 +.*\n|\n| *#.*\n)*)", text, re.MULTILINE)
+    found = re.finditer(
+        rf"^( *){re.escape(name)}:.*\n((?:\1 +.*\n|\n| *#.*\n)*)", text, re.MULTILINE
+    )
     return min(found, key=lambda match: len(match[1]))[2]
 
 
@@ -27,7 +31,9 @@ def number(pattern: str, text: str) -> int:
 COMPOSE = (ROOT / "compose.yaml").read_text()
 SERVICES = block(COMPOSE, "services")
 INSTANCE = block(COMPOSE, "x-msgpush")
-ENVIRONMENT = dict(re.findall(r'^ +([A-Z_]+): "?([^"\s]+)"?', block(INSTANCE, "environment"), re.MULTILINE))
+ENVIRONMENT = dict(
+    re.findall(r'^ +([A-Z_]+): "?([^"\s]+)"?', block(INSTANCE, "environment"), re.MULTILINE)
+)
 
 
 def names(text: str) -> list[str]:
@@ -36,7 +42,9 @@ def names(text: str) -> list[str]:
 
 def test_nginx_names_the_instances_that_compose_starts_and_the_port_that_they_listen_on() -> None:
     upstreams = re.findall(r"^ +server (\S+):(\d+) ", NGINX, re.MULTILINE)
-    assert [name for name, _ in upstreams] == [name for name in names(SERVICES) if name.startswith("msgpush")]
+    assert [name for name, _ in upstreams] == [
+        name for name in names(SERVICES) if name.startswith("msgpush")
+    ]
     assert {port for _, port in upstreams} == {DEFAULTS["service_port"]}
     for name, _ in upstreams:
         assert block(SERVICES, name).strip() == "<<: *msgpush"
@@ -60,7 +68,9 @@ def test_the_environment_of_an_instance_is_valid_and_its_numbers_are_the_default
     settings = Settings.from_environ({**ENVIRONMENT, **given})
     assert (settings.mode, settings.redis_host) == ("tokens", "redis")
     assert "redis" in names(SERVICES)
-    others = {name: text for name, text in ENVIRONMENT.items() if name not in ("REDIS_HOST", *given)}
+    others = {
+        name: text for name, text in ENVIRONMENT.items() if name not in ("REDIS_HOST", *given)
+    }
     assert others == {name: DEFAULTS[name.lower()] for name in others}
 
 
@@ -69,7 +79,10 @@ def test_compose_starts_nothing_without_a_key_and_says_so() -> None:
 
 
 def test_an_instance_is_given_longer_than_its_drain_takes() -> None:
-    assert number(r"stop_grace_period: (\d+)s", INSTANCE) > int(ENVIRONMENT["DRAIN_SECONDS"]) + DRAIN_GRACE
+    assert (
+        number(r"stop_grace_period: (\d+)s", INSTANCE)
+        > int(ENVIRONMENT["DRAIN_SECONDS"]) + DRAIN_GRACE
+    )
 
 
 def test_redis_deletes_nothing_that_is_still_needed() -> None:
@@ -92,6 +105,9 @@ def test_nginx_lets_through_what_msgpush_itself_refuses() -> None:
 
 
 def test_nginx_serves_as_many_streams_as_the_instances_do() -> None:
-    connections, files = number(r"worker_connections (\d+);", NGINX), number(r"worker_rlimit_nofile (\d+);", NGINX)
+    connections, files = (
+        number(r"worker_connections (\d+);", NGINX),
+        number(r"worker_rlimit_nofile (\d+);", NGINX),
+    )
     assert connections < files
     assert connections > Settings().max_connections * 2

@@ -21,14 +21,20 @@ def programs(document: str) -> list[str]:
 
 
 def test_the_readme_shows_the_settings_as_they_are() -> None:
-    table = re.search(r"<!-- settings -->\n(.*)<!-- /settings -->", (ROOT / "README.md").read_text(), re.DOTALL)
+    table = re.search(
+        r"<!-- settings -->\n(.*)<!-- /settings -->", (ROOT / "README.md").read_text(), re.DOTALL
+    )
     assert table is not None
     assert table[1] == markdown_table(), "run: python -m tests.support.readme"
 
 
 def test_the_program_that_embeds_the_domain_runs() -> None:
     result = subprocess.run(
-        [sys.executable, "-c", programs("docs/embedding.md")[0]], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", programs("docs/embedding.md")[0]],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
     )
     published, received = result.stdout.splitlines()
     assert received == published.replace("published", "received")
@@ -36,7 +42,11 @@ def test_the_program_that_embeds_the_domain_runs() -> None:
 
 def test_the_program_whose_listener_is_told_of_its_end_runs() -> None:
     result = subprocess.run(
-        [sys.executable, "-c", programs("docs/embedding.md")[2]], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", programs("docs/embedding.md")[2]],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
     )
     assert result.stdout.splitlines() == ["received m1", "the end: drain"]
 
@@ -88,5 +98,7 @@ async def main():
 
 asyncio.run(main())
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
+    )
     assert result.stdout == "m1\n", result.stderr

@@ -1,4 +1,6 @@
-"""The reference parser itself, on the cases of the Web Platform Tests' `eventsource/format-*`, written anew."""
+"""The reference parser itself, on the cases of the Web Platform Tests' `eventsource/format-*`,
+written anew.
+"""
 
 from itertools import pairwise
 
@@ -27,13 +29,15 @@ def test_a_second_bom_is_part_of_a_fields_name() -> None:
 
 def test_comments_are_skipped_however_they_look() -> None:
     long = b"x" * 2048
-    assert data(b"data:1\r:\0\n:\r\ndata:2\n:" + long + b"\rdata:3\n:data:fail\r:" + long + b"\ndata:4\n\n") == [
-        "1\n2\n3\n4"
-    ]
+    assert data(
+        b"data:1\r:\0\n:\r\ndata:2\n:" + long + b"\rdata:3\n:data:fail\r:" + long + b"\ndata:4\n\n"
+    ) == ["1\n2\n3\n4"]
 
 
 def test_a_block_without_its_empty_line_is_discarded() -> None:
-    assert parse(b"retry:1000\ndata:test1\n\nid:test\ndata:test2") == [Event("message", "test1", "")]
+    assert parse(b"retry:1000\ndata:test1\n\nid:test\ndata:test2") == [
+        Event("message", "test1", "")
+    ]
 
 
 def test_data_lines_are_joined_and_a_bare_field_is_an_empty_line() -> None:
@@ -41,7 +45,10 @@ def test_data_lines_are_joined_and_a_bare_field_is_an_empty_line() -> None:
 
 
 def test_an_event_has_the_type_that_it_names() -> None:
-    assert parse(b"event:test\ndata:x\n\ndata:x\n\n") == [Event("test", "x", ""), Event("message", "x", "")]
+    assert parse(b"event:test\ndata:x\n\ndata:x\n\n") == [
+        Event("test", "x", ""),
+        Event("message", "x", ""),
+    ]
 
 
 def test_an_empty_type_is_message() -> None:
@@ -53,7 +60,10 @@ def test_a_type_without_data_makes_no_event_and_does_not_last() -> None:
 
 
 def test_an_id_lasts_until_another_is_given() -> None:
-    ids = [event.last_event_id for event in parse(b"id:1\ndata:a\n\ndata:b\n\nid:2\ndata:c\n\nid\ndata:d\n\n")]
+    ids = [
+        event.last_event_id
+        for event in parse(b"id:1\ndata:a\n\ndata:b\n\nid:2\ndata:c\n\nid\ndata:d\n\n")
+    ]
     assert ids == ["1", "1", "2", ""]
 
 
@@ -81,16 +91,14 @@ def test_an_id_with_a_null_is_ignored(id: bytes) -> None:
 
 
 def test_fields_are_read_as_the_grammar_says() -> None:
-    stream = (
-        b"data:\0\ndata:  2\rData:1\ndata\0:2\ndata:1\r\0data:4\nda-ta:3\rdata_5\ndata:3\rdata:\r\n data:32\ndata:4\n\n"
-    )
+    stream = b"data:\0\ndata:  2\rData:1\ndata\0:2\ndata:1\r\0data:4\nda-ta:3\rdata_5\ndata:3\rdata:\r\n data:32\ndata:4\n\n"
     assert data(stream) == ["\0\n 2\n1\n3\n\n4"]
 
 
 def test_unknown_fields_are_skipped() -> None:
-    assert data(b"data:test\n data\ndata\nfoobar:xxx\njustsometext\n:thisisacommentyay\ndata:test\n\n") == [
-        "test\n\ntest"
-    ]
+    assert data(
+        b"data:test\n data\ndata\nfoobar:xxx\njustsometext\n:thisisacommentyay\ndata:test\n\n"
+    ) == ["test\n\ntest"]
 
 
 def test_one_leading_space_of_a_value_is_dropped() -> None:
@@ -165,7 +173,11 @@ def test_however_a_stream_is_cut_it_reads_the_same(stream: bytes, cuts: list[int
     assert (parted.last_event_id, parted.retry) == (whole.last_event_id, whole.retry)
 
 
-@given(st.lists(st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"])), min_size=1))
+@given(
+    st.lists(
+        st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"])), min_size=1
+    )
+)
 def test_any_lines_of_data_come_back(lines: list[str]) -> None:
     stream = "".join(f"data: {line}\n" for line in lines) + "\n"
     assert data(stream.encode()) == ["\n".join(lines)]

@@ -44,6 +44,8 @@ def test_what_fails_is_told_with_its_least_example_and_how_to_see_it_again(
         assert part in told
 
 
-def test_what_does_not_fail_is_told_with_its_seeds_and_counts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_fail_is_told_with_its_seeds_and_counts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert play("cursor", 7, 0)
     assert capsys.readouterr().out.startswith("cursor: seeds 7 to 7, 500 examples, ")

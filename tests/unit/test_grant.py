@@ -15,8 +15,13 @@ NAMES = st.text("ab:*ü", max_size=4)
 
 
 @given(st.lists(NAMES.filter(is_pattern), max_size=5), st.text("ab:ü", min_size=1, max_size=4))
-def test_a_pattern_is_a_name_or_a_prefix_that_ends_in_a_star(texts: list[str], channel: str) -> None:
-    covered = any(channel == text or (text[-1] == "*" and channel[: len(text) - 1] == text[:-1]) for text in texts)
+def test_a_pattern_is_a_name_or_a_prefix_that_ends_in_a_star(
+    texts: list[str], channel: str
+) -> None:
+    covered = any(
+        channel == text or (text[-1] == "*" and channel[: len(text) - 1] == text[:-1])
+        for text in texts
+    )
     assert Patterns(*texts).cover(channel) == covered
 
 
@@ -58,7 +63,9 @@ def test_a_subject_that_is_too_long_for_a_name_owns_no_channel() -> None:
         ("a\u2028", "user:a%E2%80%A8"),
     ],
 )
-def test_a_subjects_channel_is_percent_encoded_where_a_name_can_not_say_it(subject: str, own: str) -> None:
+def test_a_subjects_channel_is_percent_encoded_where_a_name_can_not_say_it(
+    subject: str, own: str
+) -> None:
     assert own_channel(subject) == own
 
 
@@ -68,7 +75,8 @@ def test_what_is_a_pattern(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "**", "a**", "a*b", "*a", "a b", "a,b", "a/b", "a/*", "a?", "a#*", "a\n", "x" * 201]
+    "text",
+    ["", "**", "a**", "a*b", "*a", "a b", "a,b", "a/b", "a/*", "a?", "a#*", "a\n", "x" * 201],
 )
 def test_what_is_none(text: str) -> None:
     assert not is_pattern(text)

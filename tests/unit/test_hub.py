@@ -49,7 +49,9 @@ def test_the_opening_carries_a_cursor_from_which_nothing_is_missed() -> None:
     assert driver.connect("a", after=opening).sink.ids == ["m1"]
 
 
-def test_a_connection_that_comes_while_messages_are_pending_misses_nothing_after_its_opening() -> None:
+def test_a_connection_that_comes_while_messages_are_pending_misses_nothing_after_its_opening() -> (
+    None
+):
     driver = Driver()
     first = driver.connect("a")
     driver.publish(make("m1", "a"), make("m2", "a"))
@@ -85,7 +87,14 @@ def test_a_resume_from_the_ring_and_one_from_the_histories_give_the_same() -> No
 def test_a_resume_with_other_channels_works_with_the_same_cursor() -> None:
     driver = Driver(ring_length=3)
     cursors = driver.say(*[make(f"m{n}", "abc"[n % 3]) for n in range(12)])
-    assert driver.connect("b", "c", after=cursors[3]).sink.ids == ["m4", "m5", "m7", "m8", "m10", "m11"]
+    assert driver.connect("b", "c", after=cursors[3]).sink.ids == [
+        "m4",
+        "m5",
+        "m7",
+        "m8",
+        "m10",
+        "m11",
+    ]
 
 
 def test_earliest_gives_all_that_is_retained_and_tells_no_gap() -> None:
@@ -101,7 +110,10 @@ def test_a_cursor_of_another_log_is_told_as_reset_before_what_is_retained() -> N
     driver.say(make("m1", "a"))
     reader = driver.connect("a", after="1otherlog.5-0")
     assert reader.sink.gaps == [Gap(None, "1otherlog.5-0", "reset")]
-    assert reader.sink.lines.index(next(each for each in reader.sink.lines if each.startswith("gap"))) == 1
+    assert (
+        reader.sink.lines.index(next(each for each in reader.sink.lines if each.startswith("gap")))
+        == 1
+    )
     assert reader.sink.ids == ["m1"]
 
 
@@ -186,7 +198,9 @@ def test_an_expired_message_is_told_once_however_many_chunks_the_rest_takes() ->
         assert max(map(len, reader.sink.chunks)) < 100_000
 
 
-def test_beyond_a_limit_of_pending_entries_readers_go_on_from_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beyond_a_limit_of_pending_entries_readers_go_on_from_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(hub_module, "PENDING", 20)
     driver = Driver()
     readers = [driver.connect("broadcast", f"user:{n}") for n in range(10)]
@@ -427,7 +441,9 @@ def test_only_what_a_client_has_taken_live_counts_as_delivered() -> None:
     delivered: list[str] = []
     driver.hub.on_delivered = lambda entries: delivered.extend(entry.type for entry in entries)
     internal = Connection("internal", FakeSink(), listed=False)
-    driver.hub.attach(internal, Subscription(frozenset({"/control"}), PlainView("internal")), NOW, lambda _: b"")
+    driver.hub.attach(
+        internal, Subscription(frozenset({"/control"}), PlainView("internal")), NOW, lambda _: b""
+    )
     full, other = driver.connect("a"), driver.connect("b")
     driver.say(make("m1", "a"), make("m2", "b", type="status"))
     assert delivered == ["info", "status"]
@@ -531,7 +547,9 @@ def heartbeats(lines: list[str]) -> list[str]:
 
 
 def lost_end(driver: Driver, kept: str) -> None:
-    """The log goes on under another name after a cursor of it, as after a failover to a replica that lagged."""
+    """The log goes on under another name after a cursor of it, as after a failover to a replica
+    that lagged.
+    """
     position = parse_cursor(kept, driver.hub.epoch)
     assert position is not None
     driver.hub.cut("newepoch", position)
@@ -545,12 +563,16 @@ def follow(driver: Driver, *ids: str) -> None:
         position = Position(prev.ms + 1000 + number, 0)
         draft = make(id, "a")
         expires = position.ms + draft.ttl * 1000
-        driver.hub.append([Entry(position, prev, draft.channels, draft.type, draft.service, expires, draft.body)])
+        driver.hub.append(
+            [Entry(position, prev, draft.channels, draft.type, draft.service, expires, draft.body)]
+        )
         prev = position
     driver.settle()
 
 
-def test_a_log_that_has_lost_its_end_is_told_and_what_follows_is_delivered_under_its_new_name() -> None:
+def test_a_log_that_has_lost_its_end_is_told_and_what_follows_is_delivered_under_its_new_name() -> (
+    None
+):
     driver = Driver()
     reader = driver.connect("a")
     kept, lost = driver.say(make("m1", "a"), make("m2", "a"))
@@ -625,7 +647,12 @@ def test_a_reader_that_waits_for_the_bus_gets_its_gap_and_heartbeats_meanwhile()
     for _ in range(2):
         driver.clock.advance(34)
         driver.hub.beat()
-    assert [line.split(" ")[0] for line in reader.sink.lines] == ["open", "gap", "heartbeat", "heartbeat"]
+    assert [line.split(" ")[0] for line in reader.sink.lines] == [
+        "open",
+        "gap",
+        "heartbeat",
+        "heartbeat",
+    ]
     driver.say(make("m1", "a"))
     assert reader.sink.ids == ["m1"]
     assert len(reader.sink.gaps) == 1

@@ -1,11 +1,19 @@
-"""Any order of publishing, sweeping, stalling, cutting and resuming gives each client its messages exactly once."""
+"""Any order of publishing, sweeping, stalling, cutting and resuming gives each client its messages
+exactly once.
+"""
 
 import itertools
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from msgpush.domain import hub
 from msgpush.domain.position import Position, parse_cursor
@@ -73,7 +81,9 @@ class HubMachine(RuleBasedStateMachine):
 
     def connect(self, channels: set[str], earliest: bool) -> None:
         if len(self.clients) < 6:
-            reader = self.driver.connect(*channels, after="earliest" if earliest else None, settle=False)
+            reader = self.driver.connect(
+                *channels, after="earliest" if earliest else None, settle=False
+            )
             self.clients.append(Client(frozenset(channels), reader))
 
     @precondition(lambda self: self.clients)
@@ -100,13 +110,17 @@ class HubMachine(RuleBasedStateMachine):
         unseen = len(client.reader.sink.lines) - client.read
         self.see(client, data.draw(st.integers(0, unseen)))
         self.driver.hub.detach(client.reader.connection)
-        client.reader = self.driver.connect(*client.channels, after=client.cursor or None, settle=False)
+        client.reader = self.driver.connect(
+            *client.channels, after=client.cursor or None, settle=False
+        )
         client.read = 0
         if not client.cursor:
             client.begin = None
 
     def see(self, client: Client, number: int) -> None:
-        """The client sees further lines; each cursor among them must stand for all that came before."""
+        """The client sees further lines; each cursor among them must stand for all that came
+        before.
+        """
         for line in client.reader.sink.lines[client.read : client.read + number]:
             client.read += 1
             kind, _, rest = line.partition(" ")
@@ -134,7 +148,9 @@ class HubMachine(RuleBasedStateMachine):
         ]
         assert len(set(client.got)) == len(client.got), "once"
         if client.told or (client.begin == Position(0, 0) and self.history < 1000):
-            assert client.got == [id for id in due if id in set(client.got)], "in order, and nothing else"
+            assert client.got == [id for id in due if id in set(client.got)], (
+                "in order, and nothing else"
+            )
         else:
             assert client.got == due, "an id is written after everything at or below it"
 
@@ -163,7 +179,9 @@ class HubMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("small", [False, True])
-def test_every_client_gets_exactly_its_messages_or_is_told(small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_client_gets_exactly_its_messages_or_is_told(
+    small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if small:
         # Bounds so small that every one of them is met all the time.
         for name, value in (("CHUNK", 600), ("CATCH_UP_CHUNK", 500), ("SCAN", 5), ("PENDING", 12)):
@@ -171,6 +189,9 @@ def test_every_client_gets_exactly_its_messages_or_is_told(small: bool, monkeypa
     run_state_machine_as_test(
         HubMachine,
         settings=settings(
-            max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=80,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
         ),
     )

@@ -1,8 +1,9 @@
-"""User A never receives user B's message: whatever anybody asks for, against a model of who may listen to what.
+"""User A never receives user B's message: whatever anybody asks for, against a model of who may
+listen to what.
 
-The model is the contract's section "Who may do what", written down anew: nothing here asks the service's own rules.
-What everybody receives must be exactly what the model says, so that neither a message nor a refusal too many passes.
-"""
+The model is the contract's section "Who may do what", written down anew: nothing here asks the
+service's own rules. What everybody receives must be exactly what the model says, so that neither a
+message nor a refusal too many passes."""
 
 import asyncio
 import itertools
@@ -19,7 +20,13 @@ from urllib.parse import quote
 import msgspec
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from msgpush.entrypoints.app import create_app, lifespan
 from msgpush.entrypoints.settings import Settings
@@ -29,21 +36,110 @@ from tests.support.tokens import SECRET, bearer, token
 
 T = TypeVar("T")
 
-# Each is nearly another one, as a name, as a pattern, or once it has been decoded, folded or normalized.
+# Each is nearly another one, as a name, as a pattern, or once it has been decoded, folded or
+# normalized.
 LONGEST = "x" * 195
 SUBJECTS = (
-    *("bob", "bobby", "bo", "BOB", "bob*", "*", "b*b", "b?b", "bob ", "bob,alice", "alice", "a", "a/b", "../bob"),
-    *("user:bob", "bob:x", ":bob", "user:", "broadcast", "service:s", "s", "b%6fb", "%2A", "bob+", "bob&", "bob;x"),
-    *("bj\u00f6rn", "bjo\u0308rn", "\uff42\uff4f\uff42", "b\u043eb", "bob\u200b", "\u202ebob", "bob\0", "\u2400bob"),
+    *(
+        "bob",
+        "bobby",
+        "bo",
+        "BOB",
+        "bob*",
+        "*",
+        "b*b",
+        "b?b",
+        "bob ",
+        "bob,alice",
+        "alice",
+        "a",
+        "a/b",
+        "../bob",
+    ),
+    *(
+        "user:bob",
+        "bob:x",
+        ":bob",
+        "user:",
+        "broadcast",
+        "service:s",
+        "s",
+        "b%6fb",
+        "%2A",
+        "bob+",
+        "bob&",
+        "bob;x",
+    ),
+    *(
+        "bj\u00f6rn",
+        "bjo\u0308rn",
+        "\uff42\uff4f\uff42",
+        "b\u043eb",
+        "bob\u200b",
+        "\u202ebob",
+        "bob\0",
+        "\u2400bob",
+    ),
     *("bob\n", "\U0001f9d1", LONGEST, LONGEST + "x", "y" * 3000),
 )
 NAMES = (
-    *("user:bob", "user:bobby", "user:bo", "user:BOB", "user:alice", "user:user:bob", "user:bob:x", "user::bob"),
-    *("user:", "user", "users", "bob", "kb:1", "kb:12", "kb:", "kb", "imports", "import", "broadcast", "broadcasts"),
-    *("service:s", "service:s2", "service:", "user%3Abob", "user:b%6fb", "user:%2A", "user:bob+", "user:bob&"),
-    *("user:bob%2A", "user:%252A", "user:b%256fb", "user:a%2Fb", "user:bob%00", "user:bob%0A", "user:..%2Fbob"),
-    *("user:bj\u00f6rn", "user:bjo\u0308rn", "user:\uff42\uff4f\uff42", "user:b\u043eb", "user:bob\u200b"),
-    *("\uff55\uff53\uff45\uff52:bob", "user:\u202ebob", "user:\u2400bob", "user:\U0001f9d1", f"user:{LONGEST}"),
+    *(
+        "user:bob",
+        "user:bobby",
+        "user:bo",
+        "user:BOB",
+        "user:alice",
+        "user:user:bob",
+        "user:bob:x",
+        "user::bob",
+    ),
+    *(
+        "user:",
+        "user",
+        "users",
+        "bob",
+        "kb:1",
+        "kb:12",
+        "kb:",
+        "kb",
+        "imports",
+        "import",
+        "broadcast",
+        "broadcasts",
+    ),
+    *(
+        "service:s",
+        "service:s2",
+        "service:",
+        "user%3Abob",
+        "user:b%6fb",
+        "user:%2A",
+        "user:bob+",
+        "user:bob&",
+    ),
+    *(
+        "user:bob%2A",
+        "user:%252A",
+        "user:b%256fb",
+        "user:a%2Fb",
+        "user:bob%00",
+        "user:bob%0A",
+        "user:..%2Fbob",
+    ),
+    *(
+        "user:bj\u00f6rn",
+        "user:bjo\u0308rn",
+        "user:\uff42\uff4f\uff42",
+        "user:b\u043eb",
+        "user:bob\u200b",
+    ),
+    *(
+        "\uff55\uff53\uff45\uff52:bob",
+        "user:\u202ebob",
+        "user:\u2400bob",
+        "user:\U0001f9d1",
+        f"user:{LONGEST}",
+    ),
 )
 NO_NAMES = (
     "",
@@ -101,12 +197,16 @@ class Person(NamedTuple):
 
 
 def own_name(subject: str) -> str:
-    """The channel of a subject: what can't stand in a name, and what looks percent-encoded, is percent-encoded."""
+    """The channel of a subject: what can't stand in a name, and what looks percent-encoded, is
+    percent-encoded.
+    """
     written = ""
     for place, character in enumerate(subject):
         follows = subject[place + 1 : place + 3]
         encoded = character == "%" and len(follows) == 2 and {*follows} <= {*string.hexdigits}
-        foreign = character in ",*/?#" or character.isspace() or unicodedata.category(character) == "Cc"
+        foreign = (
+            character in ",*/?#" or character.isspace() or unicodedata.category(character) == "Cc"
+        )
         written += quote(character, safe="") if encoded or foreign else character
     return f"user:{written}"
 
@@ -145,7 +245,9 @@ def covered(name: str, patterns: Iterable[str]) -> bool:
 
 
 def may_listen(listener: Listener, channel: str) -> bool:
-    return channel == "broadcast" or channel in listener.names or covered(channel, listener.patterns)
+    return (
+        channel == "broadcast" or channel in listener.names or covered(channel, listener.patterns)
+    )
 
 
 def position_of(cursor: str, epoch: str) -> Position:
@@ -162,7 +264,9 @@ def position_of(cursor: str, epoch: str) -> Position:
 def spelled(text: str, spelling: str) -> str:
     if spelling in ("plain", "bare"):
         return quote(text, safe=":@!$'()~;=" if spelling == "bare" else "")
-    return "".join((f"%{byte:02X}" if spelling == "all" else f"%{byte:02x}") for byte in text.encode())
+    return "".join(
+        (f"%{byte:02X}" if spelling == "all" else f"%{byte:02x}") for byte in text.encode()
+    )
 
 
 spellings = st.sampled_from(["plain", "bare", "all", "small"])
@@ -172,7 +276,9 @@ commas = st.sampled_from([",", ",", "%2C", "%2c"])
 class Reading:
     """An open stream: what it may bring, and what it has brought."""
 
-    def __init__(self, exchange: Exchange, channels: frozenset[str], types: frozenset[str] | None) -> None:
+    def __init__(
+        self, exchange: Exchange, channels: frozenset[str], types: frozenset[str] | None
+    ) -> None:
         self.exchange, self.channels, self.types = exchange, channels, types
         self.after: Position = (0, 0)
         self.ticket: str | None = None
@@ -184,7 +290,11 @@ class Reading:
 
     def got(self) -> list[str]:
         events = EventStreamParser().feed(self.exchange.body)
-        told = [msgspec.json.decode(event.data) for event in events if not event.type.startswith("msgpush.")]
+        told = [
+            msgspec.json.decode(event.data)
+            for event in events
+            if not event.type.startswith("msgpush.")
+        ]
         # A named event has the message's data alone.
         return [each["data"]["n"] if "data" in each else each["n"] for each in told]
 
@@ -236,7 +346,9 @@ class IsolationMachine(RuleBasedStateMachine):
     @rule(data=st.data(), number=st.integers(1, 4), root=st.booleans())
     def publish(self, data: st.DataObject, number: int, root: bool) -> None:
         for _ in range(number):
-            self.publish_one(data, data.draw(st.integers(0, 4)), batch=data.draw(st.booleans()), root=root)
+            self.publish_one(
+                data, data.draw(st.integers(0, 4)), batch=data.draw(st.booleans()), root=root
+            )
 
     def publish_one(self, data: st.DataObject, broadcast: int, *, batch: bool, root: bool) -> None:
         names = st.sampled_from(self.names)
@@ -248,14 +360,25 @@ class IsolationMachine(RuleBasedStateMachine):
             fields["target"] = {"user_id": to}
         if not root and data.draw(st.booleans()):
             # Where a person may publish at all, it is seldom by chance.
-            fields["channels"] = [name for name in fields["channels"] if covered(name, person.publish)]
+            fields["channels"] = [
+                name for name in fields["channels"] if covered(name, person.publish)
+            ]
         by, patterns = (self.root, ("*",)) if root else (person.token, person.publish)
-        self.publish_message(by, patterns, fields | {"service": data.draw(st.sampled_from(SERVICES))}, kind)
+        self.publish_message(
+            by, patterns, fields | {"service": data.draw(st.sampled_from(SERVICES))}, kind
+        )
 
-    def publish_message(self, by: str, patterns: tuple[str, ...], fields: dict[str, Any], kind: str) -> None:
+    def publish_message(
+        self, by: str, patterns: tuple[str, ...], fields: dict[str, Any], kind: str
+    ) -> None:
         number = next(self.numbers)
         id, type = f"m{number}", ("info", "progress", "status")[number % 3]
-        message = {"service": "s", "id": id, "type": type, "data": {"n": id, "progress": 1}} | fields
+        message = {
+            "service": "s",
+            "id": id,
+            "type": type,
+            "data": {"n": id, "progress": 1},
+        } | fields
         channels = {*fields.get("channels", ()), f"service:{message['service']}"}
         channels |= {f"user:{value}" for value in fields.get("target", {}).values()}
         channels |= {"broadcast"} if kind == "broadcast" else set()
@@ -277,7 +400,9 @@ class IsolationMachine(RuleBasedStateMachine):
     def asking(self, data: st.DataObject, *, stream: bool) -> Asking:
         """Credentials in one place mostly, and now and then in several, of which the first counts."""
         places = ("header", "query", "cookie") if stream else ("header", "cookie")
-        single = [(place,) for place in places] * 4 + ([("query",)] * 8 if stream and self.tickets else [])
+        single = [(place,) for place in places] * 4 + (
+            [("query",)] * 8 if stream and self.tickets else []
+        )
         chosen = data.draw(st.sampled_from([*single, places, ()]))
         headers: dict[str, str] = {}
         query: list[tuple[str, str]] = []
@@ -288,7 +413,9 @@ class IsolationMachine(RuleBasedStateMachine):
             text, listener, ticket = self.credential(data, place)
             decided.append((listener, ticket))
             if place == "header":
-                headers["Authorization"] = f"{data.draw(st.sampled_from(['Bearer', 'bearer', 'BEARER']))} {text}"
+                headers["Authorization"] = (
+                    f"{data.draw(st.sampled_from(['Bearer', 'bearer', 'BEARER']))} {text}"
+                )
             elif place == "cookie":
                 headers["Cookie"] = f"theme=dark; msgpush_token={text}"
             else:
@@ -296,7 +423,9 @@ class IsolationMachine(RuleBasedStateMachine):
         listener, ticket = decided[0] if decided else (None, None)
         return Asking(headers, query, listener, ticket)
 
-    def credential(self, data: st.DataObject, place: str) -> tuple[str, Listener | None, str | None]:
+    def credential(
+        self, data: st.DataObject, place: str
+    ) -> tuple[str, Listener | None, str | None]:
         kinds = (
             ["token"] * 12
             + ["expired", "changed", "unknown"]
@@ -321,7 +450,9 @@ class IsolationMachine(RuleBasedStateMachine):
 
     def wanted(self, data: st.DataObject, listener: Listener | None, most: int) -> list[str]:
         """Channels to ask for: half of the time only those that may be listened to."""
-        allowed = [name for name in self.names if listener is not None and may_listen(listener, name)]
+        allowed = [
+            name for name in self.names if listener is not None and may_listen(listener, name)
+        ]
         only_those = data.draw(st.booleans())
         pool = allowed if allowed and only_those else self.names
         names = data.draw(st.lists(st.sampled_from(pool), min_size=1, max_size=most))
@@ -331,20 +462,42 @@ class IsolationMachine(RuleBasedStateMachine):
 
     def cursor(self, data: st.DataObject, listener: Listener | None) -> tuple[str | None, str]:
         forged = [
-            *("latest", "whatever", f"1{self.epoch}.0-0", f"1{self.epoch}.5-7", f"1{self.epoch}.{FAR}-0"),
-            *("1abcdefgh.0-0", f"1abcdefgh.{FAR}-0", f"2{self.epoch}.0-0", f"1{self.epoch}.5-7~end", "user:bob", "a b"),
+            *(
+                "latest",
+                "whatever",
+                f"1{self.epoch}.0-0",
+                f"1{self.epoch}.5-7",
+                f"1{self.epoch}.{FAR}-0",
+            ),
+            *(
+                "1abcdefgh.0-0",
+                f"1abcdefgh.{FAR}-0",
+                f"2{self.epoch}.0-0",
+                f"1{self.epoch}.5-7~end",
+                "user:bob",
+                "a b",
+            ),
         ]
-        kind = data.draw(st.sampled_from(["none", "earliest", "taken", "taken", "foreign", "foreign", "forged"]))
+        kind = data.draw(
+            st.sampled_from(["none", "earliest", "taken", "taken", "foreign", "foreign", "forged"])
+        )
         foreign = [each for each in self.cursors if each[1] not in ("", str(listener))]
         if kind == "foreign" and foreign:
             return data.draw(st.sampled_from(foreign))
         if kind in ("none", "earliest"):
             return None if kind == "none" else "earliest", ""
         return (
-            data.draw(st.sampled_from(self.cursors)) if kind != "forged" else (data.draw(st.sampled_from(forged)), "")
+            data.draw(st.sampled_from(self.cursors))
+            if kind != "forged"
+            else (data.draw(st.sampled_from(forged)), "")
         )
 
-    @rule(data=st.data(), spelling=spellings, comma=commas, method=st.sampled_from(["GET", "GET", "GET", "HEAD"]))
+    @rule(
+        data=st.data(),
+        spelling=spellings,
+        comma=commas,
+        method=st.sampled_from(["GET", "GET", "GET", "HEAD"]),
+    )
     def listen(self, data: st.DataObject, spelling: str, comma: str, method: str) -> None:
         self.open_stream(data, self.asking(data, stream=True), spelling, comma, method)
 
@@ -359,7 +512,9 @@ class IsolationMachine(RuleBasedStateMachine):
         asking = Asking({}, [("token", ticket)], listener, ticket)
         self.open_stream(data, asking, spelling, comma, "GET")
 
-    def open_stream(self, data: st.DataObject, asking: Asking, spelling: str, comma: str, method: str) -> None:
+    def open_stream(
+        self, data: st.DataObject, asking: Asking, spelling: str, comma: str, method: str
+    ) -> None:
         kind = data.draw(st.sampled_from(["stream", "stream", "user", "service"]))
         names = self.wanted(data, asking.listener, 4)
         spell = partial(spelled, spelling=spelling)
@@ -389,13 +544,17 @@ class IsolationMachine(RuleBasedStateMachine):
         channels = frozenset(names) | ({"broadcast"} if broadcast else set())
         path_names = names if kind == "stream" else [names[0].removeprefix(f"{kind}:"), *names]
         status = self.status(asking.listener, channels, terminal=(cursor or "").endswith("~end"))
-        if status != 204 and (not all(map(is_name, names)) or not path_names[0] or not is_cursor(cursor)):
+        if status != 204 and (
+            not all(map(is_name, names)) or not path_names[0] or not is_cursor(cursor)
+        ):
             status = 400
         if method == "HEAD":
             answer = self.run(self.client.request("HEAD", target, b"", asking.headers))
             assert (answer.status, answer.body if status == 200 else b"") == (status, b"")
             return
-        exchange = self.run(self.open.enter_async_context(self.client.stream(target, asking.headers)))
+        exchange = self.run(
+            self.open.enter_async_context(self.client.stream(target, asking.headers))
+        )
         assert exchange.status == status, (target, asking, exchange.body)
         self.count(f"streams: {status}")
         if status != 200:
@@ -406,7 +565,9 @@ class IsolationMachine(RuleBasedStateMachine):
         self.opened(Reading(exchange, channels, types), asking, cursor)
 
     @staticmethod
-    def status(listener: Listener | None, channels: Iterable[str], *, terminal: bool = False) -> int:
+    def status(
+        listener: Listener | None, channels: Iterable[str], *, terminal: bool = False
+    ) -> int:
         if terminal:
             return 204
         if listener is None:
@@ -460,7 +621,9 @@ class IsolationMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def make_ticket(self, data: st.DataObject) -> None:
         asking = self.asking(data, stream=False)
-        asking.headers["Origin"] = "http://localhost"  # of a page of ours: or the cookie would not count
+        asking.headers["Origin"] = (
+            "http://localhost"  # of a page of ours: or the cookie would not count
+        )
         names = self.wanted(data, asking.listener, 4)
         body = msgspec.json.encode({"channels": names})
         answer = self.run(self.client.request("POST", "/api/v1/tickets", body, asking.headers))
@@ -481,12 +644,16 @@ class IsolationMachine(RuleBasedStateMachine):
 
     # What has come
 
-    def due(self, channels: Iterable[str], after: Position, types: frozenset[str] | None = None) -> list[str]:
+    def due(
+        self, channels: Iterable[str], after: Position, types: frozenset[str] | None = None
+    ) -> list[str]:
         wanted = set(channels)
         return [
             each.id
             for each in self.published
-            if each.position > after and each.channels & wanted and (types is None or each.type in types)
+            if each.position > after
+            and each.channels & wanted
+            and (types is None or each.type in types)
         ]
 
     def finish(self, reading: Reading) -> None:
@@ -507,7 +674,9 @@ class IsolationMachine(RuleBasedStateMachine):
     def check_ended(self, reading: Reading) -> None:
         """One that was closed has got what was due, up to some message."""
         got = reading.got()
-        assert got == self.due(reading.channels, reading.after, reading.types)[: len(got)], reading.channels
+        assert got == self.due(reading.channels, reading.after, reading.types)[: len(got)], (
+            reading.channels
+        )
 
     def teardown(self) -> None:
         if not hasattr(self, "client"):
@@ -537,7 +706,9 @@ def test_everybody_receives_exactly_what_they_may_listen_to() -> None:
             stateful_step_count=30,
             deadline=None,
             derandomize=True,
-            phases=[Phase.generate],  # what it would take minutes to make smaller is small enough to be read
+            phases=[
+                Phase.generate
+            ],  # what it would take minutes to make smaller is small enough to be read
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -35,7 +35,9 @@ def objects(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_json_is_one_object_a_line_with_time_level_and_event(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_one_object_a_line_with_time_level_and_event(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     configure("info", "json")
     structlog.get_logger("msgpush").warning("Open to all.", mode="open", text="two\nlines")
     captured = capsys.readouterr()
@@ -76,7 +78,9 @@ def test_the_access_log_is_off(capsys: pytest.CaptureFixture[str]) -> None:
     logging.config.dictConfig(LOGGING_CONFIG)
     configure("debug", "console")
     access = logging.getLogger("uvicorn.access")
-    access.info('%s - "%s %s HTTP/%s" %d', "127.0.0.1:1", "GET", "/sse/user/1?token=hunter2", "1.1", 200)
+    access.info(
+        '%s - "%s %s HTTP/%s" %d', "127.0.0.1:1", "GET", "/sse/user/1?token=hunter2", "1.1", 200
+    )
     # uvicorn asks this before it makes a line.
     assert not access.hasHandlers()
     assert capsys.readouterr() == ("", "")
@@ -95,14 +99,20 @@ def test_what_is_less_important_than_the_level_is_left_out(
     level: str, shown: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     configure(level, "json")
-    for logger in (structlog.get_logger("a"), logging.getLogger("b"), logging.getLogger("uvicorn.error")):
+    for logger in (
+        structlog.get_logger("a"),
+        logging.getLogger("b"),
+        logging.getLogger("uvicorn.error"),
+    ):
         for each in ("debug", "info", "warning", "error"):
             getattr(logger, each)("x")
     assert [line["level"] for line in objects(capsys.readouterr().err)] == shown * 3
 
 
 @pytest.mark.parametrize("format", ["console", "json"])
-def test_a_traceback_is_logged_without_local_variables(format: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_traceback_is_logged_without_local_variables(
+    format: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     configure("info", format)
     for logger in (structlog.get_logger("a"), logging.getLogger("b")):
         token = "hunter" + "2"
@@ -120,10 +130,14 @@ def test_a_traceback_is_logged_without_local_variables(format: Any, capsys: pyte
 
 
 @pytest.mark.parametrize("format", ["console", "json"])
-def test_query_strings_are_cut_off_whoever_logs_them(format: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_query_strings_are_cut_off_whoever_logs_them(
+    format: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     configure("debug", format)
     structlog.get_logger("a").info("refused", path="/sse/user/1?token=hunter2&x=1")
-    logging.getLogger("b").info('HTTP Request: GET %s "HTTP/1.1 200 OK"', "http://h/sse?token=hunter2")
+    logging.getLogger("b").info(
+        'HTTP Request: GET %s "HTTP/1.1 200 OK"', "http://h/sse?token=hunter2"
+    )
     try:
         raise ValueError("no route to /sse/user/1?token=hunter2")
     except ValueError:
@@ -134,7 +148,13 @@ def test_query_strings_are_cut_off_whoever_logs_them(format: Any, capsys: pytest
     assert "200 OK" in text
 
 
-@given(st.text(alphabet=st.characters(codec="ascii", exclude_characters=' "<>?\t\n\r\x0b\x0c\x1c\x1d\x1e\x1f')))
+@given(
+    st.text(
+        alphabet=st.characters(
+            codec="ascii", exclude_characters=' "<>?\t\n\r\x0b\x0c\x1c\x1d\x1e\x1f'
+        )
+    )
+)
 def test_nothing_of_a_query_is_left(query: str) -> None:
     event = without_queries(None, "", {"event": f"GET /sse/stream/a?{query} HTTP/1.1", "n": 1})
     assert event == {"event": "GET /sse/stream/a HTTP/1.1", "n": 1}

@@ -17,7 +17,9 @@ class TestMemoryBus(BusContract):
 
 async def test_beyond_the_byte_budget_the_oldest_messages_go_whatever_their_channel() -> None:
     bus = MemoryBus(size=20_000, clock=FakeClock().now)
-    positions = await store(bus, *[make(f"m{n}", "ab"[n % 2], data={"x": "y" * 500}) for n in range(40)])
+    positions = await store(
+        bus, *[make(f"m{n}", "ab"[n % 2], data={"x": "y" * 500}) for n in range(40)]
+    )
     kept = await read(bus, ["a", "b"], None)
     assert 5 < len(kept.ids) < 40
     assert kept.ids == [f"m{n}" for n in range(40 - len(kept.ids), 40)]

@@ -26,7 +26,9 @@ class TestMemoryCredentials(credentials.CredentialsContract):
         clock = FakeClock()
         kept = MemoryCredentials(lifetime=credentials.LIFETIME, clock=clock.now)
         for number in range(100):
-            await kept.add_ticket(f"d{number}", Ticket("bob", ("a",), clock.now() + 600, None, None), 60)
+            await kept.add_ticket(
+                f"d{number}", Ticket("bob", ("a",), clock.now() + 600, None, None), 60
+            )
         for before in ("", "c", "c"):
             assert await credentials.claim(kept, "d0", "c", before, clock.now() + 600)
         clock.advance(60)
@@ -40,7 +42,9 @@ class TestMemoryCredentials(credentials.CredentialsContract):
         clock = FakeClock()
         kept = MemoryCredentials(lifetime=credentials.LIFETIME, clock=clock.now)
         for number in range(2 * MOST):
-            await kept.add_ticket(f"d{number}", Ticket("bob", ("a",), clock.now() + 600, None, None), 60)
+            await kept.add_ticket(
+                f"d{number}", Ticket("bob", ("a",), clock.now() + 600, None, None), 60
+            )
             assert await credentials.claim(kept, f"d{number}", "c", "", clock.now() + 600)
         assert len(kept) == MOST
         assert len(kept._by_end) <= 1_000 + 2 * MOST

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from msgpush.domain.channel import BROADCAST, is_channel, route
 from msgpush.domain.errors import Fault, Invalid, Malformed, MsgpushError, TooLarge
-from msgpush.domain.message import SPARE_DEPTH, TYPES, Draft, Message, draft, is_service, normal_timestamp, parse
+from msgpush.domain.message import (
+    SPARE_DEPTH,
+    TYPES,
+    Draft,
+    Message,
+    draft,
+    is_service,
+    normal_timestamp,
+    parse,
+)
 
 NOW = 1_753_859_400_123
 
@@ -71,7 +80,9 @@ def test_null_counts_as_absent_everywhere() -> None:
 
 
 @pytest.mark.parametrize("channels", [None, []])
-def test_a_target_that_names_nobody_is_refused_where_nobody_would_get_the_message(channels: object) -> None:
+def test_a_target_that_names_nobody_is_refused_where_nobody_would_get_the_message(
+    channels: object,
+) -> None:
     refused = faults(body(target={"user_id": None, "kb_id": None}, channels=channels))
     assert [fault.pointer for fault in refused] == ["/target/user_id", "/target/kb_id"]
     assert "null names nobody" in refused[0].detail
@@ -136,8 +147,13 @@ def test_a_wrong_field_is_named_with_its_place_its_value_and_what_is_allowed(
 
 
 def test_all_wrong_targets_and_channels_are_named_at_once() -> None:
-    assert [fault.pointer for fault in faults(body(channels=["a b", "ok", "c*"]))] == ["/channels/0", "/channels/2"]
-    assert [fault.pointer for fault in faults(body(target={"a": "x", "b_id": "y", "c_id": "*"}))] == [
+    assert [fault.pointer for fault in faults(body(channels=["a b", "ok", "c*"]))] == [
+        "/channels/0",
+        "/channels/2",
+    ]
+    assert [
+        fault.pointer for fault in faults(body(target={"a": "x", "b_id": "y", "c_id": "*"}))
+    ] == [
         "/target/a",
         "/target/c_id",
     ]
@@ -183,7 +199,14 @@ def test_what_cannot_be_read_is_malformed(text: bytes) -> None:
         made(text)
 
 
-HALVES = ["\\ud83d", "a\\uDBFFb", "\\udc00\\ud83d", "\\ud83d\\ud83d\\ude00", "\\ud83d\\u0041", "\\\\\\udfff"]
+HALVES = [
+    "\\ud83d",
+    "a\\uDBFFb",
+    "\\udc00\\ud83d",
+    "\\ud83d\\ud83d\\ude00",
+    "\\ud83d\\u0041",
+    "\\\\\\udfff",
+]
 
 
 @pytest.mark.parametrize("half", HALVES)
@@ -205,7 +228,9 @@ HALVES = ["\\ud83d", "a\\uDBFFb", "\\udc00\\ud83d", "\\ud83d\\ud83d\\ude00", "\\
         ('"HALF":1', ""),
     ],
 )
-def test_half_of_a_surrogate_pair_is_a_fault_of_the_text_that_has_it(half: str, fields: str, pointer: str) -> None:
+def test_half_of_a_surrogate_pair_is_a_fault_of_the_text_that_has_it(
+    half: str, fields: str, pointer: str
+) -> None:
     text = f'{{"type":"info","service":"s",{fields.replace("HALF", half)}}}'.encode()
     (fault,) = faults(text)
     assert fault.pointer == pointer
@@ -219,11 +244,17 @@ def test_whole_surrogate_pairs_and_backslashes_before_a_u_are_no_fault() -> None
 
 
 @given(st.text('d8cfF0aA\\"u\ud83d\ude00\U0001f600', max_size=12), st.booleans())
-def test_a_text_is_refused_exactly_where_it_has_half_of_a_surrogate_pair(text: str, plain: bool) -> None:
+def test_a_text_is_refused_exactly_where_it_has_half_of_a_surrogate_pair(
+    text: str, plain: bool
+) -> None:
     read = json.loads(json.dumps(text))
     half = any("\ud800" <= each <= "\udfff" for each in read)
     written = json.dumps({read: [read]}, ensure_ascii=not plain or half)
-    for fields in (f'"data":{written}', f'"source":{json.dumps(text)}', f'"metadata":{{"retry_count":{written}}}'):
+    for fields in (
+        f'"data":{written}',
+        f'"source":{json.dumps(text)}',
+        f'"metadata":{{"retry_count":{written}}}',
+    ):
         whole = f'{{"type":"info","service":"s",{fields}}}'.encode()
         if half:
             assert "surrogate" in faults(whole)[0].detail
@@ -247,12 +278,16 @@ def test_a_number_that_is_too_large_for_its_place_is_no_fault_of_the_json(number
     def with_data(data: str) -> bytes:
         return body(type="progress", data=msgspec.Raw(data.encode()))
 
-    assert [fault.pointer for fault in faults(with_data(f'{{"progress":{number}}}'))] == ["/data/progress"]
-    assert [fault.pointer for fault in faults(with_data(f'{{"progress":"","x":{number}}}'))] == ["/data/progress"]
-    assert [fault.pointer for fault in faults(body(x=msgspec.Raw(number.encode())))] == ["/x"]
-    assert [fault.pointer for fault in faults(body(metadata={"ttl": msgspec.Raw(number.encode())}))] == [
-        "/metadata/ttl"
+    assert [fault.pointer for fault in faults(with_data(f'{{"progress":{number}}}'))] == [
+        "/data/progress"
     ]
+    assert [fault.pointer for fault in faults(with_data(f'{{"progress":"","x":{number}}}'))] == [
+        "/data/progress"
+    ]
+    assert [fault.pointer for fault in faults(body(x=msgspec.Raw(number.encode())))] == ["/x"]
+    assert [
+        fault.pointer for fault in faults(body(metadata={"ttl": msgspec.Raw(number.encode())}))
+    ] == ["/metadata/ttl"]
     assert number.encode() in made(with_data(f'{{"progress":1,"x":{number}}}')).body
 
 
@@ -296,7 +331,9 @@ def test_a_message_of_any_depth_is_readable_wherever_it_is_delivered_or_refused(
 
 def test_digits_and_escapes_of_data_are_kept_and_only_line_ends_between_tokens_go() -> None:
     data = b'{"a":1.50,"b":1e400,"c":-0,"d":123456789012345678901234567890,"e":"\\u00e9\\/","a":2}'
-    assert b'"data":' + data + b"," in made(b'{"type":"info","service":"s","data":' + data + b"}").body
+    assert (
+        b'"data":' + data + b"," in made(b'{"type":"info","service":"s","data":' + data + b"}").body
+    )
     spread = data.replace(b",", b",\r\n\t")
     one_line = made(b'{"type":"info","service":"s","data":' + spread + b"}").body
     assert b'"data":' + data + b"," in one_line
@@ -428,7 +465,8 @@ def test_a_message_goes_to_the_union_of_its_channels_each_once() -> None:
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda x: st.lists(x) | st.dictionaries(st.text(), x),
     )
 )
 def test_any_json_is_a_message_or_a_clear_error(value: Any) -> None:

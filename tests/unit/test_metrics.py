@@ -30,7 +30,11 @@ class Process:
         families = text_string_to_metric_families(self.metrics.text().decode())
         samples = [sample for family in families for sample in family.samples]
         assert not any("pid" in sample.labels for sample in samples)
-        found = [each.value for each in samples if each.name == name and labels.items() <= each.labels.items()]
+        found = [
+            each.value
+            for each in samples
+            if each.name == name and labels.items() <= each.labels.items()
+        ]
         return sum(found) if found else None
 
 
@@ -92,7 +96,9 @@ def test_successors_do_not_bring_services_without_end(directory: Path) -> None:
 
 def test_a_duration_falls_into_the_same_bucket_whoever_measured_it(directory: Path) -> None:
     one, two = Process(directory, 1), Process(directory, 2)
-    entry = Entry(Position(1_800_000_000_000, 0), ZERO, ("a",), "info", "s", 1_900_000_000_000, b"{}")
+    entry = Entry(
+        Position(1_800_000_000_000, 0), ZERO, ("a",), "info", "s", 1_900_000_000_000, b"{}"
+    )
     for process in (one, two):
         process.metrics.delivered([entry])
     assert one.value("message_push_message_duration_seconds_count") == 2

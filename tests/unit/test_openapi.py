@@ -16,7 +16,9 @@ from tests.support.asgi import AsgiDriver
 
 DOCUMENT: dict[str, Any] = msgspec.json.decode(openapi())
 OPERATIONS = [
-    (method, path, operation) for path, methods in DOCUMENT["paths"].items() for method, operation in methods.items()
+    (method, path, operation)
+    for path, methods in DOCUMENT["paths"].items()
+    for method, operation in methods.items()
 ]
 STREAMS = ("/sse/stream/{channel}", "/sse/user/{user_id}", "/sse/service/{service_name}")
 RECEIVED = '{"type":"info","service":"s"}'
@@ -41,7 +43,9 @@ def resolve(value: Any) -> Any:
 def walk(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
         yield value
-    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+    for each in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
         yield from walk(each)
 
 
@@ -49,12 +53,17 @@ def template_of(target: str) -> str:
     path = target.partition("?")[0]
     if path in DOCUMENT["paths"]:
         return path
-    (template,) = (each for each in DOCUMENT["paths"] if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", each), path))
+    (template,) = (
+        each for each in DOCUMENT["paths"] if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", each), path)
+    )
     return str(template)
 
 
 def parameters(path: str, method: str) -> dict[tuple[str, str], Any]:
-    return {(each["in"], each["name"]): each for each in DOCUMENT["paths"][path][method].get("parameters", ())}
+    return {
+        (each["in"], each["name"]): each
+        for each in DOCUMENT["paths"][path][method].get("parameters", ())
+    }
 
 
 def test_every_route_is_described_and_every_description_has_its_route() -> None:
@@ -66,35 +75,51 @@ def test_every_route_is_described_and_every_description_has_its_route() -> None:
         assert isinstance(route, Route)
         path = re.sub(r":\w+\}", "}", route.path)
         methods = route.methods or {"GET", "HEAD"}
-        routed |= {(method.lower(), path) for method in methods if method != "HEAD" or path.startswith("/sse/")}
+        routed |= {
+            (method.lower(), path)
+            for method in methods
+            if method != "HEAD" or path.startswith("/sse/")
+        }
     assert {(method, path) for method, path, _ in OPERATIONS} == routed
 
 
 def test_it_says_its_version_and_where_it_is_served_from() -> None:
     assert DOCUMENT["openapi"].startswith("3.1.")
     assert DOCUMENT["info"]["version"] == "1"
-    assert [server["url"] for server in DOCUMENT["servers"]] == ["."], "beside the document, under any prefix"
+    assert [server["url"] for server in DOCUMENT["servers"]] == ["."], (
+        "beside the document, under any prefix"
+    )
 
 
 def test_every_reference_resolves_and_nothing_is_there_that_nobody_refers_to() -> None:
     references = {each["$ref"] for each in walk(DOCUMENT) if "$ref" in each}
-    schemes = {name for _, _, each in OPERATIONS for way in each.get("security", ()) for name in way}
+    schemes = {
+        name for _, _, each in OPERATIONS for way in each.get("security", ()) for name in way
+    }
     references |= {f"#/components/securitySchemes/{name}" for name in schemes}
-    kept = {f"#/components/{kind}/{name}" for kind, all in DOCUMENT["components"].items() for name in all}
+    kept = {
+        f"#/components/{kind}/{name}"
+        for kind, all in DOCUMENT["components"].items()
+        for name in all
+    }
     assert references == kept
 
 
 def test_every_operation_has_a_name_of_its_own_and_a_tag_that_is_described() -> None:
     names = [operation["operationId"] for _, _, operation in OPERATIONS]
     assert len(names) == len(set(names))
-    assert {tag for _, _, each in OPERATIONS for tag in each["tags"]} == {tag["name"] for tag in DOCUMENT["tags"]}
+    assert {tag for _, _, each in OPERATIONS for tag in each["tags"]} == {
+        tag["name"] for tag in DOCUMENT["tags"]
+    }
 
 
 @pytest.mark.parametrize(("method", "path"), [(method, path) for method, path, _ in OPERATIONS])
 def test_every_parameter_of_a_path_is_described_once_and_required(method: str, path: str) -> None:
     given = DOCUMENT["paths"][path][method].get("parameters", [])
     assert len(parameters(path, method)) == len(given)
-    assert [each["name"] for each in given if each["in"] == "path"] == re.findall(r"\{(\w+)\}", path)
+    assert [each["name"] for each in given if each["in"] == "path"] == re.findall(
+        r"\{(\w+)\}", path
+    )
     assert all(each.get("required", False) == (each["in"] == "path") for each in given)
 
 
@@ -102,7 +127,16 @@ def test_every_parameter_of_a_path_is_described_once_and_required(method: str, p
 @pytest.mark.parametrize("method", ["get", "head"])
 def test_a_stream_describes_every_spelling_of_every_parameter(path: str, method: str) -> None:
     described = {key for key in parameters(path, method) if key[0] != "path"}
-    queries = ["last_event_id", "lastEventId", "lastEventID", "channel", "types", "events", "broadcast", "token"]
+    queries = [
+        "last_event_id",
+        "lastEventId",
+        "lastEventID",
+        "channel",
+        "types",
+        "events",
+        "broadcast",
+        "token",
+    ]
     assert described == {("header", "Last-Event-ID"), *(("query", name) for name in queries)}
 
 
@@ -119,7 +153,15 @@ def test_a_stream_describes_every_spelling_of_every_parameter(path: str, method:
         ),
         (
             "/api/v1/connections",
-            {"user": "u", "service": "s", "channel": "c", "subject": "x", "node": "n", "limit": "1", "next": "c"},
+            {
+                "user": "u",
+                "service": "s",
+                "channel": "c",
+                "subject": "x",
+                "node": "n",
+                "limit": "1",
+                "next": "c",
+            },
         ),
     ],
 )
@@ -127,7 +169,9 @@ async def test_the_service_takes_the_parameters_that_are_described_and_no_other(
     client: AsgiDriver, path: str, values: dict[str, str]
 ) -> None:
     method = "HEAD" if path.startswith("/sse/") else "GET"
-    described = {name for place, name in parameters(template_of(path), method.lower()) if place == "query"}
+    described = {
+        name for place, name in parameters(template_of(path), method.lower()) if place == "query"
+    }
     assert described - {"last_event_id", "lastEventId", "lastEventID"} == set(values)
     for name, value in values.items():
         assert (await client.request(method, f"{path}?{name}={value}")).status == 200
@@ -148,7 +192,13 @@ def test_patterns_are_written_as_json_schema_reads_them_and_hold_for_the_example
         assert re.fullmatch(r"\^([^\\]|\\[s*]|\\x[0-9a-f]{2})*\$", pattern), "no \\A, no \\Z"
         re.compile(pattern)
     events = parameters(STREAMS[0], "get")["query", "events"]["schema"]["pattern"]
-    for value, allowed in (("*", True), ("none", True), ("info,error", True), ("none,info", False), ("", False)):
+    for value, allowed in (
+        ("*", True),
+        ("none", True),
+        ("info,error", True),
+        ("none,info", False),
+        ("", False),
+    ):
         assert bool(re.search(events, value)) == allowed
     assert all(re.search(events, ",".join(types)) for types in (TYPES, TYPES[:1]))
 
@@ -158,11 +208,13 @@ def test_data_is_an_object_and_nothing_else() -> None:
     assert set(data["type"]) == {"object", "null"}, "null counts as absent"
 
 
-async def test_the_service_accepts_every_example_and_delivers_messages_as_in_the_example(client: AsgiDriver) -> None:
+async def test_the_service_accepts_every_example_and_delivers_messages_as_in_the_example(
+    client: AsgiDriver,
+) -> None:
     for path in ("send", "broadcast", "batch"):
-        for media_type, content in DOCUMENT["paths"][f"/api/v1/messages/{path}"]["post"]["requestBody"][
-            "content"
-        ].items():
+        for media_type, content in DOCUMENT["paths"][f"/api/v1/messages/{path}"]["post"][
+            "requestBody"
+        ]["content"].items():
             example = content["example"]
             body = example.encode() if isinstance(example, str) else msgspec.json.encode(example)
             headers = {"content-type": media_type}

@@ -40,7 +40,9 @@ TOOLS = ("traceparent", "tracestate", "baggage", "sentry-trace", "cache-control"
         ("https", None, None),
     ],
 )
-def test_the_service_s_own_origin_is_what_a_browser_calls_it(scheme: str, host: str | None, origin: str | None) -> None:
+def test_the_service_s_own_origin_is_what_a_browser_calls_it(
+    scheme: str, host: str | None, origin: str | None
+) -> None:
     assert own_origin(scheme, host) == origin
     assert origin is None or read_origin(origin) == origin
 
@@ -81,7 +83,11 @@ def test_the_service_s_own_origin_is_what_a_browser_calls_it(scheme: str, host: 
             ["http://a.example.com:8080"],
             ["http://a.example.com", "http://a.example.com:80800"],
         ),
-        ("https://h", ["https://h", "https://h:443"], ["https://h:444", "https://h.", "http://h", "HTTPS://H"]),
+        (
+            "https://h",
+            ["https://h", "https://h:443"],
+            ["https://h:444", "https://h.", "http://h", "HTTPS://H"],
+        ),
         ("http://[::1]:3000", ["http://[::1]:3000"], ["http://[::1]", "http://localhost:3000"]),
     ],
 )
@@ -99,7 +105,9 @@ def settings(*origins: str, key: bool = True, headers: tuple[str, ...] = ()) -> 
 @pytest.fixture
 async def below() -> AsyncIterator[AsgiDriver]:
     """Knows the pages of all names below example.com, and asks for tokens."""
-    async with lifespan(app := create_app(settings("https://*.example.com", headers=("X-Request-ID",)))):
+    async with lifespan(
+        app := create_app(settings("https://*.example.com", headers=("X-Request-ID",)))
+    ):
         yield AsgiDriver(app)
 
 
@@ -134,12 +142,15 @@ async def test_local_mode_lets_pages_of_patterns_in_and_they_read_the_answers() 
         for origin, status in ((APP, 200), ("https://example.com", 403)):
             answer = await client.request("GET", "/health", headers={"origin": origin})
             assert answer.status == status
-            assert answer.headers.get("access-control-allow-origin") == (origin if status == 200 else None)
+            assert answer.headers.get("access-control-allow-origin") == (
+                origin if status == 200 else None
+            )
             assert answer.headers["vary"] == "Origin"
 
 
 @pytest.mark.parametrize(
-    "origin", ["http://localhost:3000", "http://127.0.0.1:5173", "https://[::1]", "http://localhost"]
+    "origin",
+    ["http://localhost:3000", "http://127.0.0.1:5173", "https://[::1]", "http://localhost"],
 )
 async def test_local_mode_lets_pages_of_this_machine_read_what_they_get(origin: str) -> None:
     async with lifespan(app := create_app(settings(key=False))):
@@ -160,12 +171,16 @@ async def test_local_mode_lets_pages_of_this_machine_read_what_they_get(origin: 
 async def test_an_open_service_and_one_with_a_key_let_no_page_of_this_machine_read() -> None:
     for given in (Settings(enable_auth=False), settings(APP)):
         async with lifespan(app := create_app(given)):
-            answer = await AsgiDriver(app).request("GET", "/health", headers={"origin": "http://localhost:3000"})
+            answer = await AsgiDriver(app).request(
+                "GET", "/health", headers={"origin": "http://localhost:3000"}
+            )
             assert "access-control-allow-origin" not in answer.headers
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "DELETE"])
-@pytest.mark.parametrize("asked", [", ".join(TOOLS), *TOOLS, "x-request-id", "X-Request-Id,BAGGAGE", "", " , ,"])
+@pytest.mark.parametrize(
+    "asked", [", ".join(TOOLS), *TOOLS, "x-request-id", "X-Request-Id,BAGGAGE", "", " , ,"]
+)
 async def test_a_preflight_allows_what_tools_add_and_what_cors_headers_names(
     below: AsgiDriver, method: str, asked: str
 ) -> None:
@@ -186,7 +201,12 @@ async def test_a_preflight_allows_what_tools_add_and_what_cors_headers_names(
 @pytest.mark.parametrize(
     ("origin", "method", "headers", "named"),
     [
-        (APP, "GET", "x-one, baggage, x-two", ['"x-one"', '"x-two"', "CORS_HEADERS", "X-Request-ID"]),
+        (
+            APP,
+            "GET",
+            "x-one, baggage, x-two",
+            ['"x-one"', '"x-two"', "CORS_HEADERS", "X-Request-ID"],
+        ),
         (APP, "PUT", "", ['"PUT"', "DELETE"]),
         ("https://example.com", "GET", "", ['"https://example.com"', "CORS_ORIGINS"]),
     ],
@@ -206,7 +226,9 @@ async def test_a_refused_preflight_names_what_is_not_allowed_and_what_is(
     assert 'baggage"' not in detail
 
 
-async def test_an_answer_says_that_it_depends_on_the_origin_also_where_none_was_sent(below: AsgiDriver) -> None:
+async def test_an_answer_says_that_it_depends_on_the_origin_also_where_none_was_sent(
+    below: AsgiDriver,
+) -> None:
     for headers in ({}, {"origin": "https://evil.example"}, {"origin": APP}):
         for path in ("/health", "/nothing", "/api/v1/connections"):
             assert (await below.request("GET", path, headers=headers)).headers["vary"] == "Origin"

@@ -74,7 +74,9 @@ def test_nothing_of_our_own_names_another_host(name: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
-async def test_every_field_has_a_label_and_the_page_a_language_and_one_main_part(client: AsgiDriver, path: str) -> None:
+async def test_every_field_has_a_label_and_the_page_a_language_and_one_main_part(
+    client: AsgiDriver, path: str
+) -> None:
     text = (await client.request("GET", path)).body.decode()
     assert '<html lang="en">' in text
     assert text.count("<main") == 1
@@ -91,7 +93,11 @@ async def test_a_shipped_file_is_served_as_what_it_is(client: AsgiDriver, name: 
 
 
 def test_what_is_taken_from_others_comes_with_its_license() -> None:
-    assert {"swagger-ui/LICENSE", "swagger-ui/NOTICE", "swagger-ui/swagger-ui-bundle.js.LICENSE.txt"} <= set(SHIPPED)
+    assert {
+        "swagger-ui/LICENSE",
+        "swagger-ui/NOTICE",
+        "swagger-ui/swagger-ui-bundle.js.LICENSE.txt",
+    } <= set(SHIPPED)
 
 
 @pytest.mark.parametrize(
@@ -125,5 +131,7 @@ async def test_a_file_is_only_read(client: AsgiDriver) -> None:
 async def test_a_file_that_has_not_changed_is_not_sent_again(client: AsgiDriver) -> None:
     first = await client.request("GET", "/static/index.js")
     assert first.headers["cache-control"] == "no-cache"
-    again = await client.request("GET", "/static/index.js", headers={"if-none-match": first.headers["etag"]})
+    again = await client.request(
+        "GET", "/static/index.js", headers={"if-none-match": first.headers["etag"]}
+    )
     assert (again.status, again.body) == (304, b"")

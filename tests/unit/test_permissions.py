@@ -1,4 +1,6 @@
-"""Permissions while a stream is open: they end, they are revoked, tickets carry them; and limits of who holds them."""
+"""Permissions while a stream is open: they end, they are revoked, tickets carry them; and limits of
+who holds them.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -66,7 +68,9 @@ class Service:
         info = ClientInfo(grant.subject, "sse", address, "test", self.clock.now(), address)
         self.push.admit(info)
         connection = Connection(id or f"c{self.number}", sink, info, grant=grant)
-        self.push.subscribe(connection, Subscription(frozenset({"a"}), PlainView()), NOW, lambda _: b"open\n")
+        self.push.subscribe(
+            connection, Subscription(frozenset({"a"}), PlainView()), NOW, lambda _: b"open\n"
+        )
         return sink
 
     @property
@@ -103,7 +107,9 @@ def test_a_connection_ends_with_its_permissions_grace_included_and_may_come_back
         assert [reader.sink.ended for reader in readers] == [number < ended for number in range(3)]
         driver.clock.advance(1)
         driver.hub.beat()
-    assert [reader.sink.lines[-1].startswith("close expired True") for reader in readers] == [True] * 3
+    assert [reader.sink.lines[-1].startswith("close expired True") for reader in readers] == [
+        True
+    ] * 3
 
 
 def test_a_thousand_ends_cost_one_look_a_second_and_nobody_stays_longer() -> None:
@@ -121,7 +127,9 @@ def test_a_thousand_ends_cost_one_look_a_second_and_nobody_stays_longer() -> Non
     assert driver.hub.connections == {}
 
 
-async def test_a_stream_ends_when_its_token_does_not_when_its_leeway_begins(service: Service) -> None:
+async def test_a_stream_ends_when_its_token_does_not_when_its_leeway_begins(
+    service: Service,
+) -> None:
     sink, other = service.open(service.grant(lifetime=100)), service.open(EVERYTHING)
     service.clock.advance(100 + LEEWAY - 1)
     service.push.hub.beat()
@@ -177,7 +185,9 @@ async def test_a_revocation_ends_the_streams_that_it_means_for_good_and_no_other
             service.push.permissions.check(grant)
 
 
-async def test_a_stream_that_was_about_to_open_when_its_token_was_revoked_is_ended(service: Service) -> None:
+async def test_a_stream_that_was_about_to_open_when_its_token_was_revoked_is_ended(
+    service: Service,
+) -> None:
     grant = service.grant()
     service.push.permissions.check(grant)
     await service.push.permissions.revoke(Revocation("subject", "bob", service.clock.now()))
@@ -197,7 +207,9 @@ async def test_what_was_revoked_before_the_start_is_known_before_anything_is_ser
             service.push.permissions.check(grant)
 
 
-async def test_while_revocations_cannot_be_loaded_nothing_is_served_and_then_everything_is() -> None:
+async def test_while_revocations_cannot_be_loaded_nothing_is_served_and_then_everything_is() -> (
+    None
+):
     service = Service()
     away = True
     load = service.credentials.revocations
@@ -220,7 +232,9 @@ async def test_while_revocations_cannot_be_loaded_nothing_is_served_and_then_eve
         service.open(service.grant())
 
 
-async def test_an_instance_that_may_have_missed_commands_asks_what_was_revoked(service: Service) -> None:
+async def test_an_instance_that_may_have_missed_commands_asks_what_was_revoked(
+    service: Service,
+) -> None:
     sink = service.open(service.grant())
     # Kept by another instance, whose command was lost with the log's end.
     await service.credentials.revoke(Revocation("subject", "bob", service.clock.now()))
@@ -232,7 +246,9 @@ async def test_an_instance_that_may_have_missed_commands_asks_what_was_revoked(s
 async def test_what_the_store_has_lost_is_kept_again_by_those_who_know_it(service: Service) -> None:
     now = service.clock.now()
     await service.push.permissions.revoke(Revocation("subject", "bob", now))
-    service.push.permissions._credentials = lost = MemoryCredentials(lifetime=HOUR, clock=service.clock.now)
+    service.push.permissions._credentials = lost = MemoryCredentials(
+        lifetime=HOUR, clock=service.clock.now
+    )
     service.push.hub.cut("2abcdefgh", service.push.hub.head)
     await until(lambda: list(lost._revoked))
     assert await lost.revocations() == [Revocation("subject", "bob", now)]
@@ -241,7 +257,9 @@ async def test_what_the_store_has_lost_is_kept_again_by_those_who_know_it(servic
 async def test_what_the_store_has_fallen_behind_with_is_kept_again(service: Service) -> None:
     now = service.clock.now()
     await service.push.permissions.revoke(Revocation("subject", "bob", now))
-    service.push.permissions._credentials = behind = MemoryCredentials(lifetime=HOUR, clock=service.clock.now)
+    service.push.permissions._credentials = behind = MemoryCredentials(
+        lifetime=HOUR, clock=service.clock.now
+    )
     await behind.revoke(Revocation("subject", "bob", now - 10))
     service.push.hub.cut("2abcdefgh", service.push.hub.head)
     await until(lambda: list(behind._revoked) == [Revocation("subject", "bob", now)])
@@ -249,7 +267,12 @@ async def test_what_the_store_has_fallen_behind_with_is_kept_again(service: Serv
 
 async def test_an_instance_that_has_begun_before_the_store_was_whole_again_reads_it_again() -> None:
     old, new = Service(), Service()
-    new.push = Push(old.push.bus, clock=old.clock.now, monotonic=old.clock.monotonic, credentials=old.credentials)
+    new.push = Push(
+        old.push.bus,
+        clock=old.clock.now,
+        monotonic=old.clock.monotonic,
+        credentials=old.credentials,
+    )
     async with old.push:
         await old.push.permissions.revoke(Revocation("subject", "bob", old.clock.now()))
         empty = MemoryCredentials(lifetime=HOUR, clock=old.clock.now)
@@ -263,7 +286,9 @@ async def test_an_instance_that_has_begun_before_the_store_was_whole_again_reads
 
 async def test_what_could_not_be_told_is_told_later(service: Service) -> None:
     await service.push.permissions.revoke(Revocation("subject", "bob", service.clock.now()))
-    service.push.permissions._credentials = MemoryCredentials(lifetime=HOUR, clock=service.clock.now)
+    service.push.permissions._credentials = MemoryCredentials(
+        lifetime=HOUR, clock=service.clock.now
+    )
     told: list[Command] = []
 
     async def command(given: Command) -> None:
@@ -290,8 +315,12 @@ async def test_a_revocation_that_cannot_be_kept_holds_where_it_was_made(service:
         service.push.permissions.check(service.grant())
 
 
-async def test_a_stream_whose_ticket_has_gone_to_another_ends_though_the_command_was_missed(service: Service) -> None:
-    await service.credentials.add_ticket("d", Ticket("bob", ("a",), service.clock.now() + 600, None, None), 60)
+async def test_a_stream_whose_ticket_has_gone_to_another_ends_though_the_command_was_missed(
+    service: Service,
+) -> None:
+    await service.credentials.add_ticket(
+        "d", Ticket("bob", ("a",), service.clock.now() + 600, None, None), 60
+    )
     grant = service.grant(ticket="d")
     await service.push.permissions.claim(grant, "c1")
     sink, other = service.open(grant, id="c1"), service.open(service.grant(), id="c2")
@@ -306,8 +335,12 @@ async def test_a_stream_whose_ticket_has_gone_to_another_ends_though_the_command
     assert not other.ended
 
 
-async def test_many_who_open_a_stream_with_one_ticket_at_once_make_one_command_each(service: Service) -> None:
-    await service.credentials.add_ticket("d", Ticket("bob", ("a",), service.clock.now() + 600, None, None), 60)
+async def test_many_who_open_a_stream_with_one_ticket_at_once_make_one_command_each(
+    service: Service,
+) -> None:
+    await service.credentials.add_ticket(
+        "d", Ticket("bob", ("a",), service.clock.now() + 600, None, None), 60
+    )
     told: list[Command] = []
 
     async def command(given: Command) -> None:
@@ -316,7 +349,9 @@ async def test_many_who_open_a_stream_with_one_ticket_at_once_make_one_command_e
 
     service.push.permissions._command = command
     grant = service.grant(ticket="d")
-    await asyncio.gather(*(service.push.permissions.claim(grant, f"c{number}") for number in range(100)))
+    await asyncio.gather(
+        *(service.push.permissions.claim(grant, f"c{number}") for number in range(100))
+    )
     assert told == [Close(f"c{number}", False) for number in range(99)]
     assert not service.push.permissions._claiming, "nothing stays of it"
 
@@ -325,7 +360,9 @@ async def test_nobody_waits_for_long_for_others_who_use_the_same_ticket(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(permissions, "PATIENCE", 0.01)
-    await service.credentials.add_ticket("d", Ticket("bob", ("a",), service.clock.now() + 600, None, None), 60)
+    await service.credentials.add_ticket(
+        "d", Ticket("bob", ("a",), service.clock.now() + 600, None, None), 60
+    )
     goes_on = asyncio.Event()
 
     async def holder(_: str) -> str:
@@ -353,16 +390,22 @@ async def test_thousands_of_streams_are_ended_some_at_a_time(service: Service) -
         assert sum(sink.ended for sink in sinks) == ended
 
 
-async def test_a_command_of_a_newer_release_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_command_of_a_newer_release_is_passed_over(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     obeyed: list[Command | None] = []
     commands = Commands(obeyed.append)
-    commands.offer(b'{"type":"paint","color":"red"}\n' + msgspec.json.encode(Close("c1", True)) + b"\n")
+    commands.offer(
+        b'{"type":"paint","color":"red"}\n' + msgspec.json.encode(Close("c1", True)) + b"\n"
+    )
     await asyncio.sleep(0)
     assert obeyed == [Close("c1", True)]
     assert "a command is not understood" in caplog.text
 
 
-async def test_a_connection_that_was_closed_before_it_had_opened_is_closed_when_it_does(service: Service) -> None:
+async def test_a_connection_that_was_closed_before_it_had_opened_is_closed_when_it_does(
+    service: Service,
+) -> None:
     await service.push.command(Close("late", False))
     await until(lambda: service.push._closed)
     assert service.open(EVERYTHING, id="late").lines[-1].startswith("close disconnected False")
@@ -372,7 +415,11 @@ async def test_a_connection_that_was_closed_before_it_had_opened_is_closed_when_
 async def test_commands_are_obeyed_in_order_and_lost_ones_are_noticed() -> None:
     obeyed: list[Command | None] = []
     commands = Commands(obeyed.append)
-    given: list[Command] = [Close("c1", True), Revocation("subject", "bob\n", 1.5), Close("c2", False)]
+    given: list[Command] = [
+        Close("c1", True),
+        Revocation("subject", "bob\n", 1.5),
+        Close("c2", False),
+    ]
     frames = [msgspec.json.encode(each) + b"\n" for each in given]
     commands.offer(commands.chunk([*frames[:2], commands.gap(Gap(None, "", "reset")), frames[2]]))
     await asyncio.sleep(0)
@@ -473,7 +520,9 @@ async def test_the_log_says_in_plain_words_which_tokens_are_revoked_and_by_whom(
     caplog.set_level("INFO", "msgpush.auth")
     admin = bearer(token("ops", admin=True))
     for given in ({"subject": "bob"}, {"jti": "t1"}, {"issued_before": 1_700_000_000}):
-        assert (await app.request("POST", "/api/v1/revocations", msgspec.json.encode(given), admin)).status == 201
+        assert (
+            await app.request("POST", "/api/v1/revocations", msgspec.json.encode(given), admin)
+        ).status == 201
     assert [line for line in caplog.messages if "revoked" in line] == [
         'tokens are revoked by "ops": those of the subject "bob"',
         'tokens are revoked by "ops": the one with the jti "t1"',
@@ -511,7 +560,9 @@ async def test_the_log_says_in_plain_words_which_tokens_are_revoked_and_by_whom(
         (b'{"subject":"' + b"x" * 70_000 + b'"}', 413),
     ],
 )
-async def test_a_revocation_is_read_or_refused_with_the_place(app: AsgiDriver, given: object, status: int) -> None:
+async def test_a_revocation_is_read_or_refused_with_the_place(
+    app: AsgiDriver, given: object, status: int
+) -> None:
     answer = await post(app, "revocations", given, ADMIN)
     assert answer.status == status, answer.body
     if status == 201:
@@ -530,7 +581,11 @@ async def test_a_revocation_is_read_or_refused_with_the_place(app: AsgiDriver, g
         ({"subject": ""}, "/subject", '"" is not allowed: it must be a text, and not empty'),
         ({"jti": 7}, "/jti", "7 is not allowed: it must be a text, and not empty"),
         ({"subject": "bob", "a/b": 1}, "/a~1b", '"a/b" is no field of a revocation'),
-        ({"subject": "bob", "jti": "t1"}, "", "it must have exactly one of the fields subject, jti and issued_before"),
+        (
+            {"subject": "bob", "jti": "t1"},
+            "",
+            "it must have exactly one of the fields subject, jti and issued_before",
+        ),
         (
             {"issued_before": "now"},
             "/issued_before",
@@ -546,9 +601,14 @@ async def test_a_wrong_revocation_is_told_by_its_field_its_value_and_what_is_all
     assert told["detail"] == (f"{pointer}: {detail}" if pointer else detail)
 
 
-async def test_a_revoked_token_is_refused_and_its_stream_told_not_to_come_back(app: AsgiDriver) -> None:
+async def test_a_revoked_token_is_refused_and_its_stream_told_not_to_come_back(
+    app: AsgiDriver,
+) -> None:
     bob, alice = bearer(token("bob")), bearer(token("alice"))
-    async with app.stream("/sse/user/bob", bob) as ended, app.stream("/sse/user/alice", alice) as stays:
+    async with (
+        app.stream("/sse/user/bob", bob) as ended,
+        app.stream("/sse/user/alice", alice) as stays,
+    ):
         assert (await post(app, "revocations", {"subject": "bob"}, ADMIN)).status == 201
         body = await ended.closed()
         assert b'data: {"reason":"revoked","reconnect":false}\n' in body
@@ -561,7 +621,9 @@ async def test_a_revoked_token_is_refused_and_its_stream_told_not_to_come_back(a
         assert not stays.ended.is_set()
 
 
-async def test_all_tokens_issued_before_a_moment_may_be_revoked_even_those_that_say_it(app: AsgiDriver) -> None:
+async def test_all_tokens_issued_before_a_moment_may_be_revoked_even_those_that_say_it(
+    app: AsgiDriver,
+) -> None:
     headers = bearer(token("root", admin=True, iat=claims()["iat"] - 9000))
     moment = claims()["iat"] - 6000
     assert (await post(app, "revocations", {"issued_before": moment}, headers)).status == 201
@@ -594,12 +656,17 @@ async def test_all_tokens_issued_before_a_moment_may_be_revoked_even_those_that_
         (b"x", 400),
     ],
 )
-async def test_a_ticket_is_made_for_what_its_token_may_listen_to(app: AsgiDriver, given: object, status: int) -> None:
+async def test_a_ticket_is_made_for_what_its_token_may_listen_to(
+    app: AsgiDriver, given: object, status: int
+) -> None:
     answer = await post(app, "tickets", given, bearer(token("bob", subscribe=["a"])))
     assert answer.status == status, answer.body
     assert answer.headers.get("cache-control") == ("no-store" if status == 201 else None)
     if given == {"channels": ["a", 7, "b c"]}:
-        assert [each["pointer"] for each in answer.json()["errors"]] == ["/channels/1", "/channels/2"]
+        assert [each["pointer"] for each in answer.json()["errors"]] == [
+            "/channels/1",
+            "/channels/2",
+        ]
 
 
 async def test_a_ticket_says_when_its_token_ends(app: AsgiDriver) -> None:
@@ -608,7 +675,9 @@ async def test_a_ticket_says_when_its_token_ends(app: AsgiDriver) -> None:
     assert answer.json()["expires_at"] == format_ms(given["exp"] * 1000)
 
 
-async def test_a_ticket_opens_streams_on_any_of_its_channels_and_broadcast_and_no_others(app: AsgiDriver) -> None:
+async def test_a_ticket_opens_streams_on_any_of_its_channels_and_broadcast_and_no_others(
+    app: AsgiDriver,
+) -> None:
     text = await ticket(app, "a", "b")
     for target, status in (
         ("/sse/stream/a", 200),
@@ -626,11 +695,15 @@ async def test_a_ticket_opens_streams_on_any_of_its_channels_and_broadcast_and_n
 async def opened(exchange: Exchange) -> str:
     body = await exchange.read_until(b"msgpush.open")
     await exchange.read_until(b"\n\n")
-    connection: str = msgspec.json.decode(body.partition(b"data: ")[2].partition(b"\n")[0])["connection"]
+    connection: str = msgspec.json.decode(body.partition(b"data: ")[2].partition(b"\n")[0])[
+        "connection"
+    ]
     return connection
 
 
-async def test_a_ticket_serves_one_stream_at_a_time_and_the_older_one_does_not_come_back(app: AsgiDriver) -> None:
+async def test_a_ticket_serves_one_stream_at_a_time_and_the_older_one_does_not_come_back(
+    app: AsgiDriver,
+) -> None:
     text = await ticket(app, "a")
     async with app.stream(f"/sse/stream/a?token={text}") as first:
         await opened(first)
@@ -638,7 +711,9 @@ async def test_a_ticket_serves_one_stream_at_a_time_and_the_older_one_does_not_c
             assert b'data: {"reason":"disconnected","reconnect":false}\n' in await first.closed()
             await opened(second)
             body = b'{"type":"info","service":"a","channels":["a"],"id":"m1"}'
-            await app.request("POST", "/api/v1/messages/send", body, bearer(token("bob", publish=["*"])))
+            await app.request(
+                "POST", "/api/v1/messages/send", body, bearer(token("bob", publish=["*"]))
+            )
             await second.read_until(b'"id":"m1"')
             assert not second.ended.is_set()
 
@@ -678,7 +753,10 @@ async def test_who_asks_for_too_many_tickets_is_told_to_wait() -> None:
     async with lifespan(made):
         app = AsgiDriver(made)
         bob = bearer(token("bob"))
-        statuses = [(await post(app, "tickets", {"channels": ["user:bob"]}, bob)).status for _ in range(2_000)]
+        statuses = [
+            (await post(app, "tickets", {"channels": ["user:bob"]}, bob)).status
+            for _ in range(2_000)
+        ]
         answer = Answer(201, {}, b"")
         for _ in range(2_000):
             answer = await post(app, "tickets", {"channels": ["user:bob"]}, bob)
@@ -686,7 +764,9 @@ async def test_who_asks_for_too_many_tickets_is_told_to_wait() -> None:
                 break
         assert set(statuses) == {201}
         assert (answer.status, answer.headers["retry-after"]) == (429, "1")
-        assert (await post(app, "tickets", {"channels": ["user:eve"]}, bearer(token("eve")))).status == 201
+        assert (
+            await post(app, "tickets", {"channels": ["user:eve"]}, bearer(token("eve")))
+        ).status == 201
 
 
 async def test_streams_that_wait_behind_an_unread_answer_are_counted_when_they_open() -> None:
@@ -731,7 +811,9 @@ async def test_a_ticket_serves_one_stream_however_many_were_about_to_open(app: A
     await waiting[-1].disconnect()
 
 
-async def begin(app: AsgiDriver, target: str, headers: dict[str, str], *, client: str = "127.0.0.1") -> Exchange:
+async def begin(
+    app: AsgiDriver, target: str, headers: dict[str, str], *, client: str = "127.0.0.1"
+) -> Exchange:
     """A request whose answer nobody reads yet; it has come as far as it can."""
     exchange = Exchange()
     exchange.full = True
@@ -783,7 +865,9 @@ async def test_a_request_that_is_refused_while_it_waits_does_not_end_its_ticket_
         others = []
         if why == "address":
             for _ in range(2):
-                others.append(await begin(crowded, "/sse/user/eve", bearer(token("eve")), client="192.0.2.9"))
+                others.append(
+                    await begin(crowded, "/sse/user/eve", bearer(token("eve")), client="192.0.2.9")
+                )
                 read_on(others[-1])
                 await opened(others[-1])
         elif why == "gone":
@@ -819,14 +903,18 @@ async def test_a_request_that_is_refused_at_once_does_not_end_its_ticket_s_older
         with monkeypatch.context() as patch:
             patch.setattr(push.bus, "end", away)
             elsewhere = str(Cursor(push.bus.epoch, Position(1 << 45, 0)))
-            refused = await crowded.request("GET", f"/sse/stream/a?token={text}&last_event_id={elsewhere}")
+            refused = await crowded.request(
+                "GET", f"/sse/stream/a?token={text}&last_event_id={elsewhere}"
+            )
             assert b'"overload"' in refused.body
         push.draining = True
         assert b'"overload"' in (await crowded.request("GET", f"/sse/stream/a?token={text}")).body
         await still_there(crowded, older)
 
 
-async def test_a_ticket_that_ends_while_its_request_waits_is_told_and_then_refused(app: AsgiDriver) -> None:
+async def test_a_ticket_that_ends_while_its_request_waits_is_told_and_then_refused(
+    app: AsgiDriver,
+) -> None:
     text = await ticket(app, "a")
     waiting = await begin(app, f"/sse/stream/a?token={text}", {})
     permissions = push_of(app).permissions
@@ -859,9 +947,14 @@ async def test_while_a_ticket_is_claimed_nobody_gets_its_place_and_nobody_gets_o
         for _ in range(20):
             await asyncio.sleep(0)
         # It needs no claim, and comes too late all the same.
-        assert b'"overload"' in (await app.request("GET", "/sse/user/bob", b"", bearer(token("bob")))).body
+        assert (
+            b'"overload"'
+            in (await app.request("GET", "/sse/user/bob", b"", bearer(token("bob")))).body
+        )
         answer.set()
-        assert [b'"overload"' in await exchange.read_until(b"event: ") for exchange in waiting[2:]] == [True] * 2
+        assert [
+            b'"overload"' in await exchange.read_until(b"event: ") for exchange in waiting[2:]
+        ] == [True] * 2
         for exchange in waiting[:2]:
             await opened(exchange)
         assert len(push.hub.connections) == push.hub.places.total == 2
@@ -873,7 +966,8 @@ async def test_while_a_ticket_is_claimed_nobody_gets_its_place_and_nobody_gets_o
 async def test_all_streams_of_a_ticket_have_one_place_and_one_at_each_address() -> None:
     places, ticket = Places(), "t"
     at_home, away, other = (
-        ClientInfo(who, "sse", "", "", 0.0, where) for who, where in (("bob", "home"), ("bob", "away"), ("eve", "home"))
+        ClientInfo(who, "sse", "", "", 0.0, where)
+        for who, where in (("bob", "home"), ("bob", "away"), ("eve", "home"))
     )
     for info in (at_home, at_home, away):
         places.take(info, ticket)
@@ -888,7 +982,9 @@ async def test_all_streams_of_a_ticket_have_one_place_and_one_at_each_address() 
     assert (places.total, places.subjects, places.addresses) == (0, {}, {})
 
 
-async def test_an_upload_that_goes_on_after_its_token_was_revoked_publishes_no_more(app: AsgiDriver) -> None:
+async def test_an_upload_that_goes_on_after_its_token_was_revoked_publishes_no_more(
+    app: AsgiDriver,
+) -> None:
     exchange, line = Exchange(), b'{"type":"info","service":"a"}\n'
     headers = {**bearer(token("eve", publish=["*"])), "Content-Type": "application/x-ndjson"}
     scope = app.scope("POST", "/api/v1/messages/batch", headers, exchange)
@@ -899,7 +995,13 @@ async def test_an_upload_that_goes_on_after_its_token_was_revoked_publishes_no_m
     assert (await post(app, "revocations", {"subject": "eve"}, ADMIN)).status == 201
     exchange.incoming.put_nowait({"type": "http.request", "body": line * 2, "more_body": False})
     results = msgspec.json.decode(await exchange.closed())["results"]
-    assert [each["error"]["status"] if "error" in each else 202 for each in results] == [202, 202, 202, 401, 401]
+    assert [each["error"]["status"] if "error" in each else 202 for each in results] == [
+        202,
+        202,
+        202,
+        401,
+        401,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -915,7 +1017,9 @@ async def test_a_body_that_comes_after_its_token_was_revoked_does_nothing(
 ) -> None:
     exchange = Exchange()
     headers = bearer(token("mallory", publish=["*"], admin=True))
-    exchange.task = asyncio.ensure_future(app._run(app.scope("POST", f"/api/v1/{path}", headers, exchange), exchange))
+    exchange.task = asyncio.ensure_future(
+        app._run(app.scope("POST", f"/api/v1/{path}", headers, exchange), exchange)
+    )
     await asyncio.sleep(0)
     assert (await post(app, "revocations", {"subject": "mallory"}, ADMIN)).status == 201
     exchange.incoming.put_nowait({"type": "http.request", "body": body, "more_body": False})
@@ -942,7 +1046,10 @@ async def test_a_stream_too_many_is_put_off_with_the_reason_and_counted() -> Non
     ):
         async for app in limited(**{setting: 1}):
             bob = bearer(token("bob"))
-            async with app.stream("/sse/user/bob", bob) as first, app.stream("/sse/user/bob", bob) as second:
+            async with (
+                app.stream("/sse/user/bob", bob) as first,
+                app.stream("/sse/user/bob", bob) as second,
+            ):
                 await opened(first)
                 body = await second.closed()
                 assert second.status == 200
@@ -950,7 +1057,10 @@ async def test_a_stream_too_many_is_put_off_with_the_reason_and_counted() -> Non
                 assert comment.startswith(": ")
                 assert setting.upper() in comment
                 assert 10_000 <= int(retry.removeprefix("retry: ")) <= 30_000
-                assert rest[:2] == ["event: msgpush.close", 'data: {"reason":"overload","reconnect":true}']
+                assert rest[:2] == [
+                    "event: msgpush.close",
+                    'data: {"reason":"overload","reconnect":true}',
+                ]
             metrics = (await app.request("GET", "/metrics")).body.decode()
             assert f'message_push_refused_total{{reason="{reason}"}} 1.0' in metrics
 
@@ -988,7 +1098,10 @@ async def test_publishing_has_a_rate_for_each_subject_which_the_answers_tell() -
         assert "0.5 a second are allowed, and 1 at once; try again in" in again.json()["detail"]
         assert (await app.request("POST", "/api/v1/messages/broadcast", body, eve)).status == 202
         metrics = (await app.request("GET", "/metrics")).body.decode()
-        assert 'message_push_messages_failed_total{reason="rate",service="a",type="info"} 1.0' in metrics
+        assert (
+            'message_push_messages_failed_total{reason="rate",service="a",type="info"} 1.0'
+            in metrics
+        )
         assert 'message_push_refused_total{reason="rate"} 1.0' in metrics
 
 
@@ -1012,7 +1125,9 @@ async def test_of_a_batch_as_many_are_taken_as_the_rate_allows_in_order() -> Non
         items[1]["type"] = "x"
         answer = await post(app, "messages/batch", items, bob)
         assert answer.status == 202
-        statuses = [each["error"]["status"] if "error" in each else 202 for each in answer.json()["results"]]
+        statuses = [
+            each["error"]["status"] if "error" in each else 202 for each in answer.json()["results"]
+        ]
         assert statuses == [202, 422, 202, 202, 429, 429]
         answer = await post(app, "messages/batch", items, bob)
         assert (answer.status, answer.headers["retry-after"]) == (429, "1")
@@ -1030,7 +1145,8 @@ async def test_a_batch_that_comes_too_early_is_told_when_there_is_room_for_one()
 
 async def test_without_a_rate_the_answers_say_nothing_of_one(app: AsgiDriver) -> None:
     answer = await app.send(
-        b'{"type":"info","service":"a"}', Authorization=bearer(token("b", publish=["*"]))["Authorization"]
+        b'{"type":"info","service":"a"}',
+        Authorization=bearer(token("b", publish=["*"]))["Authorization"],
     )
     assert answer.status == 202
     assert not any("ratelimit" in name for name in answer.headers)

@@ -55,5 +55,7 @@ def test_what_could_be_another_logs_cursor_is_let_pass(text: str) -> None:
 
 
 @given(st.tuples(numbers, numbers), st.tuples(numbers, numbers))
-def test_positions_are_ordered_as_their_numbers_are(one: tuple[int, int], other: tuple[int, int]) -> None:
+def test_positions_are_ordered_as_their_numbers_are(
+    one: tuple[int, int], other: tuple[int, int]
+) -> None:
     assert (Position(*one) < Position(*other)) == (one < other)

@@ -1,4 +1,5 @@
-"""What is used of libraries below their public surface is still there: an upgrade fails here, with the name.
+"""What is used of libraries below their public surface is still there: an upgrade fails here, with
+the name.
 
 Such libraries have upper bounds in pyproject.toml, at the newest release that this has seen.
 """
@@ -32,7 +33,8 @@ class Private(NamedTuple):
     """A name that we rely on.
 
     Args:
-        name: an attribute of a module, a class or its objects; in brackets, parameters that are given by their names.
+        name: an attribute of a module, a class or its objects; in brackets, parameters that are
+            given by their names.
         where: our module that relies on it.
         why: what for.
     """
@@ -175,7 +177,11 @@ TABLE: dict[tuple[str, str, str], dict[str, str]] = {
     },
     ("starlette", "starlette.routing", "entrypoints/app.py"): {"Match": "what `matches` answers"},
 }  # fmt: skip
-PRIVATE = [Private(*key[:2], name, key[2], why) for key, names in TABLE.items() for name, why in names.items()]
+PRIVATE = [
+    Private(*key[:2], name, key[2], why)
+    for key, names in TABLE.items()
+    for name, why in names.items()
+]
 
 # Ours, and what they extend.
 SUBCLASSES = [
@@ -201,13 +207,19 @@ def test_a_private_name_is_where_it_was(private: Private) -> None:
     if given:
         assert {*given.split(", ")} <= parameters(owner, name), gone
     mentioned = owner_name if name == "__init__" and owner_name != "HttpToolsProtocol" else name
-    assert mentioned in (ROOT / "src" / "msgpush" / private.where).read_text(), "a row that nobody needs"
+    assert mentioned in (ROOT / "src" / "msgpush" / private.where).read_text(), (
+        "a row that nobody needs"
+    )
 
 
 def given_to_objects(owner: Any) -> set[str]:
     """The attributes that a class gives to its objects, as far as its text says it."""
     classes = owner.__mro__[:-1] if inspect.isclass(owner) else ()
-    return {name for each in classes for name in re.findall(r"\bself\.(\w+)\b[^=\n]*=[^=]", text_of(each))}
+    return {
+        name
+        for each in classes
+        for name in re.findall(r"\bself\.(\w+)\b[^=\n]*=[^=]", text_of(each))
+    }
 
 
 def text_of(owner: type) -> str:
@@ -218,8 +230,14 @@ def text_of(owner: type) -> str:
 
 
 def parameters(owner: Any, name: str) -> set[str]:
-    """The parameters of a function; of a class's constructor, with those that it passes on to its bases."""
-    functions = [vars(each).get(name) for each in owner.__mro__] if inspect.isclass(owner) else [getattr(owner, name)]
+    """The parameters of a function; of a class's constructor, with those that it passes on to its
+    bases.
+    """
+    functions = (
+        [vars(each).get(name) for each in owner.__mro__]
+        if inspect.isclass(owner)
+        else [getattr(owner, name)]
+    )
     return {
         each
         for function in functions
@@ -229,7 +247,15 @@ def parameters(owner: Any, name: str) -> set[str]:
 
 
 def overridden() -> list[tuple[type, type, str]]:
-    special = ("__module__", "__doc__", "__qualname__", "__dict__", "__weakref__", "__annotations__", "__init__")
+    special = (
+        "__module__",
+        "__doc__",
+        "__qualname__",
+        "__dict__",
+        "__weakref__",
+        "__annotations__",
+        "__init__",
+    )
     return [
         (ours, base, name)
         for ours, base in SUBCLASSES
@@ -239,8 +265,14 @@ def overridden() -> list[tuple[type, type, str]]:
 
 
 @pytest.mark.parametrize(("ours", "base", "name"), overridden())
-def test_what_ours_replaces_is_in_the_table_and_takes_the_same(ours: type, base: type, name: str) -> None:
-    listed = {private.name.partition("(")[0] for private in PRIVATE if private.owner.endswith(f":{base.__name__}")}
+def test_what_ours_replaces_is_in_the_table_and_takes_the_same(
+    ours: type, base: type, name: str
+) -> None:
+    listed = {
+        private.name.partition("(")[0]
+        for private in PRIVATE
+        if private.owner.endswith(f":{base.__name__}")
+    }
     assert name in listed
     new, old = getattr(ours, name), getattr(base, name)
     if inspect.isfunction(new):
@@ -250,7 +282,9 @@ def test_what_ours_replaces_is_in_the_table_and_takes_the_same(ours: type, base:
 def test_whoever_has_private_names_here_is_bounded_at_what_was_tested() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     bounds = {re.split(r"[\[<>=]", text)[0]: text for text in project["dependencies"]}
-    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    pinned = dict(
+        re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    )
     pinned = {name.lower().replace("_", "-"): pin for name, pin in pinned.items()}
     for library in {private.library for private in PRIVATE}:
         upper = re.search(r"<(\d+)\.(\d+)$", bounds[library])

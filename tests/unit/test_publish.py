@@ -21,7 +21,9 @@ NDJSON = {"content-type": "application/x-ndjson; charset=utf-8"}
 
 @pytest.fixture
 async def client() -> AsyncIterator[AsgiDriver]:
-    async with lifespan(app := create_app(Settings(max_message_bytes=2048, max_batch_bytes=20_000))):
+    async with lifespan(
+        app := create_app(Settings(max_message_bytes=2048, max_batch_bytes=20_000))
+    ):
         yield AsgiDriver(app)
 
 
@@ -43,9 +45,16 @@ def problem(answer: Answer, status: int) -> dict[str, Any]:
     return told
 
 
-async def test_a_receipt_names_the_id_the_moment_the_channels_and_the_cursor(client: AsgiDriver) -> None:
+async def test_a_receipt_names_the_id_the_moment_the_channels_and_the_cursor(
+    client: AsgiDriver,
+) -> None:
     answer = await client.send(
-        message(id="m1", timestamp="2025-07-30T17:10:00.1234+02:00", target={"user_id": "u"}, channels=["a", "a"])
+        message(
+            id="m1",
+            timestamp="2025-07-30T17:10:00.1234+02:00",
+            target={"user_id": "u"},
+            channels=["a", "a"],
+        )
     )
     assert answer.status == 202
     receipt = answer.json()
@@ -85,8 +94,12 @@ async def test_the_same_publish_again_is_answered_alike_and_stored_once(client: 
     assert await stored(client) == ["m1"]
 
 
-@pytest.mark.parametrize("other", [{"data": {"x": 1}}, {"channels": ["b"]}, {"metadata": {"ttl": 5}}, {"source": "x"}])
-async def test_the_same_id_with_other_content_is_a_conflict(client: AsgiDriver, other: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "other", [{"data": {"x": 1}}, {"channels": ["b"]}, {"metadata": {"ttl": 5}}, {"source": "x"}]
+)
+async def test_the_same_id_with_other_content_is_a_conflict(
+    client: AsgiDriver, other: dict[str, Any]
+) -> None:
     await client.send(message(id="m1"))
     problem(await client.send(message(id="m1", **other)), 409)
     assert await stored(client) == ["m1"]
@@ -98,7 +111,9 @@ async def test_the_same_id_sent_and_broadcast_is_a_conflict(client: AsgiDriver) 
 
 
 @pytest.mark.parametrize("key", ["k1", '"k1"'])
-async def test_the_idempotency_key_is_the_id_where_the_body_has_none(client: AsgiDriver, key: str) -> None:
+async def test_the_idempotency_key_is_the_id_where_the_body_has_none(
+    client: AsgiDriver, key: str
+) -> None:
     assert (await client.send(message(), idempotency_key=key)).json()["id"] == "k1"
     assert (await client.send(message(), idempotency_key=key)).json()["duplicate"] is True
     assert (await client.send(message(id="own"), idempotency_key=key)).json()["id"] == "own"
@@ -109,7 +124,10 @@ async def test_the_idempotency_key_is_the_id_where_the_body_has_none(client: Asg
 async def test_a_broadcast_has_no_target(client: AsgiDriver) -> None:
     told = problem(await client.send(message(target={"user_id": "u"}), BROADCAST), 422)
     assert told["errors"][0]["pointer"] == "/target"
-    assert (await client.send(message(id="b1"), BROADCAST)).json()["channels"] == ["service:s", "broadcast"]
+    assert (await client.send(message(id="b1"), BROADCAST)).json()["channels"] == [
+        "service:s",
+        "broadcast",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +153,11 @@ async def test_a_broadcast_has_no_target(client: AsgiDriver) -> None:
         (b'{"type":"info","service":"s","target":{"user_id":"a b"}}', 422, "/target/user_id"),
         (b'{"type":"info","service":"s","target":{"user_id":7}}', 422, "/target/user_id"),
         (b'{"type":"info","service":"s","channels":["a","b*"]}', 422, "/channels/1"),
-        (b'{"type":"info","service":"s","channels":[' + b",".join([b'"c"'] * 33) + b"]}", 422, "/channels"),
+        (
+            b'{"type":"info","service":"s","channels":[' + b",".join([b'"c"'] * 33) + b"]}",
+            422,
+            "/channels",
+        ),
         (b'{"type":"info","service":"s","data":[]}', 422, "/data"),
         (b'{"type":"progress","service":"s","data":{}}', 422, "/data/progress"),
         (b'{"type":"progress","service":"s","data":{"progress":101}}', 422, "/data/progress"),
@@ -151,7 +173,9 @@ async def test_a_wrong_body_is_refused_with_its_place_and_nothing_is_stored(
     client: AsgiDriver, body: bytes, status: int, pointer: str | None
 ) -> None:
     told = problem(await client.send(body), status)
-    assert [error["pointer"] for error in told.get("errors", [])] == ([] if pointer is None else [pointer])
+    assert [error["pointer"] for error in told.get("errors", [])] == (
+        [] if pointer is None else [pointer]
+    )
     assert await stored(client) == []
 
 
@@ -176,30 +200,62 @@ async def test_many_messages_sent_as_one_are_told_where_to_go(
     client: AsgiDriver, path: str, body: bytes, status: int
 ) -> None:
     told = problem(await client.request("POST", path, body), status)
-    assert "one message is a JSON object; several are sent to /api/v1/messages/batch" in told["detail"]
+    assert (
+        "one message is a JSON object; several are sent to /api/v1/messages/batch" in told["detail"]
+    )
 
 
 async def test_one_message_sent_as_many_is_told_what_a_batch_is(client: AsgiDriver) -> None:
     told = problem(await client.request("POST", BATCH, message()), 422)
-    assert told["detail"].startswith("this is one message, which is sent to /send; a batch is a JSON array")
+    assert told["detail"].startswith(
+        "this is one message, which is sent to /send; a batch is a JSON array"
+    )
     assert "application/x-ndjson" in told["detail"]
 
 
 async def test_lines_under_another_type_are_told_how_they_are_sent(client: AsgiDriver) -> None:
     body = message(id="m1") + b"\n" + message(id="m2")
-    told = problem(await client.request("POST", BATCH, body, {"content-type": "application/json"}), 400)
+    told = problem(
+        await client.request("POST", BATCH, body, {"content-type": "application/json"}), 400
+    )
     assert "NDJSON, which is sent with Content-Type: application/x-ndjson" in told["detail"]
     assert await stored(client) == []
 
 
-WRONG: list[Any] = [None, True, False, "a\nb\x7f\u202e'", "", ("a",), ["a", None], {"a": [True]}, 1.5, -7, []]
+WRONG: list[Any] = [
+    None,
+    True,
+    False,
+    "a\nb\x7f\u202e'",
+    "",
+    ("a",),
+    ["a", None],
+    {"a": [True]},
+    1.5,
+    -7,
+    [],
+]
 
 
 @pytest.mark.parametrize("value", WRONG)
 @pytest.mark.parametrize(
-    "field", ["type", "service", "id", "source", "timestamp", "target", "channels", "data", "metadata", "x'y\n"]
+    "field",
+    [
+        "type",
+        "service",
+        "id",
+        "source",
+        "timestamp",
+        "target",
+        "channels",
+        "data",
+        "metadata",
+        "x'y\n",
+    ],
 )
-async def test_answers_speak_json_whatever_they_are_about(client: AsgiDriver, field: str, value: Any) -> None:
+async def test_answers_speak_json_whatever_they_are_about(
+    client: AsgiDriver, field: str, value: Any
+) -> None:
     inner = {
         "target": {"user_id": value, f"a{field}": value},
         "channels": [value],
@@ -211,8 +267,23 @@ async def test_answers_speak_json_whatever_they_are_about(client: AsgiDriver, fi
         answer = await client.send(body)
         for fault in answer.json().get("errors", []):
             assert fault["detail"].isprintable()
-            for python in ("None", "True", "False", "('", "['", "{'", "',", " 'a", "str", "int", "float", "bool "):
-                assert python not in fault["detail"].replace("string", "").replace("boolean", ""), fault
+            for python in (
+                "None",
+                "True",
+                "False",
+                "('",
+                "['",
+                "{'",
+                "',",
+                " 'a",
+                "str",
+                "int",
+                "float",
+                "bool ",
+            ):
+                assert python not in fault["detail"].replace("string", "").replace("boolean", ""), (
+                    fault
+                )
 
 
 async def test_a_compressed_body_is_refused(client: AsgiDriver) -> None:
@@ -228,15 +299,29 @@ async def test_publishing_is_posting(client: AsgiDriver, path: str, method: str)
 
 
 @pytest.mark.parametrize("form", ["array", "object", "ndjson"])
-async def test_a_batch_keeps_its_order_and_each_item_stands_alone(client: AsgiDriver, form: str) -> None:
-    items = [message(id="m1"), message(id="m2", type="news"), message(id="m3"), message(id="m1", data={"x": 1})]
+async def test_a_batch_keeps_its_order_and_each_item_stands_alone(
+    client: AsgiDriver, form: str
+) -> None:
+    items = [
+        message(id="m1"),
+        message(id="m2", type="news"),
+        message(id="m3"),
+        message(id="m1", data={"x": 1}),
+    ]
     array = b"[" + b",".join(items) + b"]"
-    body = {"array": array, "object": b'{"messages":' + array + b"}", "ndjson": b"\n".join(items)}[form]
+    body = {"array": array, "object": b'{"messages":' + array + b"}", "ndjson": b"\n".join(items)}[
+        form
+    ]
     answer = await client.request("POST", BATCH, body, NDJSON if form == "ndjson" else {})
     assert answer.status == 202
     told = answer.json()
     assert (told["accepted"], told["rejected"]) == (2, 2)
-    assert [each.get("id", each.get("error", {}).get("status")) for each in told["results"]] == ["m1", 422, "m3", 409]
+    assert [each.get("id", each.get("error", {}).get("status")) for each in told["results"]] == [
+        "m1",
+        422,
+        "m3",
+        409,
+    ]
     assert told["results"][1]["error"]["errors"][0]["pointer"] == "/type"
     assert await stored(client) == ["m1", "m3"]
 
@@ -248,19 +333,31 @@ async def test_a_batch_keeps_its_order_and_each_item_stands_alone(client: AsgiDr
         (b'{"type":"info","service":"s","source":"cut \\ud83d"}', 422, "/source"),
         (b'{"type":"info","service":"s","data":{"a":["\\ud83d"]}}', 422, "/data/a/0"),
         (b'{"type":"info","service":"s","data":{"\\ud83d":1}}', 422, "/data"),
-        (b'{"type":"info","service":"s","data":{"a":' + b"[" * 1_000 + b"]" * 1_000 + b"}}", 400, None),
+        (
+            b'{"type":"info","service":"s","data":{"a":' + b"[" * 1_000 + b"]" * 1_000 + b"}}",
+            400,
+            None,
+        ),
     ],
 )
-async def test_an_items_fault_never_touches_its_neighbours(form: str, faulty: bytes, status: int, pointer: str) -> None:
+async def test_an_items_fault_never_touches_its_neighbours(
+    form: str, faulty: bytes, status: int, pointer: str
+) -> None:
     async with lifespan(app := create_app(Settings())):
         client = AsgiDriver(app)
         items = [message(id="m1"), faulty, message(id="m2"), faulty]
         array = b"[" + b",".join(items) + b"]"
-        body = {"array": array, "object": b'{"messages":' + array + b"}", "ndjson": b"\n".join(items)}[form]
+        body = {
+            "array": array,
+            "object": b'{"messages":' + array + b"}",
+            "ndjson": b"\n".join(items),
+        }[form]
         answer = await client.request("POST", BATCH, body, NDJSON if form == "ndjson" else {})
         assert answer.status == 202
         told = answer.json()
-        assert [each.get("id", each.get("error", {}).get("status")) for each in told["results"]] == [
+        assert [
+            each.get("id", each.get("error", {}).get("status")) for each in told["results"]
+        ] == [
             "m1",
             status,
             "m2",
@@ -268,7 +365,9 @@ async def test_an_items_fault_never_touches_its_neighbours(form: str, faulty: by
         ]
         alone = problem(await client.send(faulty), status)
         assert told["results"][1]["error"] == alone
-        assert [each["pointer"] for each in alone.get("errors", [])] == ([pointer] if pointer else [])
+        assert [each["pointer"] for each in alone.get("errors", [])] == (
+            [pointer] if pointer else []
+        )
         assert await stored(client) == ["m1", "m2"]
 
 
@@ -286,7 +385,9 @@ async def test_an_items_fault_never_touches_its_neighbours(form: str, faulty: by
 )
 async def test_ndjson_has_several_names(client: AsgiDriver, content_type: str) -> None:
     body = message(id="m1") + b"\n" + message(id="m2") + b"\n"
-    assert (await client.request("POST", BATCH, body, {"content-type": content_type})).json()["accepted"] == 2
+    assert (await client.request("POST", BATCH, body, {"content-type": content_type})).json()[
+        "accepted"
+    ] == 2
 
 
 async def test_a_byte_order_mark_is_passed_over(client: AsgiDriver) -> None:
@@ -300,7 +401,9 @@ async def test_a_byte_order_mark_is_passed_over(client: AsgiDriver) -> None:
         (bom + other + b"\n" + bom + other, NDJSON),
     ):
         assert (await client.request("POST", BATCH, body, headers)).json()["rejected"] == 0
-    assert (await client.request("POST", "/api/v1/tickets", bom + b'{"channels":["a"]}')).status == 201
+    assert (
+        await client.request("POST", "/api/v1/tickets", bom + b'{"channels":["a"]}')
+    ).status == 201
     revoked = await client.request("POST", "/api/v1/revocations", bom + b'{"subject":"ann"}')
     assert revoked.status == 201
     assert await stored(client) == ["m1", "b1", "m2"]
@@ -308,14 +411,20 @@ async def test_a_byte_order_mark_is_passed_over(client: AsgiDriver) -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["tickets", "revocations"])
-async def test_half_of_a_surrogate_pair_has_a_pointer_in_every_body(client: AsgiDriver, endpoint: str) -> None:
-    told = problem(await client.request("POST", f"/api/v1/{endpoint}", b'{"subject":"a\\ud83d"}'), 422)
+async def test_half_of_a_surrogate_pair_has_a_pointer_in_every_body(
+    client: AsgiDriver, endpoint: str
+) -> None:
+    told = problem(
+        await client.request("POST", f"/api/v1/{endpoint}", b'{"subject":"a\\ud83d"}'), 422
+    )
     assert told["errors"][0]["pointer"] == "/subject"
     assert "half of a surrogate pair" in told["detail"]
 
 
 @pytest.mark.parametrize("body", [b"[]", b'{"messages":[]}', b'[{"type":"news"}]'])
-async def test_a_batch_of_which_nothing_is_valid_is_a_problem(client: AsgiDriver, body: bytes) -> None:
+async def test_a_batch_of_which_nothing_is_valid_is_a_problem(
+    client: AsgiDriver, body: bytes
+) -> None:
     told = problem(await client.request("POST", BATCH, body), 422)
     assert told["accepted"] == 0
     assert len(told["results"]) == told["rejected"]
@@ -325,7 +434,9 @@ async def test_an_empty_ndjson_batch_is_a_problem(client: AsgiDriver) -> None:
     assert problem(await client.request("POST", BATCH, b"\n \n", NDJSON), 422)["results"] == []
 
 
-@pytest.mark.parametrize("body", [b"", b"[", b'[{"type":"info","service":"s"},', b"\xff", b"[1] 2", b'{"messages":['])
+@pytest.mark.parametrize(
+    "body", [b"", b"[", b'[{"type":"info","service":"s"},', b"\xff", b"[1] 2", b'{"messages":[']
+)
 async def test_a_malformed_array_stores_nothing(client: AsgiDriver, body: bytes) -> None:
     problem(await client.request("POST", BATCH, body), 400)
     assert await stored(client) == []
@@ -350,11 +461,20 @@ async def test_a_batch_with_too_many_items_is_refused_whole() -> None:
 async def test_an_item_that_is_too_large_is_told_as_send_would(client: AsgiDriver) -> None:
     body = b"[" + message(id="m1") + b"," + message(data={"x": "y" * 2048}) + b"]"
     told = (await client.request("POST", BATCH, body)).json()
-    assert [each.get("id", each.get("error", {}).get("status")) for each in told["results"]] == ["m1", 413]
+    assert [each.get("id", each.get("error", {}).get("status")) for each in told["results"]] == [
+        "m1",
+        413,
+    ]
 
 
 async def test_ndjson_keeps_the_lines_before_one_that_is_too_long(client: AsgiDriver) -> None:
-    body = message(id="m1") + b"\n" + message(id="m2", data={"x": "y" * 3000}) + b"\n" + message(id="m3")
+    body = (
+        message(id="m1")
+        + b"\n"
+        + message(id="m2", data={"x": "y" * 3000})
+        + b"\n"
+        + message(id="m3")
+    )
     told = problem(await client.request("POST", BATCH, body, NDJSON), 413)
     assert told["accepted"] == 1
     assert await stored(client) == ["m1"]
@@ -368,15 +488,21 @@ async def test_ndjson_keeps_the_lines_before_the_limit_of_items() -> None:
         assert told["accepted"] == 10_000
 
 
-async def test_ndjson_cut_anywhere_stores_exactly_the_lines_whose_end_has_come(client: AsgiDriver) -> None:
+async def test_ndjson_cut_anywhere_stores_exactly_the_lines_whose_end_has_come(
+    client: AsgiDriver,
+) -> None:
     lines = [message(id=f"m{n}") for n in range(4)]
     body = b"\n".join(lines) + b"\n"
     for cut in range(0, len(body), 3):
         async with lifespan(app := create_app(Settings())):
             driver, exchange = AsgiDriver(app), Exchange()
-            exchange.incoming.put_nowait({"type": "http.request", "body": body[:cut], "more_body": True})
+            exchange.incoming.put_nowait(
+                {"type": "http.request", "body": body[:cut], "more_body": True}
+            )
             exchange.incoming.put_nowait({"type": "http.disconnect"})
-            await app(driver.scope("POST", BATCH, NDJSON, exchange), exchange.receive, exchange.send)
+            await app(
+                driver.scope("POST", BATCH, NDJSON, exchange), exchange.receive, exchange.send
+            )
             assert await stored(driver) == [f"m{n}" for n in range(body[:cut].count(b"\n"))]
 
 
@@ -384,7 +510,9 @@ async def test_a_batch_names_no_idempotency_key(client: AsgiDriver) -> None:
     problem(await client.request("POST", BATCH, b"[]", {"idempotency-key": "k"}), 400)
 
 
-async def test_a_bus_that_is_away_is_told_with_retry_after(client: AsgiDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bus_that_is_away_is_told_with_retry_after(
+    client: AsgiDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert isinstance(client.app, Starlette)
     bus = client.app.state.push.bus
 
@@ -403,10 +531,29 @@ async def test_a_bus_that_is_away_is_told_with_retry_after(client: AsgiDriver, m
 async def test_ten_thousand_mutated_bodies_never_make_a_5xx(client: AsgiDriver) -> None:
     seeds = [
         message(id="m1", channels=["a", "b"], data={"x": [1, 2.5, "é"]}, metadata={"ttl": 5}),
-        message(type="progress", data={"progress": 5}, target={"user_id": "u"}, timestamp="2025-07-30T15:10:00Z"),
+        message(
+            type="progress",
+            data={"progress": 5},
+            target={"user_id": "u"},
+            timestamp="2025-07-30T15:10:00Z",
+        ),
         b"[" + message() + b"," + message(channels=["c"]) + b"]",
     ]
-    pieces = [b"null", b"{}", b"[]", b'"', b"\\u0000", b"\xff", b"1e999", b"\n", b":", b",", b"\\", b"NaN", b"true"]
+    pieces = [
+        b"null",
+        b"{}",
+        b"[]",
+        b'"',
+        b"\\u0000",
+        b"\xff",
+        b"1e999",
+        b"\n",
+        b":",
+        b",",
+        b"\\",
+        b"NaN",
+        b"true",
+    ]
     chance = random.Random(7)
     statuses = set()
     for n in range(10_000):

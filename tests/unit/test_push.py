@@ -8,7 +8,17 @@ from contextlib import AsyncExitStack
 import pytest
 
 from msgpush.adapters.memory.bus import MemoryBus
-from msgpush.domain import Closed, Cursor, Gap, Malformed, Message, Overloaded, Push, delivery, parse
+from msgpush.domain import (
+    Closed,
+    Cursor,
+    Gap,
+    Malformed,
+    Message,
+    Overloaded,
+    Push,
+    delivery,
+    parse,
+)
 from msgpush.domain.connection import NOW, Connection, Subscription
 from msgpush.domain.control import Close
 from msgpush.domain.errors import BusUnavailable
@@ -31,7 +41,9 @@ async def push() -> AsyncIterator[Push]:
 def join(push: Push, *channels: str, id: str = "c1") -> tuple[Connection, FakeSink]:
     sink = FakeSink()
     connection = Connection(id, sink)
-    push.subscribe(connection, Subscription(frozenset(channels), PlainView()), NOW, lambda _: b"open\n")
+    push.subscribe(
+        connection, Subscription(frozenset(channels), PlainView()), NOW, lambda _: b"open\n"
+    )
     return connection, sink
 
 
@@ -43,7 +55,10 @@ async def until(condition: object) -> None:
 
 
 def message(id: str, channel: str = "a") -> Message:
-    return parse(b'{"type":"info","service":"s","id":"%b","channels":["%b"]}' % (id.encode(), channel.encode()))
+    return parse(
+        b'{"type":"info","service":"s","id":"%b","channels":["%b"]}'
+        % (id.encode(), channel.encode())
+    )
 
 
 async def test_a_listener_gets_what_is_published_and_resumes(push: Push) -> None:
@@ -67,7 +82,10 @@ async def test_a_listener_that_lags_gets_everything_or_is_told(push: Push) -> No
     await until(lambda: push.hub.connections)
     for n in range(300):
         await push.publish(
-            parse(b'{"type":"info","service":"s","id":"m%d","channels":["a"],"data":{"x":"%b"}}' % (n, b"y" * 5000))
+            parse(
+                b'{"type":"info","service":"s","id":"m%d","channels":["a"],"data":{"x":"%b"}}'
+                % (n, b"y" * 5000)
+            )
         )
     got = [await first]
     async with asyncio.timeout(PATIENCE):
@@ -85,7 +103,9 @@ async def test_a_listener_after_a_foreign_cursor_is_told_first(push: Push) -> No
 
 
 @pytest.mark.parametrize(("channel", "after"), [("a b", None), ("a", "no cursor")])
-async def test_a_listener_names_channels_and_a_cursor(push: Push, channel: str, after: str | None) -> None:
+async def test_a_listener_names_channels_and_a_cursor(
+    push: Push, channel: str, after: str | None
+) -> None:
     with pytest.raises(Malformed):
         await anext(push.listen(channel, after=after))
 
@@ -94,7 +114,8 @@ async def test_those_that_fall_behind_are_not_forgotten_when_another_comes(push:
     _, sink = join(push, "a")
     await push.publish(message("m1"))
     await until(lambda: sink.ids == ["m1"])
-    # The tail loses an entry: the reader falls behind, and before anybody sees to it another one connects.
+    # The tail loses an entry: the reader falls behind, and before anybody sees to it another one
+    # connects.
     assert isinstance(push.bus, MemoryBus)
     await push.bus.append([make("m2", "a"), make("m3", "a")])
     (tail,) = push.bus._tails
@@ -103,7 +124,9 @@ async def test_those_that_fall_behind_are_not_forgotten_when_another_comes(push:
     await until(lambda: sink.ids == ["m1", "m2", "m3"])
 
 
-async def test_a_catch_up_waits_for_a_bus_that_is_away(push: Push, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_catch_up_waits_for_a_bus_that_is_away(
+    push: Push, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert isinstance(push.bus, MemoryBus)
     real, calls = push.bus.history, 0
 
@@ -118,7 +141,12 @@ async def test_a_catch_up_waits_for_a_bus_that_is_away(push: Push, monkeypatch: 
     await push.publish(message("m1"))
     sink = FakeSink()
     start = await push.start_at("earliest")
-    push.subscribe(Connection("c1", sink), Subscription(frozenset(["a"]), PlainView()), start, lambda _: b"open\n")
+    push.subscribe(
+        Connection("c1", sink),
+        Subscription(frozenset(["a"]), PlainView()),
+        start,
+        lambda _: b"open\n",
+    )
     await until(lambda: sink.ids == ["m1"])
 
 
@@ -133,7 +161,12 @@ async def test_a_mistake_in_one_catch_up_closes_that_connection_alone(
     monkeypatch.setattr(push.bus, "history", broken)
     sink = FakeSink()
     start = await push.start_at("earliest")
-    push.subscribe(Connection("c2", sink), Subscription(frozenset(["a"]), PlainView()), start, lambda _: b"open\n")
+    push.subscribe(
+        Connection("c2", sink),
+        Subscription(frozenset(["a"]), PlainView()),
+        start,
+        lambda _: b"open\n",
+    )
     await until(lambda: sink.ended)
     assert "close disconnected True" in sink.lines[-1]
     assert "a catch-up has failed" in caplog.text
@@ -146,7 +179,9 @@ async def test_a_replay_of_large_messages_reads_few_of_them_at_a_time() -> None:
     asked: list[int] = []
 
     class Watched(MemoryBus):
-        async def history(self, channels: Sequence[str], after: Position | None, limit: int) -> list[Page]:
+        async def history(
+            self, channels: Sequence[str], after: Position | None, limit: int
+        ) -> list[Page]:
             asked.append(limit)
             return await super().history(channels, after, limit)
 
@@ -156,7 +191,10 @@ async def test_a_replay_of_large_messages_reads_few_of_them_at_a_time() -> None:
         sink = FakeSink()
         connection = Connection("c1", sink)
         push.subscribe(
-            connection, Subscription(frozenset({"a"}), PlainView()), await push.start_at("earliest"), lambda _: b""
+            connection,
+            Subscription(frozenset({"a"}), PlainView()),
+            await push.start_at("earliest"),
+            lambda _: b"",
         )
         await until(lambda: len(sink.ids) == 30)
     assert set(asked[1:]) == {1}
@@ -166,7 +204,10 @@ async def test_a_replay_of_large_messages_reads_few_of_them_at_a_time() -> None:
 
 
 def large(number: int) -> Message:
-    body = b'{"type":"info","service":"s","id":"m%d","channels":["a"],"data":{"x":"%b"}}' % (number, b"y" * 2000)
+    body = b'{"type":"info","service":"s","id":"m%d","channels":["a"],"data":{"x":"%b"}}' % (
+        number,
+        b"y" * 2000,
+    )
     return parse(body)
 
 
@@ -199,7 +240,9 @@ class Listener:
 
 async def test_a_listener_that_reads_slowly_but_on_and_on_is_never_closed() -> None:
     clock = FakeClock()
-    async with Push(MemoryBus(clock=clock.now), clock=clock.now, monotonic=clock.monotonic, write_timeout=0.5) as push:
+    async with Push(
+        MemoryBus(clock=clock.now), clock=clock.now, monotonic=clock.monotonic, write_timeout=0.5
+    ) as push:
         items = push.listen("a", after="earliest")
         for number in range(400):
             await push.publish(large(number))
@@ -210,13 +253,19 @@ async def test_a_listener_that_reads_slowly_but_on_and_on_is_never_closed() -> N
                 clock.advance(0.02)
                 push.hub.beat()
                 await asyncio.sleep(0)
-        assert [item.id for item in got if isinstance(item, Message)] == [f"m{number}" for number in range(400)]
+        assert [item.id for item in got if isinstance(item, Message)] == [
+            f"m{number}" for number in range(400)
+        ]
         await items.aclose()
 
 
-async def test_a_listener_that_has_stopped_gets_what_it_took_then_the_reason_and_loses_nothing() -> None:
+async def test_a_listener_that_has_stopped_gets_what_it_took_then_the_reason_and_loses_nothing() -> (
+    None
+):
     clock = FakeClock()
-    async with Push(MemoryBus(clock=clock.now), clock=clock.now, monotonic=clock.monotonic, write_timeout=0.5) as push:
+    async with Push(
+        MemoryBus(clock=clock.now), clock=clock.now, monotonic=clock.monotonic, write_timeout=0.5
+    ) as push:
         stopped = push.listen("a", after="earliest")
         for number in range(400):
             await push.publish(large(number))
@@ -236,7 +285,9 @@ async def test_a_listener_that_has_stopped_gets_what_it_took_then_the_reason_and
             got.append(item)
             if len(got) >= 400:
                 break
-        assert [item.id for item in got if isinstance(item, Message)] == [f"m{number}" for number in range(400)]
+        assert [item.id for item in got if isinstance(item, Message)] == [
+            f"m{number}" for number in range(400)
+        ]
 
 
 @pytest.mark.parametrize("reconnect", [True, False])
@@ -264,7 +315,9 @@ async def test_a_drain_tells_listeners_after_all_that_was_published(push: Push) 
     assert (listener.ids, closed.reason, closed.cursor) == (["m1"], "drain", cursor)
 
 
-async def test_a_listener_that_never_got_anything_is_told_the_cursor_that_it_came_with(push: Push) -> None:
+async def test_a_listener_that_never_got_anything_is_told_the_cursor_that_it_came_with(
+    push: Push,
+) -> None:
     cursor = (await push.publish(message("m1"))).cursor
     listener = Listener(push, "b", after=cursor)
     await until(lambda: push.hub.connections)
@@ -280,12 +333,18 @@ class Lost(Exception):
 
 
 @pytest.mark.parametrize("failing", [False, True])
-async def test_leaving_ends_every_listener_and_every_stream_after_what_was_published(failing: bool) -> None:
+async def test_leaving_ends_every_listener_and_every_stream_after_what_was_published(
+    failing: bool,
+) -> None:
     bus = MemoryBus()
     before = asyncio.all_tasks()
     with contextlib.suppress(Lost):
         async with Push(bus) as push:
-            listeners = [Listener(push, "a"), Listener(push, "b", after="earliest"), Listener(push, "a", "b")]
+            listeners = [
+                Listener(push, "a"),
+                Listener(push, "b", after="earliest"),
+                Listener(push, "a", "b"),
+            ]
             await until(lambda: len(push.hub.connections) == 3)
             _, stream = join(push, "a")
             _, stalled = join(push, "a", id="c2")
@@ -307,7 +366,9 @@ async def test_leaving_ends_every_listener_and_every_stream_after_what_was_publi
         await until(lambda: later.ids == ["m2"])
 
 
-async def test_leaving_does_not_wait_for_a_bus_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_leaving_does_not_wait_for_a_bus_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def never() -> Position:
         await asyncio.Event().wait()
         raise AssertionError
@@ -320,7 +381,9 @@ async def test_leaving_does_not_wait_for_a_bus_that_does_not_answer(monkeypatch:
     assert (await listener.end()).reason == "drain"
 
 
-async def test_a_socket_that_is_full_when_everything_ends_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_socket_that_is_full_when_everything_ends_is_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(delivery, "CLOSING", 0.01)
     async with Push(MemoryBus()) as push:
         _, stalled = join(push, "a")
@@ -342,7 +405,9 @@ async def test_who_comes_after_the_end_is_refused_and_does_not_wait_for_ever() -
     assert not push.hub.connections
 
 
-async def test_who_was_about_to_listen_when_it_ended_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_was_about_to_listen_when_it_ended_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked = asyncio.Event()
     async with Push(MemoryBus()) as push:
         real = push.bus.end

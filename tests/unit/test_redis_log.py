@@ -24,7 +24,10 @@ def stored(before: Mark, at: Mark, *channels: str) -> list[object]:
     return [id_of(at.position).encode(), [b"p", link, b"m", payload(at.tag, make("m1", *channels))]]
 
 
-@given(st.lists(st.text("ab:é日", min_size=1, max_size=5), max_size=4, unique=True), st.integers(1, 604_800))
+@given(
+    st.lists(st.text("ab:é日", min_size=1, max_size=5), max_size=4, unique=True),
+    st.integers(1, 604_800),
+)
 def test_what_is_written_is_read_again(channels: list[str], ttl: int) -> None:
     draft = make("m1", *channels, ttl=ttl)
     at = Mark(Position(1_800_000_000_000, 7), new_tag())
@@ -88,7 +91,13 @@ def test_a_mark_without_a_tag_names_whatever_stands_there() -> None:
 def test_a_url_says_everything_that_connections_need() -> None:
     target = RedisTarget.from_url("rediss://me:s%40cret@r.example:7000/3?ssl_ca_certs=/ca.pem")
     assert target.hosts == (("r.example", 7000),)
-    options = {"ssl": True, "ssl_ca_certs": "/ca.pem", "username": "me", "password": "s@cret", "db": 3}
+    options = {
+        "ssl": True,
+        "ssl_ca_certs": "/ca.pem",
+        "username": "me",
+        "password": "s@cret",
+        "db": 3,
+    }
     assert target.options == options
     assert "s@cret" not in str(target)
 
@@ -96,7 +105,11 @@ def test_a_url_says_everything_that_connections_need() -> None:
 def test_sentinels_have_logins_of_their_own() -> None:
     url = "redis+sentinel://:pw@a,b:1/main/2?ssl=true&sentinel_username=s&sentinel_password=sp"
     target = RedisTarget.from_url(url)
-    assert (target.kind, target.master, target.hosts) == ("sentinel", "main", (("a", 26379), ("b", 1)))
+    assert (target.kind, target.master, target.hosts) == (
+        "sentinel",
+        "main",
+        (("a", 26379), ("b", 1)),
+    )
     assert target.options == {"ssl": True, "password": "pw", "db": 2}
     assert target.sentinel_options == {"ssl": True, "username": "s", "password": "sp"}
 
@@ -117,7 +130,9 @@ def test_a_url_names_hosts_with_and_without_ports(url: str, hosts: list[tuple[st
     assert list(RedisTarget.from_url(url).hosts) == hosts
 
 
-@pytest.mark.parametrize("raw", ["p/w", "p?w", "p#w", "p@w", "p:w", "p[w", "p w", "p%w", "p&w=1", "p,w", "\u00e4"])
+@pytest.mark.parametrize(
+    "raw", ["p/w", "p?w", "p#w", "p@w", "p:w", "p[w", "p w", "p%w", "p&w=1", "p,w", "\u00e4"]
+)
 def test_a_password_may_have_any_character_that_is_percent_encoded(raw: str) -> None:
     target = RedisTarget.from_url(f"redis://:{quote(raw, safe='')}@r/3")
     assert (target.options, target.hosts) == ({"password": raw, "db": 3}, (("r", 6379),))
@@ -144,7 +159,10 @@ def test_a_password_may_have_any_character_that_is_percent_encoded(raw: str) -> 
             },
         ),
         ("redis+cluster://r?ssl=true&ssl_ca_certs=/ca", {"ssl": True, "ssl_ca_certs": "/ca"}),
-        ("redis+sentinel://r/m?ssl=true&ssl_cert_reqs=none", {"ssl": True, "ssl_cert_reqs": "none", "db": 0}),
+        (
+            "redis+sentinel://r/m?ssl=true&ssl_cert_reqs=none",
+            {"ssl": True, "ssl_cert_reqs": "none", "db": 0},
+        ),
         (
             "rediss://r?ssl_certfile=/c&ssl_keyfile=/k",
             {"ssl": True, "ssl_certfile": "/c", "ssl_keyfile": "/k", "db": 0},
@@ -204,41 +222,79 @@ WRONG = [
     ("rediss://r?timeout=1", 'it has no parameter "timeout": there are ssl, ssl_ca_certs'),
     ("redis://r?db=1", "the database is the end of the path, as in redis://host/2"),
     ("redis://r?password=x", "it stands before the host, as in redis://:password@host"),
-    ("redis://r?sentinel_password=x", "its parameter sentinel_password is for redis+sentinel:// alone"),
-    ("rediss://r?ssl_cert_reqs=CERT_NONE", "its parameter ssl_cert_reqs must be none, optional or required"),
+    (
+        "redis://r?sentinel_password=x",
+        "its parameter sentinel_password is for redis+sentinel:// alone",
+    ),
+    (
+        "rediss://r?ssl_cert_reqs=CERT_NONE",
+        "its parameter ssl_cert_reqs must be none, optional or required",
+    ),
     ("rediss://r?ssl_cert_reqs=", "its parameter ssl_cert_reqs must be none, optional or required"),
     ("rediss://r?ssl_ca_certs=", "its parameter ssl_ca_certs must be some text"),
     ("redis+sentinel://r/m?ssl=maybe", "its parameter ssl must be true or false"),
     ("rediss://r?ssl=true&ssl=true", "its parameter ssl is there twice"),
     ("rediss://r?ssl=false", "its parameter ssl is false, and rediss:// is with TLS"),
     *(
-        (f"redis://r?{name}", f"its parameter {name.partition('=')[0]} is for TLS, which needs rediss://")
-        for name in ("ssl_ca_certs=/x", "ssl_cert_reqs=none", "ssl_check_hostname=false", "ssl_certfile=/x")
+        (
+            f"redis://r?{name}",
+            f"its parameter {name.partition('=')[0]} is for TLS, which needs rediss://",
+        )
+        for name in (
+            "ssl_ca_certs=/x",
+            "ssl_cert_reqs=none",
+            "ssl_check_hostname=false",
+            "ssl_certfile=/x",
+        )
     ),
-    ("redis://r?ssl=false&ssl_ca_certs=/x", "its parameter ssl_ca_certs is for TLS, which needs rediss://"),
-    ("redis+cluster://r?ssl_ca_certs=/x", "its parameter ssl_ca_certs is for TLS, which needs ssl=true as well"),
-    ("redis+sentinel://r/m?ssl_cert_reqs=none", "its parameter ssl_cert_reqs is for TLS, which needs ssl=true"),
+    (
+        "redis://r?ssl=false&ssl_ca_certs=/x",
+        "its parameter ssl_ca_certs is for TLS, which needs rediss://",
+    ),
+    (
+        "redis+cluster://r?ssl_ca_certs=/x",
+        "its parameter ssl_ca_certs is for TLS, which needs ssl=true as well",
+    ),
+    (
+        "redis+sentinel://r/m?ssl_cert_reqs=none",
+        "its parameter ssl_cert_reqs is for TLS, which needs ssl=true",
+    ),
     ("rediss://r?ssl_keyfile=/x", "its parameter ssl_keyfile needs ssl_certfile"),
-    ("rediss://r?ssl_cert_reqs=none&ssl_check_hostname=true", "needs a certificate that is checked"),
+    (
+        "rediss://r?ssl_cert_reqs=none&ssl_check_hostname=true",
+        "needs a certificate that is checked",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("url", "why"), WRONG)
-def test_a_url_that_is_wrong_is_refused_with_the_part_and_what_is_allowed(url: str, why: str) -> None:
+def test_a_url_that_is_wrong_is_refused_with_the_part_and_what_is_allowed(
+    url: str, why: str
+) -> None:
     with pytest.raises(ValueError, match=re.escape(why)):
         RedisTarget.from_url(url)
     with pytest.raises(SettingsError, match=re.escape(why)):
         Settings.from_environ({"REDIS_URL": url})
 
 
-@given(st.text(alphabet="redis:/@?#[]=&%, 1a\n", max_size=40), st.sampled_from(["redis://", "rediss://", ""]))
+@given(
+    st.text(alphabet="redis:/@?#[]=&%, 1a\n", max_size=40),
+    st.sampled_from(["redis://", "rediss://", ""]),
+)
 def test_no_url_does_more_than_to_be_refused(text: str, scheme: str) -> None:
     with contextlib.suppress(ValueError):
         RedisTarget.from_url(scheme + text)
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://a?timeout=1", "redis+sentinel://a/m?ssl=maybe", "redis+cluster://a/0", "redis://a,b", "x://a"]
+    "url",
+    [
+        "redis://a?timeout=1",
+        "redis+sentinel://a/m?ssl=maybe",
+        "redis+cluster://a/0",
+        "redis://a,b",
+        "x://a",
+    ],
 )
 def test_a_url_that_asks_for_what_there_is_not_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"."):

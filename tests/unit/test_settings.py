@@ -22,13 +22,38 @@ from msgpush.entrypoints.settings import (
     help_text,
     markdown_table,
 )
-from tests.support.tokens import ED448, ED25519, P256, P384, P521, RSA, SECRET, private_pem, public_pem
+from tests.support.tokens import (
+    ED448,
+    ED25519,
+    P256,
+    P384,
+    P521,
+    RSA,
+    SECRET,
+    private_pem,
+    public_pem,
+)
 
 with pytest.warns(SecurityWarning):
     SHORT_RSA = public_pem(RSAKey.generate_key(1024))
 PEMS = [public_pem(key) for key in (RSA, P256, P384, P521, ED25519, ED448)]
 
-BAD_NUMBERS = ["x", "-1", "+1", " 1", "1 ", "1\n", "1_0", "1e3", "0x10", "nan", "inf", "-0", "١", "9" * 400]
+BAD_NUMBERS = [
+    "x",
+    "-1",
+    "+1",
+    " 1",
+    "1 ",
+    "1\n",
+    "1_0",
+    "1e3",
+    "0x10",
+    "nan",
+    "inf",
+    "-0",
+    "١",
+    "9" * 400,
+]
 BAD_WHOLE = [*BAD_NUMBERS, "1.5", "1.0"]
 BAD_SECONDS = [*BAD_NUMBERS, ".5", "5.", "1,5", "3601", "0.5.5"]
 BAD_LISTS = ["x", "[", "{}", "null", "[1]", '["x"', '"x"', '[["x"]]', "[null]"]
@@ -88,7 +113,10 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
         ('["HTTPS://A.Example:443", "http://a:80"]', ("https://a.example", "http://a")),
         ('["http://[0:0:0:0:0:0:0:1]", "https://a.:443"]', ("http://[::1]", "https://a.")),
         ('["HTTPS://*.A.Example:443"]', ("https://*.a.example",)),
-        ('["http://*.a.example:8080", "app://*.a.b.c"]', ("http://*.a.example:8080", "app://*.a.b.c")),
+        (
+            '["http://*.a.example:8080", "app://*.a.b.c"]',
+            ("http://*.a.example:8080", "app://*.a.b.c"),
+        ),
     ],
     "SERVICE_UDS": [("/run/msgpush.sock",) * 2, ("/é/" + "x" * 103,) * 2, ("/run/a b",) * 2],
     "SERVICE_UDS_MODE": [("660",) * 2, ("0600",) * 2, ("777",) * 2],
@@ -97,25 +125,43 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
         ("[]", ()),
         ('["10.0.0.0/8", "::1"]', (IPv4Network("10.0.0.0/8"), IPv6Network("::1/128"))),
         ('["192.0.2.1"]', (IPv4Network("192.0.2.1/32"),)),
-        ('["::ffff:10.0.0.0/104", "::FFFF:c000:201"]', (IPv4Network("10.0.0.0/8"), IPv4Network("192.0.2.1/32"))),
+        (
+            '["::ffff:10.0.0.0/104", "::FFFF:c000:201"]',
+            (IPv4Network("10.0.0.0/8"), IPv4Network("192.0.2.1/32")),
+        ),
         ('["unix", "::1"]', ("unix", IPv6Network("::1/128"))),
         ('["2001:DB8::/32", "::/0"]', (IPv6Network("2001:db8::/32"), IPv6Network("::/0"))),
     ],
     "ROOT_PATH": [("/push", "/push"), ("/a/b-c.d", "/a/b-c.d")],
-    "ENABLE_AUTH": [("false", False), ("0", False), ("no", False), ("off", False), ("FALSE", False)],
+    "ENABLE_AUTH": [
+        ("false", False),
+        ("0", False),
+        ("no", False),
+        ("off", False),
+        ("FALSE", False),
+    ],
     "JWT_SECRET": [("s" * 32,) * 2, ("é" * 16,) * 2],
     "JWT_PUBLIC_KEY": [
         *((pem, pem) for pem in PEMS),
         (PEMS[0].replace("\n", "\\n"), PEMS[0].replace("\n", "\\n")),
     ],
-    "JWKS_URL": [("https://id.example/jwks",) * 2, ("http://keys",) * 2, ("http://keys?of=@x",) * 2],
+    "JWKS_URL": [
+        ("https://id.example/jwks",) * 2,
+        ("http://keys",) * 2,
+        ("http://keys?of=@x",) * 2,
+    ],
     "MAX_TOKEN_LIFETIME": [("60", 60), ("2592000", 2_592_000)],
     "METRICS_TOKEN": [("abc-_.~+/=",) * 2],
     "MAX_CONNECTIONS_PER_SUBJECT": [("0", 0), ("1", 1)],
     "MAX_CONNECTIONS_PER_ADDRESS": [("0", 0), ("1000000", 1000000)],
     "PUBLISH_RATE": [("0", 0.0), ("0.0", 0.0), ("0.5", 0.5), ("1000000", 1000000.0)],
     "JWT_ISSUER": [
-        (url, url) for url in ("https://id.example", "https://id.example:8443/realms/app", "http://127.0.0.1:8080/x/")
+        (url, url)
+        for url in (
+            "https://id.example",
+            "https://id.example:8443/realms/app",
+            "http://127.0.0.1:8080/x/",
+        )
     ],
     "JWT_AUDIENCE": [
         ("msgpush", "msgpush"),
@@ -125,12 +171,21 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     ],
     "JWT_AUDIENCE_CLAIM": [("client_id",) * 2, ("https://example.com/claims/for",) * 2],
     "JWT_LEEWAY": [("0", 0.0), ("2.5", 2.5)],
-    "LOG_LEVEL": [("debug",) * 2, ("info",) * 2, ("warning",) * 2, ("error",) * 2, ("INFO", "info")],
+    "LOG_LEVEL": [
+        ("debug",) * 2,
+        ("info",) * 2,
+        ("warning",) * 2,
+        ("error",) * 2,
+        ("INFO", "info"),
+    ],
     "LOG_FORMAT": [("console",) * 2, ("json",) * 2, ("JSON", "json")],
 }
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "SERVICE_HOST": (["[::1]", "a b", "http://x", "127.0.0.1:80", "*", " ", "-", "é", "::g"], "an IP address such as"),
+    "SERVICE_HOST": (
+        ["[::1]", "a b", "http://x", "127.0.0.1:80", "*", " ", "-", "é", "::g"],
+        "an IP address such as",
+    ),
     "SERVICE_PORT": ([*BAD_WHOLE, "65536"], "a whole number from 0 to 65535"),
     "WORKERS": ([*BAD_WHOLE, "0", "65"], "a whole number from 1 to 64"),
     "REDIS_HOST": (["[::1]", "redis:6379", "redis://r"], "an IP address such as"),
@@ -156,17 +211,32 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "REDIS_WAIT_REPLICAS": ([*BAD_WHOLE, "65"], "a whole number from 0 to 64"),
     "LOG_LENGTH": ([*BAD_WHOLE, "999", "100000001"], "a whole number from 1000 to 100000000"),
-    "MEMORY_BUS_BYTES": ([*BAD_WHOLE, "0", "8388607", "1099511627777"], "a whole number of bytes from 8388608 to"),
+    "MEMORY_BUS_BYTES": (
+        [*BAD_WHOLE, "0", "8388607", "1099511627777"],
+        "a whole number of bytes from 8388608 to",
+    ),
     "HISTORY_LENGTH": ([*BAD_WHOLE, "0", "1000001"], "a whole number from 1 to 1000000"),
     "MESSAGE_TTL": ([*BAD_WHOLE, "0", "604801"], "a whole number of seconds from 1 to 604800"),
-    "MAX_MESSAGE_BYTES": ([*BAD_WHOLE, "1023", "16777217"], "a whole number of bytes from 1024 to 16777216"),
-    "MAX_BATCH_BYTES": ([*BAD_WHOLE, "1023", "1073741825"], "a whole number of bytes from 1024 to 1073741824"),
+    "MAX_MESSAGE_BYTES": (
+        [*BAD_WHOLE, "1023", "16777217"],
+        "a whole number of bytes from 1024 to 16777216",
+    ),
+    "MAX_BATCH_BYTES": (
+        [*BAD_WHOLE, "1023", "1073741825"],
+        "a whole number of bytes from 1024 to 1073741824",
+    ),
     "MAX_CONNECTIONS": ([*BAD_WHOLE, "0", "1000001"], "a whole number from 1 to 1000000"),
     "MAX_CONNECTIONS_PER_SUBJECT": ([*BAD_WHOLE, "1000001"], "a whole number from 0 to 1000000"),
     "MAX_CONNECTIONS_PER_ADDRESS": ([*BAD_WHOLE, "1000001"], "a whole number from 0 to 1000000"),
     "PUBLISH_RATE": ([*BAD_NUMBERS, "1000001"], "a number of messages a second from 0 to 1000000"),
-    "HEARTBEAT_INTERVAL": ([*BAD_SECONDS, "0", "0.0", "0.001"], "a number of seconds from 0.01 to 3600"),
-    "DEFAULT_EVENTS": (["x", "progress,", "progress, error", "progress,*", "PROGRESS", " "], "progress, status, error"),
+    "HEARTBEAT_INTERVAL": (
+        [*BAD_SECONDS, "0", "0.0", "0.001"],
+        "a number of seconds from 0.01 to 3600",
+    ),
+    "DEFAULT_EVENTS": (
+        ["x", "progress,", "progress, error", "progress,*", "PROGRESS", " "],
+        "progress, status, error",
+    ),
     "WRITE_TIMEOUT": ([*BAD_SECONDS, "0"], "a number of seconds from 0.01 to 3600"),
     "HEADER_TIMEOUT": ([*BAD_SECONDS, "0"], "a number of seconds from 0.01 to 3600"),
     "BODY_TIMEOUT": ([*BAD_SECONDS, "0"], "a number of seconds from 0.01 to 3600"),
@@ -209,17 +279,52 @@ BAD: dict[str, tuple[list[str], str]] = {
         'a JSON list of origins, scheme://host or scheme://host:port, such as ["https://app.example.com"]',
     ),
     "SERVICE_UDS": (
-        ["msgpush.sock", "./x", "unix:/run/x", "@x", "/run/", "/", "/" + "x" * 107, "/é/" + "x" * 104],
+        [
+            "msgpush.sock",
+            "./x",
+            "unix:/run/x",
+            "@x",
+            "/run/",
+            "/",
+            "/" + "x" * 107,
+            "/é/" + "x" * 104,
+        ],
         "a path such as /run/msgpush/http.sock: from the root, and of 107 bytes at most",
     ),
-    "SERVICE_UDS_MODE": (["66", "0o660", "888", "1777", "rw-rw----", "-660"], "an octal mode such as 660 or 666"),
-    "CORS_HEADERS": ([*BAD_LISTS, "x", '["*"]', '[""]', '["a b"]', '["a:"]', '["ä"]', '["a\\r"]'], "names of headers"),
+    "SERVICE_UDS_MODE": (
+        ["66", "0o660", "888", "1777", "rw-rw----", "-660"],
+        "an octal mode such as 660 or 666",
+    ),
+    "CORS_HEADERS": (
+        [*BAD_LISTS, "x", '["*"]', '[""]', '["a b"]', '["a:"]', '["ä"]', '["a\\r"]'],
+        "names of headers",
+    ),
     "TRUSTED_PROXIES": (
-        [*BAD_LISTS, "10.0.0.1", '["10.0.0.1/8"]', '["proxy"]', '["*"]', '["10.0.0.0/33"]', '["::1%lo"]', '[""]'],
+        [
+            *BAD_LISTS,
+            "10.0.0.1",
+            '["10.0.0.1/8"]',
+            '["proxy"]',
+            '["*"]',
+            '["10.0.0.0/33"]',
+            '["::1%lo"]',
+            '[""]',
+        ],
         "a JSON list of IP addresses and networks",
     ),
     "ROOT_PATH": (
-        ["/", "push", "/push/", "//push", "/a//b", "/a b", "/a?x", "https://a/x", "/a%2Fb", "/a/%2f"],
+        [
+            "/",
+            "push",
+            "/push/",
+            "//push",
+            "/a//b",
+            "/a b",
+            "/a?x",
+            "https://a/x",
+            "/a%2Fb",
+            "/a/%2f",
+        ],
         "a path such as /push",
     ),
     "ENABLE_AUTH": (["x", "2", "tru", " true", "null"], "true or false"),
@@ -259,7 +364,10 @@ BAD: dict[str, tuple[list[str], str]] = {
         ],
         "found by OpenID discovery, for which it must be an https:// URL",
     ),
-    "JWT_AUDIENCE": (["[", "[]", '[""]', '["a", 7]', '["a"', '[["a"]]'], "any text, or a JSON list of such"),
+    "JWT_AUDIENCE": (
+        ["[", "[]", '[""]', '["a", 7]', '["a"', '[["a"]]'],
+        "any text, or a JSON list of such",
+    ),
     "JWT_AUDIENCE_CLAIM": (["x" * 201], "the name of a claim"),
     "MAX_TOKEN_LIFETIME": ([*BAD_WHOLE, "59"], "a whole number of seconds from 60 to"),
     "JWKS_URL": (
@@ -373,7 +481,9 @@ def test_every_default_reads_back_as_itself() -> None:
 
 
 @pytest.mark.parametrize(("name", "case"), cases(GOOD))
-def test_a_right_value_is_taken_from_the_environment_and_from_a_flag(name: str, case: tuple[str, Any]) -> None:
+def test_a_right_value_is_taken_from_the_environment_and_from_a_flag(
+    name: str, case: tuple[str, Any]
+) -> None:
     text, value = case
     ways = (
         Settings.from_environ(needs(name) | {name: text}),
@@ -383,10 +493,15 @@ def test_a_right_value_is_taken_from_the_environment_and_from_a_flag(name: str, 
     for settings in ways:
         read = getattr(settings, name.lower())
         assert read == value
-        assert type(read) is type(getattr(Settings(), name.lower())) or getattr(Settings(), name.lower()) is None
+        assert (
+            type(read) is type(getattr(Settings(), name.lower()))
+            or getattr(Settings(), name.lower()) is None
+        )
 
 
-@pytest.mark.parametrize(("name", "text"), [(name, text) for name, (texts, _) in BAD.items() for text in texts])
+@pytest.mark.parametrize(
+    ("name", "text"), [(name, text) for name, (texts, _) in BAD.items() for text in texts]
+)
 def test_a_wrong_value_is_refused_in_a_line_with_the_setting_the_value_and_what_is_allowed(
     name: str, text: str
 ) -> None:
@@ -408,7 +523,9 @@ def test_an_empty_variable_counts_as_unset() -> None:
 
 def test_a_flag_wins_over_the_environment_and_an_empty_flag_unsets_it() -> None:
     environ = {"SERVICE_PORT": "1", "REDIS_HOST": "redis", "HISTORY_LENGTH": "wrong"}
-    settings = Settings.from_environ(environ, ["--service-port", "2", "--redis-host=", "--history-length", "3"])
+    settings = Settings.from_environ(
+        environ, ["--service-port", "2", "--redis-host=", "--history-length", "3"]
+    )
     assert (settings.service_port, settings.redis_host, settings.history_length) == (2, None, 3)
 
 
@@ -417,12 +534,18 @@ def test_the_last_of_equal_flags_counts() -> None:
 
 
 def test_other_variables_are_none_of_our_business() -> None:
-    assert Settings.from_environ({"PATH": "/bin", "SERVICE_PROT": "x", "service_port": "x"}) == Settings()
+    assert (
+        Settings.from_environ({"PATH": "/bin", "SERVICE_PROT": "x", "service_port": "x"})
+        == Settings()
+    )
 
 
 @pytest.mark.parametrize("argv", [["--service-port"], ["--service-port", "--log-level", "debug"]])
 def test_a_flag_without_a_value_is_refused_with_what_is_allowed(argv: list[str]) -> None:
-    assert refusal({}, argv) == "--service-port has no value: it must be a whole number from 0 to 65535"
+    assert (
+        refusal({}, argv)
+        == "--service-port has no value: it must be a whole number from 0 to 65535"
+    )
 
 
 @pytest.mark.parametrize(
@@ -446,8 +569,12 @@ def test_an_unknown_flag_that_resembles_none_points_at_the_help() -> None:
     assert refusal({}, ["--zzz\n"]).endswith("msgpush serve --help lists them all")
 
 
-@pytest.mark.parametrize("argv", [["SERVICE_PORT=8089"], ["-service-port", "8089"], ["service-port"]])
-def test_an_argument_that_is_no_flag_is_told_by_its_place_and_what_it_may_have_meant(argv: list[str]) -> None:
+@pytest.mark.parametrize(
+    "argv", [["SERVICE_PORT=8089"], ["-service-port", "8089"], ["service-port"]]
+)
+def test_an_argument_that_is_no_flag_is_told_by_its_place_and_what_it_may_have_meant(
+    argv: list[str],
+) -> None:
     line = refusal({}, argv)
     assert line.startswith("argument 1 is no flag")
     assert line.endswith("did you mean --service-port?")
@@ -517,7 +644,10 @@ def test_redis_url_excludes_redis_host() -> None:
 
 
 def test_several_workers_need_redis_and_that_is_said_with_what_to_do() -> None:
-    for label, line in (("WORKERS", refusal({"WORKERS": "64"})), ("--workers", refusal({}, ["--workers", "64"]))):
+    for label, line in (
+        ("WORKERS", refusal({"WORKERS": "64"})),
+        ("--workers", refusal({}, ["--workers", "64"])),
+    ):
         assert line.startswith(f'{label} is "64": several processes need a bus that they share')
         assert line.endswith("set REDIS_HOST or REDIS_URL, or leave it 1")
     with pytest.raises(SettingsError, match=r"^WORKERS "):
@@ -530,9 +660,21 @@ def test_a_loopback_address_is_served_in_local_mode(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["0.0.0.0", "::", "10.0.0.1", "localhost.example.com", "127.0.0.1.example", "0", "128.0.0.1", "fe80::1"]
+    "host",
+    [
+        "0.0.0.0",
+        "::",
+        "10.0.0.1",
+        "localhost.example.com",
+        "127.0.0.1.example",
+        "0",
+        "128.0.0.1",
+        "fe80::1",
+    ],
 )
-def test_another_address_needs_a_key_or_authentication_switched_off_and_both_ways_out_are_named(host: str) -> None:
+def test_another_address_needs_a_key_or_authentication_switched_off_and_both_ways_out_are_named(
+    host: str,
+) -> None:
     for label, line in (
         ("SERVICE_HOST", refusal({"SERVICE_HOST": host})),
         ("--service-host", refusal({}, ["--service-host", host])),
@@ -545,7 +687,9 @@ def test_another_address_needs_a_key_or_authentication_switched_off_and_both_way
 
 
 @pytest.mark.parametrize("text", ["true", "1", "yes", "on", "True"])
-def test_authentication_switched_on_without_a_key_stops_the_start_and_both_ways_out_are_named(text: str) -> None:
+def test_authentication_switched_on_without_a_key_stops_the_start_and_both_ways_out_are_named(
+    text: str,
+) -> None:
     for label, line in (
         ("ENABLE_AUTH", refusal({"ENABLE_AUTH": text})),
         ("--enable-auth", refusal({"SERVICE_HOST": "0.0.0.0"}, ["--enable-auth", text])),
@@ -564,25 +708,36 @@ def test_authentication_switched_on_without_a_key_stops_the_start_and_both_ways_
         {"JWT_ISSUER": "https://id.example"},
     ],
 )
-def test_any_key_switches_tokens_on_unless_authentication_is_switched_off(key: dict[str, str]) -> None:
+def test_any_key_switches_tokens_on_unless_authentication_is_switched_off(
+    key: dict[str, str],
+) -> None:
     assert Settings.from_environ(key).mode == "tokens"
     assert Settings.from_environ({**key, "ENABLE_AUTH": "true"}).mode == "tokens"
     assert Settings.from_environ({**key, "ENABLE_AUTH": "false"}).mode == "open"
 
 
 @pytest.mark.parametrize(
-    "key", [{"JWT_SECRET": SECRET}, {"JWT_PUBLIC_KEY": PEMS[1]}, {"JWKS_URL": "https://id.example/jwks"}]
+    "key",
+    [{"JWT_SECRET": SECRET}, {"JWT_PUBLIC_KEY": PEMS[1]}, {"JWKS_URL": "https://id.example/jwks"}],
 )
-def test_beside_another_key_an_issuer_is_any_text_and_nothing_is_found_by_it(key: dict[str, str]) -> None:
+def test_beside_another_key_an_issuer_is_any_text_and_nothing_is_found_by_it(
+    key: dict[str, str],
+) -> None:
     for issuer in ("my back end", "http://id.example", "https://id.example"):
         settings = Settings.from_environ({**key, "JWT_ISSUER": issuer})
-        assert (settings.mode, settings.jwt_issuer, settings.discovers_keys) == ("tokens", issuer, False)
+        assert (settings.mode, settings.jwt_issuer, settings.discovers_keys) == (
+            "tokens",
+            issuer,
+            False,
+        )
     assert Settings.from_environ({"JWT_ISSUER": "https://id.example"}).discovers_keys
 
 
 def test_an_issuer_whose_keys_cannot_be_found_opens_no_service() -> None:
     line = refusal({"JWT_ISSUER": "http://id.example", "SERVICE_HOST": "0.0.0.0"})
-    assert line.startswith('JWT_ISSUER is "http://id.example": without another key the issuer\'s keys are found by')
+    assert line.startswith(
+        'JWT_ISSUER is "http://id.example": without another key the issuer\'s keys are found by'
+    )
     assert "or set JWT_SECRET, JWT_PUBLIC_KEY or JWKS_URL as well" in line
     with pytest.raises(SettingsError, match=r"^JWT_ISSUER "):
         _ = Settings(jwt_issuer="x").mode
@@ -606,17 +761,28 @@ UNUSED = [
     *((name, {}) for name in NEEDS),
     *((name, REDIS_URL) for name in ("REDIS_PORT", "REDIS_PASSWORD", "REDIS_DB")),
     *(("MEMORY_BUS_BYTES", each) for each in (REDIS, REDIS_URL)),
-    *((name, OPEN) for name in ("JWT_SECRET", "JWT_PUBLIC_KEY", "JWKS_URL", "JWT_ISSUER", "JWT_AUDIENCE")),
-    *((name, OPEN | KEY) for name in ("JWT_ISSUER", "JWT_AUDIENCE", "JWT_LEEWAY", "MAX_TOKEN_LIFETIME")),
+    *(
+        (name, OPEN)
+        for name in ("JWT_SECRET", "JWT_PUBLIC_KEY", "JWKS_URL", "JWT_ISSUER", "JWT_AUDIENCE")
+    ),
+    *(
+        (name, OPEN | KEY)
+        for name in ("JWT_ISSUER", "JWT_AUDIENCE", "JWT_LEEWAY", "MAX_TOKEN_LIFETIME")
+    ),
     ("JWT_AUDIENCE_CLAIM", KEY),
 ]
 
 
 @pytest.mark.parametrize(("name", "others"), UNUSED)
-def test_a_setting_that_is_not_used_stops_no_start_and_is_told(name: str, others: dict[str, str]) -> None:
+def test_a_setting_that_is_not_used_stops_no_start_and_is_told(
+    name: str, others: dict[str, str]
+) -> None:
     without = Settings.from_environ(others)
     for text in (*BAD.get(name, (["x"], ""))[0], *(text for text, _ in GOOD[name])):
-        for environ, argv, label in (({name: text}, [], name), ({}, [flag(name), text], flag(name))):
+        for environ, argv, label in (
+            ({name: text}, [], name),
+            ({}, [flag(name), text], flag(name)),
+        ):
             warnings: list[str] = []
             assert Settings.from_environ(others | environ, argv, warnings.append) == without
             assert any(f"{label} (used only with" in line for line in warnings)
@@ -633,7 +799,9 @@ def test_on_a_unix_socket_host_and_port_mean_nothing_and_are_not_warned_of() -> 
 
 @pytest.mark.parametrize("parameter", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
 def test_a_file_for_tls_that_cannot_be_read_stops_the_start(parameter: str, tmp_path: Path) -> None:
-    (tmp_path / "url").write_text(url := f"rediss://u:hunter2@r?ssl_certfile={__file__}&{parameter}=/none")
+    (tmp_path / "url").write_text(
+        url := f"rediss://u:hunter2@r?ssl_certfile={__file__}&{parameter}=/none"
+    )
     if parameter == "ssl_certfile":
         (tmp_path / "url").write_text(url := "rediss://u:hunter2@r?ssl_certfile=/none")
     told = f'has {parameter}="/none": it can\'t be read: No such file or directory'
@@ -643,7 +811,9 @@ def test_a_file_for_tls_that_cannot_be_read_stops_the_start(parameter: str, tmp_
 
 def test_what_is_not_used_is_told_in_one_line() -> None:
     warnings: list[str] = []
-    Settings.from_environ({"LOG_LENGTH": "1", "REDIS_DB": "x", "REDIS_PASSWORD": "hunter2"}, [], warnings.append)
+    Settings.from_environ(
+        {"LOG_LENGTH": "1", "REDIS_DB": "x", "REDIS_PASSWORD": "hunter2"}, [], warnings.append
+    )
     assert warnings == [
         "set, but not used here and so not read: REDIS_PASSWORD (used only with REDIS_HOST), REDIS_DB (used only with "
         "REDIS_HOST), LOG_LENGTH (used only with REDIS_HOST or REDIS_URL)"
@@ -651,7 +821,9 @@ def test_what_is_not_used_is_told_in_one_line() -> None:
 
 
 def test_on_redis_the_time_that_revocations_are_kept_for_counts_without_tokens_too() -> None:
-    settings = Settings.from_environ({**OPEN, **REDIS, "MAX_TOKEN_LIFETIME": "7200", "JWT_LEEWAY": "5"})
+    settings = Settings.from_environ(
+        {**OPEN, **REDIS, "MAX_TOKEN_LIFETIME": "7200", "JWT_LEEWAY": "5"}
+    )
     assert (settings.max_token_lifetime, settings.jwt_leeway) == (7200, 5)
 
 
@@ -661,27 +833,41 @@ PORTS = [name.upper() for name in SETTINGS if name.endswith("_port")]
 
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("name", PORTS)
-def test_what_kubernetes_sets_for_a_service_of_that_name_is_passed_over_with_a_warning(name: str, link: str) -> None:
+def test_what_kubernetes_sets_for_a_service_of_that_name_is_passed_over_with_a_warning(
+    name: str, link: str
+) -> None:
     warnings: list[str] = []
     settings = Settings.from_environ(REDIS | {name: link}, [], warnings.append)
     assert getattr(settings, name.lower()) == getattr(Settings(), name.lower())
     (warning,) = warnings
-    assert warning.startswith(f'{name} is "{link}", as Kubernetes sets it for a Service named {name.lower()[:-5]}: ')
+    assert warning.startswith(
+        f'{name} is "{link}", as Kubernetes sets it for a Service named {name.lower()[:-5]}: '
+    )
     assert f"{DEFAULTS[name.lower()]} is used" in warning
     assert "enableServiceLinks: false" in warning
     assert "another name" in warning
 
 
 @pytest.mark.parametrize("others", [{}, {"REDIS_URL": "redis://r"}])
-def test_what_kubernetes_sets_for_a_port_that_is_not_used_is_no_business_of_ours(others: dict[str, str]) -> None:
+def test_what_kubernetes_sets_for_a_port_that_is_not_used_is_no_business_of_ours(
+    others: dict[str, str],
+) -> None:
     warnings: list[str] = []
     settings = Settings.from_environ(others | {"REDIS_PORT": LINKS[0]}, [], warnings.append)
     assert (settings, warnings) == (Settings.from_environ(others), [])
 
 
 def test_a_flag_is_never_kubernetes() -> None:
-    assert refusal(REDIS, ["--redis-port", LINKS[0]]).startswith(f'--redis-port is "{LINKS[0]}": it must be a whole')
-    for text in ("tcp://10.0.0.1", "tcp://a/b:1", "http://10.0.0.1:80", "10.0.0.1:6379", "tcp://10.0.0.1:6379 "):
+    assert refusal(REDIS, ["--redis-port", LINKS[0]]).startswith(
+        f'--redis-port is "{LINKS[0]}": it must be a whole'
+    )
+    for text in (
+        "tcp://10.0.0.1",
+        "tcp://a/b:1",
+        "http://10.0.0.1:80",
+        "10.0.0.1:6379",
+        "tcp://10.0.0.1:6379 ",
+    ):
         assert refusal(REDIS | {"REDIS_PORT": text}).startswith("REDIS_PORT is ")
 
 
@@ -699,13 +885,21 @@ SECRETS = {
 
 
 def test_each_setting_that_may_be_secret_has_a_file() -> None:
-    secret = {name.upper() for name, setting in SETTINGS.items() if any(map(setting.secret, ("x", "https://u@h")))}
+    secret = {
+        name.upper()
+        for name, setting in SETTINGS.items()
+        if any(map(setting.secret, ("x", "https://u@h")))
+    }
     assert {name.upper() for name in FILES} == SECRETS.keys() == secret
     assert {name.upper() for name in FILES.values()} == {f"{name}_FILE" for name in SECRETS}
 
 
-@pytest.mark.parametrize(("name", "end"), [(name, end) for name in SECRETS for end in ("", "\n", "\r\n")])
-def test_a_secret_comes_from_a_file_without_its_end_of_line(name: str, end: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "end"), [(name, end) for name in SECRETS for end in ("", "\n", "\r\n")]
+)
+def test_a_secret_comes_from_a_file_without_its_end_of_line(
+    name: str, end: str, tmp_path: Path
+) -> None:
     value, others = SECRETS[name]
     file = tmp_path / "secret"
     file.write_bytes((value + end).encode())
@@ -719,11 +913,17 @@ def test_a_secret_comes_from_a_file_without_its_end_of_line(name: str, end: str,
         assert Settings.from_environ(others | environ, argv) == by_value
 
 
-@pytest.mark.parametrize("text", [" pw", "pw ", "pw\n\n", "pw\n\r\n", "pw\r", "pw\t\n", "p\nw", "p\u00e4ss"])
+@pytest.mark.parametrize(
+    "text", [" pw", "pw ", "pw\n\n", "pw\n\r\n", "pw\r", "pw\t\n", "p\nw", "p\u00e4ss"]
+)
 def test_no_other_white_space_of_a_file_is_lost(text: str, tmp_path: Path) -> None:
     (tmp_path / "pw").write_bytes(text.encode())
-    read = Settings.from_environ(REDIS | {"REDIS_PASSWORD_FILE": str(tmp_path / "pw")}).redis_password
-    assert read == (text[:-2] if text.endswith("\r\n") else text[:-1] if text.endswith("\n") else text)
+    read = Settings.from_environ(
+        REDIS | {"REDIS_PASSWORD_FILE": str(tmp_path / "pw")}
+    ).redis_password
+    assert read == (
+        text[:-2] if text.endswith("\r\n") else text[:-1] if text.endswith("\n") else text
+    )
 
 
 @pytest.mark.parametrize("name", SECRETS)
@@ -732,8 +932,14 @@ def test_a_secret_and_its_file_exclude_each_other(name: str, tmp_path: Path) -> 
     file = tmp_path / "secret"
     file.write_text(value)
     one, two = f"{name}_FILE", f"{flag(name)}-file"
-    assert refusal(others | {name: value, one: str(file)}) == f"{one} excludes {name}: set one of the two"
-    assert refusal(others | {name: value}, [two, str(file)]) == f"{two} excludes {name}: set one of the two"
+    assert (
+        refusal(others | {name: value, one: str(file)})
+        == f"{one} excludes {name}: set one of the two"
+    )
+    assert (
+        refusal(others | {name: value}, [two, str(file)])
+        == f"{two} excludes {name}: set one of the two"
+    )
     unset = Settings.from_environ(others | {name: value, one: str(file)}, [f"{flag(name)}="])
     assert getattr(unset, name.lower()) == value
 
@@ -774,7 +980,9 @@ def test_a_directory_and_a_path_that_cannot_be_are_told(tmp_path: Path) -> None:
     assert "File name too long" in refusal({"JWT_SECRET_FILE": "/" + "x" * 5000})
 
 
-def test_a_file_with_a_wrong_value_is_told_with_what_is_allowed_and_never_the_value(tmp_path: Path) -> None:
+def test_a_file_with_a_wrong_value_is_told_with_what_is_allowed_and_never_the_value(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "secret"
     for name, text, why in (
         ("JWT_SECRET", "hunter2", "it is shorter than 32 bytes; it must be at least 32 bytes long"),
@@ -791,18 +999,28 @@ def test_a_file_with_a_wrong_value_is_told_with_what_is_allowed_and_never_the_va
         assert "hunter2" not in line
 
 
-@pytest.mark.parametrize("text", ["hunter2", "hunter2/x", "redis://:hunter2@r", "-----BEGIN PRIVATE KEY-----\nhunter2"])
+@pytest.mark.parametrize(
+    "text", ["hunter2", "hunter2/x", "redis://:hunter2@r", "-----BEGIN PRIVATE KEY-----\nhunter2"]
+)
 def test_a_secret_where_its_file_was_meant_is_not_shown(text: str) -> None:
     line = refusal({"JWT_SECRET_FILE": text})
     assert "hunter2" not in line
-    assert line.startswith("JWT_SECRET_FILE is no absolute path, and not shown, since it may be the secret itself: it ")
+    assert line.startswith(
+        "JWT_SECRET_FILE is no absolute path, and not shown, since it may be the secret itself: it "
+    )
 
 
 def test_a_file_that_is_not_used_is_not_read(tmp_path: Path) -> None:
-    for name, others in (("JWT_SECRET", OPEN), ("REDIS_PASSWORD", {}), ("REDIS_PASSWORD", REDIS_URL)):
+    for name, others in (
+        ("JWT_SECRET", OPEN),
+        ("REDIS_PASSWORD", {}),
+        ("REDIS_PASSWORD", REDIS_URL),
+    ):
         warnings: list[str] = []
         environ = {f"{name}_FILE": str(tmp_path), name: "x"}
-        assert Settings.from_environ(others | environ, [], warnings.append) == Settings.from_environ(others)
+        assert Settings.from_environ(
+            others | environ, [], warnings.append
+        ) == Settings.from_environ(others)
         assert f"{name}_FILE (used only with" in warnings[0]
 
 
@@ -810,7 +1028,9 @@ def test_what_a_file_holds_counts_as_set(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(SECRET)
     (tmp_path / "url").write_text("redis://r\n")
     environ = {"JWT_SECRET_FILE": str(tmp_path / "key"), "REDIS_URL_FILE": str(tmp_path / "url")}
-    settings = Settings.from_environ({**environ, "SERVICE_HOST": "0.0.0.0", "JWT_LEEWAY": "7", "LOG_LENGTH": "1234"})
+    settings = Settings.from_environ(
+        {**environ, "SERVICE_HOST": "0.0.0.0", "JWT_LEEWAY": "7", "LOG_LENGTH": "1234"}
+    )
     assert (settings.mode, settings.jwt_leeway, settings.log_length) == ("tokens", 7, 1234)
     line = refusal({**environ, **REDIS})
     assert line.startswith("REDIS_URL_FILE excludes REDIS_HOST")
@@ -828,7 +1048,10 @@ def test_no_text_makes_anything_but_a_value_or_one_line(name: str, text: str) ->
     assert line is None or (line.startswith(f"{name.upper()} ") and line.isprintable())
 
 
-@given(name=st.sampled_from(sorted(BAD.keys() - {"JWT_AUDIENCE", "JWT_AUDIENCE_CLAIM"})), raw=st.binary(max_size=20))
+@given(
+    name=st.sampled_from(sorted(BAD.keys() - {"JWT_AUDIENCE", "JWT_AUDIENCE_CLAIM"})),
+    raw=st.binary(max_size=20),
+)
 def test_a_value_that_is_not_text_is_refused_like_any_other(name: str, raw: bytes) -> None:
     # So Python gives bytes of the environment that aren't UTF-8.
     text = (b"\xff" + raw).decode(errors="surrogateescape")
@@ -853,7 +1076,9 @@ def test_the_help_names_every_flag_with_its_default_and_what_is_allowed() -> Non
         assert f"  {flag(name)}\n" in text
         assert f"Allowed: {setting.kind.allowed}." in flat
         assert not DEFAULTS[name] or f"Default: {DEFAULTS[name]}." in flat
-        assert (f"Or {flag(name)}-file: the path of a file that holds it." in flat) == (name in FILES)
+        assert (f"Or {flag(name)}-file: the path of a file that holds it." in flat) == (
+            name in FILES
+        )
     assert "the end of line at its end doesn't count" in flat
     assert max(map(len, text.splitlines())) <= 110
 
@@ -863,6 +1088,8 @@ def test_the_table_has_a_row_of_three_cells_for_every_setting() -> None:
     assert lines[:2] == ["| setting | default | meaning |", "|---|---|---|"]
     assert [line.split("`")[1].lower() for line in lines[2:]] == list(SETTINGS)
     assert all(line.count("|") == 4 and line.endswith(" |") for line in lines[2:])
-    with_file = {line.split("`")[1].lower() for line in lines[2:] if "_FILE`: the path of a file" in line}
+    with_file = {
+        line.split("`")[1].lower() for line in lines[2:] if "_FILE`: the path of a file" in line
+    }
     assert with_file == FILES.keys()
     assert "| `SERVICE_PORT` | `8089` | Port to listen on; 0: any free one." in lines[5]

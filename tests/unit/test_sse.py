@@ -30,7 +30,9 @@ json_values = st.recursive(
 
 def entry_of(body: bytes) -> Entry:
     made = draft(parse(body), 1, "made", 60)
-    return Entry(Position(1, 2), Position(1, 1), made.channels, made.type, made.service, 10**15, made.body)
+    return Entry(
+        Position(1, 2), Position(1, 1), made.channels, made.type, made.service, 10**15, made.body
+    )
 
 
 @given(
@@ -61,8 +63,12 @@ def test_any_message_is_read_back_equal(
 
 
 def test_digits_arrive_as_they_were_sent() -> None:
-    entry = entry_of(b'{"type":"info","service":"s","data":{"a":1.50,"b":1e400,"c":123456789012345678901234567890}}')
-    (event,) = EventStreamParser().feed(EventView(frozenset(["info"])).message(entry, "1abcdefgh.1-2"))
+    entry = entry_of(
+        b'{"type":"info","service":"s","data":{"a":1.50,"b":1e400,"c":123456789012345678901234567890}}'
+    )
+    (event,) = EventStreamParser().feed(
+        EventView(frozenset(["info"])).message(entry, "1abcdefgh.1-2")
+    )
     assert event.data == '{"a":1.50,"b":1e400,"c":123456789012345678901234567890}'
 
 
@@ -85,7 +91,9 @@ def test_the_blocks_of_the_server_are_events_that_onmessage_never_sees() -> None
 
 
 @pytest.mark.parametrize("trimmed", [False, True])
-def test_a_stream_cut_at_every_byte_and_resumed_gives_exactly_what_was_published(trimmed: bool) -> None:
+def test_a_stream_cut_at_every_byte_and_resumed_gives_exactly_what_was_published(
+    trimmed: bool,
+) -> None:
     driver = Driver(history_length=6 if trimmed else 1000, ring_length=4, heartbeat=30)
     view = EventView(frozenset(["progress"]))
     start = driver.say(message(0), message(1))[0]
@@ -138,12 +146,16 @@ class SlowServer:
         await asyncio.sleep(0)
 
 
-async def test_a_client_over_plain_asgi_that_reads_slowly_but_on_and_on_is_not_cut_as_slow() -> None:
+async def test_a_client_over_plain_asgi_that_reads_slowly_but_on_and_on_is_not_cut_as_slow() -> (
+    None
+):
     server, driver = SlowServer(), Driver()
     sink = SendSink(server.send)
     sink.writer = asyncio.create_task(sink.write())
     connection = Connection("c1", sink)
-    driver.hub.attach(connection, Subscription(frozenset("a"), EventView(frozenset())), NOW, lambda _: b"open\n")
+    driver.hub.attach(
+        connection, Subscription(frozenset("a"), EventView(frozenset())), NOW, lambda _: b"open\n"
+    )
     texts = [f"m{number}" for number in range(200)]
     driver.say(*(make(text, "a", data={"x": "y" * 2000}) for text in texts))
     while not connection.live or sink.backlog:
@@ -152,7 +164,9 @@ async def test_a_client_over_plain_asgi_that_reads_slowly_but_on_and_on_is_not_c
         driver.hub.beat()
         driver.settle()
         assert connection.attached
-    events = [event for event in EventStreamParser().feed(server.body[5:]) if event.type == "message"]
+    events = [
+        event for event in EventStreamParser().feed(server.body[5:]) if event.type == "message"
+    ]
     assert [msgspec.json.decode(event.data)["id"] for event in events] == texts
     driver.hub.close(connection, "drain", reconnect=True)
     for _ in range(2):
@@ -163,7 +177,9 @@ async def test_a_client_over_plain_asgi_that_reads_slowly_but_on_and_on_is_not_c
 def message(n: int) -> Draft:
     """The n-th message: of one channel, the other, or both; of a type that comes by name, or not."""
     channels = (["a"], ["b"], ["a", "b"])[n % 3]
-    return make(f"m{n}", *channels, type="progress" if n % 2 else "info", data={"n": n, "progress": n})
+    return make(
+        f"m{n}", *channels, type="progress" if n % 2 else "info", data={"n": n, "progress": n}
+    )
 
 
 def numbers(events: list[Event]) -> list[int]:

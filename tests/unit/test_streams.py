@@ -33,7 +33,9 @@ def message(type: str = "info", data: str = "{}", id: str = "m1", channel: str =
     return f'{{"id":"{id}","type":"{type}","service":"s","channels":["{channel}"],"data":{data}}}'.encode()
 
 
-async def test_a_stream_opens_with_the_headers_and_the_block_of_the_contract(client: AsgiDriver) -> None:
+async def test_a_stream_opens_with_the_headers_and_the_block_of_the_contract(
+    client: AsgiDriver,
+) -> None:
     async with client.stream("/sse/user/123") as stream:
         body = await stream.read_until(b"\n\n")
     assert stream.status == 200
@@ -49,7 +51,9 @@ async def test_a_stream_opens_with_the_headers_and_the_block_of_the_contract(cli
     assert 2000 <= int(match[1]) <= 5000
 
 
-async def test_progress_comes_as_an_event_of_its_name_with_its_data_alone(client: AsgiDriver) -> None:
+async def test_progress_comes_as_an_event_of_its_name_with_its_data_alone(
+    client: AsgiDriver,
+) -> None:
     async with client.stream("/sse/stream/a") as stream:
         await client.send(message("progress", '{"progress":1.50}'))
         body = await stream.read_until(b"progress")
@@ -75,7 +79,9 @@ async def test_other_types_come_whole_through_onmessage(client: AsgiDriver) -> N
         ("status", "progress", "message"),
     ],
 )
-async def test_events_chooses_which_types_come_by_name(client: AsgiDriver, choice: str, type: str, name: str) -> None:
+async def test_events_chooses_which_types_come_by_name(
+    client: AsgiDriver, choice: str, type: str, name: str
+) -> None:
     async with client.stream(f"/sse/stream/a?events={choice}") as stream:
         await client.send(message(type, '{"progress":1}'))
         body = await stream.read_until(b'"progress":1')
@@ -95,13 +101,17 @@ async def test_a_broadcast_reaches_every_stream_but_those_that_declined(client: 
         client.stream("/sse/user/1") as one,
         client.stream("/sse/user/2?broadcast=false") as two,
     ):
-        await client.send(b'{"id":"everyone","type":"info","service":"s"}', "/api/v1/messages/broadcast")
+        await client.send(
+            b'{"id":"everyone","type":"info","service":"s"}', "/api/v1/messages/broadcast"
+        )
         await client.send(b'{"id":"only-two","type":"info","service":"s","target":{"user_id":"2"}}')
         await one.read_until(b"everyone")
         assert b"everyone" not in await two.read_until(b"only-two")
 
 
-async def test_a_message_of_several_of_its_channels_comes_once_live_and_on_replay(client: AsgiDriver) -> None:
+async def test_a_message_of_several_of_its_channels_comes_once_live_and_on_replay(
+    client: AsgiDriver,
+) -> None:
     async with client.stream("/sse/stream/a,b?channel=service:s") as live:
         await client.send(b'{"id":"m1","type":"info","service":"s","channels":["a","b"]}')
         await client.send(b'{"id":"m2","type":"info","service":"s","channels":["b","a"]}')
@@ -110,14 +120,20 @@ async def test_a_message_of_several_of_its_channels_comes_once_live_and_on_repla
         again = await replay.read_until(b'"m2"')
     for each in (body, again):
         assert (each.count(b'"id":"m1"'), each.count(b'"id":"m2"')) == (1, 1)
-    async with client.stream("/sse/stream/b,c", {"Last-Event-ID": events(body)[1].last_event_id}) as resumed:
+    async with client.stream(
+        "/sse/stream/b,c", {"Last-Event-ID": events(body)[1].last_event_id}
+    ) as resumed:
         assert (await resumed.read_until(b'"m2"')).count(b'"m1"') == 0
 
 
 @pytest.mark.parametrize("spelling", ["last_event_id", "lastEventId", "lastEventID"])
-async def test_the_header_wins_over_the_query_and_an_empty_one_is_none(client: AsgiDriver, spelling: str) -> None:
+async def test_the_header_wins_over_the_query_and_an_empty_one_is_none(
+    client: AsgiDriver, spelling: str
+) -> None:
     await client.send(message(id="m1"))
-    async with client.stream(f"/sse/stream/a?{spelling}=earliest", {"Last-Event-ID": "latest"}) as stream:
+    async with client.stream(
+        f"/sse/stream/a?{spelling}=earliest", {"Last-Event-ID": "latest"}
+    ) as stream:
         assert b'"resumed":false' in await stream.read_until(b"\n\n")
     async with client.stream(f"/sse/stream/a?{spelling}=earliest", {"Last-Event-ID": ""}) as stream:
         assert b'"resumed":true' in await stream.read_until(b'"m1"')
@@ -140,9 +156,12 @@ async def test_a_cursor_that_only_a_mistake_makes_is_told_as_that(
 
 
 @pytest.mark.parametrize(
-    "path", ["/sse/stream/a,,b", "/sse/stream/a%20b", "/sse/user/" + "%2F" * 80, "/sse/user/a?channel=b*"]
+    "path",
+    ["/sse/stream/a,,b", "/sse/stream/a%20b", "/sse/user/" + "%2F" * 80, "/sse/user/a?channel=b*"],
 )
-async def test_a_name_that_encoding_does_not_make_one_is_not_told_so(client: AsgiDriver, path: str) -> None:
+async def test_a_name_that_encoding_does_not_make_one_is_not_told_so(
+    client: AsgiDriver, path: str
+) -> None:
     answer = await client.request("GET", path)
     assert answer.status == 400
     assert "is no channel name" in answer.json()["detail"]
@@ -156,7 +175,10 @@ async def test_a_javascript_object_is_no_cursor_and_told_as_that(client: AsgiDri
     ):
         answer = await request
         assert answer.status == 400
-        assert '"[object Object]" is no cursor, but what a JavaScript object becomes' in answer.json()["detail"]
+        assert (
+            '"[object Object]" is no cursor, but what a JavaScript object becomes'
+            in answer.json()["detail"]
+        )
 
 
 ADDED = ("lastEventId", "lastEventID", "evs_last_event_id")
@@ -211,9 +233,14 @@ async def test_what_polyfills_add_to_a_url_is_let_pass_on_streams_alone(client: 
         assert answer.status == (200 if name == "_" else 400)
 
 
-async def test_a_cursor_that_is_given_twice_differently_is_named_with_both_values(client: AsgiDriver) -> None:
+async def test_a_cursor_that_is_given_twice_differently_is_named_with_both_values(
+    client: AsgiDriver,
+) -> None:
     answer = await client.request("GET", "/sse/stream/a?lastEventId=a&lastEventId=b")
-    assert answer.json()["detail"] == 'the parameter lastEventId is given with different values: "a", "b"'
+    assert (
+        answer.json()["detail"]
+        == 'the parameter lastEventId is given with different values: "a", "b"'
+    )
 
 
 async def test_a_cursor_that_this_log_did_not_make_is_told_as_reset(client: AsgiDriver) -> None:
@@ -229,13 +256,19 @@ async def test_a_cursor_that_this_log_did_not_make_is_told_as_reset(client: Asgi
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "HEAD"])
-async def test_a_terminal_id_is_answered_with_204_before_anything_else(client: AsgiDriver, method: str) -> None:
-    answer = await client.request(method, "/sse/stream/bad name", headers={"Last-Event-ID": "1abcdefgh.5-0~end"})
+async def test_a_terminal_id_is_answered_with_204_before_anything_else(
+    client: AsgiDriver, method: str
+) -> None:
+    answer = await client.request(
+        method, "/sse/stream/bad name", headers={"Last-Event-ID": "1abcdefgh.5-0~end"}
+    )
     assert (answer.status, answer.body) == (204, b"")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
-async def test_other_verbs_get_405_even_where_the_channel_is_wrong(client: AsgiDriver, method: str) -> None:
+async def test_other_verbs_get_405_even_where_the_channel_is_wrong(
+    client: AsgiDriver, method: str
+) -> None:
     answer = await client.request(method, "/sse/stream/bad name")
     assert answer.status == 405
     assert answer.headers["allow"] == "GET, HEAD"
@@ -283,7 +316,9 @@ async def test_head_answers_the_same_headers_and_ends(client: AsgiDriver) -> Non
         "/sse/stream/a?token=%ff",
     ],
 )
-async def test_a_malformed_stream_is_refused_with_400_and_the_reason(client: AsgiDriver, target: str) -> None:
+async def test_a_malformed_stream_is_refused_with_400_and_the_reason(
+    client: AsgiDriver, target: str
+) -> None:
     answer = await client.request("GET", target)
     assert answer.status == 400
     assert answer.headers["content-type"] == "application/problem+json"
@@ -298,11 +333,16 @@ async def test_64_channels_besides_broadcast_are_allowed_and_parameters_that_beg
         assert b'"c63"' in await stream.read_until(b"\n\n")
 
 
-async def test_a_stream_that_cannot_be_served_is_told_to_come_back_later(client: AsgiDriver) -> None:
+async def test_a_stream_that_cannot_be_served_is_told_to_come_back_later(
+    client: AsgiDriver,
+) -> None:
     app_of(client).state.push.draining = True
     answer = await client.request("GET", "/sse/stream/a")
     (event,) = events(answer.body)
-    assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    assert (answer.status, answer.headers["content-type"]) == (
+        200,
+        "text/event-stream; charset=utf-8",
+    )
     assert (event.type, event.data) == ("msgpush.close", '{"reason":"overload","reconnect":true}')
     parser = EventStreamParser()
     parser.feed(answer.body)
@@ -314,7 +354,9 @@ async def test_a_stream_that_cannot_be_served_is_told_to_come_back_later(client:
 async def test_a_connection_is_closed_by_its_id(client: AsgiDriver, reconnect: bool) -> None:
     async with client.stream("/sse/stream/a") as stream:
         await stream.read_until(b"\n\n")
-        (row,) = (await client.request("GET", "/api/v1/connections?channel=a")).json()["connections"]
+        (row,) = (await client.request("GET", "/api/v1/connections?channel=a")).json()[
+            "connections"
+        ]
         target = f"/api/v1/connections/{row['id']}" + ("" if reconnect else "?reconnect=false")
         assert (await client.request("DELETE", target)).status == 204
         body = await stream.closed()
@@ -345,7 +387,11 @@ async def test_a_stalled_reader_catches_up_in_order_and_delays_nobody(client: As
         assert b'"m299"' not in slow.body
         stall(slow, False)
         body = await slow.read_until(b'"m299"')
-    got = [event.data.partition('"id":"')[2].partition('"')[0] for event in events(body) if event.type == "message"]
+    got = [
+        event.data.partition('"id":"')[2].partition('"')[0]
+        for event in events(body)
+        if event.type == "message"
+    ]
     assert got == [f"m{n}" for n in range(300)]
 
 
@@ -353,7 +399,10 @@ async def test_a_stalled_reader_catches_up_in_order_and_delays_nobody(client: As
 async def test_a_reader_that_takes_nothing_is_cut_after_the_write_timeout(wire: bool) -> None:
     async with lifespan(app := create_app(Settings(write_timeout=0.2))):
         client = AsgiDriver(app, wire=wire)
-        async with client.stream("/sse/stream/a") as stalled, client.stream("/sse/stream/b") as idle:
+        async with (
+            client.stream("/sse/stream/a") as stalled,
+            client.stream("/sse/stream/b") as idle,
+        ):
             await stalled.read_until(b"\n\n")
             stall(stalled, True)
             for n in range(200):

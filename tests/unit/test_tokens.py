@@ -92,7 +92,9 @@ async def refusal(tokens: Tokens, text: str) -> str:
 
 
 async def test_a_token_grants_what_its_claims_say() -> None:
-    given = claims("bob", subscribe=["kb:*", "imports"], publish=["service:a", "user:*"], admin=True, jti="t1")
+    given = claims(
+        "bob", subscribe=["kb:*", "imports"], publish=["service:a", "user:*"], admin=True, jti="t1"
+    )
     assert await by_secret().read(signed(given)) == Grant(
         "bob",
         frozenset({"user:bob"}),
@@ -127,8 +129,11 @@ async def test_a_key_verifies_what_was_signed_with_it_by_each_algorithm_of_its_k
 
 @pytest.mark.parametrize("key", ASYMMETRIC, ids=[names[0] for _, names in ALGORITHMS])
 async def test_a_key_verifies_by_no_algorithm_of_another_kind(key: AsymmetricKey) -> None:
-    # All kinds of keys are there, so that it is this one that refuses, not the list of what is accepted.
-    tokens = Tokens(Keys(key_set(text_of(public_jwk(key, "one"), *(public_jwk(each) for each in ASYMMETRIC)))))
+    # All kinds of keys are there, so that it is this one that refuses, not the list of what is
+    # accepted.
+    tokens = Tokens(
+        Keys(key_set(text_of(public_jwk(key, "one"), *(public_jwk(each) for each in ASYMMETRIC))))
+    )
     own = next(names for each, names in ALGORITHMS if each is key)
     head, payload, signature = signed(claims("bob"), key, kid="one").split(".")
     for name in {*EVERY_ALGORITHM} - {*own}:
@@ -145,7 +150,10 @@ async def test_the_alg_of_a_key_narrows_what_it_verifies() -> None:
     assert (await tokens.read(signed(claims("bob"), RSA, "PS256", kid="one"))).subject == "bob"
     for name in ("RS256", "PS384"):
         told = await refusal(tokens, signed(claims("bob"), RSA, name, kid="one"))
-        assert f'key "one" for {name} is not known: in the set of JWKS_URL it is a key for PS256' in told
+        assert (
+            f'key "one" for {name} is not known: in the set of JWKS_URL it is a key for PS256'
+            in told
+        )
 
 
 async def test_a_secret_and_a_public_key_may_be_used_side_by_side() -> None:
@@ -205,7 +213,10 @@ REFUSED = [
     (signed(b'{"sub":"bob","exp":1e999}'), "claims are wrong"),
     (signed({"exp": 1}), "claims are wrong: Object missing required field `sub`"),
     (signed({"sub": "bob"}), "claims are wrong: Object missing required field `exp`"),
-    (signed(claims("bob") | {"sub": 7}), "claims are wrong: Expected `string`, got `whole number` - at `$.sub`"),
+    (
+        signed(claims("bob") | {"sub": 7}),
+        "claims are wrong: Expected `string`, got `whole number` - at `$.sub`",
+    ),
     (signed(claims("bob") | {"sub": None}), "claims are wrong"),
     (signed(claims("")), "sub is empty"),
     (signed(claims("bob") | {"exp": "1"}), "claims are wrong"),
@@ -226,7 +237,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("text", "why"), REFUSED, ids=[f"{n}: {why}" for n, (_, why) in enumerate(REFUSED)])
+@pytest.mark.parametrize(
+    ("text", "why"), REFUSED, ids=[f"{n}: {why}" for n, (_, why) in enumerate(REFUSED)]
+)
 async def test_a_token_that_is_not_accepted_is_refused_with_the_reason(text: str, why: str) -> None:
     assert why in await refusal(by_secret(), text)
 
@@ -255,8 +268,12 @@ async def test_a_token_that_is_not_accepted_is_refused_with_the_reason(text: str
         {"Admin": True},
     ],
 )
-async def test_permissions_of_another_shape_are_refused_not_passed_over(permissions: object) -> None:
-    assert "claims are wrong" in await refusal(by_secret(), signed(claims("bob") | {"msgpush": permissions}))
+async def test_permissions_of_another_shape_are_refused_not_passed_over(
+    permissions: object,
+) -> None:
+    assert "claims are wrong" in await refusal(
+        by_secret(), signed(claims("bob") | {"msgpush": permissions})
+    )
 
 
 async def test_a_public_key_is_no_secret_of_hs256() -> None:
@@ -268,9 +285,16 @@ async def test_a_public_key_is_no_secret_of_hs256() -> None:
 
 @pytest.mark.parametrize(
     ("key", "algorithm", "other"),
-    [(RSA, "RS384", None), (RSA, "PS256", OTHER_RSA), (RSA, "RS256", OTHER_RSA), (P256, "ES256", None)],
+    [
+        (RSA, "RS384", None),
+        (RSA, "PS256", OTHER_RSA),
+        (RSA, "RS256", OTHER_RSA),
+        (P256, "ES256", None),
+    ],
 )
-async def test_a_key_verifies_by_its_own_algorithms_alone(key: Any, algorithm: str, other: Any) -> None:
+async def test_a_key_verifies_by_its_own_algorithms_alone(
+    key: Any, algorithm: str, other: Any
+) -> None:
     trusted = RSA if other is not None else (P256 if key is RSA else RSA)
     text = signed(claims("bob"), other or key, algorithm)
     assert await refusal(by_public_key(trusted), text)
@@ -294,7 +318,12 @@ async def test_a_claim_that_is_json_as_text_is_told_as_that() -> None:
 
 async def test_of_several_audiences_one_must_be_named() -> None:
     tokens = by_secret(audience=("msgpush", "https://api"))
-    for accepted in ("msgpush", "https://api", ["other", "https://api"], ["msgpush", "https://api"]):
+    for accepted in (
+        "msgpush",
+        "https://api",
+        ["other", "https://api"],
+        ["msgpush", "https://api"],
+    ):
         assert (await tokens.read(token("bob", aud=accepted))).subject == "bob"
     for refused in ("other", "msg", ["https://api/"], [], "msgpush https://api"):
         assert "not this service's audience" in await refusal(tokens, token("bob", aud=refused))
@@ -316,19 +345,32 @@ async def test_an_aud_counts_beside_another_claim_of_the_audience() -> None:
     tokens = by_secret(audience=("app1", "https://api"), audience_claim="client_id")
     for accepted in ("app1", "https://api", ["https://api", "x"]):
         assert (await tokens.read(token("bob", client_id="app1", aud=accepted))).subject == "bob"
-    assert 'its aud is "other"' in await refusal(tokens, token("bob", client_id="app1", aud="other"))
-    assert "no JWT_AUDIENCE is set" in await refusal(by_secret(audience_claim="client_id"), token("bob", aud="x"))
+    assert 'its aud is "other"' in await refusal(
+        tokens, token("bob", client_id="app1", aud="other")
+    )
+    assert "no JWT_AUDIENCE is set" in await refusal(
+        by_secret(audience_claim="client_id"), token("bob", aud="x")
+    )
 
 
 async def test_an_issuer_that_is_set_must_be_the_tokens() -> None:
     tokens = by_secret(issuer="https://id.example")
     assert (await tokens.read(token("bob", iss="https://id.example"))).subject == "bob"
-    for refused in ({}, {"iss": "https://id.example/"}, {"iss": ["https://id.example"]}, {"iss": 7}):
-        assert "not the issuer that is trusted here" in await refusal(tokens, token("bob", **refused))
+    for refused in (
+        {},
+        {"iss": "https://id.example/"},
+        {"iss": ["https://id.example"]},
+        {"iss": 7},
+    ):
+        assert "not the issuer that is trusted here" in await refusal(
+            tokens, token("bob", **refused)
+        )
 
 
 @pytest.mark.parametrize("path", ["", "/realms/app"])
-async def test_an_issuer_that_differs_by_the_slash_at_its_end_is_told_as_just_that(path: str) -> None:
+async def test_an_issuer_that_differs_by_the_slash_at_its_end_is_told_as_just_that(
+    path: str,
+) -> None:
     one, two = f"https://id.example{path}", f"https://id.example{path}/"
     for trusted, named in ((one, two), (two, one)):
         told = await refusal(by_secret(issuer=trusted), token("bob", iss=named))
@@ -340,9 +382,17 @@ async def test_an_issuer_that_differs_by_the_slash_at_its_end_is_told_as_just_th
 async def test_clocks_may_differ_by_the_leeway_and_no_more() -> None:
     clock = FakeClock()
     tokens, now = by_secret(clock=clock.now, leeway=30), clock.now()
-    for accepted in ({"exp": now - 29}, {"exp": now + 9, "nbf": now + 29}, {"exp": now + 9, "iat": now + 29}):
+    for accepted in (
+        {"exp": now - 29},
+        {"exp": now + 9, "nbf": now + 29},
+        {"exp": now + 9, "iat": now + 29},
+    ):
         assert (await tokens.read(signed({"sub": "bob", **accepted}))).subject == "bob"
-    for refused in ({"exp": now - 31}, {"exp": now + 99, "nbf": now + 31}, {"exp": now + 99, "iat": now + 31}):
+    for refused in (
+        {"exp": now - 31},
+        {"exp": now + 99, "nbf": now + 31},
+        {"exp": now + 99, "iat": now + 31},
+    ):
         assert await refusal(tokens, signed({"sub": "bob", **refused}))
 
 
@@ -380,7 +430,10 @@ def test_what_stands_for_a_secret_must_be_one() -> None:
 def test_a_private_key_signs_by_its_algorithm() -> None:
     for key, names in ALGORITHMS:
         signing = private_key(private_pem(key))
-        assert (signing.algorithm, sorted(signing.verifying.algorithms)) == (names[0], sorted(names))
+        assert (signing.algorithm, sorted(signing.verifying.algorithms)) == (
+            names[0],
+            sorted(names),
+        )
         assert signing.public_pem == public_pem(key)
     for text in ("", "x", public_pem(RSA)):
         with pytest.raises(ValueError, match="no private RSA key"):
@@ -408,11 +461,26 @@ ODD: list[Callable[[dict[str, Any]], dict[str, Any]]] = [
     lambda jwk: jwk | {"x5c": None, "x5t": None, "x5u": None},
     lambda jwk: jwk | {"alg": None, "key_ops": None},
     lambda jwk: jwk | {"use": "", "alg": "", "key_ops": []},
-    lambda jwk: jwk | {"use": "sig", "key_ops": ["sign", "verify"], "ext": True, "exp": 1, "x5c": ["MII"], "issuer": 7},
-    lambda jwk: jwk | {name: jwk[name] + "=" * (-len(jwk[name]) % 4) for name in ("n", "x", "y") if name in jwk},
+    lambda jwk: (
+        jwk
+        | {
+            "use": "sig",
+            "key_ops": ["sign", "verify"],
+            "ext": True,
+            "exp": 1,
+            "x5c": ["MII"],
+            "issuer": 7,
+        }
+    ),
+    lambda jwk: (
+        jwk
+        | {name: jwk[name] + "=" * (-len(jwk[name]) % 4) for name in ("n", "x", "y") if name in jwk}
+    ),
     lambda jwk: jwk | {name: padded(jwk[name]) for name in ("n", "e", "x", "y") if name in jwk},
     # As what writes numbers with their sign does.
-    lambda jwk: jwk if "e" not in jwk else jwk | {name: padded(jwk[name], b"\0") for name in ("n", "e")},
+    lambda jwk: (
+        jwk if "e" not in jwk else jwk | {name: padded(jwk[name], b"\0") for name in ("n", "e")}
+    ),
 ]
 
 
@@ -429,7 +497,10 @@ LEFT: list[tuple[Any, str]] = [
     (public_jwk(RSA, use="enc", alg="RSA-OAEP"), 'is for encryption: its use is "enc", not "sig"'),
     (public_jwk(RSA, use="tls"), 'is not for signatures: its use is "tls", not "sig"'),
     (public_jwk(RSA, use=["sig"]), 'is not for signatures: its use is ["sig"]'),
-    (public_jwk(RSA, key_ops=["encrypt"]), 'is not for signatures: its key_ops are ["encrypt"], without "verify"'),
+    (
+        public_jwk(RSA, key_ops=["encrypt"]),
+        'is not for signatures: its key_ops are ["encrypt"], without "verify"',
+    ),
     (public_jwk(RSA, key_ops=1), 'its key_ops are 1, without "verify"'),
     ({"kty": "oct", "k": b64(SECRET)}, "is a secret (kty oct)"),
     ({"kty": "AKP", "pub": "x"}, 'is of the kty "AKP", and RSA, EC, OKP are known'),
@@ -445,18 +516,32 @@ LEFT: list[tuple[Any, str]] = [
     (public_jwk(ED25519, x="AQ"), "can't be read: its x make no OKP key"),
     (public_jwk(P256, crv="Ed25519"), "can't be read"),
     (public_jwk(SHORT_RSA), "is an RSA key of 1024 bits, and 2048 are the least"),
-    (public_jwk(ECKey.generate_key("secp256k1")), 'is on the curve "secp256k1", and P-256, P-384, P-521, Ed25519'),
+    (
+        public_jwk(ECKey.generate_key("secp256k1")),
+        'is on the curve "secp256k1", and P-256, P-384, P-521, Ed25519',
+    ),
     (public_jwk(OKPKey.generate_key("X25519")), 'is on the curve "X25519"'),
     (public_jwk(P256, crv=None), "is on the curve null"),
-    (public_jwk(P256, alg="ES384"), 'is for the algorithm "ES384", and one of its kind verifies ES256'),
-    (public_jwk(RSA, alg="RSA-OAEP"), 'is for the algorithm "RSA-OAEP", and one of its kind verifies RS256, RS384'),
-    (public_jwk(ED448, alg="Ed25519"), 'is for the algorithm "Ed25519", and one of its kind verifies Ed448, EdDSA'),
+    (
+        public_jwk(P256, alg="ES384"),
+        'is for the algorithm "ES384", and one of its kind verifies ES256',
+    ),
+    (
+        public_jwk(RSA, alg="RSA-OAEP"),
+        'is for the algorithm "RSA-OAEP", and one of its kind verifies RS256, RS384',
+    ),
+    (
+        public_jwk(ED448, alg="Ed25519"),
+        'is for the algorithm "Ed25519", and one of its kind verifies Ed448, EdDSA',
+    ),
     (public_jwk(RSA, alg=["RS256"]), 'is for the algorithm ["RS256"]'),
 ]
 
 
 @pytest.mark.parametrize(("jwk", "why"), LEFT, ids=[why for _, why in LEFT])
-def test_a_key_that_is_left_out_is_left_out_alone_and_with_its_reason(jwk: dict[str, Any], why: str) -> None:
+def test_a_key_that_is_left_out_is_left_out_alone_and_with_its_reason(
+    jwk: dict[str, Any], why: str
+) -> None:
     taken, left = read_set(public_jwk(RSA, "one"), jwk | {"kid": "odd"}, public_jwk(P256, "two"))
     assert taken == ["one", "two"]
     assert left["odd"].startswith(why) or why in left["odd"]
@@ -475,7 +560,9 @@ def test_what_is_no_key_at_all_leaves_the_others_in_the_set() -> None:
         assert len(left) == 1
 
 
-async def test_what_is_left_out_is_logged_once_for_each_change(caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_is_left_out_is_logged_once_for_each_change(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level("INFO", "msgpush.auth")
     encryption = public_jwk(RSA, "enc", use="enc")
     issuer = Issuer(public_jwk(RSA, "one"), encryption, {"kty": "oct", "k": "x", "kid": "s"})
@@ -492,7 +579,9 @@ async def test_what_is_left_out_is_logged_once_for_each_change(caplog: pytest.Lo
     ]
     assert await told() == []
     issuer.text = text_of(public_jwk(P256, "two"), encryption)
-    assert await told() == ['a key of JWKS_URL is left out: "enc" is for encryption: its use is "enc", not "sig"']
+    assert await told() == [
+        'a key of JWKS_URL is left out: "enc" is for encryption: its use is "enc", not "sig"'
+    ]
     issuer.text = text_of(public_jwk(RSA, "one"), encryption)
     assert await told() == []
 
@@ -501,21 +590,33 @@ async def test_a_token_whose_key_was_left_out_is_told_why() -> None:
     issuer = Issuer(public_jwk(RSA, "enc", use="enc"), public_jwk(P256, "two"))
     tokens = Tokens(Keys((), issuer.keys()))
     told = await refusal(tokens, signed(claims("bob"), RSA, kid="enc"))
-    assert 'key "enc" for RS256 is not known: in the set of JWKS_URL it is for encryption: its use is "enc"' in told
+    assert (
+        'key "enc" for RS256 is not known: in the set of JWKS_URL it is for encryption: its use is "enc"'
+        in told
+    )
     told = await refusal(tokens, signed(claims("bob"), RSA, kid="none"))
     assert told.endswith('key "none" for RS256 is not known: the set of JWKS_URL has "two"')
 
 
-async def test_a_set_without_a_usable_key_says_why_of_each(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_set_without_a_usable_key_says_why_of_each(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     issuer = Issuer(public_jwk(RSA, "enc", use="enc"))
     keys = issuer.keys()
     await keys.refresh()
-    assert keys.problem == 'it has no key that can be used: "enc" is for encryption: its use is "enc", not "sig"'
+    assert (
+        keys.problem
+        == 'it has no key that can be used: "enc" is for encryption: its use is "enc", not "sig"'
+    )
     assert keys.problem in caplog.text
 
 
 def test_of_a_key_set_only_keys_that_verify_tokens_are_taken() -> None:
-    good = [public_jwk(RSA, "r"), public_jwk(P256, "e"), public_jwk(ED25519, "o", alg="EdDSA", use="sig")]
+    good = [
+        public_jwk(RSA, "r"),
+        public_jwk(P256, "e"),
+        public_jwk(ED25519, "o", alg="EdDSA", use="sig"),
+    ]
     secret = {"kty": "oct", "k": b64(SECRET), "kid": "s"}
     bad: list[object] = [
         secret,
@@ -543,7 +644,9 @@ def test_of_a_key_set_only_keys_that_verify_tokens_are_taken() -> None:
     assert len(key_set(text_of(public_jwk(RSA, key_ops=None, alg=None)))) == 1
 
 
-@pytest.mark.parametrize("text", [b"", b"x", b"[]", b'{"keys":7}', b'{"keys":[7]}', b"{}", b"[" * 9_000, b"\xff"])
+@pytest.mark.parametrize(
+    "text", [b"", b"x", b"[]", b'{"keys":7}', b'{"keys":[7]}', b"{}", b"[" * 9_000, b"\xff"]
+)
 def test_what_is_no_key_set_is_told_apart(text: bytes) -> None:
     with pytest.raises(ValueError, match="no JWK Set"):
         key_set(text)
@@ -564,13 +667,17 @@ class Issuer:
         assert url == "https://id.example/jwks"
         self.fetches += 1
         assert self.hold.wait(5)
-        assert threading.current_thread() is not threading.main_thread(), "it must not block the loop"
+        assert threading.current_thread() is not threading.main_thread(), (
+            "it must not block the loop"
+        )
         if self.error is not None:
             raise self.error
         return self.text
 
     def keys(self, **settings: Any) -> FetchedKeys:
-        return FetchedKeys("https://id.example/jwks", fetch=self.fetch, monotonic=self.clock.monotonic, **settings)
+        return FetchedKeys(
+            "https://id.example/jwks", fetch=self.fetch, monotonic=self.clock.monotonic, **settings
+        )
 
 
 # Discovery
@@ -584,7 +691,10 @@ class Web:
 
     def __init__(self, name: str, keys: str, at: str, **changes: object) -> None:
         self.asked: list[str] = []
-        self.found: dict[str, object] = {at: {"issuer": name, "jwks_uri": keys} | changes, keys: PUBLISHED}
+        self.found: dict[str, object] = {
+            at: {"issuer": name, "jwks_uri": keys} | changes,
+            keys: PUBLISHED,
+        }
 
     def fetch(self, url: str) -> bytes:
         self.asked.append(url)
@@ -617,7 +727,12 @@ def test_an_issuers_keys_are_found_by_its_name(issuer: str, at: str) -> None:
 
 
 def test_what_metadata_says_of_logins_need_not_be_right() -> None:
-    web = Web("https://id", "https://keys.elsewhere/k", f"https://id{METADATA}", authorization_endpoint="http://x")
+    web = Web(
+        "https://id",
+        "https://keys.elsewhere/k",
+        f"https://id{METADATA}",
+        authorization_endpoint="http://x",
+    )
     assert json.loads(discovered("https://id", web.fetch)) == PUBLISHED
 
 
@@ -625,7 +740,10 @@ def test_what_metadata_says_of_logins_need_not_be_right() -> None:
     ("changes", "why"),
     [
         ({"issuer": "https://evil"}, 'is that of the issuer "https://evil", not of "https://id"'),
-        ({"issuer": "https://id/"}, "they differ by the slash at the end alone, so set JWT_ISSUER=https://id/"),
+        (
+            {"issuer": "https://id/"},
+            "they differ by the slash at the end alone, so set JWT_ISSUER=https://id/",
+        ),
         ({"issuer": "https://ID"}, 'is that of the issuer "https://ID"'),
         ({"issuer": None}, "is that of the issuer null"),
         ({"issuer": ["https://id"]}, 'is that of the issuer ["https://id"]'),
@@ -639,7 +757,9 @@ def test_what_metadata_says_of_logins_need_not_be_right() -> None:
         ({"jwks_uri": "/certs"}, "jwks_uri"),
     ],
 )
-def test_metadata_of_another_or_that_leads_nowhere_safe_is_refused(changes: dict[str, object], why: str) -> None:
+def test_metadata_of_another_or_that_leads_nowhere_safe_is_refused(
+    changes: dict[str, object], why: str
+) -> None:
     web = Web("https://id", "https://id/certs", f"https://id{METADATA}", **changes)
     with pytest.raises(ValueError, match=re.escape(why)):
         discovered("https://id", web.fetch)
@@ -667,7 +787,9 @@ def test_which_of_the_two_cannot_be_had_is_told() -> None:
     with pytest.raises(OSError, match=r"its keys at https://id/certs: the answer's status is 404"):
         discovered("https://id", web.fetch)
     web.found.clear()
-    with pytest.raises(OSError, match=r"its metadata at https://id/\.well-known/openid-configuration: .* 404"):
+    with pytest.raises(
+        OSError, match=r"its metadata at https://id/\.well-known/openid-configuration: .* 404"
+    ):
         discovered("https://id", web.fetch)
 
 
@@ -681,17 +803,26 @@ async def test_where_the_keys_are_is_looked_up_anew(caplog: pytest.LogCaptureFix
         monotonic=clock.monotonic,
     )
     tokens = Tokens(Keys((), keys), issuer="https://id")
-    assert (await tokens.read(signed(claims("bob", iss="https://id"), RSA, kid="one"))).subject == "bob"
+    assert (
+        await tokens.read(signed(claims("bob", iss="https://id"), RSA, kid="one"))
+    ).subject == "bob"
     web.found = Web("https://id", "https://id/new", f"https://id{METADATA}").found
     web.found["https://id/new"] = {"keys": [public_jwk(P256, "two")]}
     clock.advance(MIN_INTERVAL)
-    assert (await tokens.read(signed(claims("bob", iss="https://id"), P256, kid="two"))).subject == "bob"
+    assert (
+        await tokens.read(signed(claims("bob", iss="https://id"), P256, kid="two"))
+    ).subject == "bob"
     # What was found stays in use while nothing can be.
     web.found.clear()
     clock.advance(MIN_INTERVAL)
     await refusal(tokens, signed(claims("bob", iss="https://id"), RSA, kid="one"))
-    assert (await tokens.read(signed(claims("eve", iss="https://id"), P256, kid="two"))).subject == "eve"
-    assert "the keys of JWT_ISSUER can't be fetched: its metadata at https://id/.well-known" in caplog.text
+    assert (
+        await tokens.read(signed(claims("eve", iss="https://id"), P256, kid="two"))
+    ).subject == "eve"
+    assert (
+        "the keys of JWT_ISSUER can't be fetched: its metadata at https://id/.well-known"
+        in caplog.text
+    )
 
 
 def test_whoever_is_asked_for_keys_is_told_who_asks() -> None:
@@ -701,7 +832,9 @@ def test_whoever_is_asked_for_keys_is_told_who_asks() -> None:
         discovered(keys.origin)
         assert (keys.agents, keys.fetches) == ({f"msgpush/{__version__}"}, 3)
         keys.status = 302
-        with pytest.raises(OSError, match="the answer's status is 302, and redirects aren't followed"):
+        with pytest.raises(
+            OSError, match="the answer's status is 302, and redirects aren't followed"
+        ):
             fetched(keys.url)
 
 
@@ -747,7 +880,12 @@ async def test_keys_stay_in_use_when_they_cannot_be_fetched_again() -> None:
     issuer = Issuer(public_jwk(RSA, "one"))
     tokens = Tokens(Keys((), issuer.keys()))
     await tokens.read(signed(claims("bob"), RSA, kid="one"))
-    for text, error in ((b"", None), (b'{"keys":[]}', None), (b"", OSError("gone")), (b"", RuntimeError("odd"))):
+    for text, error in (
+        (b"", None),
+        (b'{"keys":[]}', None),
+        (b"", OSError("gone")),
+        (b"", RuntimeError("odd")),
+    ):
         issuer.text, issuer.error = text, error
         issuer.clock.advance(MIN_INTERVAL)
         await refusal(tokens, signed(claims("bob"), RSA, kid="two"))
@@ -785,7 +923,9 @@ async def test_a_fetch_that_does_not_end_holds_nobody_up_for_long() -> None:
 
 
 @pytest.mark.parametrize("header", [{}, {"kid": "one"}])
-async def test_a_key_that_was_rotated_under_the_same_name_or_none_is_found(header: dict[str, str]) -> None:
+async def test_a_key_that_was_rotated_under_the_same_name_or_none_is_found(
+    header: dict[str, str],
+) -> None:
     issuer = Issuer(public_jwk(OTHER_RSA, header.get("kid")))
     tokens = Tokens(Keys((), issuer.keys()))
     old, new = signed(claims("bob"), OTHER_RSA, **header), signed(claims("bob"), RSA, **header)
@@ -832,7 +972,9 @@ async def test_a_token_that_names_no_key_is_verified_by_any_of_its_kind() -> Non
 
 async def test_a_secret_in_a_key_set_verifies_nothing() -> None:
     issuer = Issuer({"kty": "oct", "k": b64(SECRET), "kid": "s", "alg": "HS256"}, public_jwk(RSA))
-    assert 'algorithm is "HS256"' in await refusal(Tokens(Keys((), issuer.keys())), signed(claims("bob"), kid="s"))
+    assert 'algorithm is "HS256"' in await refusal(
+        Tokens(Keys((), issuer.keys())), signed(claims("bob"), kid="s")
+    )
 
 
 async def test_keys_are_fetched_before_anybody_asks_for_one() -> None:
@@ -855,7 +997,8 @@ async def test_a_fixed_key_serves_while_others_cannot_be_fetched() -> None:
 
 
 @pytest.mark.parametrize(
-    "odd", ['{"kty":"RSA","kid":"\\ud83d"}', '{"x":' + "[" * 2000 + "]" * 2000 + "}", "7", '"\\ud83d"']
+    "odd",
+    ['{"kty":"RSA","kid":"\\ud83d"}', '{"x":' + "[" * 2000 + "]" * 2000 + "}", "7", '"\\ud83d"'],
 )
 async def test_a_key_that_cannot_even_be_parsed_is_left_out_alone(odd: str) -> None:
     good = json.dumps(public_jwk(P256, kid="good"))

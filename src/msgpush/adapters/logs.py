@@ -1,4 +1,6 @@
-"""The process's logs: structlog's events, and everything that goes through `logging`, in one form on stderr."""
+"""The process's logs: structlog's events, and everything that goes through `logging`, in one form
+on stderr.
+"""
 
 import contextlib
 import logging
@@ -11,12 +13,15 @@ from structlog.processors import JSONRenderer, StackInfoRenderer, TimeStamper, f
 from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-# In a URI, a quote, an angle bracket or a space would be percent-encoded: that is where it ends (RFC 3986).
+# In a URI, a quote, an angle bracket or a space would be percent-encoded: that is where it ends
+# (RFC 3986).
 _QUERY = re.compile(r'(/[^\s"<>?]*)\?[^\s"<>]*')
 
 
 class Lines(logging.StreamHandler[Any]):
-    """Lines on a stream. One that can't be written is lost, and nothing else happens: its reader may have gone."""
+    """Lines on a stream. One that can't be written is lost, and nothing else happens: its reader
+    may have gone.
+    """
 
     def handleError(self, record: logging.LogRecord) -> None:
         if isinstance(sys.exc_info()[1], OSError) or self.stream is None or self.stream.closed:
@@ -27,12 +32,17 @@ class Lines(logging.StreamHandler[Any]):
 
 
 def configure(level: str, format: Literal["console", "json"]) -> None:
-    """Send all logs of this process to stderr, from `level` up: lines for people, or one JSON object a line.
+    """Send all logs of this process to stderr, from `level` up: lines for people, or one JSON
+    object a line.
 
-    Replaces what `logging` and structlog were told before. Query strings are never logged, since tokens travel in them.
-    """
+    Replaces what `logging` and structlog were told before. Query strings are never logged, since
+    tokens travel in them."""
     structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, *_shared(), ProcessorFormatter.wrap_for_formatter],
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *_shared(),
+            ProcessorFormatter.wrap_for_formatter,
+        ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
@@ -40,7 +50,11 @@ def configure(level: str, format: Literal["console", "json"]) -> None:
     handler.setFormatter(
         ProcessorFormatter(
             foreign_pre_chain=_shared(),
-            processors=[ProcessorFormatter.remove_processors_meta, without_queries, _renderer(format)],
+            processors=[
+                ProcessorFormatter.remove_processors_meta,
+                without_queries,
+                _renderer(format),
+            ],
         )
     )
     root = logging.getLogger()
@@ -75,7 +89,9 @@ def _renderer(format: Literal["console", "json"]) -> Processor:
     if format == "json":
         return JSONRenderer()
     colors = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
-    return structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
+    return structlog.dev.ConsoleRenderer(
+        colors=colors, exception_formatter=structlog.dev.plain_traceback
+    )
 
 
 def _adopt_uvicorn(level: str) -> None:

@@ -1,4 +1,6 @@
-"""What Prometheus is told. No label takes values that a client chooses, beyond a bounded number of services."""
+"""What Prometheus is told. No label takes values that a client chooses, beyond a bounded number of
+services.
+"""
 
 import contextlib
 import time
@@ -52,14 +54,16 @@ _TOGETHER: Mapping[str, Literal["livesum", "livemostrecent", "livemin", "livemax
 
 
 class Shared:
-    """The metrics of all workers of a service, each of which writes files of its own in one directory.
+    """The metrics of all workers of a service, each of which writes files of its own in one
+    directory.
 
-    That is prometheus_client's multiprocess mode, with a worker's number where that takes its process id: a successor
-    goes on counting where its predecessor ended, and however often workers die, the files don't get more. A gauge is
-    written by `refresh`; the others' are as old as their last.
-    """
+    That is prometheus_client's multiprocess mode, with a worker's number where that takes its
+    process id: a successor goes on counting where its predecessor ended, and however often workers
+    die, the files don't get more. A gauge is written by `refresh`; the others' are as old as their
+    last."""
 
-    # prometheus_client decides for a process as a whole where its values live, and so is this the process's.
+    # prometheus_client decides for a process as a whole where its values live, and so is this the
+    # process's.
     joined: ClassVar["Shared | None"] = None
 
     # prometheus_client itself reads this variable: it must be set before the process starts.
@@ -85,7 +89,9 @@ class Shared:
         mark_process_dead(worker, directory)  # type: ignore[no-untyped-call]
 
     def leave(self) -> None:
-        """Remove this worker's files, and the directory after the last one's: there is nobody else who would."""
+        """Remove this worker's files, and the directory after the last one's: there is nobody else
+        who would.
+        """
         for file in self._directory.glob(f"*_{self._worker}.db"):
             file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it isn't empty
@@ -104,7 +110,11 @@ class Shared:
                 if gauge is None:
                     mode = _TOGETHER[family.name]
                     gauge = Gauge(
-                        family.name, family.documentation, list(sample.labels), registry=None, multiprocess_mode=mode
+                        family.name,
+                        family.documentation,
+                        list(sample.labels),
+                        registry=None,
+                        multiprocess_mode=mode,
                     )
                     self._written[family.name] = gauge
                 (gauge.labels(**sample.labels) if sample.labels else gauge).set(sample.value)
@@ -115,7 +125,8 @@ class Shared:
 
 
 class Metrics:
-    """The service's counters, in a registry of their own: an application that embeds the service keeps its.
+    """The service's counters, in a registry of their own: an application that embeds the service
+    keeps its.
 
     A worker's speak for all workers; see `Shared`.
 
@@ -140,16 +151,18 @@ class Metrics:
         )
         self._duration = Histogram(
             "message_push_message_duration_seconds",
-            "From a message's acceptance to its writing to sockets, once for each set of like connections of which at "
-            "least one has taken it, and once for messages of the same millisecond that are written together. Live "
-            "delivery alone: what is replayed, or caught up on by a slow reader, isn't counted.",
+            "From a message's acceptance to its writing to sockets, once for each set of like"
+            " connections of which at least one has taken it, and once for messages of the same"
+            " millisecond that are written together. Live delivery alone: what is replayed, or"
+            " caught up on by a slow reader, isn't counted.",
             ["service", "type"],
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
             registry=self.registry,
         )
         self._refused = Counter(
             "message_push_refused_total",
-            "Streams, requests and connections refused: by a limit, for want of permission, or broken.",
+            "Streams, requests and connections refused: by a limit, for want of permission, or"
+            " broken.",
             ["reason"],
             registry=self.registry,
         )
@@ -174,16 +187,22 @@ class Metrics:
             child.inc(count)
 
     def failed(self, error: MsgpushError, draft: Draft | None) -> None:
-        """A message was refused or not stored; without a draft, before its service and type were known."""
+        """A message was refused or not stored; without a draft, before its service and type were
+        known.
+        """
         service = ""
         if draft is not None:
             # Who may publish nothing doesn't use up the names.
             known = draft.service in self._services or not isinstance(error, Denied)
             service = self._service(draft.service) if known else OTHER
-        self._failed.labels(service, draft.type if draft else "", _REASONS.get(type(error), "other")).inc()
+        self._failed.labels(
+            service, draft.type if draft else "", _REASONS.get(type(error), "other")
+        ).inc()
 
     def error(self, error: MsgpushError) -> None:
-        """A request was answered with an error; those of the limits and permissions are counted as refused."""
+        """A request was answered with an error; those of the limits and permissions are counted as
+        refused.
+        """
         if isinstance(error, _REFUSALS):
             self.refused(_REASONS[type(error)])
 
@@ -194,8 +213,11 @@ class Metrics:
     def delivered(self, entries: Sequence[Entry]) -> None:
         """One or more of a set of like connections have taken these entries, live."""
         now = self._clock()
-        # A histogram counts one by one, and a batch's messages all took the same time: they count once.
-        for service, type, ms in {(entry.service, entry.type, entry.position.ms) for entry in entries}:
+        # A histogram counts one by one, and a batch's messages all took the same time: they count
+        # once.
+        for service, type, ms in {
+            (entry.service, entry.type, entry.position.ms) for entry in entries
+        }:
             child = self._duration_children.get((service, type))
             if child is None:
                 child = self._duration.labels(self._service(service), type)
@@ -224,21 +246,33 @@ class Gauges(Collector):
         unknown: Callable[[], int],
         up: Callable[[], bool],
     ) -> None:
-        self._connections, self._bus_length, self._unknown, self._up = connections, bus_length, unknown, up
+        self._connections, self._bus_length, self._unknown, self._up = (
+            connections,
+            bus_length,
+            unknown,
+            up,
+        )
         if Shared.joined is not None:
             Shared.joined.gauges = self
 
     def collect(self) -> Iterator[Metric]:
-        connections = GaugeMetricFamily("message_push_connections_total", "Streams open now.", labels=["transport"])
+        connections = GaugeMetricFamily(
+            "message_push_connections_total", "Streams open now.", labels=["transport"]
+        )
         for transport, number in self._connections().items():
             connections.add_metric([transport], number)
         yield connections
-        yield GaugeMetricFamily("message_push_bus_length", "Messages that the bus retains.", value=self._bus_length())
+        yield GaugeMetricFamily(
+            "message_push_bus_length", "Messages that the bus retains.", value=self._bus_length()
+        )
         yield GaugeMetricFamily(
             "message_push_unknown_entries",
-            "Entries of the log passed over since the start: of a later release, or written by somebody else.",
+            "Entries of the log passed over since the start: of a later release, or written by"
+            " somebody else.",
             value=self._unknown(),
         )
         yield GaugeMetricFamily(
-            "message_push_up", "Whether messages can be published and are delivered.", value=float(self._up())
+            "message_push_up",
+            "Whether messages can be published and are delivered.",
+            value=float(self._up()),
         )

@@ -28,11 +28,11 @@ _FOREIGN = re.compile(r"[\s,*/?#\x00-\x1f\x7f-\x9f]|%(?=[0-9A-Fa-f]{2})")
 
 
 def encode_name(text: str) -> str:
-    """A text as part of a channel's name: what no name may have, and `%` before two hex digits, percent-encoded.
+    """A text as part of a channel's name: what no name may have, and `%` before two hex digits,
+    percent-encoded.
 
-    As UTF-8 (RFC 3986, section 2.1), and so that no two texts become the same. A text that may stand in a name, and has
-    nothing that looks percent-encoded, stays as it is.
-    """
+    As UTF-8 (RFC 3986, section 2.1), and so that no two texts become the same. A text that may
+    stand in a name, and has nothing that looks percent-encoded, stays as it is."""
     return _FOREIGN.sub(_percent_encoded, text)
 
 
@@ -41,7 +41,9 @@ def _percent_encoded(match: re.Match[str]) -> str:
 
 
 def own_channel(subject: str) -> str | None:
-    """The channel that a subject may always listen to; None where its name would be too long for one."""
+    """The channel that a subject may always listen to; None where its name would be too long for
+    one.
+    """
     name = f"user:{encode_name(subject)}"
     return name if is_channel(name) else None
 
@@ -49,7 +51,11 @@ def own_channel(subject: str) -> str | None:
 def encoding_advice(text: str) -> str:
     """What to tell who has a name that can't be one, where percent-encoding makes it one."""
     encoded = encode_name(text)
-    return f"; percent-encoded it is {shown(encoded)}" if encoded != text and is_channel(encoded) else ""
+    return (
+        f"; percent-encoded it is {shown(encoded)}"
+        if encoded != text and is_channel(encoded)
+        else ""
+    )
 
 
 def shown(value: object) -> str:
@@ -80,15 +86,20 @@ def route(
     *,
     broadcast: bool = False,
 ) -> tuple[str, ...]:
-    """The channels of a message: its target's, its own, its service's, and `broadcast` where it goes to all. Each once.
+    """The channels of a message: its target's, its own, its service's, and `broadcast` where it
+    goes to all. Each once.
 
     Raises:
         Invalid: a target or a channel makes no valid name; every one of them is named.
     """
     own = tuple(channels or ())
-    # Most publishers use the same few sets of channels again and again; so all their messages share one tuple, too.
-    # Long ones aren't kept: anybody with a token could fill the memory with them.
-    routed = _routed(service, own, broadcast) if sum(map(len, own)) <= CACHED else _route(service, own, broadcast)
+    # Most publishers use the same few sets of channels again and again; so all their messages share
+    # one tuple, too. Long ones aren't kept: anybody with a token could fill the memory with them.
+    routed = (
+        _routed(service, own, broadcast)
+        if sum(map(len, own)) <= CACHED
+        else _route(service, own, broadcast)
+    )
     return tuple(dict.fromkeys((*_targets(target), *routed))) if target else routed
 
 
@@ -109,7 +120,9 @@ def _channel_faults(channels: Sequence[str]) -> list[Fault]:
         if not is_channel(name)
     ]
     if len(channels) > MAX_CHANNELS:
-        faults.append(Fault("/channels", f"{len(channels)} channels; at most {MAX_CHANNELS} are allowed"))
+        faults.append(
+            Fault("/channels", f"{len(channels)} channels; at most {MAX_CHANNELS} are allowed")
+        )
     return faults
 
 
@@ -127,7 +140,9 @@ def _targets(target: Mapping[str, object]) -> dict[str, None]:
 def _target_channel(key: str, value: object) -> str | Fault:
     pointer = "/target/" + escape(key)
     if not key.endswith("_id") or key == "_id":
-        return Fault(pointer, f"{shown(key)} is no target: its name must be <kind>_id, as in user_id")
+        return Fault(
+            pointer, f"{shown(key)} is no target: its name must be <kind>_id, as in user_id"
+        )
     if not isinstance(value, str):
         return Fault(pointer, f"{shown(value)} is no target: it must be a string")
     name = f"{key[:-3]}:{value}"

@@ -1,4 +1,6 @@
-"""Who reads: subscriptions, connections, and the cohorts of those that share a subscription, and so their bytes."""
+"""Who reads: subscriptions, connections, and the cohorts of those that share a subscription, and so
+their bytes.
+"""
 
 from math import inf
 
@@ -15,7 +17,9 @@ FRAMES = 16 * 1024 * 1024  # bytes
 
 
 class Subscription(Struct, frozen=True):
-    """What a connection listens to, and how it is shown: connections with equal subscriptions share their bytes."""
+    """What a connection listens to, and how it is shown: connections with equal subscriptions share
+    their bytes.
+    """
 
     channels: frozenset[str]
     view: View
@@ -28,8 +32,8 @@ class Subscription(Struct, frozen=True):
 class Start(Struct, frozen=True):
     """Where a connection begins to read.
 
-    `asked` is the cursor as the client gave it; without one it begins now. `after` None is the earliest retained.
-    `reset` says that the log didn't make this cursor, which the reader is told.
+    `asked` is the cursor as the client gave it; without one it begins now. `after` None is the
+    earliest retained. `reset` says that the log didn't make this cursor, which the reader is told.
     """
 
     asked: str | None = None
@@ -172,7 +176,16 @@ class FrameCache:
 class Cohort:
     """All connections with one subscription."""
 
-    __slots__ = ("behind", "frames", "live", "marked", "pending", "since", "subscription", "written")
+    __slots__ = (
+        "behind",
+        "frames",
+        "live",
+        "marked",
+        "pending",
+        "since",
+        "subscription",
+        "written",
+    )
 
     def __init__(self, subscription: Subscription, frames: Frames) -> None:
         self.subscription = subscription

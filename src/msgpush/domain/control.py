@@ -1,8 +1,8 @@
 """Commands to all instances: messages of a channel that no client can name.
 
-They travel in the log as everything does, and each instance reads them as a client reads its channels: whoever was
-away gets them when it is back, or a gap where the log has lost some meanwhile.
-"""
+They travel in the log as everything does, and each instance reads them as a client reads its
+channels: whoever was away gets them when it is back, or a gap where the log has lost some
+meanwhile."""
 
 import asyncio
 import logging
@@ -44,7 +44,8 @@ def control(command: Command) -> Draft:
 
 
 class Commands:
-    """View and sink of an instance's own connection: each command is obeyed in the loop's next turn.
+    """View and sink of an instance's own connection: each command is obeyed in the loop's next
+    turn.
 
     Not at once: the hub, which would be changed, is in the middle of a sweep.
 

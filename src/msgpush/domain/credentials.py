@@ -17,7 +17,8 @@ PREFIX = "ticket_"  # nobody takes it for a token
 
 
 class Ticket(Struct, frozen=True):
-    """What a ticket allows: to listen to these channels, for as long as the token that it was made with.
+    """What a ticket allows: to listen to these channels, for as long as the token that it was made
+    with.
 
     Attributes:
         expires, issued_at: of that token, in seconds since 1970, and so are `subject` and `id`.
@@ -55,8 +56,8 @@ class Revocation(Struct, frozen=True, tag="revoke"):
     """Tokens that are refused from now on.
 
     Attributes:
-        kind: whether `value` is a subject, whose tokens issued at `at` or before are meant, or a token's `jti`; or
-            every token is meant that was issued before `at`.
+        kind: whether `value` is a subject, whose tokens issued at `at` or before are meant, or a
+            token's `jti`; or every token is meant that was issued before `at`.
         at: in seconds since 1970.
     """
 
@@ -103,5 +104,8 @@ class Revocations:
             return "the token has been revoked"
         before = self._at.get(("issued_before", ""))
         if before is not None and (issued is None or issued < before):
-            return "the token is refused: all that were issued before a certain moment have been revoked"
+            return (
+                "the token is refused: all that were issued before a certain moment have been"
+                " revoked"
+            )
         return None

@@ -1,4 +1,6 @@
-"""The tasks behind the hub: the tail of the log, the sweep, the beat, and one for each connection that catches up."""
+"""The tasks behind the hub: the tail of the log, the sweep, the beat, and one for each connection
+that catches up.
+"""
 
 import asyncio
 import contextlib
@@ -20,12 +22,16 @@ from msgpush.domain.ports import Bus, Cut
 BUDGET = 0.005  # seconds of fan-out after which the loop gets its turn
 BEAT = 0.1
 PAGE = 1, 256  # entries of a channel that one read of histories asks for, at least and at most
-PAGE_BYTES = 2 * CATCH_UP_CHUNK  # what a read should come to, since a step delivers no more than half of it
+PAGE_BYTES = (
+    2 * CATCH_UP_CHUNK
+)  # what a read should come to, since a step delivers no more than half of it
 TYPICAL = 512  # bytes of a message, before one has been seen
 PROBE_INTERVAL = 5.0
 PROBE_AGAIN = 1.0  # after one that the bus hasn't taken
 SILENCE = 15.0  # seconds without a probe's return after which something is wrong
-READING = 32  # connections whose histories are read at once: what they read waits for its turn, in memory
+READING = (
+    32  # connections whose histories are read at once: what they read waits for its turn, in memory
+)
 LEAVING = 1.0  # seconds in which readers may still get what has been published
 SLICE = 8  # entries of the tail between two looks at the clock: each may concern every cohort
 
@@ -36,13 +42,14 @@ class Delivery:
     """Keeps a hub at the end of a bus's log while it is open.
 
     Args:
-        prepare: finds out what has to be known before anything is served, and again where that may have changed; it
-            is told whether commands may have been missed, and raises BusUnavailable where it can't be done now.
+        prepare: finds out what has to be known before anything is served, and again where that may
+            have changed; it is told whether commands may have been missed, and raises
+            BusUnavailable where it can't be done now.
         obey: carries out a command to all instances.
 
     Attributes:
-        refusal: why the bus took nothing, in its own words, the last time that it was tried; None: it did.
-    """
+        refusal: why the bus took nothing, in its own words, the last time that it was tried; None:
+            it did."""
 
     def __init__(
         self,
@@ -84,7 +91,9 @@ class Delivery:
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing can be published or delivered now, as far as that is known; None: all is well."""
+        """Why nothing can be published or delivered now, as far as that is known; None: all is
+        well.
+        """
         if not self.alive:
             return "delivery has stopped"
         if self.refusal is not None:
@@ -98,7 +107,11 @@ class Delivery:
     @property
     def ready(self) -> bool:
         """Whether the bus took something once, and what it takes comes back."""
-        return self.begun and self._taken and (self._probed is None or self._monotonic() - self._probed < SILENCE)
+        return (
+            self.begun
+            and self._taken
+            and (self._probed is None or self._monotonic() - self._probed < SILENCE)
+        )
 
     async def __aenter__(self) -> Self:
         self.ended = False
@@ -152,7 +165,9 @@ class Delivery:
             task.cancel()
 
     async def drain(self, seconds: float) -> None:
-        """Give every connection what has been published, then close it with `drain`, spread over `seconds`."""
+        """Give every connection what has been published, then close it with `drain`, spread over
+        `seconds`.
+        """
         deadline = self._monotonic() + seconds
         await self._reach_end(deadline)
         # Most of the time is for spreading the reconnects, the rest for those that were behind.
@@ -163,7 +178,9 @@ class Delivery:
             now = self._monotonic()
             closed = total - len(self._hub.connections)
             due = 1 + int(total * (now - began) / spread) - closed
-            ready = [each for each in self._hub.connections.values() if each.live or now >= deadline]
+            ready = [
+                each for each in self._hub.connections.values() if each.live or now >= deadline
+            ]
             for connection in ready[: max(0, due)]:
                 self._hub.close(connection, "drain", reconnect=True)
             if self._hub.connections:
@@ -190,7 +207,9 @@ class Delivery:
         self._hub.begin(self._bus.epoch, end)
         commands = Commands(self._command)
         self._control = Connection("control", commands, listed=False)
-        self._hub.attach(self._control, Subscription(frozenset({CHANNEL}), commands), NOW, lambda _: b"")
+        self._hub.attach(
+            self._control, Subscription(frozenset({CHANNEL}), commands), NOW, lambda _: b""
+        )
 
     def _command(self, command: Command | None) -> None:
         if command is None or isinstance(command, Restored):
@@ -222,7 +241,9 @@ class Delivery:
                     self._hub.cut(entries.epoch, entries.end)
                     self._work.set()
                     continue
-                if self._probed is not None and any(entry.service == self._name for entry in entries):
+                if self._probed is not None and any(
+                    entry.service == self._name for entry in entries
+                ):
                     self._probed = None
                 until = self._monotonic() + BUDGET
                 for start in range(0, len(entries), SLICE):
@@ -283,7 +304,9 @@ class Delivery:
 
     def _catch_up(self, connection: Connection) -> None:
         if connection.attached and not connection.live and connection not in self._catching_up:
-            task = asyncio.create_task(self._see_through(connection), name=f"msgpush catch-up {connection.id}")
+            task = asyncio.create_task(
+                self._see_through(connection), name=f"msgpush catch-up {connection.id}"
+            )
             self._catching_up[connection] = task
 
     async def _see_through(self, connection: Connection) -> None:
@@ -293,7 +316,8 @@ class Delivery:
             log.exception("a catch-up has failed; its client will reconnect")
             self._hub.close(connection, "disconnected", reconnect=True)
         finally:
-            # Not in a callback of the task: the connection may fall behind again before that would run.
+            # Not in a callback of the task: the connection may fall behind again before that would
+            # run.
             self._catching_up.pop(connection, None)
 
     async def _bring_to_head(self, connection: Connection) -> None:
@@ -318,12 +342,15 @@ class Delivery:
                     except BusUnavailable as error:
                         # Each at its own moment: all have failed at the same one.
                         await asyncio.sleep(error.retry_after * random.uniform(0.5, 1.5))
-                        size = min(2 * size, PAGE_BYTES)  # it may have been too much to be read in time
+                        size = min(
+                            2 * size, PAGE_BYTES
+                        )  # it may have been too much to be read in time
                 case Advance.WROTE:
                     pass
 
     async def _read_history(self, connection: Connection, size: int) -> int:
-        """Go on from the histories, where messages have been of about this size; returns what they are.
+        """Go on from the histories, where messages have been of about this size; returns what they
+        are.
 
         Raises:
             BusUnavailable: they can't be read now.

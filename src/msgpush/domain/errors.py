@@ -10,7 +10,9 @@ Refusal = Literal["connections", "subject", "address", "draining", "bus", "keys"
 
 
 class Fault(Struct, frozen=True):
-    """One thing that is wrong with a body: where (a JSON pointer, RFC 6901) and what would be right."""
+    """One thing that is wrong with a body: where (a JSON pointer, RFC 6901) and what would be
+    right.
+    """
 
     pointer: str
     detail: str
@@ -32,7 +34,10 @@ class Invalid(MsgpushError):
     """The JSON was read, but it isn't a message."""
 
     def __init__(self, *faults: Fault) -> None:
-        told = (f"{fault.pointer}: {fault.detail}" if fault.pointer else fault.detail for fault in faults)
+        told = (
+            f"{fault.pointer}: {fault.detail}" if fault.pointer else fault.detail
+            for fault in faults
+        )
         super().__init__("; ".join(told))
         self.faults = faults
 
@@ -57,11 +62,14 @@ class Denied(MsgpushError):
     """The caller may not do this.
 
     Args:
-        permission: which one is missing: `subscribe`, `publish` or `admin`; None: no permission would help.
+        permission: which one is missing: `subscribe`, `publish` or `admin`; None: no permission
+            would help.
         channels: those that it is missing for.
     """
 
-    def __init__(self, detail: str, permission: str | None = None, channels: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, detail: str, permission: str | None = None, channels: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(detail)
         self.detail, self.permission, self.channels = detail, permission, channels
 
@@ -107,8 +115,9 @@ class Closed(MsgpushError):
     """A listener was ended, after everything that it has been given.
 
     Args:
-        reason: why: `drain` (this `Push` ends), `slow` (it has read nothing for too long), `disconnected` (on request,
-            or by a mistake here), `expired` or `revoked` (its permissions ended).
+        reason: why: `drain` (this `Push` ends), `slow` (it has read nothing for too long),
+            `disconnected` (on request, or by a mistake here), `expired` or `revoked` (its
+            permissions ended).
         reconnect: whether it is welcome again.
         cursor: where to listen on from, so that nothing is overlooked.
     """

@@ -16,7 +16,9 @@ def is_pattern(text: str) -> bool:
 
 
 class Patterns:
-    """Patterns of channels, arranged so that a channel is looked up among thousands of them at once."""
+    """Patterns of channels, arranged so that a channel is looked up among thousands of them at
+    once.
+    """
 
     __slots__ = ("_names", "_prefixes", "texts")
 
@@ -71,7 +73,9 @@ class Grant(Struct, frozen=True):
     ticket: str | None = None
 
     def check_listen(self, channels: Iterable[str]) -> None:
-        """Raise `Denied` unless all of the channels may be listened to; every caller may listen to `broadcast`."""
+        """Raise `Denied` unless all of the channels may be listened to; every caller may listen to
+        `broadcast`.
+        """
         own = self.channels
         missing = [
             channel
@@ -95,7 +99,9 @@ class Grant(Struct, frozen=True):
 def _denied(permission: str, channels: list[str]) -> Denied:
     channels.sort()
     names = ", ".join(map(shown, channels[:SHOWN])) + (", ..." if len(channels) > SHOWN else "")
-    return Denied(f"the permission to {permission} is missing for {names}", permission, tuple(channels))
+    return Denied(
+        f"the permission to {permission} is missing for {names}", permission, tuple(channels)
+    )
 
 
 EVERYTHING = Grant(None, frozenset(), Patterns("*"), Patterns("*"), True)

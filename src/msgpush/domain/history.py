@@ -1,4 +1,6 @@
-"""Reading histories: several channels merged, each entry once, and what can't be proven complete told as gaps."""
+"""Reading histories: several channels merged, each entry once, and what can't be proven complete
+told as gaps.
+"""
 
 from collections.abc import Iterable, Mapping
 from heapq import merge
@@ -15,7 +17,9 @@ Reason = Literal["trimmed", "expired", "reset"]
 
 
 class Gap(Struct, frozen=True):
-    """Messages of a channel after a cursor are missing, or may be; of all channels where it names none."""
+    """Messages of a channel after a cursor are missing, or may be; of all channels where it names
+    none.
+    """
 
     channel: str | None
     after: str
@@ -24,7 +28,9 @@ class Gap(Struct, frozen=True):
 
 
 def reset_after(cursor: str) -> Gap:
-    """What a reader is told whose cursor the log didn't make; in plain words where a program's mistake has made it."""
+    """What a reader is told whose cursor the log didn't make; in plain words where a program's
+    mistake has made it.
+    """
     return Gap(None, cursor, "reset", mistake(cursor) or UNSET)
 
 
@@ -36,14 +42,16 @@ class Linked(NamedTuple):
 
 
 class Page(NamedTuple):
-    """What a bus knows of one channel after a position: facts, from which `Replay` tells what is missing.
+    """What a bus knows of one channel after a position: facts, from which `Replay` tells what is
+    missing.
 
     Attributes:
         entries: the oldest of those retained, in order, expired ones included.
-        last: the channel's newest position; where that has been forgotten, the newest that it can have been.
+        last: the channel's newest position; where that has been forgotten, the newest that it can
+            have been.
         more: whether the channel has more entries after these.
-        lost: why the newest of the entries that are retained no longer has gone, as far as the bus knows.
-    """
+        lost: why the newest of the entries that are retained no longer has gone, as far as the bus
+            knows."""
 
     entries: list[Linked]
     last: Position
@@ -52,7 +60,9 @@ class Page(NamedTuple):
 
 
 class Replayed(NamedTuple):
-    """What a step of a replay found: entries to deliver, what is missing before them, and the position after both."""
+    """What a step of a replay found: entries to deliver, what is missing before them, and the
+    position after both.
+    """
 
     entries: list[Entry]
     missing: list[tuple[str, Reason]]
@@ -63,21 +73,28 @@ class Replay:
     """A read of some channels from a position on, through as many pages as it takes.
 
     Args:
-        after: the position to continue from; None reads from the earliest that is retained, which is never a gap.
-        now: milliseconds since 1970. Of a read from the earliest, nothing was promised that had expired by then.
+        after: the position to continue from; None reads from the earliest that is retained, which
+            is never a gap.
+        now: milliseconds since 1970. Of a read from the earliest, nothing was promised that had
+            expired by then.
         types: only messages of these types are read; None reads all.
     """
 
     __slots__ = ("_floors", "_promised_from", "_types", "after")
 
-    def __init__(self, after: Position | None, now: int, types: frozenset[str] | None = None) -> None:
+    def __init__(
+        self, after: Position | None, now: int, types: frozenset[str] | None = None
+    ) -> None:
         self.after = after
         self._types = types
         self._promised_from = now if after is None else 0
-        # Up to where a channel's continuity has been settled already, where that is later than `after`.
+        # Up to where a channel's continuity has been settled already, where that is later than
+        # `after`.
         self._floors: dict[str, Position] = {}
 
-    def step(self, pages: Mapping[str, Page], limit: Position, now: int, size: int | None = None) -> Replayed:
+    def step(
+        self, pages: Mapping[str, Page], limit: Position, now: int, size: int | None = None
+    ) -> Replayed:
         """Merge one page of each channel, read after `self.after`, and move on.
 
         Args:
@@ -89,7 +106,9 @@ class Replay:
         for page in pages.values():
             if page.more:
                 end = min(end, page.entries[-1].entry.position)
-        merged = merge(*([linked.entry for linked in page.entries] for page in pages.values()), key=_position)
+        merged = merge(
+            *([linked.entry for linked in page.entries] for page in pages.values()), key=_position
+        )
         entries: list[Entry] = []
         taken = 0
         for entry in unique(merged):
@@ -102,7 +121,9 @@ class Replay:
                     end = entry.position
                     break
         missing = [
-            (channel, reason) for channel, page in pages.items() if (reason := self._settle(channel, page, end, now))
+            (channel, reason)
+            for channel, page in pages.items()
+            if (reason := self._settle(channel, page, end, now))
         ]
         self.after = end
         return Replayed(entries, missing, end)

@@ -1,16 +1,16 @@
 """The fan-out: one log, read by many connections, with no queue per connection.
 
     append            entries come from the log's tail; each marks the cohorts that it concerns
-    sweep             gives a marked cohort what is pending, one shared chunk of bytes for all its connections
+    sweep             gives a marked cohort what is pending: one chunk for all its connections
     attach, detach    connections come and go
     advance           brings one that is behind a step nearer to the head
     beat              heartbeats, and the end of those whose socket has been full for too long
 
-Everything here is synchronous: it decides, and offers bytes to sinks, which never wait. `delivery` owns the tasks.
+Everything here is synchronous: it decides, and offers bytes to sinks, which never wait. `delivery`
+owns the tasks.
 
-A connection is *live*, at its cohort's head, or *behind*, with a cursor of its own. The invariant of ids: no id is
-written to a connection before everything of its subscription at or below it.
-"""
+A connection is *live*, at its cohort's head, or *behind*, with a cursor of its own. The invariant
+of ids: no id is written to a connection before everything of its subscription at or below it."""
 
 import random
 from collections import deque
@@ -33,7 +33,8 @@ from msgpush.domain.wheel import Wheel
 
 CHUNK = 128 * 1024
 CATCH_UP_CHUNK = 64 * 1024
-PENDING = 1_000_000  # entries waiting for a sweep, counted in each cohort; beyond it, cohorts go on from the log
+# Entries waiting for a sweep, counted in each cohort; beyond it, cohorts go on from the log.
+PENDING = 1_000_000
 SCAN = 2_048  # entries that one step of a catch-up looks at, so that no reader holds up the others
 ENDED_AT_ONCE = 500  # connections whose permissions have ended, in one turn
 CLOSING = 1.0  # seconds in which a cut reader may still take the closing block
@@ -93,7 +94,8 @@ class Hub:
         self.connections: dict[str, Connection] = {}
         self.peak = 0
         self.places = Places()
-        # Told what clients have taken live: not what is caught up on, nor what this instance reads itself.
+        # Told what clients have taken live: not what is caught up on, nor what this instance reads
+        # itself.
         self.on_delivered: Callable[[Sequence[Entry]], None] | None = None
         self._ring = ring if ring is not None else Ring()
         self._cohorts: dict[Subscription, Cohort] = {}
@@ -118,9 +120,13 @@ class Hub:
         self._ring.clear(head)
 
     def cut(self, epoch: str, end: Position) -> None:
-        """Go on as another log after `end`: what came after that is lost, or may be, and every reader is told."""
+        """Go on as another log after `end`: what came after that is lost, or may be, and every
+        reader is told.
+        """
         end = min(end, self.head)
-        readers = [each for cohort in self._cohorts.values() for each in (*cohort.live, *cohort.behind)]
+        readers = [
+            each for cohort in self._cohorts.values() for each in (*cohort.live, *cohort.behind)
+        ]
         for connection, position in [(each, self.position_of(each)) for each in readers]:
             self._restart(connection, min(position, end))
         self._round = None
@@ -160,7 +166,8 @@ class Hub:
                 self._marked.append(cohort)
         elif pending[-1] is not entry and cohort.subscription.wants(entry):
             if cohort.since < self._ring.floor or self._pending >= PENDING:
-                # The log outruns this cohort's sockets: its readers go on from the log, each at its own pace.
+                # The log outruns this cohort's sockets: its readers go on from the log, each at its
+                # own pace.
                 self._scatter(cohort)
             else:
                 pending.append(entry)
@@ -174,13 +181,19 @@ class Hub:
         self.head = to
 
     def _scatter(self, cohort: Cohort) -> None:
-        for connection, position in [(connection, self.position_of(connection)) for connection in cohort.live]:
+        for connection, position in [
+            (connection, self.position_of(connection)) for connection in cohort.live
+        ]:
             self._fall_behind(connection, position)
 
     # Connections
 
     def attach(
-        self, connection: Connection, subscription: Subscription, start: Start, opening: Callable[[str], bytes]
+        self,
+        connection: Connection,
+        subscription: Subscription,
+        start: Start,
+        opening: Callable[[str], bytes],
     ) -> None:
         """Begin to serve a connection.
 
@@ -231,7 +244,7 @@ class Hub:
             self._frames.leave(cohort.frames)
 
     def close(self, connection: Connection, reason: Ending, *, reconnect: bool) -> None:
-        """End a connection in the open; without `reconnect` its client is told never to come back."""
+        """End a connection openly; without `reconnect` its client is told never to come back."""
         if connection.cohort is None:
             return
         view = connection.cohort.subscription.view
@@ -263,12 +276,18 @@ class Hub:
         return self._pending
 
     def leftovers(self) -> int:
-        """How much is kept for connections; without any, nothing but what an instance's own connection needs."""
-        by_connection = len(self._wheel) + len(self._blocked) + len(self._closing) + len(self._fallen)
+        """How much is kept for connections; without any, nothing but what an instance's own
+        connection needs.
+        """
+        by_connection = (
+            len(self._wheel) + len(self._blocked) + len(self._closing) + len(self._fallen)
+        )
         return by_connection + len(self._cohorts) + len(self._listening) + len(self._frames)
 
     def lag_of(self, connection: Connection) -> int:
-        """Milliseconds of the log that a connection has still to be given; 0 where it has everything."""
+        """Milliseconds of the log that a connection has still to be given; 0 where it has
+        everything.
+        """
         return 0 if connection.live else max(0, self.head.ms - self.position_of(connection).ms)
 
     def channels_of(self, connection: Connection) -> frozenset[str]:
@@ -276,14 +295,16 @@ class Hub:
         return connection.cohort.subscription.channels if connection.cohort else frozenset()
 
     def take_fallen(self) -> list[Connection]:
-        """The connections that have begun to be behind since the last call: each needs `advance`."""
+        """The connections that have fallen behind since the last call: each needs `advance`."""
         fallen, self._fallen = self._fallen, []
         return fallen
 
     def _cohort(self, subscription: Subscription) -> Cohort:
         cohort = self._cohorts.get(subscription)
         if cohort is None:
-            cohort = self._cohorts[subscription] = Cohort(subscription, self._frames.enter(subscription.view))
+            cohort = self._cohorts[subscription] = Cohort(
+                subscription, self._frames.enter(subscription.view)
+            )
         return cohort
 
     def _floor(self, cohort: Cohort) -> Position:
@@ -324,7 +345,9 @@ class Hub:
         self._leave(connection)
         connection.cursor = cursor
         # Before the log's first entry nothing can be missing.
-        connection.replay = Replay(cursor if cursor > ZERO else None, self._now_ms(), cohort.subscription.types)
+        connection.replay = Replay(
+            cursor if cursor > ZERO else None, self._now_ms(), cohort.subscription.types
+        )
         cohort.behind.add(connection)
         self._fallen.append(connection)
 
@@ -411,9 +434,8 @@ class Hub:
     def advance(self, connection: Connection) -> Advance:
         """Bring a connection that is behind a step nearer to the head, from the ring.
 
-        HISTORY is returned where the ring doesn't reach back far enough: read the bus's histories of its channels after
-        `connection.replay.after`, and pass them to `deliver`.
-        """
+        HISTORY is returned where the ring doesn't reach back far enough: read the bus's histories
+        of its channels after `connection.replay.after`, and pass them to `deliver`."""
         cohort, replay = connection.cohort, connection.replay
         if cohort is None:
             return Advance.GONE
@@ -429,7 +451,9 @@ class Hub:
             return Advance.AHEAD
         now, missing, entries = self._now_ms(), dict[str, Reason](), list[Entry]()
         last, end, size = replay.after, floor, 0
-        for scanned, entry in enumerate(self._ring.after(cohort.subscription.channels, replay.after)):
+        for scanned, entry in enumerate(
+            self._ring.after(cohort.subscription.channels, replay.after)
+        ):
             if entry.position > floor:
                 break
             if scanned == SCAN:
@@ -444,18 +468,30 @@ class Hub:
                         end = last
                         break
             elif replay.owes(entry):
-                missing.update((channel, "expired") for channel in cohort.subscription.channels & {*entry.channels})
+                missing.update(
+                    (channel, "expired")
+                    for channel in cohort.subscription.channels & {*entry.channels}
+                )
         return self._write(connection, entries, list(missing.items()), end)
 
     def floor_of(self, connection: Connection) -> Position:
-        """How far the bus's histories may be delivered to a connection, when they are read after this call.
+        """How far the bus's histories may be delivered to a connection, when they are read after
+        this call.
 
         From there on the ring has everything, and more than the histories may have.
         """
-        return self.head if connection.cohort is None else min(self._floor(connection.cohort), self._ring.floor)
+        return (
+            self.head
+            if connection.cohort is None
+            else min(self._floor(connection.cohort), self._ring.floor)
+        )
 
-    def deliver(self, connection: Connection, pages: Mapping[str, Page], limit: Position) -> Advance:
-        """Go on with `advance`, with pages of the bus's histories, read after `floor_of` gave `limit`."""
+    def deliver(
+        self, connection: Connection, pages: Mapping[str, Page], limit: Position
+    ) -> Advance:
+        """Go on with `advance`, with pages of the bus's histories, read after `floor_of` gave
+        `limit`.
+        """
         replay = connection.replay
         if connection.cohort is None:
             return Advance.GONE
@@ -474,7 +510,11 @@ class Hub:
         return written
 
     def _write(
-        self, connection: Connection, entries: list[Entry], missing: list[tuple[str, Reason]], end: Position
+        self,
+        connection: Connection,
+        entries: list[Entry],
+        missing: list[tuple[str, Reason]],
+        end: Position,
     ) -> Advance:
         cohort, replay = connection.cohort, connection.replay
         assert cohort is not None
@@ -540,7 +580,8 @@ class Hub:
         ended = [each for each in self.connections.values() if each.ends <= now]
         for connection in ended[:ENDED_AT_ONCE]:
             self.close(connection, "expired", reconnect=True)
-        # However close together they end, all connections are looked at once a second, not with each beat.
+        # However close together they end, all connections are looked at once a second, not with
+        # each beat.
         soonest = min((each.ends for each in self.connections.values()), default=inf)
         self._next_end = max(soonest, now + 1.0) if len(ended) <= ENDED_AT_ONCE else now
 
@@ -570,8 +611,8 @@ class Hub:
             self._block(connection)
 
     def _schedule(self, connection: Connection) -> None:
-        # A tenth of the interval is spread evenly over the connections, or all that got the same message at the same
-        # moment would get their heartbeats in step.
+        # A tenth of the interval is spread evenly over the connections, or all that got the same
+        # message at the same moment would get their heartbeats in step.
         spread = (next(self._phases) * 0.6180339887) % 1 * self._heartbeat / 10
         self._wheel.put(connection, connection.written + self._heartbeat + spread)
 

@@ -1,4 +1,6 @@
-"""JSON texts (RFC 8259), byte by byte: what may stand before one, and what is wrong where one can't be read."""
+"""JSON texts (RFC 8259), byte by byte: what may stand before one, and what is wrong where one can't
+be read.
+"""
 
 import json
 import re
@@ -18,7 +20,9 @@ _decode_raw = msgspec.json.Decoder(Raw).decode
 
 
 def check_utf8(body: bytes) -> None:
-    """Raise `Malformed` unless `body` is UTF-8 throughout: the decoder doesn't look inside what it passes on."""
+    """Raise `Malformed` unless `body` is UTF-8 throughout: the decoder doesn't look inside what it
+    passes on.
+    """
     try:
         body.decode()
     except UnicodeDecodeError as error:
@@ -26,15 +30,17 @@ def check_utf8(body: bytes) -> None:
 
 
 def without_bom(body: bytes) -> bytes:
-    """The text without the byte order mark that may stand at its start; editors and some libraries write one."""
+    """The text without the byte order mark that may stand at its start; editors and some libraries
+    write one.
+    """
     return body.removeprefix(BOM)
 
 
 def unreadable(body: bytes, error: Exception) -> Malformed | Invalid:
     """Why the decoder, which has raised `error`, can't read a body.
 
-    Half of a surrogate pair (RFC 8259, section 8.2) is a fault of one value, not of the JSON: it has a pointer.
-    """
+    Half of a surrogate pair (RFC 8259, section 8.2) is a fault of one value, not of the JSON: it
+    has a pointer."""
     if not body.strip():
         return Malformed("the body is empty")
     if isinstance(error, RecursionError):
@@ -44,7 +50,9 @@ def unreadable(body: bytes, error: Exception) -> Malformed | Invalid:
             _decode_raw(masked)
             return Invalid(_half_pair(body))
         except (msgspec.DecodeError, RecursionError) as worse:
-            return unreadable(masked, worse) if isinstance(worse, RecursionError) else _no_json(worse)
+            return (
+                unreadable(masked, worse) if isinstance(worse, RecursionError) else _no_json(worse)
+            )
     return _no_json(error)
 
 
@@ -63,10 +71,11 @@ def _no_json(error: Exception) -> Malformed:
 
 
 def mask_surrogates(text: bytes) -> bytes:
-    r"""A text of the same shape and length, in which no escape is half of a surrogate pair, so that it can be parsed.
+    r"""A text of the same shape and length, in which no escape is half of a surrogate pair, so that
+    it can be parsed.
 
-    Every `\ud...` becomes `\uf...`: whatever that was, this is a character, and none that a known name has.
-    """
+    Every `\ud...` becomes `\uf...`: whatever that was, this is a character, and none that a known
+    name has."""
     return text.replace(rb"\ud", rb"\uf").replace(rb"\uD", rb"\uf")
 
 
@@ -74,7 +83,8 @@ _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[{]+|[\]}]+', re.DOTALL)
 
 
 def flatten(text: bytes) -> bytes:
-    """A text of the same length, with nothing but spaces in what is nested more than 500 levels deep.
+    """A text of the same length, with nothing but spaces in what is nested more than 500 levels
+    deep.
 
     It takes a moment: up to half a second a MiB.
     """
@@ -103,13 +113,16 @@ def _half_pair(body: bytes) -> Fault:
     value = json.loads(body, object_pairs_hook=_Members, parse_int=len, parse_float=len)
     for place, text in _texts(value):
         if half := re.search("[\ud800-\udfff]", text):
-            where = f"{shown(text)} has half of a surrogate pair, \\u{ord(half[0]):x} as character {half.start() + 1}"
+            where = (
+                f"{shown(text)} has half of a surrogate pair, \\u{ord(half[0]):x} as character"
+                f" {half.start() + 1}"
+            )
             return Fault(pointer_of(_steps(place)), f"{where}: cut texts between whole characters")
     raise AssertionError("the decoder has found one")
 
 
-# A place in a JSON value: the place of what it is in, and a name or a number there. It is text when that is asked for:
-# there may be as many of them as the body has bytes.
+# A place in a JSON value: the place of what it is in, and a name or a number there. It is text when
+# that is asked for: there may be as many of them as the body has bytes.
 Place = tuple["Place", str | int] | None
 
 
@@ -144,7 +157,9 @@ def _steps(place: Place) -> list[str | int]:
 
 
 def pointer_of(steps: Iterable[str | int]) -> str:
-    """A JSON pointer (RFC 6901); where it would be longer than an answer should be, that of the value around."""
+    """A JSON pointer (RFC 6901); where it would be longer than an answer should be, that of the
+    value around.
+    """
     pointer = ""
     for step in steps:
         longer = f"{pointer}/{escape(str(step))}"

@@ -61,7 +61,9 @@ class Ring:
         dropped = self._all[:number]
         del self._all[:number]
         self.floor = dropped[-1].position
-        for channel, count in Counter(channel for entry in dropped for channel in entry.channels).items():
+        for channel, count in Counter(
+            channel for entry in dropped for channel in entry.channels
+        ).items():
             entries = self._by_channel[channel]
             if count == len(entries):
                 del self._by_channel[channel]
@@ -77,7 +79,11 @@ class Ring:
 
     def after(self, channels: frozenset[str], after: Position) -> Iterator[Entry]:
         """The entries of any of `channels` after a position, in order, each once."""
-        found = [_after(self._by_channel[channel], after) for channel in channels if channel in self._by_channel]
+        found = [
+            _after(self._by_channel[channel], after)
+            for channel in channels
+            if channel in self._by_channel
+        ]
         return found[0] if len(found) == 1 else unique(merge(*found, key=_position))
 
 

@@ -1,8 +1,8 @@
 """A message: what a publisher sends, checked, and what a subscriber gets.
 
-The body is decoded into `Message` once, at the edge, and becomes a `Draft` (routed, complete, encoded) and, when the
-bus has given it a position, an `Entry`, which never changes. Nothing after that needs JSON.
-"""
+The body is decoded into `Message` once, at the edge, and becomes a `Draft` (routed, complete,
+encoded) and, when the bus has given it a position, an `Entry`, which never changes. Nothing after
+that needs JSON."""
 
 import hashlib
 import re
@@ -16,14 +16,25 @@ from msgspec import Meta, Raw, Struct
 
 from msgpush.domain.channel import MAX_TARGETS, route, shown, shown_json
 from msgpush.domain.errors import Fault, Invalid, Malformed, TooLarge
-from msgpush.domain.json_text import BOM, DEEP, check_utf8, json_words, pointer_of, unreadable, without_bom
+from msgpush.domain.json_text import (
+    BOM,
+    DEEP,
+    check_utf8,
+    json_words,
+    pointer_of,
+    unreadable,
+    without_bom,
+)
 from msgpush.domain.position import Position
 
 Type = Literal["progress", "status", "error", "success", "warning", "info", "custom"]
 Priority = Literal["low", "normal", "high", "urgent"]
 
 TYPES: tuple[str, ...] = get_args(Type)
-CONTROL, PROBE = "control", "probe"  # entries that are no messages: commands to all instances, and signs of life
+CONTROL, PROBE = (
+    "control",
+    "probe",
+)  # entries that are no messages: commands to all instances, and signs of life
 MAX_TTL = 604_800
 MAX_FANOUT_BYTES = 4 * 1024 * 1024
 SPARE_DEPTH = 50  # levels that a message is nested less deeply than the parser takes
@@ -31,7 +42,8 @@ SPARE_DEPTH = 50  # levels that a message is nested less deeply than the parser 
 ID_RULE = "1-128 of A-Za-z0-9_.:-"
 _ID = r"\A[A-Za-z0-9_.:-]{1,128}\Z"
 Id = Annotated[str, Meta(pattern=_ID)]
-# Checked by `is_service`: the same few services publish again and again, and a cache is faster than a pattern.
+# Checked by `is_service`: the same few services publish again and again, and a cache is faster than
+# a pattern.
 Service = Annotated[str, Meta(extra_json_schema={"pattern": "^[A-Za-z0-9_.-]{1,64}$"})]
 
 # What is allowed where msgspec would show a pattern.
@@ -71,8 +83,8 @@ class Message(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=Tr
 class Draft(Struct, frozen=True, eq=False, gc=False):
     """A message ready for the bus: checked, routed, complete and encoded.
 
-    `digest` stands for the content where the publisher chose the id, so that the bus can tell a retry from a mistake.
-    """
+    `digest` stands for the content where the publisher chose the id, so that the bus can tell a
+    retry from a mistake."""
 
     id: str
     timestamp: str
@@ -85,7 +97,8 @@ class Draft(Struct, frozen=True, eq=False, gc=False):
 
 
 class Entry(Struct, frozen=True, eq=False, gc=False):
-    """A message in the log: `prev` is the log's position before it, `expires` its end in milliseconds since 1970.
+    """A message in the log: `prev` is the log's position before it, `expires` its end in
+    milliseconds since 1970.
 
     `body` is the whole message, on one line.
     """
@@ -131,7 +144,8 @@ def is_service(text: str) -> bool:
 
 
 def parse(body: bytes) -> Message:
-    """The message in a JSON text (RFC 8259). It is checked but for what `draft` checks: target, channels, timestamp.
+    """The message in a JSON text (RFC 8259). It is checked but for what `draft` checks: target,
+    channels, timestamp.
 
     Raises:
         Malformed: not UTF-8, not JSON, or nested deeper than the parser takes.
@@ -154,8 +168,11 @@ def parse(body: bytes) -> Message:
     return message
 
 
-def draft(message: Message, now: int, new_id: str, default_ttl: int, *, broadcast: bool = False) -> Draft:
-    """Complete a message for the bus: channels, id, timestamp, metadata; then encode it, once for all its readers.
+def draft(
+    message: Message, now: int, new_id: str, default_ttl: int, *, broadcast: bool = False
+) -> Draft:
+    """Complete a message for the bus: channels, id, timestamp, metadata; then encode it, once for
+    all its readers.
 
     Args:
         now: milliseconds since 1970, for a message without a timestamp.
@@ -168,10 +185,22 @@ def draft(message: Message, now: int, new_id: str, default_ttl: int, *, broadcas
     """
     if broadcast and message.target:
         raise Invalid(Fault("/target", "a broadcast goes to all: it has no target"))
-    if message.target and not message.channels and all(each is None for each in message.target.values()):
+    if (
+        message.target
+        and not message.channels
+        and all(each is None for each in message.target.values())
+    ):
         # Accepted it would reach nobody: the user whom its publisher meant was missing.
-        detail = "null names nobody: give a string (has the program an id there at all?), or leave the target out"
-        raise Invalid(*(Fault(pointer_of(["target", key]), detail) for key in islice(message.target, MAX_TARGETS)))
+        detail = (
+            "null names nobody: give a string (has the program an id there at all?), or leave the"
+            " target out"
+        )
+        raise Invalid(
+            *(
+                Fault(pointer_of(["target", key]), detail)
+                for key in islice(message.target, MAX_TARGETS)
+            )
+        )
     channels = route(message.service, message.target, message.channels, broadcast=broadcast)
     given = message.metadata or _NO_METADATA
     ttl = given.ttl or default_ttl
@@ -192,14 +221,20 @@ def draft(message: Message, now: int, new_id: str, default_ttl: int, *, broadcas
     if len(body) * len(channels) > MAX_FANOUT_BYTES:
         raise TooLarge(f"the message's size times its {len(channels)} channels", MAX_FANOUT_BYTES)
     digest = None if message.id is None else _digest(message, channels)
-    return Draft(message.id or new_id, timestamp, channels, message.type, message.service, ttl, body, digest)
+    return Draft(
+        message.id or new_id, timestamp, channels, message.type, message.service, ttl, body, digest
+    )
 
 
 def _digest(message: Message, channels: tuple[str, ...]) -> bytes:
     # Of what the publisher sent: what the server adds may differ when the message is sent again.
     timestamp = message.timestamp and normal_timestamp(message.timestamp)
-    metadata = message.metadata and Metadata(message.metadata.priority or "normal", message.metadata.ttl)
-    content = msgspec.structs.replace(message, timestamp=timestamp, metadata=metadata or _NO_METADATA)
+    metadata = message.metadata and Metadata(
+        message.metadata.priority or "normal", message.metadata.ttl
+    )
+    content = msgspec.structs.replace(
+        message, timestamp=timestamp, metadata=metadata or _NO_METADATA
+    )
     return hashlib.blake2b(_encode([content, channels]), digest_size=16).digest()
 
 
@@ -209,8 +244,8 @@ def data_of(entry: Entry) -> bytes:
 
 
 def _check_depth(body: bytes) -> None:
-    # The parser takes fewer levels the more calls there are around it: what is accepted here must be readable wherever
-    # it is delivered from.
+    # The parser takes fewer levels the more calls there are around it: what is accepted here must
+    # be readable wherever it is delivered from.
     if body.count(b"{") + body.count(b"[") > DEEP:
         _decode_raw(b"[" * SPARE_DEPTH + body + b"]" * SPARE_DEPTH)
 
@@ -223,7 +258,8 @@ def _check_data(message: Message) -> None:
         text = b"{}"
         message.data = Raw(text)
     if text.find(10) >= 0 or text.find(13) >= 0:
-        # JSON allows line ends between tokens; on the stream they would end the line that carries the message.
+        # JSON allows line ends between tokens; on the stream they would end the line that carries
+        # the message.
         text = msgspec.json.format(text, indent=-1)
         message.data = Raw(text)
     if message.type == "progress":
@@ -253,7 +289,9 @@ def _fault(body: bytes, error: msgspec.ValidationError) -> Fault:
         return Fault(pointer_of(steps), f"{shown(unknown[1])} is no field of a message")
     if missing := _MISSING.fullmatch(text):
         pointer = pointer_of([*steps, missing[1]])
-        return Fault(pointer, "it is required" + (f": {_RULES[pointer]}" if pointer in _RULES else ""))
+        return Fault(
+            pointer, "it is required" + (f": {_RULES[pointer]}" if pointer in _RULES else "")
+        )
     pointer = pointer_of(steps)
     rule = text[:1].lower() + json_words(text)[1:].replace("`", "")
     return _wrong(pointer, _look_up(body, steps), rule)
@@ -274,7 +312,11 @@ def _wrong(pointer: str, value: str, rule: str = "") -> Fault:
 def _look_up(body: bytes, steps: list[str]) -> str:
     value = Raw(body)
     for step in steps:
-        value = _decode_items(value)[int(step)] if bytes(value).lstrip()[:1] == b"[" else _decode_members(value)[step]
+        value = (
+            _decode_items(value)[int(step)]
+            if bytes(value).lstrip()[:1] == b"["
+            else _decode_members(value)[step]
+        )
     try:
         return shown(_decode_any(value))
     except (msgspec.ValidationError, RecursionError):
@@ -292,7 +334,8 @@ def _invalid(body: bytes, error: msgspec.ValidationError) -> Malformed | Invalid
 
 
 _TIMESTAMP = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII
+    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+-])(\d\d):(\d\d))",
+    re.ASCII,
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -1,4 +1,6 @@
-"""Permissions over time: tickets that carry them, revocations that end them, and the connections that live by them."""
+"""Permissions over time: tickets that carry them, revocations that end them, and the connections
+that live by them.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
@@ -6,7 +8,14 @@ from math import inf
 from weakref import WeakValueDictionary
 
 from msgpush.domain.control import Close, Command, Restored
-from msgpush.domain.credentials import UNUSED, Revocation, Revocations, Ticket, digest_of, new_ticket
+from msgpush.domain.credentials import (
+    UNUSED,
+    Revocation,
+    Revocations,
+    Ticket,
+    digest_of,
+    new_ticket,
+)
 from msgpush.domain.errors import BusUnavailable, Unauthorized
 from msgpush.domain.grant import Grant
 from msgpush.domain.hub import Hub
@@ -24,7 +33,8 @@ class Permissions:
     """Which grants are good, now.
 
     Args:
-        credentials: what instances share of them; without, there are neither tickets nor revocations.
+        credentials: what instances share of them; without, there are neither tickets nor
+            revocations.
         command: has a command obeyed by all instances.
         clock: seconds since 1970.
         leeway: seconds of grace after a grant's end.
@@ -43,7 +53,8 @@ class Permissions:
     ) -> None:
         self._credentials, self._hub, self._command = credentials, hub, command
         self._clock, self._leeway = clock, leeway
-        # As long as a token may be accepted that was issued before: its own end and its issuer's clock have grace.
+        # As long as a token may be accepted that was issued before: its own end and its issuer's
+        # clock have grace.
         self.revocations = Revocations(lifetime + 2 * leeway)
         self._loaded = False
         self._untold = False
@@ -53,8 +64,8 @@ class Permissions:
         """Find out what stands.
 
         Args:
-            missed: whether commands may have been missed here, since the log has lost some. Then the store may have
-                lost as much: what is known here is put back.
+            missed: whether commands may have been missed here, since the log has lost some. Then
+                the store may have lost as much: what is known here is put back.
 
         Raises:
             BusUnavailable: that can't be done now.
@@ -73,7 +84,9 @@ class Permissions:
         """See to it that no instance accepts what this one refuses."""
         assert self._credentials is not None
         known = {(each.kind, each.value): each.at for each in kept}
-        lost = [each for each in self.revocations if known.get((each.kind, each.value), -inf) < each.at]
+        lost = [
+            each for each in self.revocations if known.get((each.kind, each.value), -inf) < each.at
+        ]
         if lost:
             self._untold = True
             await self._credentials.revoke(*lost)
@@ -118,7 +131,8 @@ class Permissions:
     # Revocations
 
     async def revoke(self, revocation: Revocation) -> None:
-        """Refuse tokens from now on, and end the connections that were opened with them, at all instances.
+        """Refuse tokens from now on, and end the connections that were opened with them, at all
+        instances.
 
         Raises:
             BusUnavailable: it holds here, and may not be known everywhere; revoke it again.
@@ -146,7 +160,8 @@ class Permissions:
     # Tickets
 
     async def new_ticket(self, grant: Grant, channels: Iterable[str]) -> tuple[str, float]:
-        """A ticket to listen to some channels, and until when it serves once it is used, in seconds since 1970.
+        """A ticket to listen to some channels, and until when it serves once it is used, in seconds
+        since 1970.
 
         Raises:
             Denied: the grant doesn't allow that.
@@ -174,7 +189,8 @@ class Permissions:
         return None if found is None else found.grant(digest)
 
     async def claim(self, grant: Grant, connection: str) -> None:
-        """Use the ticket of a grant, if it is a ticket's, for a connection; the one that used it before ends.
+        """Use the ticket of a grant, if it is a ticket's, for a connection; the one that used it
+        before ends.
 
         Raises:
             Unauthorized: it is valid no longer.
@@ -194,7 +210,9 @@ class Permissions:
         finally:
             turn.release()
 
-    async def _claim(self, credentials: Credentials, ticket: str, grant: Grant, connection: str) -> None:
+    async def _claim(
+        self, credentials: Credentials, ticket: str, grant: Grant, connection: str
+    ) -> None:
         until = self.end_of(grant)
         for _ in range(CLAIMS):
             before = await credentials.holder(ticket)
@@ -203,7 +221,9 @@ class Permissions:
             # Ended first: should that fail, nothing has changed.
             if before:
                 await self._command(Close(before, False))
-            if await credentials.claim(ticket, grant.subject, connection=connection, before=before, until=until):
+            if await credentials.claim(
+                ticket, grant.subject, connection=connection, before=before, until=until
+            ):
                 # If it is here, it counts for no limit any more, at once.
                 if (replaced := self._hub.connections.get(before)) is not None:
                     self._hub.close(replaced, "disconnected", reconnect=False)

@@ -1,4 +1,6 @@
-"""Who has a place among the streams of one process: those that are open, and those that are about to be."""
+"""Who has a place among the streams of one process: those that are open, and those that are about
+to be.
+"""
 
 from collections import Counter
 from typing import Any
@@ -43,7 +45,7 @@ class Places:
             _discount(self.addresses, info.address)
 
     def needed(self, info: ClientInfo, ticket: str | None) -> tuple[bool, bool]:
-        """Whether a stream needs a place that its ticket hasn't got yet, at all and at its address."""
+        """Whether a stream needs a place that its ticket lacks yet, at all and at its address."""
         has = self._tickets.get(ticket, ()) if ticket is not None else ()
         return not has, info.address not in has
 

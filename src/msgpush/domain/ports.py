@@ -13,7 +13,9 @@ from msgpush.domain.position import Cursor, Position
 
 
 class Stored(Struct, frozen=True, gc=False):
-    """A message is in the bus: where, with the timestamp of its first acceptance, and whether this was a repetition."""
+    """A message is in the bus: where, with the timestamp of its first acceptance, and whether this
+    was a repetition.
+    """
 
     position: Position
     timestamp: str
@@ -21,7 +23,9 @@ class Stored(Struct, frozen=True, gc=False):
 
 
 class Cut(Struct, frozen=True):
-    """The log goes on as `epoch` after `end`; what was read of it after that is no longer part of it."""
+    """The log goes on as `epoch` after `end`; what was read of it after that is no longer part of
+    it.
+    """
 
     epoch: str
     end: Position
@@ -32,11 +36,13 @@ class Bus(Protocol):
 
     @property
     def epoch(self) -> str:
-        """The log's name, part of every cursor; empty before the bus was reached for the first time."""
+        """The log's name, part of every cursor; empty before the bus was reached for the first
+        time.
+        """
 
     @property
     def cut(self) -> Cursor | None:
-        """The last position that this log shares with its predecessor, as the predecessor's cursor."""
+        """The last position that this log shares with its predecessor, as that one's cursor."""
 
     @property
     def reachable(self) -> bool:
@@ -52,23 +58,34 @@ class Bus(Protocol):
 
     @property
     def unknown(self) -> int:
-        """Entries of the log that were passed over, since their kind is not known here: a later release's."""
-
-    async def append(self, drafts: Sequence[Draft]) -> list[Stored | Conflict | BusUnavailable]:
-        """Store messages in this order, each by itself; readable by all once this returns. One result each."""
-
-    def tail(self, after: Position) -> AsyncGenerator[Sequence[Entry] | Cut, None]:
-        """All entries of the log after a position, as they come, for ever, however long the bus is away meanwhile.
-
-        A first entry whose `prev` is later than the position last given means that the log no longer has those
-        between. A `Cut` means that the log has lost its end; the entries after it follow.
+        """Entries of the log that were passed over, since their kind is not known here: a later
+        release's.
         """
 
-    async def history(self, channels: Sequence[str], after: Position | None, limit: int) -> list[Page]:
-        """A page of each channel's history after a position (None: from the earliest), of at most `limit` entries."""
+    async def append(self, drafts: Sequence[Draft]) -> list[Stored | Conflict | BusUnavailable]:
+        """Store messages in this order, each by itself; readable by all once this returns. One
+        result each.
+        """
+
+    def tail(self, after: Position) -> AsyncGenerator[Sequence[Entry] | Cut, None]:
+        """All entries of the log after a position, as they come, for ever, however long the bus is
+        away meanwhile.
+
+        A first entry whose `prev` is later than the position last given means that the log no
+        longer has those between. A `Cut` means that the log has lost its end; the entries after it
+        follow."""
+
+    async def history(
+        self, channels: Sequence[str], after: Position | None, limit: int
+    ) -> list[Page]:
+        """A page of each channel's history after a position (None: from the earliest), of at most
+        `limit` entries.
+        """
 
     async def end(self) -> Position:
-        """The log's newest position. Raises BusUnavailable where the bus doesn't answer: so it serves as a probe."""
+        """The log's newest position. Raises BusUnavailable where the bus doesn't answer: so it
+        serves as a probe.
+        """
 
 
 class View(Protocol):
@@ -99,10 +116,14 @@ class Sink(Protocol):
 
     @property
     def backlog(self) -> int:
-        """Bytes taken and not yet passed to the network, or to the reader; it falls with whatever its reader takes."""
+        """Bytes taken and not yet passed to the network, or to the reader; it falls with whatever
+        its reader takes.
+        """
 
     def offer(self, chunk: bytes) -> bool:
-        """True: taken whole. False: nothing taken, since the reader is behind; try again once `drained`."""
+        """True: taken whole. False: nothing taken, since the reader is behind; try again once
+        `drained`.
+        """
 
     def finish(self, chunk: bytes) -> None:
         """Take the last bytes, whatever the backlog, and end the stream after them."""
@@ -156,7 +177,9 @@ class ConnectionState(Struct, frozen=True):
 
 
 class ConnectionFilter(Struct, frozen=True):
-    """Which connections are meant: those that listen to all of `channels`, of this subject, at this node."""
+    """Which connections are meant: those that listen to all of `channels`, of this subject, at this
+    node.
+    """
 
     channels: frozenset[str] = frozenset()
     subject: str | None = None
@@ -187,7 +210,9 @@ class Roster(Protocol):
     async def connections(
         self, wanted: ConnectionFilter, limit: int, after: str | None
     ) -> tuple[list[ConnectionState], str | None]:
-        """Connections in the order of their ids, after one, and where to continue, if there are more."""
+        """Connections in the order of their ids, after one, and where to continue, if there are
+        more.
+        """
 
     async def stats(self) -> ConnectionStats:
         """Totals over all instances."""
@@ -197,10 +222,14 @@ class Roster(Protocol):
 
 
 class Credentials(Protocol):
-    """Tickets and standing revocations, the same for all instances. Each method raises BusUnavailable, too."""
+    """Tickets and standing revocations, the same for all instances. Each method raises
+    BusUnavailable, too.
+    """
 
     async def add_ticket(self, digest: str, ticket: Ticket, seconds: float) -> None:
-        """Keep a ticket, for so long unless it is claimed. Of a subject's tickets the oldest go that are too many."""
+        """Keep a ticket, for so long unless it is claimed. Of a subject's tickets the oldest go
+        that are too many.
+        """
 
     async def ticket(self, digest: str) -> Ticket | None:
         """A ticket that is still valid."""
@@ -208,7 +237,9 @@ class Credentials(Protocol):
     async def holder(self, digest: str) -> str | None:
         """The connection that used a ticket last, or an empty text; None: it is valid no longer."""
 
-    async def claim(self, digest: str, subject: str | None, *, connection: str, before: str, until: float) -> bool:
+    async def claim(
+        self, digest: str, subject: str | None, *, connection: str, before: str, until: float
+    ) -> bool:
         """Keep a ticket until a moment, in seconds since 1970, for a connection to use.
 
         Args:
@@ -217,7 +248,9 @@ class Credentials(Protocol):
         """
 
     async def revoke(self, *revocations: Revocation) -> None:
-        """Let revocations stand, for all that begin later: even where there is no room for anything else."""
+        """Let revocations stand, for all that begin later: even where there is no room for anything
+        else.
+        """
 
     async def revocations(self) -> list[Revocation]:
         """All that stand, and perhaps some that need to no longer."""
@@ -238,7 +271,9 @@ class Allowance(Struct, frozen=True):
 
 
 class Limiter(Protocol):
-    """A rate for each subject, the same for all instances that share it: a token bucket of `burst` tokens."""
+    """A rate for each subject, the same for all instances that share it: a token bucket of `burst`
+    tokens.
+    """
 
     rate: float
     burst: int

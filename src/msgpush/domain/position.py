@@ -1,8 +1,8 @@
 """Where something stands in the log, and how a client is told.
 
-One log per deployment. A *position* is totally ordered and never reused; a *cursor* is a position with the log's epoch,
-a short random id that changes when the log does. A cursor is the same for every set of channels, so the id line of a
-message is part of the bytes that all its readers share.
+One log per deployment. A *position* is totally ordered and never reused; a *cursor* is a position
+with the log's epoch, a short random id that changes when the log does. A cursor is the same for
+every set of channels, so the id line of a message is part of the bytes that all its readers share.
 """
 
 import re
@@ -21,7 +21,9 @@ MAX_CURSOR = 128
 
 _TEXT = re.compile(rf"[A-Za-z0-9_.~-]{{1,{MAX_CURSOR}}}")
 _NO_VALUES = {
-    **dict.fromkeys(("undefined", "null", "NaN", "true", "false"), "a JavaScript value that isn't a text"),
+    **dict.fromkeys(
+        ("undefined", "null", "NaN", "true", "false"), "a JavaScript value that isn't a text"
+    ),
     "[object Object]": "a JavaScript object",
     "None": "Python's None",
     "nil": "a value that isn't there",
@@ -31,7 +33,9 @@ _CURSOR = re.compile(r"1([a-z0-9]{8})\.(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})
 
 
 class Position(Struct, frozen=True, order=True, gc=False):
-    """A place in the log: milliseconds since 1970 by the bus's clock, and a number within that millisecond."""
+    """A place in the log: milliseconds since 1970 by the bus's clock, and a number within that
+    millisecond.
+    """
 
     ms: int
     seq: int
@@ -72,15 +76,22 @@ def check_cursor(text: str) -> str:
         Malformed: it has other characters than cursors have, or is too long.
     """
     if not is_cursor(text):
-        raise Malformed(mistake(text) or f"{shown(text)} is no cursor: 1-{MAX_CURSOR} characters of A-Za-z0-9_.~-")
+        raise Malformed(
+            mistake(text)
+            or f"{shown(text)} is no cursor: 1-{MAX_CURSOR} characters of A-Za-z0-9_.~-"
+        )
     return text
 
 
 def mistake(text: str) -> str | None:
-    """What to say of a text that a program has made where it had no cursor; None: it isn't known as such."""
+    """What to say of a text that a program has made where it had no cursor; None: it isn't known as
+    such.
+    """
     if text not in _NO_VALUES:
         return None
-    advice = "send the lastEventId of the newest event, or no cursor at all to begin with what comes now"
+    advice = (
+        "send the lastEventId of the newest event, or no cursor at all to begin with what comes now"
+    )
     return f"{shown(text)} is no cursor, but what {_NO_VALUES[text]} becomes as a text: {advice}"
 
 

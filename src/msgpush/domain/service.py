@@ -1,4 +1,6 @@
-"""The facade: publish, subscribe, read histories. Services that embed the domain use this, and so does the HTTP API."""
+"""The facade: publish, subscribe, read histories. Services that embed the domain use this, and so
+does the HTTP API.
+"""
 
 import secrets
 import time
@@ -13,18 +15,35 @@ from msgpush.domain.connection import NOW, Connection, Start, Subscription
 from msgpush.domain.control import Close, Command, control
 from msgpush.domain.credentials import Revocation
 from msgpush.domain.delivery import Delivery
-from msgpush.domain.errors import BusUnavailable, Closed, Conflict, Malformed, MsgpushError, Overloaded
+from msgpush.domain.errors import (
+    BusUnavailable,
+    Closed,
+    Conflict,
+    Malformed,
+    MsgpushError,
+    Overloaded,
+)
 from msgpush.domain.history import Gap, Reason, Replay, reset_after
 from msgpush.domain.hub import Hub
 from msgpush.domain.inbox import LINES, Inbox
 from msgpush.domain.message import Draft, Message, draft
 from msgpush.domain.permissions import Permissions
 from msgpush.domain.ports import UNKNOWN, Bus, ClientInfo, Credentials
-from msgpush.domain.position import EARLIEST, LATEST, ZERO, Cursor, Position, check_cursor, parse_cursor
+from msgpush.domain.position import (
+    EARLIEST,
+    LATEST,
+    ZERO,
+    Cursor,
+    Position,
+    check_cursor,
+    parse_cursor,
+)
 
 REMEMBERED = 10_000  # connections to be closed that weren't here
 HISTORY_STEP = 64  # messages of a history that are read at once
-HISTORY_BYTES = 4 * 1024 * 1024  # bytes of messages after which an answer ends; its cursor continues
+HISTORY_BYTES = (
+    4 * 1024 * 1024
+)  # bytes of messages after which an answer ends; its cursor continues
 
 
 class Receipt(Struct, frozen=True, gc=False):
@@ -38,7 +57,9 @@ class Receipt(Struct, frozen=True, gc=False):
 
 
 class History(Struct, frozen=True):
-    """Part of a channel's history: messages, the cursor after them, and what is missing before them."""
+    """Part of a channel's history: messages, the cursor after them, and what is missing before
+    them.
+    """
 
     messages: list[Raw]
     cursor: str
@@ -80,17 +101,29 @@ class Push:
         max_token_lifetime: float = 30 * 86_400,
     ) -> None:
         self.bus = bus
-        self.hub = Hub(clock=clock, monotonic=monotonic, heartbeat=heartbeat, write_timeout=write_timeout)
+        self.hub = Hub(
+            clock=clock, monotonic=monotonic, heartbeat=heartbeat, write_timeout=write_timeout
+        )
         self.heartbeat = heartbeat
         self.draining = False
         self._clock = clock
         self._message_ttl = message_ttl
         self._max_connections = max_connections
-        self._max_per_subject, self._max_per_address = max_connections_per_subject, max_connections_per_address
-        self.permissions = Permissions(
-            credentials, self.hub, self.command, clock=clock, leeway=leeway, lifetime=max_token_lifetime
+        self._max_per_subject, self._max_per_address = (
+            max_connections_per_subject,
+            max_connections_per_address,
         )
-        self._delivery = Delivery(bus, self.hub, monotonic=monotonic, prepare=self.permissions.load, obey=self._obey)
+        self.permissions = Permissions(
+            credentials,
+            self.hub,
+            self.command,
+            clock=clock,
+            leeway=leeway,
+            lifetime=max_token_lifetime,
+        )
+        self._delivery = Delivery(
+            bus, self.hub, monotonic=monotonic, prepare=self.permissions.load, obey=self._obey
+        )
         self._ids = _Ids()
         self._closed: dict[str, bool] = {}  # connections that were to be closed, and were not here
 
@@ -106,7 +139,9 @@ class Push:
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing can be published or delivered now, as far as that is known without asking; None: all is well."""
+        """Why nothing can be published or delivered now, as far as that is known without asking;
+        None: all is well.
+        """
         return self._delivery.trouble
 
     async def __aenter__(self) -> Self:
@@ -134,15 +169,17 @@ class Push:
         """Put drafts in the bus, in order, each by itself: readable by all once this returns."""
         prefix = Cursor(self.bus.epoch, ZERO).prefix
         return [
-            Receipt(
-                each.id,
-                stored.timestamp,
-                each.channels,
-                f"{prefix}{stored.position.ms}-{stored.position.seq}",
-                stored.duplicate,
+            (
+                Receipt(
+                    each.id,
+                    stored.timestamp,
+                    each.channels,
+                    f"{prefix}{stored.position.ms}-{stored.position.seq}",
+                    stored.duplicate,
+                )
+                if not isinstance(stored, MsgpushError)
+                else stored
             )
-            if not isinstance(stored, MsgpushError)
-            else stored
             for each, stored in zip(drafts, await self.bus.append(drafts), strict=True)
         ]
 
@@ -152,15 +189,16 @@ class Push:
         Raises:
             Invalid, TooLarge: it can't be published.
             Conflict: its service has published other content under its id.
-            BusUnavailable: nothing is known to be stored; a message with an id may be published again.
-        """
+            BusUnavailable: nothing is known to be stored; a message with an id may be published
+                again."""
         (result,) = await self.store([self.draft(message, broadcast=broadcast)])
         if isinstance(result, MsgpushError):
             raise result
         return result
 
     async def command(self, command: Command) -> None:
-        """Have a command obeyed by all instances, those that are away included, once they are back and find it.
+        """Have a command obeyed by all instances, those that are away included, once they are back
+        and find it.
 
         Raises:
             BusUnavailable: nothing is known to be stored.
@@ -187,8 +225,8 @@ class Push:
 
         Raises:
             Malformed: that is no cursor at all.
-            BusUnavailable: the bus has never been reached, or can't be asked about a cursor from another instance.
-        """
+            BusUnavailable: the bus has never been reached, or can't be asked about a cursor from
+                another instance."""
         if not self._delivery.begun:
             raise BusUnavailable("the bus has not been reached yet")
         if not cursor or check_cursor(cursor) == LATEST:
@@ -201,7 +239,8 @@ class Push:
         if position is not None and position <= self.hub.head:
             return Start(cursor, position)
         if former is None:
-            # It may come from another instance, which is further, or has learnt of a new epoch before this one.
+            # It may come from another instance, which is further, or has learnt of a new epoch
+            # before this one.
             end = await self.bus.end()
             if self.bus.epoch != epoch:
                 return await self.start_at(cursor)
@@ -215,8 +254,8 @@ class Push:
         """Raise `Overloaded` where no further stream can be served, or none of this client's.
 
         Args:
-            ticket: the digest of the ticket that it would claim: a stream of the same ticket gives its place to it.
-        """
+            ticket: the digest of the ticket that it would claim: a stream of the same ticket gives
+                its place to it."""
         if self.draining:
             raise Overloaded("draining")
         if not (self._delivery.begun and self.bus.reachable):
@@ -225,17 +264,26 @@ class Push:
         new, elsewhere = places.needed(info, ticket)
         if new and places.total >= self._max_connections:
             raise Overloaded("connections")
-        if new and info.subject is not None and 0 < self._max_per_subject <= places.subjects[info.subject]:
+        if (
+            new
+            and info.subject is not None
+            and 0 < self._max_per_subject <= places.subjects[info.subject]
+        ):
             raise Overloaded("subject")
-        if elsewhere and info.address and 0 < self._max_per_address <= places.addresses[info.address]:
+        if (
+            elsewhere
+            and info.address
+            and 0 < self._max_per_address <= places.addresses[info.address]
+        ):
             raise Overloaded("address")
 
     @contextmanager
     def place(self, info: ClientInfo, ticket: str | None) -> Iterator[None]:
-        """Keep a place for a stream that will be subscribed right after this; raise `Overloaded` where there is none.
+        """Keep a place for a stream that will be subscribed right after this; raise `Overloaded`
+        where there is none.
 
-        Whatever is irrevocable, as the claim of its ticket is, may be done meanwhile: nobody else gets the place.
-        """
+        Whatever is irrevocable, as the claim of its ticket is, may be done meanwhile: nobody else
+        gets the place."""
         self.admit(info, ticket)
         self.hub.places.take(info, ticket)
         try:
@@ -244,9 +292,13 @@ class Push:
             self.hub.places.leave(info, ticket)
 
     def subscribe(
-        self, connection: Connection, subscription: Subscription, start: Start, opening: Callable[[str], bytes]
+        self,
+        connection: Connection,
+        subscription: Subscription,
+        start: Start,
+        opening: Callable[[str], bytes],
     ) -> None:
-        """Begin to serve a connection; everything after `start` reaches its sink, in order, once."""
+        """Serve a connection from now on; all after `start` reaches its sink, in order, once."""
         connection.ends = self.permissions.end_of(connection.grant)
         self.hub.attach(connection, subscription, start, opening)
         # Meanwhile it may have become too late.
@@ -264,7 +316,9 @@ class Push:
         self._delivery.stop(connection)
 
     async def drain(self, seconds: float) -> None:
-        """Take no new streams, and end those that are open, once they have what was published, over `seconds`."""
+        """Take no new streams, and end those that are open, once they have what was published, over
+        `seconds`.
+        """
         self.draining = True
         await self._delivery.drain(seconds)
 
@@ -274,15 +328,16 @@ class Push:
         """The messages of some channels as they come, for a program that embeds the domain.
 
         Args:
-            after: a cursor, `earliest` or `latest`; a `Gap` stands before what could not be continued exactly.
+            after: a cursor, `earliest` or `latest`; a `Gap` stands before what could not be
+                continued exactly.
             broadcast: whether messages to everybody are wanted, too.
 
         Raises:
             Malformed: no channel name, or no cursor.
             BusUnavailable: the bus has never been reached, or can't be asked about the cursor.
             Overloaded: this `Push` ends, or was left.
-            Closed: after the last item, where it was ended from here: why, and the cursor to listen on from.
-        """
+            Closed: after the last item, where it was ended from here: why, and the cursor to listen
+                on from."""
         for channel in channels:
             if not is_channel(channel):
                 raise Malformed(f"{shown(channel)} is no channel name: {NAME_RULE}")
@@ -322,7 +377,9 @@ class Push:
             # A few at a time: they may be large, and an answer is no larger than it has to be.
             (page,) = await self.bus.history([channel], replay.after, min(left, HISTORY_STEP))
             newest = page.entries[-1].entry.position if page.entries else head
-            found = replay.step({channel: page}, max(newest, head), now, max(1, HISTORY_BYTES - size))
+            found = replay.step(
+                {channel: page}, max(newest, head), now, max(1, HISTORY_BYTES - size)
+            )
             missing = missing or (found.missing[0][1] if found.missing else None)
             bodies += [Raw(entry.body) for entry in found.entries]
             size += sum(len(entry.body) for entry in found.entries)

@@ -15,7 +15,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount, Route, Router
 from starlette.types import ExceptionHandler, Scope
 
-from msgpush.adapters.auth.authenticator import Authenticator, LocalOnly, OpenAuthenticator, TokenAuthenticator
+from msgpush.adapters.auth.authenticator import (
+    Authenticator,
+    LocalOnly,
+    OpenAuthenticator,
+    TokenAuthenticator,
+)
 from msgpush.adapters.auth.issuers import discovered
 from msgpush.adapters.auth.keys import FetchedKeys, Keys, public_key, secret_key
 from msgpush.adapters.auth.tokens import Tokens
@@ -28,7 +33,13 @@ from msgpush.adapters.http.origins import Origins
 from msgpush.adapters.http.pages import page_routes
 from msgpush.adapters.http.permissions import Access
 from msgpush.adapters.http.publish import Publish, PublishBatch
-from msgpush.adapters.http.web import ClientGone, on_client_gone, on_crash, on_error, on_http_exception
+from msgpush.adapters.http.web import (
+    ClientGone,
+    on_client_gone,
+    on_crash,
+    on_error,
+    on_http_exception,
+)
 from msgpush.adapters.memory.bus import MemoryBus
 from msgpush.adapters.memory.credentials import MemoryCredentials
 from msgpush.adapters.memory.limiter import MemoryLimiter
@@ -47,7 +58,8 @@ from msgpush.entrypoints.settings import Settings
 
 HOUR = 3_600  # seconds
 
-# Of one subject, at one instance: enough for a service that asks for all of its users, and no way to fill the memory.
+# Of one subject, at one instance: enough for a service that asks for all of its users, and no way
+# to fill the memory.
 TICKETS_PER_SECOND = 200
 TICKETS_AT_ONCE = 2_000
 
@@ -55,9 +67,8 @@ TICKETS_AT_ONCE = 2_000
 def create_app(settings: Settings) -> Starlette:
     """The whole service as an ASGI application, with a lifespan; `app.state.push` is its facade.
 
-    An application that mounts it must enter `lifespan(app)` in its own lifespan: Starlette runs that of the outermost
-    application alone.
-    """
+    An application that mounts it must enter `lifespan(app)` in its own lifespan: Starlette runs
+    that of the outermost application alone."""
     # What has to be opened, in this order, and closed again.
     resources: list[AbstractAsyncContextManager[object]] = []
     bus: Bus
@@ -85,13 +96,17 @@ def create_app(settings: Settings) -> Starlette:
         if rate:
             limiter = RedisLimiter(target, rate)
             resources.append(limiter)
-    rules = CorsRules(Origins(settings.cors_origins, loopback=settings.mode == "local"), settings.cors_headers)
+    rules = CorsRules(
+        Origins(settings.cors_origins, loopback=settings.mode == "local"), settings.cors_headers
+    )
     auth: Authenticator = OpenAuthenticator()
     if settings.mode == "tokens":
         fetched = fetched_keys_of(settings)
         if fetched is not None:
             resources.append(fetched)
-        auth = TokenAuthenticator(tokens_of(settings, keys_of(settings, fetched)), push.permissions, rules.origins)
+        auth = TokenAuthenticator(
+            tokens_of(settings, keys_of(settings, fetched)), push.permissions, rules.origins
+        )
     metrics = Metrics()
     push.hub.on_delivered = metrics.delivered
     metrics.registry.register(
@@ -115,7 +130,12 @@ def create_app(settings: Settings) -> Starlette:
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    app.state.push, app.state.resources, app.state.metrics, app.state.cors = push, resources, metrics, rules
+    app.state.push, app.state.resources, app.state.metrics, app.state.cors = (
+        push,
+        resources,
+        metrics,
+        rules,
+    )
     return app
 
 
@@ -189,7 +209,8 @@ def _redis_bus(settings: Settings, target: RedisTarget) -> RedisBus:
 
 
 def _revocation_lifetime(settings: Settings) -> float:
-    # No shorter than at the instances, whose clocks may differ, or they would put back what has had its time.
+    # No shorter than at the instances, whose clocks may differ, or they would put back what has had
+    # its time.
     return settings.max_token_lifetime + 2 * settings.jwt_leeway + HOUR
 
 
@@ -209,12 +230,19 @@ def _push(settings: Settings, bus: Bus, credentials: Credentials) -> Push:
 
 
 class _Rest(PathConvertor):
-    # Starlette's own ends at a line end: a name that has one would be no such path, instead of no name.
+    # Starlette's own ends at a line end: a name that has one would be no such path, instead of no
+    # name.
     regex = "(?s:.*)"
 
 
 def _routes(
-    settings: Settings, push: Push, auth: Authenticator, *, roster: Roster, limiter: Limiter | None, metrics: Metrics
+    settings: Settings,
+    push: Push,
+    auth: Authenticator,
+    *,
+    roster: Roster,
+    limiter: Limiter | None,
+    metrics: Metrics,
 ) -> list[BaseRoute]:
     one = settings.max_message_bytes
     channels = Channels(push, auth)
@@ -228,17 +256,25 @@ def _routes(
         leeway=settings.jwt_leeway,
     )
     publish = partial(Publish, push, auth, metrics, max_bytes=one, limiter=limiter)
-    streams = partial(Streams, push=push, auth=auth, metrics=metrics, default_events=settings.default_events)
+    streams = partial(
+        Streams, push=push, auth=auth, metrics=metrics, default_events=settings.default_events
+    )
     api = "/api/v1"
     register_url_convertor("rest", _Rest())
-    # The hot endpoints first, and as ASGI applications: that saves a Request and a wrapper each time.
+    # The hot endpoints first, and as ASGI applications: that saves a Request and a wrapper each
+    # time.
     return [
         Route(f"{api}/messages/send", publish(), methods=["POST"]),
         Route(f"{api}/messages/broadcast", publish(broadcast=True), methods=["POST"]),
         Route(
             f"{api}/messages/batch",
             PublishBatch(
-                push, auth, metrics, max_message_bytes=one, max_batch_bytes=settings.max_batch_bytes, limiter=limiter
+                push,
+                auth,
+                metrics,
+                max_message_bytes=one,
+                max_batch_bytes=settings.max_batch_bytes,
+                limiter=limiter,
             ),
             methods=["POST"],
         ),
@@ -272,12 +308,16 @@ def _under(prefix: str, routes: list[BaseRoute]) -> list[BaseRoute]:
 
 
 class _Under(Mount):
-    """A mount that leaves to others what it has no route for: our own paths may begin with its prefix."""
+    """A mount that leaves to others what it has no route for: our own paths may begin with its
+    prefix.
+    """
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child = super().matches(scope)
         inner = {**scope, **child}
-        if match is Match.FULL and all(route.matches(inner)[0] is Match.NONE for route in self.routes):
+        if match is Match.FULL and all(
+            route.matches(inner)[0] is Match.NONE for route in self.routes
+        ):
             return Match.NONE, {}
         return match, child
 

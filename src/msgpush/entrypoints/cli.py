@@ -32,7 +32,7 @@ BUSES = {"memory": "from memory, which it forgets at exit", "redis": "with Redis
 
 USAGE = """\
 usage: msgpush serve [--SETTING VALUE ...]   run the service (--help lists the settings)
-       msgpush token issue|inspect ...       make a token, or say why one is accepted or isn't (--help)
+       msgpush token issue|inspect ...       make a token, or say why one isn't accepted (--help)
        msgpush --version
        msgpush --help
 """
@@ -69,7 +69,11 @@ def _main(argv: list[str]) -> int:
             worker = Worker.from_environ(os.environ)
             if worker is not None:
                 return work(settings, worker)
-            return supervise(settings, flags, warnings) if settings.workers > 1 else serve(settings, warnings)
+            return (
+                supervise(settings, flags, warnings)
+                if settings.workers > 1
+                else serve(settings, warnings)
+            )
         case [command, *_]:
             complain(f"msgpush: there is no command {shown(command)}\n{USAGE.rstrip()}")
             return 2
@@ -88,11 +92,14 @@ def serve(settings: Settings, warnings: Sequence[str] = ()) -> int:
         listeners = _prepare(settings, opened, warnings)
         if not listeners:
             return 1
-        return _run(settings, listeners[0], on_ready=lambda host, port: _greet(settings, host, port))
+        return _run(
+            settings, listeners[0], on_ready=lambda host, port: _greet(settings, host, port)
+        )
 
 
 def supervise(settings: Settings, flags: Sequence[str], warnings: Sequence[str] = ()) -> int:
-    """Run the service in workers, which get these flags, until a signal ends them; returns the exit status.
+    """Run the service in workers, which get these flags, until a signal ends them; returns the exit
+    status.
 
     Args:
         warnings: what is to be said of the settings, besides what they are.
@@ -135,8 +142,9 @@ def _prepare(settings: Settings, opened: ExitStack, warnings: Sequence[str]) -> 
     """What each process listens on; none, and a line in the log, where the service can't start."""
     if _fitting(settings) < 1:
         log.error(
-            f"no stream could be served: {RESERVED_FILES} open files are for other things, and the limit is no more; "
-            "raise it (ulimit -n, LimitNOFILE of systemd, ulimits of compose.yaml)",
+            f"no stream could be served: {RESERVED_FILES} open files are for other things, and the"
+            " limit is no more; raise it (ulimit -n, LimitNOFILE of systemd, ulimits of"
+            " compose.yaml)",
             open_files=raise_open_files(),
         )
         return []
@@ -153,7 +161,9 @@ def _prepare(settings: Settings, opened: ExitStack, warnings: Sequence[str]) -> 
 def _listen(settings: Settings, opened: ExitStack) -> list[socket.socket]:
     host, port, number = settings.service_host, settings.service_port, settings.workers
     if settings.service_uds is not None:
-        first = opened.enter_context(unix_socket(settings.service_uds, int(settings.service_uds_mode, 8)))
+        first = opened.enter_context(
+            unix_socket(settings.service_uds, int(settings.service_uds_mode, 8))
+        )
         return [first, *(opened.enter_context(first.dup()) for _ in range(number - 1))]
     listeners = [listen(host, port)] if number == 1 else listen_together(host, port, number)
     return [opened.enter_context(listener) for listener in listeners]
@@ -187,26 +197,41 @@ def _warn(settings: Settings, warnings: Sequence[str] = ()) -> None:
     for warning in warnings:
         log.warning(warning)
     if settings.mode == "open":
-        log.warning("authentication is off: whoever reaches this address may publish and listen to everything")
+        log.warning(
+            "authentication is off: whoever reaches this address may publish and listen to"
+            " everything"
+        )
     public = settings.jwt_public_key or settings.jwks_url or settings.discovers_keys
     if settings.mode == "tokens" and not settings.jwt_audience and public:
         log.warning(
-            "JWT_AUDIENCE is not set: tokens that their issuer made for nobody in particular are accepted, and those "
-            "with an aud are refused"
+            "JWT_AUDIENCE is not set: tokens that their issuer made for nobody in particular are"
+            " accepted, and those with an aud are refused"
         )
-    if settings.service_uds is not None and settings.mode != "local" and "unix" not in settings.trusted_proxies:
+    if (
+        settings.service_uds is not None
+        and settings.mode != "local"
+        and "unix" not in settings.trusted_proxies
+    ):
         log.warning(
-            'clients on SERVICE_UDS have no address and no scheme but http: TRUSTED_PROXIES=["unix"] takes the word of '
-            "the proxy that connects to it"
+            "clients on SERVICE_UDS have no address and no scheme but http:"
+            ' TRUSTED_PROXIES=["unix"] takes the word of the proxy that connects to it'
         )
     if settings.service_uds is None and "unix" in settings.trusted_proxies:
-        log.warning('TRUSTED_PROXIES has "unix", which means nothing without SERVICE_UDS: on a port, addresses count')
+        log.warning(
+            'TRUSTED_PROXIES has "unix", which means nothing without SERVICE_UDS: on a port,'
+            " addresses count"
+        )
     if (settings.jwks_url or "").startswith("http://"):
         log.warning("JWKS_URL is not https: whoever is in between can make tokens")
     if settings.redis is not None and settings.redis.options.get("ssl_cert_reqs") == "none":
-        log.warning("REDIS_URL has ssl_cert_reqs=none: whoever is in between can read and change everything")
+        log.warning(
+            "REDIS_URL has ssl_cert_reqs=none: whoever is in between can read and change everything"
+        )
     if (room := _fitting(settings)) < settings.max_connections:
-        log.warning("MAX_CONNECTIONS is lowered to what the limit of open files allows", max_connections=room)
+        log.warning(
+            "MAX_CONNECTIONS is lowered to what the limit of open files allows",
+            max_connections=room,
+        )
 
 
 def _fitting(settings: Settings) -> int:
@@ -216,7 +241,9 @@ def _fitting(settings: Settings) -> int:
 
 def _greet(settings: Settings, host: str, port: int) -> None:
     bus = "redis" if settings.redis_host or settings.redis_url else "memory"
-    where: dict[str, str | int] = {"host": host, "port": port} if settings.service_uds is None else {"uds": host}
+    where: dict[str, str | int] = (
+        {"host": host, "port": port} if settings.service_uds is None else {"uds": host}
+    )
     log.info("ready", version=__version__, **where, bus=bus, workers=settings.workers)
     if settings.log_format == "json":
         return
@@ -236,9 +263,9 @@ def _greet(settings: Settings, host: str, port: int) -> None:
         token = f"\n    TOKEN=$({command} token issue --sub me {allowed})"
         header = ' -H "Authorization: Bearer $TOKEN"'
     say(
-        f"\n  msgpush {__version__} serves {settings.service_uds or f'{url}/'} {BUSES[bus]}."
-        f"\n  Try it in two other terminals{', each with the same key in its environment' if token else ''}:\n{token}"
-        f"\n    {curl} -N {url}/sse/stream/demo{header}"
-        f"\n    {curl} {url}/api/v1/messages/send{header} -d '{message}'\n"
-        f"\n  {page}Ctrl-C ends it.\n"
+        f"\n  msgpush {__version__} serves {settings.service_uds or f'{url}/'} {BUSES[bus]}.\n  Try"
+        " it in two other"
+        f" terminals{', each with the same key in its environment' if token else ''}:\n{token}\n   "
+        f" {curl} -N {url}/sse/stream/demo{header}\n    {curl} {url}/api/v1/messages/send{header}"
+        f" -d '{message}'\n\n  {page}Ctrl-C ends it.\n"
     )

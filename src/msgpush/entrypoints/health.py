@@ -2,9 +2,9 @@
 
     python -m msgpush.entrypoints.health
 
-It asks `/health/live` where the same environment has the service listen, through no proxy (`http_proxy` is for others),
-and exits with 0 or 1. Nothing but the standard library is imported, so that it costs a tenth of what a command does.
-"""
+It asks `/health/live` where the same environment has the service listen, through no proxy
+(`http_proxy` is for others), and exits with 0 or 1. Nothing but the standard library is imported,
+so that it costs a tenth of what a command does."""
 
 import http.client
 import os
@@ -33,7 +33,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 def ailment(environ: Mapping[str, str]) -> str | None:
-    """Why the service that was started with this environment can't be said to live; None: it lives."""
+    """Why the service that has this environment can't be said to live; None: it lives."""
     path = environ.get("SERVICE_UDS")
     host = environ.get("SERVICE_HOST") or "127.0.0.1"
     port = environ.get("SERVICE_PORT") or "8089"

@@ -1,4 +1,6 @@
-"""What the command prints: nothing ends because nobody reads it any longer, or because it has no place to go."""
+"""What the command prints: nothing ends because nobody reads it any longer, or because it has no
+place to go.
+"""
 
 import contextlib
 import errno
@@ -25,16 +27,16 @@ def complain(text: str) -> None:
 def standard_files() -> Iterator[None]:
     """Whatever a command was given as stdin, stdout and stderr, it has all three, and ends quietly.
 
-    A reader that has had enough, as `| head` has, ends the command with 0. Another fault in writing what was asked for,
-    as on a full disk, is told, and ends it with 1.
-    """
+    A reader that has had enough, as `| head` has, ends the command with 0. Another fault in writing
+    what was asked for, as on a full disk, is told, and ends it with 1."""
     _open_closed()
     try:
         yield
     except BrokenPipeError:
         sys.exit(0)
     except OSError as error:
-        # Met by `print` itself: what it has is too large to wait for the flush, or Python is told not to wait.
+        # Met by `print` itself: what it has is too large to wait for the flush, or Python is told
+        # not to wait.
         if error.errno not in _UNWRITABLE or error.filename is not None:
             raise
         _give_up(error)
@@ -67,7 +69,11 @@ def _flush() -> None:
             file.flush()
         except (OSError, ValueError) as error:
             _discard(file)
-            if file is sys.stdout and isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            if (
+                file is sys.stdout
+                and isinstance(error, OSError)
+                and not isinstance(error, BrokenPipeError)
+            ):
                 _give_up(error)
 
 

@@ -1,15 +1,18 @@
-"""One HTTP connection: uvicorn's protocol, with limits, and streams that cost no task switch a write.
+"""One HTTP connection: uvicorn's protocol, with limits, and streams that cost no task switch a
+write.
 
 What is added, and why it can't be had from the outside:
 
-- the ASGI extension `msgpush.wire`: bytes that are framed already go straight to a connection's transport;
-- httptools has no limit of headers and no time for them; a body may take for ever; a pipelined request behind an open
-  stream would leave its task behind;
-- uvicorn parses every request that it is sent ahead of the answers: a hundred times what they took on the wire;
-- what could be understood in two ways is refused, since a proxy before us may have understood it in the other one;
-- closing with unread input sends RST, which destroys an answer on its way: such a connection is half-closed, and what
-  still comes is discarded for a while.
-"""
+- the ASGI extension `msgpush.wire`: bytes that are framed already go straight to a connection's
+  transport;
+- httptools has no limit of headers and no time for them; a body may take for ever; a pipelined
+  request behind an open stream would leave its task behind;
+- uvicorn parses every request that it is sent ahead of the answers: a hundred times what they took
+  on the wire;
+- what could be understood in two ways is refused, since a proxy before us may have understood it in
+  the other one;
+- closing with unread input sends RST, which destroys an answer on its way: such a connection is
+  half-closed, and what still comes is discarded for a while."""
 
 import asyncio
 import re
@@ -35,7 +38,8 @@ HALF_CLOSED_SECONDS = 1.0
 _REFUSALS = {400: "malformed", 408: "too_slow", 431: "headers"}
 _ORIGIN = re.compile(rb"(?i)\norigin:[ \t]*(\S+)")
 _ABSOLUTE = re.compile(rb"(?i)https?://([^/?#@]+)(?=[/?]|\Z)")
-# A path that ends with a name of ours, in printable ASCII; what stands before it may be a proxy's prefix.
+# A path that ends with a name of ours, in printable ASCII; what stands before it may be a proxy's
+# prefix.
 _NAMED = re.compile(rb"((?:/[!-.0-~]+)*?/sse/(?:stream|user|service)/)([!-.0-~]+)")
 _LONGEST_PATH = 200  # characters of it that are told
 
@@ -43,8 +47,8 @@ _LONGEST_PATH = 200  # characters of it that are told
 class Limits(Struct, frozen=True):
     """What a client may take: bytes of a request's line and headers together, and seconds.
 
-    `header_timeout` counts from connecting, or from the first byte of a later request on the same connection.
-    """
+    `header_timeout` counts from connecting, or from the first byte of a later request on the same
+    connection."""
 
     header_bytes: int = 32 * 1024
     header_timeout: float = 5.0
@@ -55,19 +59,22 @@ class Limits(Struct, frozen=True):
 class Wire:
     """The ASGI extension `msgpush.wire` of one GET request over HTTP/1.1.
 
-    The application starts its response by `send`, without a Content-Length, and calls `open`. From then on it writes
-    chunks that are framed already (RFC 9112, section 7.1), and nothing by `send`, until `finish`.
-    """
+    The application starts its response by `send`, without a Content-Length, and calls `open`. From
+    then on it writes chunks that are framed already (RFC 9112, section 7.1), and nothing by `send`,
+    until `finish`."""
 
     __slots__ = ("_flow", "_protocol", "_transport")
 
     def __init__(self, protocol: "Protocol") -> None:
-        # Not its request: that has this in its scope, and would be left to the garbage collector, which comes rarely.
+        # Not its request: that has this in its scope, and would be left to the garbage collector,
+        # which comes rarely.
         self._protocol = protocol
         self._flow, self._transport = protocol.flow, protocol.transport
 
     def open(self) -> None:
-        """The response is a stream: from here on, whatever the client sends ends it, but its own request's rest."""
+        """The response is a stream: from here on, whatever the client sends ends it, but its own
+        request's rest.
+        """
         self._protocol.begin_stream()
 
     @property
@@ -80,14 +87,18 @@ class Wire:
         return self._transport.get_write_buffer_size()
 
     def write(self, framed: bytes) -> bool:
-        """True: taken whole. False, and nothing taken: the socket is over its high-water mark, or gone."""
+        """True: taken whole. False, and nothing taken: the socket is over its high-water mark, or
+        gone.
+        """
         if self._flow.write_paused or self._transport.is_closing():
             return False
         self._transport.write(framed)
         return True
 
     def finish(self, framed: bytes) -> None:
-        """Write the last bytes whatever the backlog, end the response, and close once all is flushed."""
+        """Write the last bytes whatever the backlog, end the response, and close once all is
+        flushed.
+        """
         if self._transport.is_closing():
             return
         self._transport.write(framed + b"0\r\n\r\n")
@@ -104,7 +115,8 @@ class Wire:
 
 
 class Flow(FlowControl):
-    """uvicorn's flow control, whose event is made when somebody waits: an idle stream costs a kilobyte less.
+    """uvicorn's flow control, whose event is made when somebody waits: an idle stream costs a
+    kilobyte less.
 
     It reads on only when no request waits for the answers to those before it.
     """
@@ -142,7 +154,7 @@ class Pipeline(list[Any]):
 
 
 class Lingering:
-    """A request's view of its transport whose `close` waits until the client has read the answer."""
+    """A request's view of its transport: `close` waits until the client has read the answer."""
 
     __slots__ = ("_protocol", "_transport", "is_closing", "write")
 
@@ -158,7 +170,9 @@ class Lingering:
 
 
 class Unchunked:
-    """An HTTP/1.0 request's view of its transport: chunked coding, which such a client can't read, is taken off."""
+    """An HTTP/1.0 request's view of its transport: chunked coding, which such a client can't read,
+    is taken off.
+    """
 
     __slots__ = ("_chunked", "_transport", "close", "is_closing")
 
@@ -207,7 +221,9 @@ class Protocol(HttpToolsProtocol):
 
     server_state: State
 
-    def __init__(self, config: uvicorn.Config, server_state: State, app_state: dict[str, Any], **more: Any) -> None:
+    def __init__(
+        self, config: uvicorn.Config, server_state: State, app_state: dict[str, Any], **more: Any
+    ) -> None:
         super().__init__(config, server_state, app_state, **more)
         self.pipeline = Pipeline()  # type: ignore[assignment]
         self._limits = server_state.limits
@@ -235,7 +251,8 @@ class Protocol(HttpToolsProtocol):
         self.pipeline.clear()
         self.held = b""
         if self._answering is not None:
-            # uvicorn tells only the request that came last, and leaves the task of the one before it behind.
+            # uvicorn tells only the request that came last, and leaves the task of the one before
+            # it behind.
             self._answering.disconnected = True
             self._answering.message_event.set()
         super().connection_lost(exc)
@@ -246,7 +263,9 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._linger_until is not None:
-            self.server_state.deadlines[self] = min(self._linger_until, time.monotonic() + LINGER_SECONDS)
+            self.server_state.deadlines[self] = min(
+                self._linger_until, time.monotonic() + LINGER_SECONDS
+            )
         elif self._deaf:
             pass
         elif self._streaming:
@@ -257,8 +276,14 @@ class Protocol(HttpToolsProtocol):
             self._take_held()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        # A client may half-close after a whole request and still read the answer. Of a stream it is its end.
-        if self._unanswered and not self.reading_body and not self._streaming and self._linger_until is None:
+        # A client may half-close after a whole request and still read the answer. Of a stream it is
+        # its end.
+        if (
+            self._unanswered
+            and not self.reading_body
+            and not self._streaming
+            and self._linger_until is None
+        ):
             self.cycle.keep_alive = False
             self._half_closed = True
             self._must_end_by(HALF_CLOSED_SECONDS)
@@ -268,10 +293,16 @@ class Protocol(HttpToolsProtocol):
     # From bytes to requests
 
     def _take_held(self) -> None:
-        # As long as no request waits for the one before it: in memory it takes a hundred times its bytes.
+        # As long as no request waits for the one before it: in memory it takes a hundred times its
+        # bytes.
         held, self.held, at = self.held, b"", 0
         self.flow.resume_reading()
-        while at < len(held) and not self.pipeline and not self._deaf and not self.transport.is_closing():
+        while (
+            at < len(held)
+            and not self.pipeline
+            and not self._deaf
+            and not self.transport.is_closing()
+        ):
             self._parse(held[at : at + SLICE])
             at += SLICE
         if self.pipeline:
@@ -295,16 +326,17 @@ class Protocol(HttpToolsProtocol):
                 # Not worth a line in the log: whoever can connect could fill a disk with them.
                 self._refuse(*self._refusal, unread=data)
                 return
-        # A head that is too large is read on for a while: without its Origin no page could read why it was refused.
+        # A head that is too large is read on for a while: without its Origin no page could read why
+        # it was refused.
         if max(self._head_bytes // 2, self._framing_bytes) > self._limits.header_bytes:
             self._refuse(431, self._too_large)
 
     def _take_rest(self, data: bytes) -> None:
         """What comes while a stream is open: the end of its own request, or what ends the stream.
 
-        Some gateways send the last chunk of an empty body after the headers. Nothing waits for it, and no more is taken
-        than of headers; empty lines are allowed behind it (RFC 9112, section 2.2).
-        """
+        Some gateways send the last chunk of an empty body after the headers. Nothing waits for it,
+        and no more is taken than of headers; empty lines are allowed behind it (RFC 9112, section
+        2.2)."""
         self._framing_bytes += len(data)
         if self._in_head:
             wrong = bool(data.strip(b"\r\n"))
@@ -318,9 +350,12 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()
 
     def _without_upgrade(self) -> bytes:
-        # No upgrade is offered here, so it is a plain request (RFC 9110, section 7.8). But the parser leaves out its
-        # body: another one gets the head anew.
-        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        # No upgrade is offered here, so it is a plain request (RFC 9110, section 7.8). But the
+        # parser leaves out its body: another one gets the head anew.
+        lines = [
+            b"%b %b HTTP/%b"
+            % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        ]
         kept = [header for header in self.headers if header[0] not in (b"upgrade", b"connection")]
         lines += [b"%b: %b" % header for header in (*kept, (b"connection", b"close"))]
         self.parser = httptools.HttpRequestParser(self)
@@ -329,7 +364,9 @@ class Protocol(HttpToolsProtocol):
 
     def _start_clock(self) -> None:
         if self not in self.server_state.deadlines:
-            self._must_end_by(self._limits.header_timeout if self._in_head else self._limits.body_timeout)
+            self._must_end_by(
+                self._limits.header_timeout if self._in_head else self._limits.body_timeout
+            )
 
     # What the parser calls
 
@@ -339,7 +376,8 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # Trailers are none of the headers that somebody before us has checked (RFC 9110, section 6.5.1).
+        # Trailers are none of the headers that somebody before us has checked (RFC 9110, section
+        # 6.5.1).
         if self._in_head:
             super().on_header(name, value)
 
@@ -396,10 +434,14 @@ class Protocol(HttpToolsProtocol):
             return "this is no proxy"
         if version not in ("1.0", "1.1"):
             return "only HTTP/1.1 and HTTP/1.0 are spoken here"
-        if b"#" in self.url or not (self.url[:1] == b"/" or self.url == b"*" or _ABSOLUTE.match(self.url)):
+        if b"#" in self.url or not (
+            self.url[:1] == b"/" or self.url == b"*" or _ABSOLUTE.match(self.url)
+        ):
             return "the request's target is neither a path nor an http URL"
         if b"%2f" in self.url.partition(b"?")[0].lower():
-            told = "the path has an encoded slash, which some servers read as a slash and some don't"
+            told = (
+                "the path has an encoded slash, which some servers read as a slash and some don't"
+            )
             return f"{told}; a name with a slash is percent-encoded twice (%252F){_twice(self.url)}"
         hosts = 0
         codings = []
@@ -411,15 +453,19 @@ class Protocol(HttpToolsProtocol):
         if version == "1.1" and hosts != 1:
             return "a request of HTTP/1.1 has one Host header"
         if codings and (codings != [b"chunked"] or version == "1.0"):
-            # Another coding would be taken for the body itself; HTTP/1.0 has none (RFC 9112, section 6.1).
+            # Another coding would be taken for the body itself; HTTP/1.0 has none (RFC 9112,
+            # section 6.1).
             return "the only Transfer-Encoding is chunked, and that in HTTP/1.1"
         return None
 
     def _settle_host(self) -> None:
-        # Where the target names a host it counts, whatever the header says (RFC 9112, section 3.2.2).
+        # Where the target names a host it counts, whatever the header says (RFC 9112, section
+        # 3.2.2).
         if absolute := _ABSOLUTE.match(self.url):
             self.url = b"/" + self.url[absolute.end() :].removeprefix(b"/")
-            self.headers[:] = [(name, absolute[1] if name == b"host" else value) for name, value in self.headers]
+            self.headers[:] = [
+                (name, absolute[1] if name == b"host" else value) for name, value in self.headers
+            ]
 
     def _equip(self, cycle: RequestResponseCycle, version: str) -> None:
         if version != "1.1":
@@ -454,7 +500,9 @@ class Protocol(HttpToolsProtocol):
         self.cycle.message_event.set()
 
     def linger(self) -> None:
-        """Half-close, so that the client can read the answer; then discard what it still sends, as long as it does."""
+        """Half-close, so that the client can read the answer; then discard what it still sends, as
+        long as it does.
+        """
         if self._linger_until is not None or self.transport.is_closing():
             return
         self._deaf = True
@@ -477,12 +525,18 @@ class Protocol(HttpToolsProtocol):
         elif self._in_head and self._head_bytes > self._limits.header_bytes:
             self._refuse(431, self._too_large)
         elif self._in_head:
-            self._refuse(408, f"the request's headers took longer than {self._limits.header_timeout:g} seconds")
+            self._refuse(
+                408,
+                f"the request's headers took longer than {self._limits.header_timeout:g} seconds",
+            )
         else:
-            self._refuse(408, f"the request's body took longer than {self._limits.body_timeout:g} seconds")
+            self._refuse(
+                408, f"the request's body took longer than {self._limits.body_timeout:g} seconds"
+            )
 
     def _refuse(self, status: int, detail: str, unread: bytes = b"") -> None:
-        # What can't become a request, or is one no longer. The parser doesn't tell the last header before a mistake.
+        # What can't become a request, or is one no longer. The parser doesn't tell the last header
+        # before a mistake.
         self.server_state.on_refused(_REFUSALS[status])
         if self._in_head and self._unanswered:
             # Those before it get their answers, and its own would be taken for one of them.
@@ -506,7 +560,9 @@ class Protocol(HttpToolsProtocol):
             f"HTTP/1.1 {status} {told.title}\r\ncontent-type: application/problem+json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n"
         )
-        sent = [value for name, value in self.headers or () if name == b"origin"] or _ORIGIN.findall(unread)
+        sent = [
+            value for name, value in self.headers or () if name == b"origin"
+        ] or _ORIGIN.findall(unread)
         cors = self.server_state.cors(sent[0].decode("latin-1") if sent else None)
         added = "".join(f"{name.lower()}: {value}\r\n" for name, value in cors.items())
         self.transport.write(f"{head}{added}\r\n".encode() + body)
@@ -514,14 +570,19 @@ class Protocol(HttpToolsProtocol):
 
     @property
     def _too_large(self) -> str:
-        return f"the request's line, headers and trailers are larger than {self._limits.header_bytes} bytes"
+        return (
+            f"the request's line, headers and trailers are larger than {self._limits.header_bytes}"
+            " bytes"
+        )
 
     def _must_end_by(self, seconds: float) -> None:
         self.server_state.deadlines[self] = time.monotonic() + seconds
 
 
 def _twice(url: bytes) -> str:
-    """The path to use instead, where it can be told: with the name at its end percent-encoded once more."""
+    """The path to use instead, where it can be told: with the name at its end percent-encoded once
+    more.
+    """
     path = url.partition(b"?")[0]
     if absolute := _ABSOLUTE.match(path):
         path = path[absolute.end() :]

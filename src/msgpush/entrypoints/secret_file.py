@@ -4,7 +4,8 @@ LARGEST = 64 * 1024  # bytes; no key nor password comes near
 
 
 def read_secret(path: str) -> str:
-    """The secret that a file holds, without the one end of line that editors and `echo` leave behind it.
+    """The secret that a file holds, without the one end of line that editors and `echo` leave
+    behind it.
 
     That is `\\n` or `\\r\\n`; other white space belongs to the secret.
 
@@ -21,7 +22,9 @@ def read_secret(path: str) -> str:
     if len(raw) > LARGEST:
         raise ValueError(f"it is larger than {LARGEST} bytes")
     if raw.startswith(b"\xef\xbb\xbf"):
-        raise ValueError("it begins with a byte order mark, which would be a part of the secret: save it without")
+        raise ValueError(
+            "it begins with a byte order mark, which would be a part of the secret: save it without"
+        )
     try:
         text = raw.decode()
     except UnicodeDecodeError:

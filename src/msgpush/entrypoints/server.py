@@ -1,7 +1,7 @@
 """The HTTP server: uvicorn, which drains its streams with the sockets open before it closes them.
 
-uvicorn's own shutdown closes the listeners first, waits for open streams for ever, and exits with the signal's number.
-"""
+uvicorn's own shutdown closes the listeners first, waits for open streams for ever, and exits with
+the signal's number."""
 
 import asyncio
 import contextlib
@@ -26,9 +26,12 @@ from msgpush.entrypoints.protocol import Limits, Protocol, State
 
 SEND_BUFFER = 64 * 1024  # the kernel's own would hold 4 MB for each reader that has stalled
 CLOSE_SECONDS = 1.0
-PROBE_SECONDS = 1.0  # what a process may take to accept, before its socket is taken for one that is served
+PROBE_SECONDS = (
+    1.0  # what a process may take to accept, before its socket is taken for one that is served
+)
 
-# Those of which a second one ends the process at once. A terminal that goes may send SIGHUP more than once.
+# Those of which a second one ends the process at once. A terminal that goes may send SIGHUP more
+# than once.
 IMPATIENT = (signal.SIGTERM, signal.SIGINT)
 
 log = logging.getLogger("msgpush.server")
@@ -40,7 +43,8 @@ class Server(uvicorn.Server):
     Args:
         drain: ends the application's streams; called while everything is still served.
         drain_seconds: what the drain may take.
-        on_ready: called once, with the address that is listened on; of a unix socket the path, and 0.
+        on_ready: called once, with the address that is listened on; of a unix socket the path, and
+            0.
         supervised: whether a second signal is for a supervisor to act on, and changes nothing here.
     """
 
@@ -123,13 +127,15 @@ def run(
     on_refused: Callable[[str], None] | None = None,
     cors: Callable[[str | None], Mapping[str, str]] | None = None,
 ) -> int:
-    """Serve an application until SIGTERM, SIGINT or SIGHUP; a second one of the first two ends the process at once.
+    """Serve an application until SIGTERM, SIGINT or SIGHUP; a second one of the first two ends the
+    process at once.
 
     Args:
         listener: a socket that listens already, instead of one at `host` and `port`.
         supervised: whether a second signal is for a supervisor to act on.
         on_refused: told of each request that was refused before it was one, and why.
-        cors: the headers that such a refusal needs, so that pages of the request's origin can read it.
+        cors: the headers that such a refusal needs, so that pages of the request's origin can read
+            it.
 
     Returns:
         the process's exit status: 0, or 1 where the service could not start.
@@ -189,7 +195,12 @@ def make_server(
         backlog=4096,
     )
     server = Server(
-        config, limits=limits, drain=drain, drain_seconds=drain_seconds, on_ready=on_ready, supervised=supervised
+        config,
+        limits=limits,
+        drain=drain,
+        drain_seconds=drain_seconds,
+        on_ready=on_ready,
+        supervised=supervised,
     )
     if on_refused is not None:
         server.server_state.on_refused = on_refused
@@ -199,15 +210,22 @@ def make_server(
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
-    """The signals that drain the service. SIGHUP isn't one where it was ignored from the start, as by nohup."""
-    return IMPATIENT if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (*IMPATIENT, signal.SIGHUP)
+    """The signals that drain the service. SIGHUP isn't one where it was ignored from the start, as
+    by nohup.
+    """
+    return (
+        IMPATIENT
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        else (*IMPATIENT, signal.SIGHUP)
+    )
 
 
 def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """A listening socket, whose options its connections inherit.
 
     Args:
-        shared: whether others of this user may listen there, too; the kernel then spreads the connections over them.
+        shared: whether others of this user may listen there, too; the kernel then spreads the
+            connections over them.
 
     Raises:
         OSError: no such address, or it is taken.
@@ -246,7 +264,8 @@ def address_of(listener: socket.socket) -> tuple[str, int]:
 def unix_socket(path: str, mode: int) -> Iterator[socket.socket]:
     """A listening unix socket, which is removed at the end.
 
-    One that a process has left behind is replaced; one that is served isn't, nor is anything that is no socket.
+    One that a process has left behind is replaced; one that is served isn't, nor is anything that
+    is no socket.
 
     Raises:
         OSError: it is served already, there is something else, or there can be none.
@@ -272,7 +291,9 @@ def _make_way(path: str) -> None:
     except FileNotFoundError:
         return
     if not is_socket:
-        raise FileExistsError(errno.EEXIST, "there is something that is no socket: remove it, or choose another path")
+        raise FileExistsError(
+            errno.EEXIST, "there is something that is no socket: remove it, or choose another path"
+        )
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(PROBE_SECONDS)
         try:
@@ -294,8 +315,8 @@ def raise_open_files() -> int:
 
 
 def _tame_gc() -> None:
-    # A full collection looks at every connection: a third of a second at 10,000. What lives from the start is exempt,
-    # and full collections are rare.
+    # A full collection looks at every connection: a third of a second at 10,000. What lives from
+    # the start is exempt, and full collections are rare.
     gc.collect()
     gc.freeze()
     gc.set_threshold(5_000, 20, 1_000)

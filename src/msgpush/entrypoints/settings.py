@@ -1,7 +1,7 @@
 """The settings: one table, `Settings`, feeds parsing, error messages, `--help` and the README.
 
-Each of its fields is one setting: a variable of that name in capitals, and a flag of `msgpush serve`.
-"""
+Each of its fields is one setting: a variable of that name in capitals, and a flag of `msgpush
+serve`."""
 
 import difflib
 import json
@@ -36,7 +36,8 @@ UNIX_PATH_BYTES = 108 if sys.platform == "linux" else 104
 
 
 class SettingsError(MsgpushError):
-    """A setting stops the start. Its text is one line: the setting, its value unless secret, and what is allowed.
+    """A setting stops the start. Its text is one line: the setting, its value unless secret, and
+    what is allowed.
 
     Args:
         name: the setting as it was given, as a variable or as a flag.
@@ -75,7 +76,10 @@ def decimal(lowest: float, highest: float, unit: str = "seconds") -> Kind:
 
     def parse(text: str) -> float:
         # float() alone would also take "nan", "inf" and "1e9".
-        if not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,15})?", text) or not lowest <= float(text) <= highest:
+        if (
+            not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,15})?", text)
+            or not lowest <= float(text) <= highest
+        ):
             raise ValueError
         return float(text)
 
@@ -175,7 +179,7 @@ def _events(text: str) -> frozenset[str]:
 
 
 def checked(check: Callable[[str], object], allowed: str) -> Kind:
-    """Text that `check` takes; the ValueErrors that it raises say why not, and show nothing secret."""
+    """Text that `check` takes; its ValueErrors say why it doesn't, and show nothing secret."""
 
     def parse(text: str) -> str:
         try:
@@ -199,29 +203,36 @@ BOOLEAN = Kind(_boolean, "true or false (also 1, 0, yes, no, on, off)")
 HOST = Kind(_host, "an IP address such as 127.0.0.1, 0.0.0.0 or ::1, or a host name")
 ORIGINS = json_list(
     read_origins,
-    'origins, scheme://host or scheme://host:port, such as ["https://app.example.com"]; https://*.example.com stands '
-    "for all names below that one",
+    'origins, scheme://host or scheme://host:port, such as ["https://app.example.com"];'
+    " https://*.example.com stands for all names below that one",
 )
 HEADERS = json_list(_header_name, 'names of headers, such as ["X-Request-ID"]')
 PROXIES = json_list(
     _proxy,
-    'IP addresses and networks (with no host bits), such as ["10.0.0.0/8", "::1"]; "unix" is whoever connects to '
-    "SERVICE_UDS",
+    'IP addresses and networks (with no host bits), such as ["10.0.0.0/8", "::1"]; "unix" is'
+    " whoever connects to SERVICE_UDS",
 )
 SOCKET_PATH = Kind(
-    _socket_path, f"a path such as /run/msgpush/http.sock: from the root, and of {UNIX_PATH_BYTES - 1} bytes at most"
+    _socket_path,
+    f"a path such as /run/msgpush/http.sock: from the root, and of {UNIX_PATH_BYTES - 1} bytes at"
+    " most",
 )
 FILE_MODE = matching("0?[0-7]{3}", "an octal mode such as 660 or 666")
 EVENTS = Kind(_events, f"a comma-separated list of {', '.join(TYPES)}; or *, all of them; or none")
 # An encoded slash is refused in every request's path.
 PATH = matching(
-    r"(?!.*%2[fF])(/[A-Za-z0-9._~%-]+)+", "a path such as /push: with a slash before it, none after it, and no %2F"
+    r"(?!.*%2[fF])(/[A-Za-z0-9._~%-]+)+",
+    "a path such as /push: with a slash before it, none after it, and no %2F",
 )
 REDIS = checked(
     RedisTarget.from_url,
-    "redis://host, rediss://host, redis+sentinel://host,host/name or redis+cluster://host,host; see docs/redis.md",
+    "redis://host, rediss://host, redis+sentinel://host,host/name or redis+cluster://host,host; see"
+    " docs/redis.md",
 )
-HTTP_URL = matching(r"https?://[^\s/?#@]+([/?#]\S*)?", "a URL that begins with https:// or http://, and names no user")
+HTTP_URL = matching(
+    r"https?://[^\s/?#@]+([/?#]\S*)?",
+    "a URL that begins with https:// or http://, and names no user",
+)
 TOKEN = matching(r"[A-Za-z0-9._~+/=-]+", "text of A-Za-z0-9._~+/=-")
 SECRET = checked(secret_key, "at least 32 bytes long, and no PEM key")
 PUBLIC_KEY = checked(public_key, f"a public key in PEM: {KINDS}")
@@ -243,10 +254,12 @@ def _may_hold_password(url: str) -> bool:
 
 
 class When(Struct, frozen=True):
-    """When a setting is used. Otherwise it isn't even read: what others have set it to stops no start.
+    """When a setting is used. Otherwise it isn't even read: what others have set it to stops no
+    start.
 
     Args:
-        met: whether it is used, by the values of the settings that stand before it in the table and are set.
+        met: whether it is used, by the values of the settings that stand before it in the table and
+            are set.
         words: continue "it is used only".
         silent: whether no warning is given where it is set and not used.
     """
@@ -281,15 +294,19 @@ MEMORY_BUS = When(lambda read: not _with_redis(read), "without REDIS_HOST and RE
 TOKENS = When(_with_tokens, "without ENABLE_AUTH=false")
 KEY = When(_with_key, "with a key for tokens, and without ENABLE_AUTH=false")
 AUDIENCE_SET = When(lambda read: "jwt_audience" in read, "with JWT_AUDIENCE")
-# Instances on one Redis share the revocations, which each keeps for so long, whether it reads tokens itself or not.
-REVOCATIONS = When(lambda read: _with_key(read) or _with_redis(read), "with a key for tokens, or with Redis")
+# Instances on one Redis share the revocations, which each keeps for so long, whether it reads
+# tokens itself or not.
+REVOCATIONS = When(
+    lambda read: _with_key(read) or _with_redis(read), "with a key for tokens, or with Redis"
+)
 
 
 class Setting(Struct, frozen=True):
     """What the table says of a setting, beyond its name, type and default.
 
     Args:
-        secret: whether this value must not be shown. Where some may not, the setting can come from a file as well.
+        secret: whether this value must not be shown. Where some may not, the setting can come from
+            a file as well.
         when: when it is used.
     """
 
@@ -300,29 +317,49 @@ class Setting(Struct, frozen=True):
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """What the service was told. `from_environ` checks each value; `check` and `mode`, what they ask for together."""
+    """What the service was told. `from_environ` checks each value; `check` and `mode`, what they
+    ask for together.
+    """
 
     service_uds: Annotated[
-        str | None, Setting(SOCKET_PATH, "Unix socket to listen on, instead of SERVICE_HOST and SERVICE_PORT.")
+        str | None,
+        Setting(SOCKET_PATH, "Unix socket to listen on, instead of SERVICE_HOST and SERVICE_PORT."),
     ] = None
     service_uds_mode: Annotated[
-        str, Setting(FILE_MODE, "With SERVICE_UDS: who may connect, as a file's mode.", when=UNIX_SOCKET)
+        str,
+        Setting(
+            FILE_MODE, "With SERVICE_UDS: who may connect, as a file's mode.", when=UNIX_SOCKET
+        ),
     ] = "660"
-    service_host: Annotated[str, Setting(HOST, "Address to listen on.", when=NO_UNIX_SOCKET)] = "127.0.0.1"
+    service_host: Annotated[str, Setting(HOST, "Address to listen on.", when=NO_UNIX_SOCKET)] = (
+        "127.0.0.1"
+    )
     service_port: Annotated[
         int, Setting(whole(0, 65535), "Port to listen on; 0: any free one.", when=NO_UNIX_SOCKET)
     ] = 8089
-    workers: Annotated[int, Setting(whole(1, 64), "Processes that serve; more than one need Redis.")] = 1
+    workers: Annotated[
+        int, Setting(whole(1, 64), "Processes that serve; more than one need Redis.")
+    ] = 1
     redis_host: Annotated[str | None, Setting(HOST, "The Redis server that is the bus.")] = None
-    redis_port: Annotated[int, Setting(whole(1, 65535), "With REDIS_HOST: its port.", when=REDIS_HOST)] = 6379
-    redis_password: Annotated[str | None, Setting(ANY_TEXT, "With REDIS_HOST: its password.", _always, REDIS_HOST)] = (
-        None
-    )
-    redis_db: Annotated[int, Setting(whole(0, 65535), "With REDIS_HOST: its database.", when=REDIS_HOST)] = 2
-    redis_url: Annotated[str | None, Setting(REDIS, "Instead of REDIS_HOST: a URL.", _may_hold_password)] = None
+    redis_port: Annotated[
+        int, Setting(whole(1, 65535), "With REDIS_HOST: its port.", when=REDIS_HOST)
+    ] = 6379
+    redis_password: Annotated[
+        str | None, Setting(ANY_TEXT, "With REDIS_HOST: its password.", _always, REDIS_HOST)
+    ] = None
+    redis_db: Annotated[
+        int, Setting(whole(0, 65535), "With REDIS_HOST: its database.", when=REDIS_HOST)
+    ] = 2
+    redis_url: Annotated[
+        str | None, Setting(REDIS, "Instead of REDIS_HOST: a URL.", _may_hold_password)
+    ] = None
     redis_wait_replicas: Annotated[
         int,
-        Setting(whole(0, 64), "With Redis: replicas that must have a message before it is accepted.", when=REDIS_BUS),
+        Setting(
+            whole(0, 64),
+            "With Redis: replicas that must have a message before it is accepted.",
+            when=REDIS_BUS,
+        ),
     ] = 0
     log_length: Annotated[
         int,
@@ -333,13 +370,24 @@ class Settings(Struct, frozen=True, kw_only=True):
         ),
     ] = 100_000
     memory_bus_bytes: Annotated[
-        int, Setting(BUS_SIZE, "Without Redis: what the embedded bus keeps at most.", when=MEMORY_BUS)
+        int,
+        Setting(BUS_SIZE, "Without Redis: what the embedded bus keeps at most.", when=MEMORY_BUS),
     ] = 256 * MIB
-    history_length: Annotated[int, Setting(whole(1, 1_000_000), "Messages kept for each channel.")] = 1000
-    message_ttl: Annotated[int, Setting(TTL, "How long messages are kept that don't say it.")] = 3600
-    max_message_bytes: Annotated[int, Setting(whole(1024, 16 * MIB, "bytes"), "The largest message.")] = 256 * 1024
-    max_batch_bytes: Annotated[int, Setting(whole(1024, 1024 * MIB, "bytes"), "The largest batch.")] = 16 * MIB
-    max_connections: Annotated[int, Setting(whole(1, 1_000_000), "Streams that one process serves.")] = 10_000
+    history_length: Annotated[
+        int, Setting(whole(1, 1_000_000), "Messages kept for each channel.")
+    ] = 1000
+    message_ttl: Annotated[int, Setting(TTL, "How long messages are kept that don't say it.")] = (
+        3600
+    )
+    max_message_bytes: Annotated[
+        int, Setting(whole(1024, 16 * MIB, "bytes"), "The largest message.")
+    ] = 256 * 1024
+    max_batch_bytes: Annotated[
+        int, Setting(whole(1024, 1024 * MIB, "bytes"), "The largest batch.")
+    ] = 16 * MIB
+    max_connections: Annotated[
+        int, Setting(whole(1, 1_000_000), "Streams that one process serves.")
+    ] = 10_000
     max_connections_per_subject: Annotated[
         int, Setting(LIMIT, "Streams of a subject that one process serves; 0: no limit.")
     ] = 0
@@ -349,16 +397,29 @@ class Settings(Struct, frozen=True, kw_only=True):
     publish_rate: Annotated[
         float, Setting(RATE, "What a subject may publish, at all instances together; 0: no limit.")
     ] = 0.0
-    heartbeat_interval: Annotated[float, Setting(TIMEOUT, "Streams get a heartbeat when idle so long.")] = 30.0
+    heartbeat_interval: Annotated[
+        float, Setting(TIMEOUT, "Streams get a heartbeat when idle so long.")
+    ] = 30.0
     default_events: Annotated[
-        frozenset[str], Setting(EVENTS, "Types that come as events of their name where a stream doesn't choose.")
+        frozenset[str],
+        Setting(EVENTS, "Types that come as events of their name where a stream doesn't choose."),
     ] = frozenset({"progress"})
-    write_timeout: Annotated[float, Setting(TIMEOUT, "A stream that takes nothing for so long is cut.")] = 30.0
-    header_timeout: Annotated[float, Setting(TIMEOUT, "What headers may take, from connecting.")] = 5.0
+    write_timeout: Annotated[
+        float, Setting(TIMEOUT, "A stream that takes nothing for so long is cut.")
+    ] = 30.0
+    header_timeout: Annotated[
+        float, Setting(TIMEOUT, "What headers may take, from connecting.")
+    ] = 5.0
     body_timeout: Annotated[float, Setting(TIMEOUT, "What a body may take.")] = 30.0
-    drain_seconds: Annotated[float, Setting(SECONDS, "SIGTERM closes streams one by one over so long.")] = 10.0
-    cors_origins: Annotated[tuple[str, ...], Setting(ORIGINS, "Origins whose pages may use the service.")] = ()
-    cors_headers: Annotated[tuple[str, ...], Setting(HEADERS, "Further headers that those pages may send.")] = ()
+    drain_seconds: Annotated[
+        float, Setting(SECONDS, "SIGTERM closes streams one by one over so long.")
+    ] = 10.0
+    cors_origins: Annotated[
+        tuple[str, ...], Setting(ORIGINS, "Origins whose pages may use the service.")
+    ] = ()
+    cors_headers: Annotated[
+        tuple[str, ...], Setting(HEADERS, "Further headers that those pages may send.")
+    ] = ()
     trusted_proxies: Annotated[
         tuple[Proxy, ...], Setting(PROXIES, "Proxies whose word for a client's address is taken.")
     ] = ()
@@ -367,31 +428,50 @@ class Settings(Struct, frozen=True, kw_only=True):
         bool | None,
         Setting(
             BOOLEAN,
-            "false: off, on any address; true: on; unset: on with a key, else off, for this machine alone.",
+            "false: off, on any address; true: on; unset: on with a key, else off, for this machine"
+            " alone.",
         ),
     ] = None
-    jwt_secret: Annotated[str | None, Setting(SECRET, "Key of HS256 tokens.", _always, TOKENS)] = None
+    jwt_secret: Annotated[str | None, Setting(SECRET, "Key of HS256 tokens.", _always, TOKENS)] = (
+        None
+    )
     jwt_public_key: Annotated[
-        str | None, Setting(PUBLIC_KEY, "Key of RS256, PS256, ES256, Ed25519 and such tokens.", _always, TOKENS)
+        str | None,
+        Setting(
+            PUBLIC_KEY, "Key of RS256, PS256, ES256, Ed25519 and such tokens.", _always, TOKENS
+        ),
     ] = None
-    jwks_url: Annotated[str | None, Setting(HTTP_URL, "Where such keys are.", _may_hold_password, TOKENS)] = None
+    jwks_url: Annotated[
+        str | None, Setting(HTTP_URL, "Where such keys are.", _may_hold_password, TOKENS)
+    ] = None
     jwt_issuer: Annotated[
         str | None,
         Setting(
             ANY_TEXT,
-            "The only `iss` that is accepted; where there is no other key, also where such keys are found, by OpenID "
-            "discovery: an https URL then.",
+            "The only `iss` that is accepted; where there is no other key, also where such keys are"
+            " found, by OpenID discovery: an https URL then.",
             when=TOKENS,
         ),
     ] = None
     jwt_audience: Annotated[
         str | tuple[str, ...] | None,
-        Setting(AUDIENCE, "With a key: whom a token must be for, by its `aud`; of several, one of them.", when=KEY),
+        Setting(
+            AUDIENCE,
+            "With a key: whom a token must be for, by its `aud`; of several, one of them.",
+            when=KEY,
+        ),
     ] = None
     jwt_audience_claim: Annotated[
-        str, Setting(CLAIM, "With JWT_AUDIENCE: the claim that names it, where that isn't `aud`.", when=AUDIENCE_SET)
+        str,
+        Setting(
+            CLAIM,
+            "With JWT_AUDIENCE: the claim that names it, where that isn't `aud`.",
+            when=AUDIENCE_SET,
+        ),
     ] = "aud"
-    jwt_leeway: Annotated[float, Setting(SECONDS, "With a key: grace after a token's end.", when=REVOCATIONS)] = 30.0
+    jwt_leeway: Annotated[
+        float, Setting(SECONDS, "With a key: grace after a token's end.", when=REVOCATIONS)
+    ] = 30.0
     max_token_lifetime: Annotated[
         int,
         Setting(
@@ -401,12 +481,19 @@ class Settings(Struct, frozen=True, kw_only=True):
         ),
     ] = 30 * 86_400
     metrics_token: Annotated[str | None, Setting(TOKEN, "What /metrics asks for.", _always)] = None
-    log_level: Annotated[Level, Setting(choice(*get_args(Level)), "The least important that is logged.")] = "info"
-    log_format: Annotated[Format, Setting(choice(*get_args(Format)), "Lines for people, or JSON objects.")] = "console"
+    log_level: Annotated[
+        Level, Setting(choice(*get_args(Level)), "The least important that is logged.")
+    ] = "info"
+    log_format: Annotated[
+        Format, Setting(choice(*get_args(Format)), "Lines for people, or JSON objects.")
+    ] = "console"
 
     @classmethod
     def from_environ(
-        cls, environ: Mapping[str, str], argv: Sequence[str] = (), warn: Callable[[str], object] = lambda _: None
+        cls,
+        environ: Mapping[str, str],
+        argv: Sequence[str] = (),
+        warn: Callable[[str], object] = lambda _: None,
     ) -> Self:
         """Settings from variables, flags and files. Flags win; an empty value counts as unset.
 
@@ -416,9 +503,12 @@ class Settings(Struct, frozen=True, kw_only=True):
             warn: is told, in a line each, what may be a mistake.
 
         Raises:
-            SettingsError: a wrong value, an unknown flag, a file that can't be read, or what `check` refuses.
-        """
-        variables = {name: Given(name.upper(), environ.get(name.upper(), "")) for name in (*SETTINGS, *FILES.values())}
+            SettingsError: a wrong value, an unknown flag, a file that can't be read, or what
+                `check` refuses."""
+        variables = {
+            name: Given(name.upper(), environ.get(name.upper(), ""))
+            for name in (*SETTINGS, *FILES.values())
+        }
         given = {name: each for name, each in (variables | _read_flags(argv)).items() if each.text}
         labels: dict[str, str] = {}
         read: dict[str, Any] = {}
@@ -433,7 +523,11 @@ class Settings(Struct, frozen=True, kw_only=True):
             elif not used and setting.when.silent:
                 continue
             elif not used:
-                unused += [f"{each.label} (used only {setting.when.words})" for each in (value, file) if each]
+                unused += [
+                    f"{each.label} (used only {setting.when.words})"
+                    for each in (value, file)
+                    if each
+                ]
             elif value is not None and file is not None:
                 raise SettingsError(file.label, f"excludes {value.label}: set one of the two")
             elif value is not None:
@@ -455,8 +549,8 @@ class Settings(Struct, frozen=True, kw_only=True):
         """Who is served: "tokens", who has one; "open", everybody; "local", this machine alone.
 
         Raises:
-            SettingsError: what `check` refuses; so settings that nobody has checked never open a service.
-        """
+            SettingsError: what `check` refuses; so settings that nobody has checked never open a
+                service."""
         self.check()
         if self.enable_auth is False:
             return "open"
@@ -470,7 +564,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     @property
     def discovers_keys(self) -> bool:
         """Whether JWT_ISSUER alone says where the keys are."""
-        return bool(self.jwt_issuer) and not any((self.jwt_secret, self.jwt_public_key, self.jwks_url))
+        return bool(self.jwt_issuer) and not any(
+            (self.jwt_secret, self.jwt_public_key, self.jwks_url)
+        )
 
     @property
     def first_audience(self) -> str | None:
@@ -485,7 +581,9 @@ class Settings(Struct, frozen=True, kw_only=True):
         if not self.redis_host:
             return None
         password = {"password": self.redis_password} if self.redis_password else {}
-        return RedisTarget("server", ((self.redis_host, self.redis_port),), {"db": self.redis_db, **password})
+        return RedisTarget(
+            "server", ((self.redis_host, self.redis_port),), {"db": self.redis_db, **password}
+        )
 
     def check(self) -> None:
         """Refuse settings that don't fit together.
@@ -494,19 +592,31 @@ class Settings(Struct, frozen=True, kw_only=True):
             SettingsError: the first of them.
         """
         if self.redis_url and self.redis_host:
-            raise SettingsError("REDIS_URL", "excludes REDIS_HOST, since it says everything itself: set one of the two")
+            raise SettingsError(
+                "REDIS_URL",
+                "excludes REDIS_HOST, since it says everything itself: set one of the two",
+            )
         if self.workers > 1 and not (self.redis_host or self.redis_url):
             raise SettingsError("WORKERS", f"{_value('workers', _text(self.workers))}: {ALONE}")
-        if self.enable_auth is not False and self.discovers_keys and not is_issuer(self.jwt_issuer or ""):
-            raise SettingsError("JWT_ISSUER", f"{_value('jwt_issuer', self.jwt_issuer or '')}: {NO_ISSUER}")
+        if (
+            self.enable_auth is not False
+            and self.discovers_keys
+            and not is_issuer(self.jwt_issuer or "")
+        ):
+            raise SettingsError(
+                "JWT_ISSUER", f"{_value('jwt_issuer', self.jwt_issuer or '')}: {NO_ISSUER}"
+            )
         if self.enable_auth and not self.has_key:
             raise SettingsError("ENABLE_AUTH", f"is true, and there is no key: {BOTH_WAYS_OUT}")
         is_local = self.service_uds is not None or _is_loopback(self.service_host)
         if self.enable_auth is None and not self.has_key and not is_local:
-            raise SettingsError("SERVICE_HOST", f"{_value('service_host', self.service_host)}: {UNPROTECTED}")
+            raise SettingsError(
+                "SERVICE_HOST", f"{_value('service_host', self.service_host)}: {UNPROTECTED}"
+            )
 
     def check_files(self) -> None:
-        """Refuse a `REDIS_URL` that names files which can't be read: no connection would ever be made.
+        """Refuse a `REDIS_URL` that names files which can't be read: no connection would ever be
+        made.
 
         Raises:
             SettingsError: the first of them.
@@ -518,45 +628,64 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         texts = {name: _text(getattr(self, name)) for name in SETTINGS}
-        shows = (f"{name}={'...' if SETTINGS[name].secret(text) else shown(text)}" for name, text in texts.items())
+        shows = (
+            f"{name}={'...' if SETTINGS[name].secret(text) else shown(text)}"
+            for name, text in texts.items()
+        )
         return f"Settings({', '.join(shows)})"
 
 
-SETTINGS: Mapping[str, Setting] = {field.name: field.type.__metadata__[0] for field in msgspec.structs.fields(Settings)}
+SETTINGS: Mapping[str, Setting] = {
+    field.name: field.type.__metadata__[0] for field in msgspec.structs.fields(Settings)
+}
 # By each setting whose value may be a secret, the one that names a file with it.
-FILES: Mapping[str, str] = {name: f"{name}_file" for name, setting in SETTINGS.items() if setting.secret is not _never}
+FILES: Mapping[str, str] = {
+    name: f"{name}_file" for name, setting in SETTINGS.items() if setting.secret is not _never
+}
 
 A_FILE = "the path of a file that holds it"
 LONGEST_PATH = 300  # characters of it that are told
 
 ALONE = (
-    "several processes need a bus that they share, and the embedded one serves one process; set REDIS_HOST or "
-    "REDIS_URL, or leave it 1"
+    "several processes need a bus that they share, and the embedded one serves one process; set"
+    " REDIS_HOST or REDIS_URL, or leave it 1"
 )
 NO_ISSUER = (
-    "without another key the issuer's keys are found by OpenID discovery, for which it must be an https:// URL without "
-    "query or user (http:// on this machine alone); or set JWT_SECRET, JWT_PUBLIC_KEY or JWKS_URL as well"
+    "without another key the issuer's keys are found by OpenID discovery, for which it must be an"
+    " https:// URL without query or user (http:// on this machine alone); or set JWT_SECRET,"
+    " JWT_PUBLIC_KEY or JWKS_URL as well"
 )
 BOTH_WAYS_OUT = (
-    "set a key for tokens (JWT_SECRET, JWT_PUBLIC_KEY or JWKS_URL) or whose keys to take (JWT_ISSUER), or, behind "
-    "something that protects the service, ENABLE_AUTH=false"
+    "set a key for tokens (JWT_SECRET, JWT_PUBLIC_KEY or JWKS_URL) or whose keys to take"
+    " (JWT_ISSUER), or, behind something that protects the service, ENABLE_AUTH=false"
 )
 UNPROTECTED = (
-    f"others could use the service there without authentication; {BOTH_WAYS_OUT}; else stay on 127.0.0.1, ::1 or "
-    "localhost"
+    f"others could use the service there without authentication; {BOTH_WAYS_OUT}; else stay on"
+    " 127.0.0.1, ::1 or localhost"
 )
 
 
 def help_text() -> str:
-    """What `msgpush serve --help` prints: every setting, what it does, what is allowed, its default."""
+    """What `msgpush serve --help` prints: every setting, what it does, what is allowed, its
+    default.
+    """
     usage = (
         "usage: msgpush serve [--setting value]...",
         "",
-        "Starts the service. Each setting is a flag, or a variable in the environment: --service-port 8089 or",
+        (
+            "Starts the service. Each setting is a flag, or a variable in the environment:"
+            " --service-port 8089 or"
+        ),
         "SERVICE_PORT=8089. Flags win; an empty value counts as unset; what isn't used isn't read.",
         "",
-        "Keys and passwords belong in the environment or in files: other users of a machine can read a command's",
-        "arguments. A file is named by JWT_SECRET_FILE or --jwt-secret-file, and so for each of them; the end of line",
+        (
+            "Keys and passwords belong in the environment or in files: other users of a machine can"
+            " read a command's"
+        ),
+        (
+            "arguments. A file is named by JWT_SECRET_FILE or --jwt-secret-file, and so for each of"
+            " them; the end of line"
+        ),
         "at its end doesn't count. Set a value or its file, not both.",
         "",
     )
@@ -565,11 +694,19 @@ def help_text() -> str:
 
 def _help(name: str, setting: Setting) -> str:
     default = DEFAULTS[name]
-    text = f"{setting.help}{f' Default: {default}.' if default else ''} Allowed: {setting.kind.allowed}."
+    text = (
+        f"{setting.help}{f' Default: {default}.' if default else ''} Allowed:"
+        f" {setting.kind.allowed}."
+    )
     if name in FILES:
         text += f" Or {_flag(FILES[name])}: {A_FILE}."
     body = textwrap.fill(
-        text, 110, initial_indent=" " * 6, subsequent_indent=" " * 6, break_long_words=False, break_on_hyphens=False
+        text,
+        110,
+        initial_indent=" " * 6,
+        subsequent_indent=" " * 6,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
     return f"  {_flag(name)}\n{body}"
 
@@ -579,7 +716,9 @@ def markdown_table() -> str:
     rows = ["| setting | default | meaning |", "|---|---|---|"]
     for name, setting in SETTINGS.items():
         default = f"`{DEFAULTS[name]}`" if DEFAULTS[name] else ""
-        meaning = f"{setting.help} Allowed: {setting.kind.allowed}.".replace("|", "\\|").replace("*", "\\*")
+        meaning = f"{setting.help} Allowed: {setting.kind.allowed}.".replace("|", "\\|").replace(
+            "*", "\\*"
+        )
         if name in FILES:
             meaning += f" Or `{FILES[name].upper()}`: {A_FILE}."
         rows.append(f"| `{name.upper()}` | {default} | {meaning} |")
@@ -669,7 +808,9 @@ def _unreadable(path: str) -> str | None:
 
 
 def _is_service_link(name: str, given: Given) -> bool:
-    """Whether this is what Kubernetes sets in each pod, for a Service that happens to have a setting's name."""
+    """Whether this is what Kubernetes sets in each pod, for a Service that happens to have a
+    setting's name.
+    """
     is_variable = given.label == name.upper()
     return is_variable and name.endswith("_port") and SERVICE_LINK.fullmatch(given.text) is not None
 
@@ -677,9 +818,10 @@ def _is_service_link(name: str, given: Given) -> bool:
 def _passed_over(name: str, given: Given) -> str:
     service = name.removesuffix("_port").replace("_", "-")
     return (
-        f"{given.label} is {shown(given.text)}, as Kubernetes sets it for a Service named {service}: passed over, "
-        f"and {DEFAULTS[name]} is used. To avoid that, set enableServiceLinks: false in the pod's spec, set "
-        f"{given.label} yourself, or give the Service another name"
+        f"{given.label} is {shown(given.text)}, as Kubernetes sets it for a Service named"
+        f" {service}: passed over, and {DEFAULTS[name]} is used. To avoid that, set"
+        f" enableServiceLinks: false in the pod's spec, set {given.label} yourself, or give the"
+        " Service another name"
     )
 
 

@@ -1,12 +1,14 @@
-"""Several processes that serve one port: workers, and a supervisor that starts them and doesn't serve itself.
+"""Several processes that serve one port: workers, and a supervisor that starts them and doesn't
+serve itself.
 
-Each worker accepts from a listening socket of its own, and the kernel spreads the connections over these sockets. The
-supervisor holds them all: what waits in the socket of a worker that has died waits for its successor, and nobody is
-refused meanwhile. A unix socket can't be shared so: all workers accept from the same one.
+Each worker accepts from a listening socket of its own, and the kernel spreads the connections over
+these sockets. The supervisor holds them all: what waits in the socket of a worker that has died
+waits for its successor, and nobody is refused meanwhile. A unix socket can't be shared so: all
+workers accept from the same one.
 
-A socket pair ties a worker to its supervisor. The worker writes a byte when it serves; it reads the pair's end when
-there is no supervisor any longer, however that ended, and then drains as it does at SIGTERM.
-"""
+A socket pair ties a worker to its supervisor. The worker writes a byte when it serves; it reads the
+pair's end when there is no supervisor any longer, however that ended, and then drains as it does at
+SIGTERM."""
 
 import asyncio
 import contextlib
@@ -41,7 +43,8 @@ def listen_together(host: str, port: int, number: int) -> list[socket.socket]:
         OSError: no such address, or it is taken.
     """
     if port:
-        # Sharing the port among them mustn't mean to share it with a service that runs there already.
+        # Sharing the port among them mustn't mean to share it with a service that runs there
+        # already.
         listen(host, port).close()
     with contextlib.ExitStack() as opened:
         listeners: list[socket.socket] = []
@@ -56,7 +59,14 @@ def worker_command(flags: Sequence[str]) -> list[str]:
     """What a worker runs: the service, with the modules that this process has."""
     # `-m` alone would let whatever lies in the current directory stand in for a module.
     here = {os.path.abspath(path) for path in sys.path}
-    return [sys.executable, *([] if os.getcwd() in here else ["-P"]), "-m", "msgpush", "serve", *flags]
+    return [
+        sys.executable,
+        *([] if os.getcwd() in here else ["-P"]),
+        "-m",
+        "msgpush",
+        "serve",
+        *flags,
+    ]
 
 
 class Worker:
@@ -70,19 +80,25 @@ class Worker:
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str]) -> Self | None:
-        """The worker that this process was started as, if it was; takes the variable that says so away."""
+        """The worker that this process was started as, if it was; takes the variable that says so
+        away.
+        """
         if not (told := environ.pop(VARIABLE, "")):
             return None
         number, listener, tie = map(int, told.split(","))
         return cls(number, socket.socket(fileno=listener), socket.socket(fileno=tie))
 
     def watch(self, patience: float) -> None:
-        """From here on, drain when the supervisor has gone, and end after `patience` seconds in any case."""
+        """From here on, drain when the supervisor has gone, and end after `patience` seconds in any
+        case.
+        """
         # A thread, since a loop that is stuck would leave the process behind for ever.
-        threading.Thread(target=self._watch, args=(patience,), name="supervisor", daemon=True).start()
+        threading.Thread(
+            target=self._watch, args=(patience,), name="supervisor", daemon=True
+        ).start()
 
     def serves(self, refresh: Callable[[], None]) -> None:
-        """Tell the supervisor so; `refresh` is called every second from now on, in another thread."""
+        """Tell the supervisor so; from now on `refresh` is called each second, in a thread."""
         with contextlib.suppress(OSError):  # it has gone: `watch` sees to that
             self._tie.send(b"\n")
         self._refresh = refresh
@@ -147,7 +163,8 @@ class Post:
 class Supervisor:
     """Keeps workers running until a signal, and none after that.
 
-    SIGTERM, SIGINT and SIGHUP go on to the workers, which drain; a second one of the first two ends them at once.
+    SIGTERM, SIGINT and SIGHUP go on to the workers, which drain; a second one of the first two ends
+    them at once.
 
     Args:
         command: what each worker runs.
@@ -178,8 +195,8 @@ class Supervisor:
         """Supervise until all workers have ended.
 
         Returns:
-            the exit status: 0; or the workers', where none of them could start; or 128 and the second signal's number.
-        """
+            the exit status: 0; or the workers', where none of them could start; or 128 and the
+                second signal's number."""
         return asyncio.run(self._run())
 
     async def _run(self) -> int:
@@ -208,7 +225,13 @@ class Supervisor:
                     self._stop(signal.SIGTERM)
                     return
             wait = backoff.after(time.monotonic() - began)
-            log.warning("a worker has ended", worker=post.number, pid=post.pid, status=status, wait=round(wait, 1))
+            log.warning(
+                "a worker has ended",
+                worker=post.number,
+                pid=post.pid,
+                status=status,
+                wait=round(wait, 1),
+            )
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), wait)
                 return
@@ -258,7 +281,8 @@ class Supervisor:
     def _stop(self, number: int) -> None:
         self._stopping.set()
         for post in self._posts:
-            # There will be no successor: from the end of its worker on, a socket must take no connection.
+            # There will be no successor: from the end of its worker on, a socket must take no
+            # connection.
             post.listener.close()
             post.send(number)
         asyncio.get_running_loop().call_later(self._patience, self._kill)

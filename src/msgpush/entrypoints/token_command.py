@@ -32,7 +32,9 @@ NO_KEY = "has no value: set it, or JWT_PUBLIC_KEY, JWKS_URL or JWT_ISSUER, to wh
 
 
 def token_command(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Run `msgpush token ...`; returns the exit status: 0 done or accepted, 1 refused, 2 asked wrongly."""
+    """Run `msgpush token ...`; returns the exit status: 0 done or accepted, 1 refused, 2 asked
+    wrongly.
+    """
     asked = _parser().parse_args(argv)
     environ = {**environ, "SERVICE_HOST": "127.0.0.1", "ENABLE_AUTH": ""}
     try:
@@ -54,19 +56,42 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        "msgpush token", description="Issue and inspect tokens, with the service's own settings from the environment."
+        "msgpush token",
+        description=(
+            "Issue and inspect tokens, with the service's own settings from the environment."
+        ),
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="issue|inspect")
     issue = actions.add_parser(
-        "issue", help="print a new token", description="Print a new token, signed with JWT_SECRET or a private key."
+        "issue",
+        help="print a new token",
+        description="Print a new token, signed with JWT_SECRET or a private key.",
     )
     issue.add_argument("--sub", required=True, help="whom it is for: may listen to user:SUB")
-    issue.add_argument("--subscribe", action="append", default=[], metavar="PATTERN", help="may listen to; repeatable")
-    issue.add_argument("--publish", action="append", default=[], metavar="PATTERN", help="may publish to; repeatable")
-    issue.add_argument("--admin", action="store_true", help="may see and close connections, and revoke tokens")
-    issue.add_argument("--lifetime", type=_seconds, default=3600, help="such as 90s, 15m, 1h or 30d; default 1h")
+    issue.add_argument(
+        "--subscribe",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="may listen to; repeatable",
+    )
+    issue.add_argument(
+        "--publish",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="may publish to; repeatable",
+    )
+    issue.add_argument(
+        "--admin", action="store_true", help="may see and close connections, and revoke tokens"
+    )
+    issue.add_argument(
+        "--lifetime", type=_seconds, default=3600, help="such as 90s, 15m, 1h or 30d; default 1h"
+    )
     issue.add_argument("--jti", help="its own name, by which it can be revoked alone")
-    issue.add_argument("--key", type=Path, metavar="FILE", help="a private key in PEM, instead of JWT_SECRET")
+    issue.add_argument(
+        "--key", type=Path, metavar="FILE", help="a private key in PEM, instead of JWT_SECRET"
+    )
     issue.add_argument("--kid", help="the key's id in the set that the service fetches")
     inspect = actions.add_parser(
         "inspect",
@@ -74,7 +99,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Say why a token is accepted or isn't, and what it allows. Exits with 0 or 1.",
     )
     inspect.add_argument(
-        "token", nargs="?", default="-", help="the token; - or none: from stdin, where no other user sees it"
+        "token",
+        nargs="?",
+        default="-",
+        help="the token; - or none: from stdin, where no other user sees it",
     )
     return parser
 
@@ -102,9 +130,15 @@ def _issue(asked: argparse.Namespace, environ: Mapping[str, str]) -> int:
     now = int(time.time())
     claims: dict[str, Any] = {"sub": asked.sub, "iat": now, "exp": now + asked.lifetime}
     claims |= {"iss": settings.jwt_issuer} if settings.jwt_issuer else {}
-    claims |= {settings.jwt_audience_claim: settings.first_audience} if settings.first_audience else {}
+    claims |= (
+        {settings.jwt_audience_claim: settings.first_audience} if settings.first_audience else {}
+    )
     claims |= {"jti": asked.jti} if asked.jti else {}
-    claims["msgpush"] = {"subscribe": asked.subscribe, "publish": asked.publish, "admin": asked.admin}
+    claims["msgpush"] = {
+        "subscribe": asked.subscribe,
+        "publish": asked.publish,
+        "admin": asked.admin,
+    }
     header = {"alg": key.algorithm, "typ": "JWT"} | ({"kid": asked.kid} if asked.kid else {})
     payload = json.dumps(claims)
     token = jws.serialize_compact(header, payload, key.key, registry=registry_for({key.algorithm}))
@@ -121,7 +155,8 @@ def _issue(asked: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _secret_of(settings: Settings) -> SigningKey:
     if settings.jwt_secret is None:
         raise SettingsError(
-            "JWT_SECRET", "has no value: set it to what the service has, or give a private key by --key"
+            "JWT_SECRET",
+            "has no value: set it to what the service has, or give a private key by --key",
         )
     verifying = secret_key(settings.jwt_secret)
     return SigningKey(verifying.key, "HS256", verifying, public_pem="")
@@ -165,7 +200,9 @@ async def _check_revocations(grant: Grant, settings: Settings) -> None:
         return
     revocations = Revocations(settings.max_token_lifetime)
     try:
-        async with RedisCredentials(settings.redis, lifetime=settings.max_token_lifetime) as credentials:
+        async with RedisCredentials(
+            settings.redis, lifetime=settings.max_token_lifetime
+        ) as credentials:
             for revocation in await credentials.revocations():
                 revocations.add(revocation, time.time())
     except BusUnavailable as error:
@@ -179,11 +216,11 @@ def _show(grant: Grant) -> None:
     left = int(grant.expires - time.time())
     told = f"for {left} more seconds" if left >= 0 else "and now for as long as JWT_LEEWAY says"
     print(
-        f"accepted: until {format_ms(int(grant.expires * 1000))}, {told}\n"
-        f"  subject     {_printable(grant.subject or '')}\n"
-        f"  listens to  {', '.join(map(_printable, ['broadcast', *sorted(grant.channels), *grant.subscribe]))}\n"
-        f"  publishes   {', '.join(map(_printable, grant.publish)) or 'nothing'}\n"
-        f"  admin       {'yes' if grant.admin else 'no'}"
+        f"accepted: until {format_ms(int(grant.expires * 1000))}, {told}\n  subject    "
+        f" {_printable(grant.subject or '')}\n  listens to "
+        f" {', '.join(map(_printable, ['broadcast', *sorted(grant.channels), *grant.subscribe]))}\n"
+        f"  publishes   {', '.join(map(_printable, grant.publish)) or 'nothing'}\n  admin      "
+        f" {'yes' if grant.admin else 'no'}"
     )
 
 

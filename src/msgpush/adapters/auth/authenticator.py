@@ -1,4 +1,6 @@
-"""Who a request comes from: by its token or ticket, or by nothing in the open modes, in which that isn't asked."""
+"""Who a request comes from: by its token or ticket, or by nothing in the open modes, in which that
+isn't asked.
+"""
 
 import hmac
 from collections.abc import Awaitable, Container
@@ -29,7 +31,8 @@ class Authenticator(Protocol):
 
         Raises:
             Unauthorized: there are none, or they aren't valid.
-            Denied: they came along without having been sent: by another origin's page, for all that is known.
+            Denied: they came along without having been sent: by another origin's page, for all that
+                is known.
             KeysUnavailable, BusUnavailable: that can't be found out now.
         """
 
@@ -42,7 +45,8 @@ class OpenAuthenticator:
 
 
 class TokenAuthenticator:
-    """By a token in the header `Authorization`, in the query, or in a cookie: the first that is there decides.
+    """By a token in the header `Authorization`, in the query, or in a cookie: the first that is
+    there decides.
 
     In the query, a ticket stands for a token.
 
@@ -50,7 +54,9 @@ class TokenAuthenticator:
         origins: further origins whose pages may have a browser send the cookie.
     """
 
-    def __init__(self, tokens: Tokens, permissions: Permissions, origins: Container[str] = ()) -> None:
+    def __init__(
+        self, tokens: Tokens, permissions: Permissions, origins: Container[str] = ()
+    ) -> None:
         self._tokens, self._permissions = tokens, permissions
         self._origins = origins
 
@@ -59,7 +65,9 @@ class TokenAuthenticator:
         if bearer is not None:
             grant = await self._tokens.read(bearer)
         elif token is not None:
-            grant = await (self._ticket(token) if token.startswith(PREFIX) else self._tokens.read(token))
+            grant = await (
+                self._ticket(token) if token.startswith(PREFIX) else self._tokens.read(token)
+            )
         elif (cookie := _cookie(scope)) is not None:
             grant = await self._tokens.read(cookie)
             if not self._is_wanted(scope):
@@ -86,16 +94,23 @@ class TokenAuthenticator:
 
 
 _FOREIGN_COOKIE = (
-    "the cookie counts only where the browser says that a page of this service, or of CORS_ORIGINS, has made the "
-    "request; where a proxy serves the page, it must pass the Host on, and TRUSTED_PROXIES makes its scheme count"
+    "the cookie counts only where the browser says that a page of this service, or of CORS_ORIGINS,"
+    " has made the request; where a proxy serves the page, it must pass the Host on, and"
+    " TRUSTED_PROXIES makes its scheme count"
 )
 
 
 def _bearer(scope: Scope) -> str | None:
-    """The token in the header `Authorization` (RFC 6750, section 2.1); other schemes are for others."""
-    given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
+    """The token in the header `Authorization` (RFC 6750, section 2.1); other schemes are for
+    others.
+    """
+    given = [
+        value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"
+    ]
     tokens = [
-        token.strip() for scheme, _, token in (value.partition(" ") for value in given) if scheme.lower() == "bearer"
+        token.strip()
+        for scheme, _, token in (value.partition(" ") for value in given)
+        if scheme.lower() == "bearer"
     ]
     if len(tokens) > 1:
         raise Unauthorized("there is more than one token")
@@ -103,8 +118,8 @@ def _bearer(scope: Scope) -> str | None:
 
 
 def _cookie(scope: Scope) -> str | None:
-    # Not by Python's own parser (http.cookies): unquoting takes it, before 3.11.10, the square of a value's length
-    # (CVE-2024-7592), and no token is quoted.
+    # Not by Python's own parser (http.cookies): unquoting takes it, before 3.11.10, the square of a
+    # value's length (CVE-2024-7592), and no token is quoted.
     for name, value in scope["headers"]:
         for pair in value.decode("latin-1").split(";") if name == b"cookie" else ():
             key, _, token = pair.partition("=")
@@ -120,14 +135,15 @@ def has_token(scope: Scope, token: str) -> bool:
 
 _PROXY_HEADERS = frozenset((b"forwarded", b"x-real-ip", b"via"))
 _ADVICE = (
-    "the service is in local mode, without authentication, and serves this machine alone; to serve others, set a key "
-    "for tokens (JWT_SECRET, JWT_PUBLIC_KEY, JWKS_URL or JWT_ISSUER), or ENABLE_AUTH=false behind something that "
-    "protects it"
+    "the service is in local mode, without authentication, and serves this machine alone; to serve"
+    " others, set a key for tokens (JWT_SECRET, JWT_PUBLIC_KEY, JWKS_URL or JWT_ISSUER), or"
+    " ENABLE_AUTH=false behind something that protects it"
 )
 
 
 class LocalOnly:
-    """Refuses what came through a proxy, or under another name than this machine's: DNS rebinding, pages of others.
+    """Refuses what came through a proxy, or under another name than this machine's: DNS rebinding,
+    pages of others.
 
     Args:
         rules: has the origins whose pages may use the service.

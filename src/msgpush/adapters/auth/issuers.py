@@ -1,4 +1,6 @@
-"""What issuers of tokens publish on the web: their keys, and where these are (OpenID Connect Discovery 1.0)."""
+"""What issuers of tokens publish on the web: their keys, and where these are (OpenID Connect
+Discovery 1.0).
+"""
 
 import ipaddress
 import time
@@ -19,11 +21,15 @@ FETCH_SECONDS = 4.0
 FETCH_BYTES = 1024 * 1024
 
 # Firewalls refuse those who don't say what they are.
-HEADERS = {"User-Agent": f"msgpush/{__version__}", "Accept": "application/jwk-set+json, application/json"}
+HEADERS = {
+    "User-Agent": f"msgpush/{__version__}",
+    "Accept": "application/jwk-set+json, application/json",
+}
 
 
 def is_issuer(text: str) -> bool:
-    """Whether an issuer's keys can be found by its name: an https URL without query, fragment or user.
+    """Whether an issuer's keys can be found by its name: an https URL without query, fragment or
+    user.
 
     Also http on this machine alone, where nobody is in between.
     """
@@ -43,7 +49,9 @@ def is_safe(url: str) -> bool:
     except ValueError:
         return False
     host = parts.hostname or ""
-    return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host)))
+    return bool(host) and (
+        parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host))
+    )
 
 
 def _is_loopback(host: str) -> bool:
@@ -82,14 +90,20 @@ def _key_location(issuer: str, text: bytes, at: str) -> str:
     except (msgspec.MsgspecError, RecursionError):
         raise ValueError(f"at {at} is no JSON object") from None
     issued, location = (found.get(name) for name in ("issuer", "jwks_uri"))
-    # Whoever can put a document there mustn't be taken for another issuer (OpenID Connect Discovery 1.0, section 4.3).
+    # Whoever can put a document there mustn't be taken for another issuer (OpenID Connect Discovery
+    # 1.0, section 4.3).
     if issued != issuer:
         hint = ""
         if isinstance(issued, str) and differ_by_slash(issued, issuer):
             hint = f": they differ by the slash at the end alone, so set JWT_ISSUER={issued}"
-        raise ValueError(f"the metadata at {at} is that of the issuer {shown(issued)}, not of {shown(issuer)}{hint}")
+        raise ValueError(
+            f"the metadata at {at} is that of the issuer {shown(issued)}, not of"
+            f" {shown(issuer)}{hint}"
+        )
     # Of all that such a document says no more is used, and what is said of logins needn't be right.
-    metadata = OpenIDProviderMetadata({"issuer": issued, "jwks_uri": location if isinstance(location, str) else None})
+    metadata = OpenIDProviderMetadata(
+        {"issuer": issued, "jwks_uri": location if isinstance(location, str) else None}
+    )
     try:
         metadata.validate_issuer()
         metadata.validate_jwks_uri()
@@ -97,13 +111,19 @@ def _key_location(issuer: str, text: bytes, at: str) -> str:
         raise ValueError(f"the metadata at {at} is wrong: {error}") from None
     assert isinstance(location, str)
     # Authlib lets each issuer lead to this machine, and has a variable that lets it lead anywhere.
-    if not (location.startswith("https://") or (issuer.startswith("http://") and is_safe(location))):
-        raise ValueError(f"the metadata at {at} is wrong: its jwks_uri is {shown(location)}, not https")
+    if not (
+        location.startswith("https://") or (issuer.startswith("http://") and is_safe(location))
+    ):
+        raise ValueError(
+            f"the metadata at {at} is wrong: its jwks_uri is {shown(location)}, not https"
+        )
     return location
 
 
 def differ_by_slash(one: str, other: str) -> bool:
-    """Whether the only difference is a slash at the end, the mistake that is made most with issuers."""
+    """Whether the only difference is a slash at the end, the mistake that is made most with
+    issuers.
+    """
     return one != other and one.removesuffix("/") == other.removesuffix("/")
 
 

@@ -1,4 +1,6 @@
-"""The keys that tokens are verified with: a secret, a public key, or a set of keys that is fetched (RFC 7517)."""
+"""The keys that tokens are verified with: a secret, a public key, or a set of keys that is fetched
+(RFC 7517).
+"""
 
 import asyncio
 import base64
@@ -27,8 +29,9 @@ MIN_INTERVAL = 3.0  # seconds between two fetches, whatever keys are asked for
 LONGEST_LIST = 500  # characters of keys' names, in an answer
 PATIENCE = 5.0  # seconds that a request waits for a fetch
 
-# The algorithms of each kind of key, and no others: a token doesn't choose how it is verified (RFC 8725, section 3.1).
-# The first is the one that tokens are issued with. Ed25519 and Ed448 go by two names each (RFC 9864).
+# The algorithms of each kind of key, and no others: a token doesn't choose how it is verified (RFC
+# 8725, section 3.1). The first is the one that tokens are issued with. Ed25519 and Ed448 go by two
+# names each (RFC 9864).
 SYMMETRIC: Final = frozenset({"HS256"})
 RSA_ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 CURVE_ALGORITHMS: Final[Mapping[str, Sequence[str]]] = {
@@ -99,8 +102,8 @@ def private_key(pem: str) -> SigningKey:
         ValueError: it is something else, or a kind of key that isn't used here.
     """
     none = (
-        f"it is no private RSA key of {SMALLEST_RSA} bits or more, none on P-256, P-384 or P-521, and no Ed25519 or "
-        "Ed448 key, in PEM"
+        f"it is no private RSA key of {SMALLEST_RSA} bits or more, none on P-256, P-384 or P-521,"
+        " and no Ed25519 or Ed448 key, in PEM"
     )
     key, algorithms = _of_pem(pem, none)
     if not key.is_private:
@@ -110,7 +113,9 @@ def private_key(pem: str) -> SigningKey:
 
 
 def _of_pem(pem: str, none: str) -> tuple[Asymmetric, Sequence[str]]:
-    """The key of a PEM text, and its algorithms. Raises ValueError: with `none`, or why that key isn't used here."""
+    """The key of a PEM text, and its algorithms. Raises ValueError: with `none`, or why that key
+    isn't used here.
+    """
     for kind in (RSAKey, ECKey, OKPKey):
         if (key := _imported(kind, pem)) is not None:
             try:
@@ -128,7 +133,8 @@ class LeftOut(NamedTuple):
 
 
 def key_set(text: bytes, leave: Callable[[LeftOut], object] = lambda _: None) -> list[VerifyingKey]:
-    """The keys of a JWK Set (RFC 7517, section 5) that tokens may be verified with, each taken for itself.
+    """The keys of a JWK Set (RFC 7517, section 5) that tokens may be verified with, each taken for
+    itself.
 
     Args:
         leave: is told each of the others.
@@ -186,7 +192,9 @@ _MEMBERS: Mapping[str, tuple[type[Asymmetric], Sequence[str]]] = {
 
 
 def _jwk(given: dict[str, Any], id: str | None) -> VerifyingKey:
-    """The key that a JWK is; a member that is null or "" is absent. Raises ValueError, with what it is instead."""
+    """The key that a JWK is; a member that is null or "" is absent. Raises ValueError, with what it
+    is instead.
+    """
     said = {name: value for name, value in given.items() if value != ""}
     kty, use, operations, alg = (said.get(name) for name in ("kty", "use", "key_ops", "alg"))
     if kty == "oct":
@@ -198,10 +206,14 @@ def _jwk(given: dict[str, Any], id: str | None) -> VerifyingKey:
         purpose = "for encryption" if use == "enc" else "not for signatures"
         raise ValueError(f'is {purpose}: its use is {shown(use)}, not "sig"')
     if operations and not (isinstance(operations, list) and "verify" in operations):
-        raise ValueError(f'is not for signatures: its key_ops are {shown(operations)}, without "verify"')
+        raise ValueError(
+            f'is not for signatures: its key_ops are {shown(operations)}, without "verify"'
+        )
     kind, members = _MEMBERS[kty]
     curve = {} if kty == "RSA" else {"crv": _curve(said.get("crv"))}
-    key = _imported(kind, {"kty": kty} | curve | {name: _base64url(name, said.get(name)) for name in members})
+    key = _imported(
+        kind, {"kty": kty} | curve | {name: _base64url(name, said.get(name)) for name in members}
+    )
     if key is None:
         raise ValueError(f"can't be read: its {' and '.join(members)} make no {kty} key")
     algorithms = _algorithms_of(key)
@@ -209,20 +221,27 @@ def _jwk(given: dict[str, Any], id: str | None) -> VerifyingKey:
     if named and kty != "OKP":
         algorithms = named
     elif alg is not None and not named:
-        raise ValueError(f"is for the algorithm {shown(alg)}, and one of its kind verifies {', '.join(algorithms)}")
+        raise ValueError(
+            f"is for the algorithm {shown(alg)}, and one of its kind verifies"
+            f" {', '.join(algorithms)}"
+        )
     return VerifyingKey(key, frozenset(algorithms), id)
 
 
 def _curve(crv: object) -> str:
     if not isinstance(crv, str) or crv not in CURVE_ALGORITHMS:
-        raise ValueError(f"is on the curve {shown(crv)}, and {', '.join(CURVE_ALGORITHMS)} are known")
+        raise ValueError(
+            f"is on the curve {shown(crv)}, and {', '.join(CURVE_ALGORITHMS)} are known"
+        )
     return crv
 
 
 def _base64url(name: str, value: object) -> str:
     """A member as RFC 7518 has it, where it was padded, or is in the other alphabet of base64."""
     if not isinstance(value, str):
-        raise ValueError(f"has no {name}" if value is None else f"can't be read: its {name} is no text")
+        raise ValueError(
+            f"has no {name}" if value is None else f"can't be read: its {name} is no text"
+        )
     text = value.rstrip("=").replace("+", "-").replace("/", "_")
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True)
@@ -298,13 +317,15 @@ class Keys:
 
 
 class FetchedKeys:
-    """The keys at a URL. An async context manager: it fetches them while it is open, at times and when one is missing.
+    """The keys at a URL. An async context manager: it fetches them while it is open, at times and
+    when one is missing.
 
     Keys that were fetched stay in use when they can't be fetched again.
 
     Args:
         setting: the one that names the URL.
-        fetch: gets the set's text; it may block, and runs in a thread. Raises OSError or ValueError.
+        fetch: gets the set's text; it may block, and runs in a thread. Raises OSError or
+            ValueError.
         monotonic: seconds of a clock that never jumps.
         patience: seconds to wait for it at most.
     """
@@ -318,7 +339,12 @@ class FetchedKeys:
         monotonic: Callable[[], float] = time.monotonic,
         patience: float = PATIENCE,
     ) -> None:
-        self._url, self._fetch, self._monotonic, self._patience = url, fetch or fetched, monotonic, patience
+        self._url, self._fetch, self._monotonic, self._patience = (
+            url,
+            fetch or fetched,
+            monotonic,
+            patience,
+        )
         self.setting = setting
         self.generation = 0
         self.problem = ""  # why they couldn't be fetched, last time
@@ -361,12 +387,14 @@ class FetchedKeys:
         return self.generation != before
 
     async def refresh(self) -> None:
-        """Fetch the keys: once, however many ask for it at the same time, and none of them waits for long."""
+        """Fetch the keys: once, however many ask for it at the same time, and none of them waits
+        for long.
+        """
         if self._fetching is None:
             self._tried = self._monotonic()
             self._fetching = asyncio.create_task(self._refresh(), name="msgpush keys fetch")
-        # One that asks may go, the others wait for the same. A name that nobody answers for, or headers that trickle,
-        # are bounded by no timeout of the request itself.
+        # One that asks may go, the others wait for the same. A name that nobody answers for, or
+        # headers that trickle, are bounded by no timeout of the request itself.
         await asyncio.wait((self._fetching,), timeout=self._patience)
 
     async def _run(self) -> None:
@@ -405,14 +433,19 @@ class FetchedKeys:
         """Log what is left out, once for each change of that."""
         if left_out != self._left_out:
             for each in left_out:
-                log.info("a key of %s is left out: %s %s", self.setting, shown(each.id), each.reason)
+                log.info(
+                    "a key of %s is left out: %s %s", self.setting, shown(each.id), each.reason
+                )
             self._left_out = left_out
 
     def why_none(self, id: str | None, algorithm: str) -> str:
         """As `Keys.why_none`."""
         for key in self._keys or ():
             if id is not None and key.id == id:
-                return f": in the set of {self.setting} it is a key for {', '.join(sorted(key.algorithms))}"
+                return (
+                    f": in the set of {self.setting} it is a key for"
+                    f" {', '.join(sorted(key.algorithms))}"
+                )
         for each in self._left_out:
             if id is not None and each.id == id:
                 return f": in the set of {self.setting} it {each.reason}"
@@ -420,11 +453,15 @@ class FetchedKeys:
         return f": the set of {self.setting} has {names}" if 0 < len(names) <= LONGEST_LIST else ""
 
     def _known(self, id: str | None, algorithm: str) -> list[VerifyingKey]:
-        return [key for key in self._keys or () if algorithm in key.algorithms and id in (None, key.id)]
+        return [
+            key for key in self._keys or () if algorithm in key.algorithms and id in (None, key.id)
+        ]
 
 
 async def _in_daemon(function: Callable[[str], bytes], url: str) -> bytes:
-    """What a function returns that may block: in a thread that the process doesn't wait for when it ends."""
+    """What a function returns that may block: in a thread that the process doesn't wait for when it
+    ends.
+    """
     done = Future[bytes]()
     done.set_running_or_notify_cancel()
 

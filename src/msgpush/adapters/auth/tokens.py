@@ -50,7 +50,9 @@ _claims = msgspec.json.Decoder(Claims).decode
 
 
 class _Registry(JWSRegistry):
-    """The algorithms that we allow, those that joserfc warns of included, and headers that real issuers make."""
+    """The algorithms that we allow, those that joserfc warns of included, and headers that real
+    issuers make.
+    """
 
     max_header_length = 8 * 1024
     max_payload_length = 32 * 1024
@@ -90,10 +92,15 @@ class Tokens:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._keys, self._clock = keys, clock
-        self._issuer, self._audience, self._audience_claim = issuer, frozenset(_texts(audience)), audience_claim
+        self._issuer, self._audience, self._audience_claim = (
+            issuer,
+            frozenset(_texts(audience)),
+            audience_claim,
+        )
         self._leeway, self._max_lifetime = leeway, max_lifetime
         self._registry = registry_for(keys.algorithms)
-        # By digest: neither the time of a look-up nor this process's memory tells what was nearly right.
+        # By digest: neither the time of a look-up nor this process's memory tells what was nearly
+        # right.
         self._known: OrderedDict[bytes, Grant] = OrderedDict()
         self._generation = 0
 
@@ -127,18 +134,24 @@ class Tokens:
             signed = jws.extract_compact(token.encode("ascii"), None, self._registry)
             header = signed.headers()
             if "crit" in header or "b64" in header:
-                raise Unauthorized("the token's header has extensions (crit), and none is understood here")
+                raise Unauthorized(
+                    "the token's header has extensions (crit), and none is understood here"
+                )
             self._registry.check_header(header)
         except (JoseError, ValueError, RecursionError):
             raise Unauthorized("the token is no signed JSON Web Token") from None
         algorithm = header["alg"]
         if algorithm not in self._keys.algorithms:
             allowed = ", ".join(sorted(self._keys.algorithms))
-            raise Unauthorized(f"the token's algorithm is {shown(algorithm)}; accepted are {allowed}")
+            raise Unauthorized(
+                f"the token's algorithm is {shown(algorithm)}; accepted are {allowed}"
+            )
         # An issuer that rotates its key may give the next one the same name, or none.
         while not await self._is_signed(signed, header.get("kid"), algorithm):
             if algorithm not in ASYMMETRIC or not await self._keys.look_again():
-                raise Unauthorized("the token's signature is wrong: it was made with another key, or changed")
+                raise Unauthorized(
+                    "the token's signature is wrong: it was made with another key, or changed"
+                )
         return bytes(signed.payload)
 
     async def _is_signed(self, signed: CompactSignature, kid: str | None, algorithm: str) -> bool:
@@ -158,14 +171,19 @@ class Tokens:
         try:
             claims = _claims(payload)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise Unauthorized(f"the token's claims are wrong: {_claims_fault(payload, error)}") from None
+            raise Unauthorized(
+                f"the token's claims are wrong: {_claims_fault(payload, error)}"
+            ) from None
         self._check(claims)
         self._check_audience(claims, payload)
         given = claims.msgpush or Permissions()
         for name in ("subscribe", "publish"):
             for pattern in getattr(given, name):
                 if not is_pattern(pattern):
-                    told = f"{shown(pattern)} in msgpush.{name} is no channel name, and no prefix of one that ends in *"
+                    told = (
+                        f"{shown(pattern)} in msgpush.{name} is no channel name, and no prefix of"
+                        " one that ends in *"
+                    )
                     raise Unauthorized(f"the token's claims are wrong: {told}")
         own = own_channel(claims.sub)
         return Grant(
@@ -194,12 +212,16 @@ class Tokens:
         since = now if claims.iat is None else claims.iat
         if claims.exp - since > self._max_lifetime:
             raise Unauthorized(
-                f"the token is valid for longer than {self._max_lifetime:.15g} seconds (MAX_TOKEN_LIFETIME)"
+                f"the token is valid for longer than {self._max_lifetime:.15g} seconds"
+                " (MAX_TOKEN_LIFETIME)"
             )
         if self._issuer is not None and claims.iss != self._issuer:
             told = "not the issuer that is trusted here"
             if isinstance(claims.iss, str) and differ_by_slash(claims.iss, self._issuer):
-                told += f": JWT_ISSUER is {shown(self._issuer)}, and they differ by the slash at the end alone"
+                told += (
+                    f": JWT_ISSUER is {shown(self._issuer)}, and they differ by the slash at the"
+                    " end alone"
+                )
             raise Unauthorized(f"the token's iss is {shown(claims.iss)}, {told}")
 
     def _check_audience(self, claims: Claims, payload: bytes) -> None:
@@ -221,7 +243,9 @@ class Tokens:
 
 def _texts(value: object) -> tuple[str, ...]:
     """What a claim names that is a text, or several."""
-    several = (value,) if isinstance(value, str) else value if isinstance(value, list | tuple) else ()
+    several = (
+        (value,) if isinstance(value, str) else value if isinstance(value, list | tuple) else ()
+    )
     return tuple(text for text in several if isinstance(text, str))
 
 
@@ -229,7 +253,9 @@ def _claims_fault(payload: bytes, error: Exception) -> str:
     with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         match msgspec.json.decode(payload):
             case {"msgpush": str(text)}:
-                advice = "have the issuer write the claim as JSON, not as a text that has JSON in it"
+                advice = (
+                    "have the issuer write the claim as JSON, not as a text that has JSON in it"
+                )
                 return f"msgpush is the text {shown(text)}, and must be an object: {advice}"
     return json_words(str(error))
 

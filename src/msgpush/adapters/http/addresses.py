@@ -1,4 +1,6 @@
-"""What an IP address is, whichever way it is written; and whose word for a client's address is taken."""
+"""What an IP address is, whichever way it is written; and whose word for a client's address is
+taken.
+"""
 
 import re
 from collections.abc import Awaitable, Iterable, Sequence
@@ -13,7 +15,9 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Proxy = Network | Literal["unix"]
 
-_MAPPED_BITS = 96  # of ::ffff:0:0/96, in which IPv6 has the IPv4 addresses (RFC 4291, section 2.5.5.2)
+_MAPPED_BITS = (
+    96  # of ::ffff:0:0/96, in which IPv6 has the IPv4 addresses (RFC 4291, section 2.5.5.2)
+)
 _WITH_PORT = re.compile(r"(?:\[([^\]]*)\]|([^:]*))(?::([0-9]{1,5}))?")
 
 
@@ -44,7 +48,7 @@ def read_network(text: str) -> Network:
 
 
 def one_notation(host: str) -> str:
-    """An address in the one way that it is written everywhere here; what is no address, as it is."""
+    """An address as it is written everywhere here; what is no address, as it is."""
     try:
         return str(read_address(host))
     except ValueError:
@@ -57,7 +61,9 @@ def with_port(host: str, port: int) -> str:
 
 
 def limited_address(host: str) -> str:
-    """What counts as one address: of IPv6 a network of 64 bits, since whoever has one address has all of those."""
+    """What counts as one address: of IPv6 a network of 64 bits, since whoever has one address has
+    all of those.
+    """
     try:
         address = read_address(host)
     except ValueError:
@@ -66,7 +72,8 @@ def limited_address(host: str) -> str:
 
 
 class ProxyHeaders:
-    """Takes a trusted proxy's word for where a request comes from, and by which scheme: its `X-Forwarded-*` headers.
+    """Takes a trusted proxy's word for where a request comes from, and by which scheme: its
+    `X-Forwarded-*` headers.
 
     Args:
         trusted: addresses of proxies; "unix" is whoever connects to a unix socket.
@@ -98,18 +105,25 @@ class ProxyHeaders:
     def _believe(self, scope: Scope) -> None:
         if (scheme := header(scope, b"x-forwarded-proto")) in ("http", "https"):
             scope["scheme"] = scheme
-        told = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
+        told = [
+            value.decode("latin-1")
+            for name, value in scope["headers"]
+            if name == b"x-forwarded-for"
+        ]
         if hops := [hop.strip() for hop in ",".join(told).split(",") if hop.strip()]:
             scope["client"] = self._client(hops)
 
     def _client(self, hops: Sequence[str]) -> tuple[str, int]:
-        # Each proxy adds whom it was asked by: what a client wrote itself stands before the last that is no proxy.
+        # Each proxy adds whom it was asked by: what a client wrote itself stands before the last
+        # that is no proxy.
         hosts = [_host_and_port(hop) for hop in hops]
         return next((each for each in reversed(hosts) if not self._trusts(each[0])), hosts[0])
 
 
 def _host_and_port(hop: str) -> tuple[str, int]:
-    """Whom a proxy names: an address, maybe with its port, and then in brackets where it is of IPv6."""
+    """Whom a proxy names: an address, maybe with its port, and then in brackets where it is of
+    IPv6.
+    """
     found = _WITH_PORT.fullmatch(hop)
     if found is None:
         return one_notation(hop), 0

@@ -19,7 +19,10 @@ NDJSON_TYPES = (
     "application/jsonlines",
     "application/x-jsonlines",
 )
-FORMS = 'a JSON array of messages, {"messages": [...]}, or NDJSON with the Content-Type application/x-ndjson'
+FORMS = (
+    'a JSON array of messages, {"messages": [...]}, or NDJSON with the Content-Type'
+    " application/x-ndjson"
+)
 
 
 class _Batch(Struct, forbid_unknown_fields=True):
@@ -40,7 +43,9 @@ _BETWEEN = re.compile(rb"[\s,]*")
 
 
 async def split(body: bytes) -> list[bytes]:
-    """As `split_array`; a body that needs a second look gets it in a thread, since that may take seconds."""
+    """As `split_array`; a body that needs a second look gets it in a thread, since that may take
+    seconds.
+    """
     body = _checked(body)
     try:
         return _items(body)
@@ -51,7 +56,8 @@ async def split(body: bytes) -> list[bytes]:
 def split_array(body: bytes) -> list[bytes]:
     """The texts of a batch's messages, from a JSON array or from `{"messages": [...]}`.
 
-    What is wrong within one of them (half of a surrogate pair, too much nesting) is no fault of the others.
+    What is wrong within one of them (half of a surrogate pair, too much nesting) is no fault of the
+    others.
 
     Raises:
         Malformed: not JSON.
@@ -79,7 +85,9 @@ def _items(body: bytes) -> list[bytes]:
 
 
 def _split_again(body: bytes) -> list[bytes]:
-    """The same, of a body that the decoder can't read as it is: by another one of the same shape, which it can."""
+    """The same, of a body that the decoder can't read as it is: by another one of the same shape,
+    which it can.
+    """
     shape = mask_surrogates(body)
     try:
         try:
@@ -115,10 +123,16 @@ def _no_batch(body: bytes) -> Malformed | Invalid:
         return Invalid(Fault("", f"{shown(value)} is no batch: it must be {FORMS}"))
     names = list(_decode_members(body))
     if "messages" not in names and {"type", "service"} & {*names}:
-        return Invalid(Fault("", f"this is one message, which is sent to /send; a batch is {FORMS}"))
+        return Invalid(
+            Fault("", f"this is one message, which is sent to /send; a batch is {FORMS}")
+        )
     for name in names:
         if name != "messages":
-            return Invalid(Fault(f"/{escape(name)}", f"{shown(name)} is no field of a batch: it must be {FORMS}"))
+            return Invalid(
+                Fault(
+                    f"/{escape(name)}", f"{shown(name)} is no field of a batch: it must be {FORMS}"
+                )
+            )
     return Invalid(Fault("/messages", f"it must be an array of messages: a batch is {FORMS}"))
 
 
@@ -140,11 +154,17 @@ def _has_lines(body: bytes) -> bool:
 
 
 def instead_of_one(body: bytes, error: Malformed | Invalid) -> Malformed | Invalid:
-    """What to say of a body that should have been one message, and had `error`: where it is a batch, that it is."""
+    """What to say of a body that should have been one message, and had `error`: where it is a
+    batch, that it is.
+    """
     body = without_bom(body)
     advice = "one message is a JSON object; several are sent to /api/v1/messages/batch"
     if isinstance(error, Malformed):
-        return Malformed(f"the body has several JSON values, one a line: {advice}") if _has_lines(body) else error
+        return (
+            Malformed(f"the body has several JSON values, one a line: {advice}")
+            if _has_lines(body)
+            else error
+        )
     if body.lstrip()[:1] == b"[":
         return Invalid(Fault("", f"it is an array: {advice}"))
     if [fault.pointer for fault in error.faults] == ["/messages"]:

@@ -35,12 +35,18 @@ class Connections:
         query.done()
         await self._check(request)
         found, following = await self._roster.connections(wanted, limit, after)
-        return Response(encode(ConnectionList(found, following)), media_type="application/json", headers=NO_STORE)
+        return Response(
+            encode(ConnectionList(found, following)),
+            media_type="application/json",
+            headers=NO_STORE,
+        )
 
     async def stats(self, request: Request) -> Response:
         Query(request.scope).done()
         await self._check(request)
-        return Response(encode(await self._roster.stats()), media_type="application/json", headers=NO_STORE)
+        return Response(
+            encode(await self._roster.stats()), media_type="application/json", headers=NO_STORE
+        )
 
     async def close(self, request: Request) -> Response:
         query = Query(request.scope)

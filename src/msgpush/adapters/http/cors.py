@@ -10,7 +10,8 @@ from msgpush.adapters.http.web import ProblemResponse, header, problem, raw_head
 from msgpush.domain.channel import shown
 
 METHODS = ("GET", "HEAD", "POST", "DELETE")
-# Those that CORS always allows, where their values are plain; ours; and what tools add to the requests of a page.
+# Those that CORS always allows, where their values are plain; ours; and what tools add to the
+# requests of a page.
 HEADERS = (
     *("Accept", "Accept-Language", "Content-Language", "Content-Type"),
     *("Authorization", "Idempotency-Key", "Last-Event-ID"),
@@ -36,8 +37,8 @@ class CorsRules:
     def answer(self, origin: str | None) -> Mapping[str, str]:
         """The headers that belong into every answer to a request with this `Origin` header.
 
-        Never `*`: with credentials it would mean nothing, and each origin gets an answer of its own.
-        """
+        Never `*`: with credentials it would mean nothing, and each origin gets an answer of its
+        own."""
         if not self.origins:
             return {}
         if origin is None or origin not in self.origins:
@@ -59,12 +60,16 @@ class CorsRules:
         refused = [name for name in asked if name not in self._may_send]
         faults = []
         if origin not in self.origins:
-            faults.append(f"origin {shown(origin)}: CORS_ORIGINS has those whose pages may use the service")
+            faults.append(
+                f"origin {shown(origin)}: CORS_ORIGINS has those whose pages may use the service"
+            )
         if method not in METHODS:
             faults.append(f"method {shown(method)}: allowed are {', '.join(METHODS)}")
         if refused:
             names = ", ".join(map(shown, refused))
-            faults.append(f"headers {names}: allowed are {', '.join(self.headers)}; CORS_HEADERS adds to them")
+            faults.append(
+                f"headers {names}: allowed are {', '.join(self.headers)}; CORS_HEADERS adds to them"
+            )
         told = {
             **self.answer(origin),
             "Access-Control-Allow-Methods": ", ".join(METHODS),
@@ -78,7 +83,9 @@ class CorsRules:
 
 
 class Cors:
-    """Answers preflights, and adds to all other answers what lets pages of the origins that may read them."""
+    """Answers preflights, and adds to all other answers what lets pages of the origins that may
+    read them.
+    """
 
     def __init__(self, app: ASGIApp, rules: CorsRules) -> None:
         self._app, self._rules = app, rules

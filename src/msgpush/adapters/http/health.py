@@ -42,7 +42,11 @@ class Operations:
 
     async def live(self, _: Request) -> Response:
         """Whether the process works; where it doesn't, only a restart helps."""
-        return _json(200, {"status": "ok"}) if self._push.alive else _unavailable("delivery has stopped")
+        return (
+            _json(200, {"status": "ok"})
+            if self._push.alive
+            else _unavailable("delivery has stopped")
+        )
 
     async def ready(self, _: Request) -> Response:
         """Whether new requests should come here."""
@@ -57,7 +61,9 @@ class Operations:
     async def metrics(self, request: Request) -> Response:
         """The metrics, in Prometheus's text format."""
         if self._metrics_token is not None and not has_token(request.scope, self._metrics_token):
-            raise Unauthorized("the metrics need their own token (METRICS_TOKEN): `Authorization: Bearer <token>`")
+            raise Unauthorized(
+                "the metrics need their own token (METRICS_TOKEN): `Authorization: Bearer <token>`"
+            )
         return Response(self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _trouble(self) -> str | None:

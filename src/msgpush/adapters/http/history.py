@@ -27,4 +27,6 @@ class Channels:
         grant = await self._auth.authenticate(request.scope)
         grant.check_listen([channel])
         history = await self._push.history(channel, after, limit)
-        return Response(encode(history), media_type="application/json", headers={"Cache-Control": "no-store"})
+        return Response(
+            encode(history), media_type="application/json", headers={"Cache-Control": "no-store"}
+        )

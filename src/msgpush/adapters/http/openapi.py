@@ -1,4 +1,6 @@
-"""The API's description (OpenAPI 3.1), made from the types that the code itself decodes and encodes."""
+"""The API's description (OpenAPI 3.1), made from the types that the code itself decodes and
+encodes.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +13,13 @@ from msgpush.adapters.http.connections import ConnectionList
 from msgpush.adapters.http.permissions import NewTicket, Revoked
 from msgpush.adapters.http.publish import MAX_ITEMS, BatchResult
 from msgpush.adapters.http.web import Problem
-from msgpush.domain.channel import MAX_CHANNELS, MAX_LISTENED, MAX_TARGETS, NAME_CHARACTER, NAME_RULE
+from msgpush.domain.channel import (
+    MAX_CHANNELS,
+    MAX_LISTENED,
+    MAX_TARGETS,
+    NAME_CHARACTER,
+    NAME_RULE,
+)
 from msgpush.domain.message import TYPES, Message
 from msgpush.domain.ports import ConnectionStats
 from msgpush.domain.position import MAX_CURSOR
@@ -35,7 +43,11 @@ EXAMPLE: Json = {
     },
     "metadata": {"priority": "normal", "ttl": 3600},
 }
-BROADCAST_EXAMPLE: Json = {"type": "warning", "service": "gateway", "data": {"message": "Maintenance at 22:00 UTC"}}
+BROADCAST_EXAMPLE: Json = {
+    "type": "warning",
+    "service": "gateway",
+    "data": {"message": "Maintenance at 22:00 UTC"},
+}
 DELIVERED_EXAMPLE: Json = {
     "id": "msg_1753859400_001",
     "timestamp": "2025-07-30T15:10:00.123Z",
@@ -46,7 +58,7 @@ STREAM_EXAMPLE = """\
 retry: 2750
 event: msgpush.open
 id: 1lgbdur5w.1753859399000-0
-data: {"connection":"9f2c51b7a0d4e863","channels":["broadcast","user:user123"],"resumed":false,"heartbeat":30}
+data: {"connection":"9f2c51b7a0d4e863","channels":["user:user123"],"resumed":false,"heartbeat":30}
 
 event: progress
 data: {"task_id":"task_abc123","progress":65,"stage":"embedding"}
@@ -57,20 +69,25 @@ id: 1lgbdur5w.1753859400123-0
 _ABOUT = """\
 Publish messages over HTTP, receive them over Server-Sent Events, live and without loss.
 
-Every error is a problem (RFC 9457, `application/problem+json`). Unknown fields and parameters are refused, but for \
-parameters whose name begins with `_`, and on streams for those that polyfills add: `r`, `t`, `evs_...`.
+Every error is a problem (RFC 9457, `application/problem+json`). Unknown fields and \
+parameters are refused, but for parameters whose name begins with `_`, and on streams for those \
+that polyfills add: `r`, `t`, `evs_...`.
 """
 _STREAM = """\
-Server-Sent Events. The types in `events` come as events of that name with the message's `data` alone; all others come \
-without a name, as whole messages. (The event of `error` is named `message.error`.) Besides, there are
+Server-Sent Events. The types in `events` come as events of that name with the message's `data` \
+alone; all others come without a name, as whole messages. (The event of `error` is named \
+`message.error`.) Besides, there are
 
 - `msgpush.open`: the stream has begun; `id` is a cursor already;
 - `msgpush.heartbeat`: a sign of life, with the cursor now;
-- `msgpush.gap`: `{"channel", "after", "reason"}`: messages are missing (`trimmed`, `expired`, `reset`);
-- `msgpush.close`: `{"reason", "reconnect"}`: the server ends the stream (`drain`, `overload`, `slow`, `expired`, \
+- `msgpush.gap`: `{"channel", "after", "reason"}`: messages are missing \
+(`trimmed`, `expired`, `reset`);
+- `msgpush.close`: `{"reason", "reconnect"}`: the server ends the stream \
+(`drain`, `overload`, `slow`, `expired`, \
 `disconnected`, `revoked`).
 
-Where no more streams can be served, the answer is 200 all the same: `retry` and `msgpush.close` with `overload`.
+Where no more streams can be served, the answer is 200 all the same: `retry`, and \
+`msgpush.close` with `overload`.
 """
 _REF = "#/components/schemas/{name}"
 _PROBLEM_TYPE = "application/problem+json"
@@ -78,7 +95,8 @@ _CURSOR = f"^[A-Za-z0-9_.~-]{{0,{MAX_CURSOR}}}$"
 _EACH = "|".join(TYPES)
 _CHANNEL: Json = {"type": "string", "pattern": f"^{NAME_CHARACTER}{{1,200}}$"}
 
-# Any request may be answered with these: see entrypoints/protocol.py, and the local mode in auth.py.
+# Any request may be answered with these: see entrypoints/protocol.py, and the local mode in
+# auth.py.
 _ALWAYS = (403, 408, 431)
 _GUARDED = (400, 401, 405)
 _PROBLEMS = {
@@ -94,13 +112,24 @@ _PROBLEMS = {
     422: ("Invalid", "JSON, but no message: `errors` say where and why."),
     429: ("TooMany", "More than this subject may ask for now."),
     431: ("HeadersTooLarge", "The request's headers are too large."),
-    503: ("BusUnavailable", "The bus is away: nothing is stored. A message with an id may be sent again safely."),
+    503: (
+        "BusUnavailable",
+        "The bus is away: nothing is stored. A message with an id may be sent again safely.",
+    ),
 }
 _PROBLEM_HEADERS = {
-    401: {"WWW-Authenticate": {"description": "Bearer, with an RFC 6750 error code.", "schema": {"type": "string"}}},
+    401: {
+        "WWW-Authenticate": {
+            "description": "Bearer, with an RFC 6750 error code.",
+            "schema": {"type": "string"},
+        }
+    },
     429: {
         "Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}},
-        "RateLimit": {"description": "What is left, and when there is more.", "schema": {"type": "string"}},
+        "RateLimit": {
+            "description": "What is left, and when there is more.",
+            "schema": {"type": "string"},
+        },
         "RateLimit-Policy": {"description": "What is allowed.", "schema": {"type": "string"}},
     },
     405: {"Allow": {"description": "The methods that are.", "schema": {"type": "string"}}},
@@ -110,7 +139,15 @@ _PROBLEM_HEADERS = {
 
 def openapi() -> bytes:
     """The description of the whole API, as JSON."""
-    paths = _publishing() | _streams() | _histories() | _access() | _connections() | _operations() | _pages()
+    paths = (
+        _publishing()
+        | _streams()
+        | _histories()
+        | _access()
+        | _connections()
+        | _operations()
+        | _pages()
+    )
     document = {
         "openapi": "3.1.0",
         "info": {
@@ -130,7 +167,9 @@ def openapi() -> bytes:
         "paths": paths,
         "components": {
             "schemas": _schemas(),
-            "responses": {name: _problem(status, text) for status, (name, text) in _PROBLEMS.items()},
+            "responses": {
+                name: _problem(status, text) for status, (name, text) in _PROBLEMS.items()
+            },
             "securitySchemes": {
                 "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
                 "cookie": {"type": "apiKey", "in": "cookie", "name": COOKIE},
@@ -144,17 +183,31 @@ _NOBODY: Json = {"type": "object", "minProperties": 1, "additionalProperties": {
 
 
 def _schemas() -> Json:
-    types = [Message, Receipt, History, Problem, ConnectionList, ConnectionStats, NewTicket, Revoked]
+    types = [
+        Message,
+        Receipt,
+        History,
+        Problem,
+        ConnectionList,
+        ConnectionStats,
+        NewTicket,
+        Revoked,
+    ]
     _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
     _message(schemas["Message"]["properties"])
     schemas["Message"] |= {
-        "description": "One message. Unknown fields are refused; a field that is null counts as absent.",
+        "description": (
+            "One message. Unknown fields are refused; a field that is null counts as absent."
+        ),
         "if": {"properties": {"type": {"const": "progress"}}},
         "then": {"required": ["data"], "properties": {"data": _ref("Progress")}},
         # A target that names nobody is a mistake, unless the message has channels.
         "anyOf": [
             {"properties": {"target": {"not": _NOBODY}}},
-            {"required": ["channels"], "properties": {"channels": {"type": "array", "minItems": 1}}},
+            {
+                "required": ["channels"],
+                "properties": {"channels": {"type": "array", "minItems": 1}},
+            },
         ],
         "examples": [EXAMPLE],
     }
@@ -188,9 +241,13 @@ def _schemas() -> Json:
 def _message(fields: Json) -> None:
     """What the types leave to the code that checks them."""
     fields["timestamp"]["anyOf"][0]["format"] = "date-time"
-    fields["timestamp"]["description"] = "RFC 3339, of any offset and precision; kept as UTC with milliseconds."
+    fields["timestamp"]["description"] = (
+        "RFC 3339, of any offset and precision; kept as UTC with milliseconds."
+    )
     fields["id"]["description"] = "A publish with an id is stored once, however often it is sent."
-    fields["target"]["description"] = "Whom it is for: `<kind>_id: v` goes to the channel `<kind>:v`."
+    fields["target"]["description"] = (
+        "Whom it is for: `<kind>_id: v` goes to the channel `<kind>:v`."
+    )
     fields["target"]["anyOf"][0] |= {
         "maxProperties": MAX_TARGETS,
         "patternProperties": {f"^{NAME_CHARACTER}+_id$": _CHANNEL | {"type": ["string", "null"]}},
@@ -201,14 +258,23 @@ def _message(fields: Json) -> None:
     fields["data"] = {
         "type": ["object", "null"],
         "default": {},
-        "description": "Any JSON object, passed on untouched; of a `progress` message, with `progress`, 0 to 100.",
+        "description": (
+            "Any JSON object, passed on untouched; of a `progress` message, with `progress`, 0 to"
+            " 100."
+        ),
     }
 
 
 def _batch(schemas: Json) -> None:
     # msgspec describes no unions of structs without tags.
-    failed = _object(error=_ref("Problem")) | {"description": "Not accepted: what `send` would have answered."}
-    result = {"description": "In the batch's order.", "type": "array", "items": {"anyOf": [_ref("Receipt"), failed]}}
+    failed = _object(error=_ref("Problem")) | {
+        "description": "Not accepted: what `send` would have answered."
+    }
+    result = {
+        "description": "In the batch's order.",
+        "type": "array",
+        "items": {"anyOf": [_ref("Receipt"), failed]},
+    }
     number = {"type": "integer", "minimum": 0}
     schemas[BatchResult.__name__] = _object(accepted=number, rejected=number, results=result)
     schemas["BatchProblem"] = {
@@ -247,20 +313,31 @@ def _json(description: str, schema: Json) -> Json:
 def _problem(status: int, description: str, schema: str = "Problem") -> Json:
     content = _content(_PROBLEM_TYPE, _ref(schema))
     headers = _PROBLEM_HEADERS.get(status)
-    return {"description": description, "content": content} | ({"headers": headers} if headers else {})
+    return {"description": description, "content": content} | (
+        {"headers": headers} if headers else {}
+    )
 
 
 def _answers(*problems: int, **others: Json) -> Json:
-    """Responses by status: shared problems, and those of the operation's own (`_202=...`), which win."""
+    """Responses by status: shared problems, and those of the operation's own (`_202=...`), which
+    win.
+    """
     shared = {
-        str(status): {"$ref": f"#/components/responses/{_PROBLEMS[status][0]}"} for status in (*problems, *_ALWAYS)
+        str(status): {"$ref": f"#/components/responses/{_PROBLEMS[status][0]}"}
+        for status in (*problems, *_ALWAYS)
     }
     responses = shared | {name.removeprefix("_"): answer for name, answer in others.items()}
     return dict(sorted(responses.items()))
 
 
 def _operation(
-    tag: str, id: str, summary: str, responses: Json, *, parameters: Iterable[Json] = (), body: Json | None = None
+    tag: str,
+    id: str,
+    summary: str,
+    responses: Json,
+    *,
+    parameters: Iterable[Json] = (),
+    body: Json | None = None,
 ) -> Json:
     operation: Json = {"tags": [tag], "operationId": id, "summary": summary, "responses": responses}
     if "401" in responses:
@@ -274,16 +351,25 @@ def _operation(
 
 
 def _parameter(name: str, description: str, place: str = "query", **schema: Any) -> Json:
-    parameter = {"name": name, "in": place, "description": description, "schema": {"type": "string", **schema}}
+    parameter = {
+        "name": name,
+        "in": place,
+        "description": description,
+        "schema": {"type": "string", **schema},
+    }
     return {**parameter, "required": True} if place == "path" else parameter
 
 
 def _repeatable(name: str, description: str, items: Json | None = None) -> Json:
-    return _parameter(name, f"{description} May be repeated.", type="array", items=items or {"type": "string"})
+    return _parameter(
+        name, f"{description} May be repeated.", type="array", items=items or {"type": "string"}
+    )
 
 
 def _limit(what: str) -> Json:
-    return _parameter("limit", f"{what} at most.", type="integer", minimum=1, maximum=1000, default=100)
+    return _parameter(
+        "limit", f"{what} at most.", type="integer", minimum=1, maximum=1000, default=100
+    )
 
 
 _TOKEN = _parameter("token", "A token, or a ticket, for who can't send the header Authorization.")
@@ -298,7 +384,14 @@ def _publishing() -> Json:
     )
     untargeted = {"allOf": [_ref("Message"), {"properties": {"target": {"maxProperties": 0}}}]}
     answers = _answers(
-        *_GUARDED, 409, 413, 415, 422, 429, 503, _202=_json("Stored: readable by all, from here on.", _ref("Receipt"))
+        *_GUARDED,
+        409,
+        413,
+        415,
+        422,
+        429,
+        503,
+        _202=_json("Stored: readable by all, from here on.", _ref("Receipt")),
     )
 
     def publish(id: str, summary: str, schema: Json, example: Json) -> Json:
@@ -308,7 +401,10 @@ def _publishing() -> Json:
     return {
         "/api/v1/messages/send": publish("send", "Publish a message", _ref("Message"), EXAMPLE),
         "/api/v1/messages/broadcast": publish(
-            "broadcast", "Publish a message, without target, to every stream", untargeted, BROADCAST_EXAMPLE
+            "broadcast",
+            "Publish a message, without target, to every stream",
+            untargeted,
+            BROADCAST_EXAMPLE,
         ),
         "/api/v1/messages/batch": {"post": _publish_batch()},
     }
@@ -328,13 +424,22 @@ def _publish_batch() -> Json:
     array = {"type": "array", "minItems": 1, "maxItems": MAX_ITEMS, "items": _ref("Message")}
     form = {"anyOf": [array, {**_object(messages=array), "additionalProperties": False}]}
     others = ", ".join(NDJSON_TYPES[1:])
-    lines = {"type": "string", "description": f"A message a line (NDJSON), stored as they arrive. Also as {others}."}
+    lines = {
+        "type": "string",
+        "description": f"A message a line (NDJSON), stored as they arrive. Also as {others}.",
+    }
     example = [EXAMPLE, BROADCAST_EXAMPLE]
     body = {
         **_content("application/json", form, example=example),
         **_content(NDJSON_TYPES[0], lines, example="".join(f"{_line(each)}\n" for each in example)),
     }
-    return _operation("Publish", "batch", "Publish many messages, each by itself, in their order", answers, body=body)
+    return _operation(
+        "Publish",
+        "batch",
+        "Publish many messages, each by itself, in their order",
+        answers,
+        body=body,
+    )
 
 
 def _either(status: int, description: str) -> Json:
@@ -349,13 +454,19 @@ def _line(message: Json) -> str:
 
 
 def _streams() -> Json:
-    resume = "Continue after this cursor. `earliest`: all that is retained; `latest`, or none: from now."
+    resume = (
+        "Continue after this cursor. `earliest`: all that is retained; `latest`, or none: from now."
+    )
     types = f"({_EACH})(,({_EACH}))*"
     parameters = [
         _parameter("Last-Event-ID", f"{resume} It wins over the query.", "header", pattern=_CURSOR),
         _parameter("last_event_id", resume, pattern=_CURSOR),
         *(
-            _parameter(name, "As last_event_id, and wins over it: as clients add it on a reconnect.", pattern=_CURSOR)
+            _parameter(
+                name,
+                "As last_event_id, and wins over it: as clients add it on a reconnect.",
+                pattern=_CURSOR,
+            )
             for name in ("lastEventId", "lastEventID")
         ),
         _repeatable("channel", "A further channel.", _CHANNEL),
@@ -365,7 +476,9 @@ def _streams() -> Json:
             "Types that come as events of their name; `*`: all; `none`: none.",
             pattern=rf"^(\*|none|{types})$",
         ),
-        _parameter("broadcast", "Whether to listen to broadcasts, too.", type="boolean", default=True),
+        _parameter(
+            "broadcast", "Whether to listen to broadcasts, too.", type="boolean", default=True
+        ),
         _TOKEN,
     ]
     over = {"description": "The cursor is terminal: this client was told never to come back."}
@@ -375,10 +488,21 @@ def _streams() -> Json:
         content = _content("text/event-stream", {"type": "string"}, example=STREAM_EXAMPLE)
         headers = {
             name: {"schema": {"const": value}}
-            for name, value in (("Cache-Control", "no-store, no-transform"), ("X-Accel-Buffering", "no"))
+            for name, value in (
+                ("Cache-Control", "no-store, no-transform"),
+                ("X-Accel-Buffering", "no"),
+            )
         }
-        got = _answers(*_GUARDED, _200={"description": _STREAM, "headers": headers, "content": content}, _204=over)
-        heads = {"description": "There is such a stream.", "headers": headers, "content": {"text/event-stream": {}}}
+        got = _answers(
+            *_GUARDED,
+            _200={"description": _STREAM, "headers": headers, "content": content},
+            _204=over,
+        )
+        heads = {
+            "description": "There is such a stream.",
+            "headers": headers,
+            "content": {"text/event-stream": {}},
+        }
         return {
             "get": _operation("Receive", id, summary, got, parameters=given),
             "head": _operation(
@@ -399,7 +523,11 @@ def _streams() -> Json:
             f"^{NAME_CHARACTER}{{1,200}}(,{NAME_CHARACTER}{{1,200}})*$",
         ),
         "/sse/user/{user_id}": stream(
-            "userStream", "Listen to a user's channel", "user_id", "The user.", f"^{NAME_CHARACTER}{{1,195}}$"
+            "userStream",
+            "Listen to a user's channel",
+            "user_id",
+            "The user.",
+            f"^{NAME_CHARACTER}{{1,195}}$",
         ),
         "/sse/service/{service_name}": stream(
             "serviceStream",
@@ -411,13 +539,17 @@ def _streams() -> Json:
     }
 
 
-_HISTORY = "Messages, and the cursor after them. After 4 MiB of messages it ends: the cursor continues."
+_HISTORY = (
+    "Messages, and the cursor after them. After 4 MiB of messages it ends: the cursor continues."
+)
 
 
 def _histories() -> Json:
     parameters = [
         _parameter("channel", f"The channel: {NAME_RULE}.", "path", pattern=_CHANNEL["pattern"]),
-        _parameter("after", "A cursor; without one, from the earliest that is retained.", pattern=_CURSOR),
+        _parameter(
+            "after", "A cursor; without one, from the earliest that is retained.", pattern=_CURSOR
+        ),
         _limit("Messages"),
     ]
     answers = _answers(*_GUARDED, 503, _200=_json(_HISTORY, _ref("History")))
@@ -433,7 +565,13 @@ def _access() -> Json:
     channels = {"type": "array", "minItems": 1, "maxItems": MAX_LISTENED, "items": _CHANNEL}
     wanted = _object(channels=channels) | {"additionalProperties": False}
     ticket = _answers(
-        *_GUARDED, 413, 415, 422, 429, 503, _201=_json("To be used within a minute.", _ref(NewTicket.__name__))
+        *_GUARDED,
+        413,
+        415,
+        422,
+        429,
+        503,
+        _201=_json("To be used within a minute.", _ref(NewTicket.__name__)),
     )
     text = {"type": "string", "minLength": 1}
     moment = {
@@ -441,8 +579,14 @@ def _access() -> Json:
         "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "format": "date-time"}],
     }
     one: list[tuple[str, Json]] = [("subject", text), ("jti", text), ("issued_before", moment)]
-    meant = {"oneOf": [_object(**{name: schema}) | {"additionalProperties": False} for name, schema in one]}
-    revoked = _answers(*_GUARDED, 413, 415, 422, 503, _201=_json("They are refused.", _ref(Revoked.__name__)))
+    meant = {
+        "oneOf": [
+            _object(**{name: schema}) | {"additionalProperties": False} for name, schema in one
+        ]
+    }
+    revoked = _answers(
+        *_GUARDED, 413, 415, 422, 503, _201=_json("They are refused.", _ref(Revoked.__name__))
+    )
     return {
         "/api/v1/tickets": {
             "post": _operation(
@@ -485,7 +629,11 @@ def _connections() -> Json:
     return {
         "/api/v1/connections": {
             "get": _operation(
-                "Operate", "connections", "The live connections of all instances", page, parameters=filters
+                "Operate",
+                "connections",
+                "The live connections of all instances",
+                page,
+                parameters=filters,
             )
         },
         "/api/v1/connections/stats": {
@@ -493,7 +641,11 @@ def _connections() -> Json:
         },
         "/api/v1/connections/{id}": {
             "delete": _operation(
-                "Operate", "closeConnection", "Close a connection, wherever it is", closed, parameters=close
+                "Operate",
+                "closeConnection",
+                "Close a connection, wherever it is",
+                closed,
+                parameters=close,
             )
         },
     }
@@ -501,15 +653,24 @@ def _connections() -> Json:
 
 def _operations() -> Json:
     def health(id: str, summary: str, schema: str = "Health") -> Json:
-        answers = _answers(405, _200=_json("Yes.", _ref(schema)), _503=_json("No, and why.", _ref("Unhealthy")))
+        answers = _answers(
+            405, _200=_json("Yes.", _ref(schema)), _503=_json("No, and why.", _ref("Unhealthy"))
+        )
         return {"get": _operation("Operate", id, summary, answers)}
 
-    metrics = {"description": "In Prometheus's text format.", "content": _content("text/plain", {"type": "string"})}
+    metrics = {
+        "description": "In Prometheus's text format.",
+        "content": _content("text/plain", {"type": "string"}),
+    }
     return {
         "/health": health("health", "Whether the service does its work", "Details"),
         "/health/live": health("live", "Whether the process works"),
         "/health/ready": health("ready", "Whether new requests should come here"),
-        "/metrics": {"get": _operation("Operate", "metrics", "Metrics", _answers(*_GUARDED[1:], _200=metrics))},
+        "/metrics": {
+            "get": _operation(
+                "Operate", "metrics", "Metrics", _answers(*_GUARDED[1:], _200=metrics)
+            )
+        },
     }
 
 
@@ -524,8 +685,12 @@ def _pages() -> Json:
     return {
         "/": page("start", "The start page, with a live stream", "text/html", {"type": "string"}),
         "/docs": page("docs", "This description, as a page", "text/html", {"type": "string"}),
-        "/openapi.json": page("openapi", "This description", "application/json", {"type": "object"}),
+        "/openapi.json": page(
+            "openapi", "This description", "application/json", {"type": "object"}
+        ),
         "/static/{path}": {
-            "get": _operation("Pages", "static", "What the pages are made of", answers, parameters=[path])
+            "get": _operation(
+                "Pages", "static", "What the pages are made of", answers, parameters=[path]
+            )
         },
     }

@@ -1,4 +1,6 @@
-"""What an origin is, and the pages of which may use the service (RFC 6454, section 4; HTML, "origin")."""
+"""What an origin is, and the pages of which may use the service (RFC 6454, section 4; HTML,
+"origin").
+"""
 
 import re
 from collections.abc import Iterable
@@ -8,13 +10,17 @@ from msgpush.adapters.http.addresses import read_address
 
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
 _PORTS = {"http": 80, "https": 443}
-# Below two labels at least, and below no address: all of `com` is nobody's, and 10.0.0.1 isn't below 0.0.1.
-_ANY_BELOW = re.compile(r"([a-z][a-z0-9+.-]*://)\*\.((?:[a-z0-9_-]+\.)+[a-z0-9_-]*[a-z_-][a-z0-9_-]*(?::[0-9]{1,5})?)")
+# Below two labels at least, and below no address: all of `com` is nobody's, and 10.0.0.1 isn't
+# below 0.0.1.
+_ANY_BELOW = re.compile(
+    r"([a-z][a-z0-9+.-]*://)\*\.((?:[a-z0-9_-]+\.)+[a-z0-9_-]*[a-z_-][a-z0-9_-]*(?::[0-9]{1,5})?)"
+)
 _HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\[\]:@/]+))(?::[0-9]{1,5})?")
 
 
 def read_origin(text: str) -> str:
-    """An origin as browsers write it: in lower case, without its scheme's own port; so that two can be compared.
+    """An origin as browsers write it: in lower case, without its scheme's own port; so that two can
+    be compared.
 
     A host with a dot at its end is another host, as it is to a browser.
 
@@ -33,7 +39,8 @@ def read_origin(text: str) -> str:
 
 
 def read_origins(text: str) -> str:
-    """One origin; or a pattern of origins, `https://*.example.com`: all names below that one, of any depth.
+    """One origin; or a pattern of origins, `https://*.example.com`: all names below that one, of
+    any depth.
 
     Raises:
         ValueError: it is neither, or the pattern would let in pages of whoever likes.
@@ -46,7 +53,9 @@ def read_origins(text: str) -> str:
 
 
 def sent_origin(text: str) -> str | None:
-    """The origin that a request's `Origin` header names, if it does: browsers write it in lower case."""
+    """The origin that a request's `Origin` header names, if it does: browsers write it in lower
+    case.
+    """
     if text != text.lower():
         return None
     try:
@@ -56,7 +65,9 @@ def sent_origin(text: str) -> str | None:
 
 
 def own_origin(scheme: str, host: str | None) -> str | None:
-    """The origin of the pages that are fetched from where this request went, by its scheme and `Host` header."""
+    """The origin of the pages that are fetched from where this request went, by its scheme and
+    `Host` header.
+    """
     try:
         return read_origin(f"{scheme}://{host or ''}")
     except ValueError:
@@ -89,7 +100,9 @@ class Origins:
     def __init__(self, known: Iterable[str] = (), *, loopback: bool = False) -> None:
         known = tuple(known)
         self._known = frozenset(each for each in known if "*" not in each)
-        patterns = (re.escape(each).replace(r"\*\.", r"(?:[a-z0-9_-]+\.)+") for each in known if "*" in each)
+        patterns = (
+            re.escape(each).replace(r"\*\.", r"(?:[a-z0-9_-]+\.)+") for each in known if "*" in each
+        )
         self._patterns = tuple(map(re.compile, patterns))
         self._loopback = loopback
 

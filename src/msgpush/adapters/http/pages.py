@@ -1,4 +1,6 @@
-"""The pages: a start page with a live stream, the API's description, and the files that they are made of."""
+"""The pages: a start page with a live stream, the API's description, and the files that they are
+made of.
+"""
 
 from importlib import resources
 
@@ -10,8 +12,12 @@ from starlette.types import Scope
 
 from msgpush.adapters.http.openapi import openapi
 
-_OWN = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
-# Swagger UI draws its arrows from data: images; its styles it sets by script, which needs no permission.
+_OWN = (
+    "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src"
+    " 'none'"
+)
+# Swagger UI draws its arrows from data: images; its styles it sets by script, which needs no
+# permission.
 _SWAGGER_UI = f"{_OWN}; img-src 'self' data:"
 
 
@@ -21,7 +27,11 @@ def page_routes() -> list[BaseRoute]:
     folder = str(resources.files("msgpush.adapters.http") / "static")
 
     async def describe(_: Request) -> Response:
-        return Response(description, media_type="application/json", headers={"X-Content-Type-Options": "nosniff"})
+        return Response(
+            description,
+            media_type="application/json",
+            headers={"X-Content-Type-Options": "nosniff"},
+        )
 
     async def start(_: Request) -> Response:
         return _page(f"{folder}/index.html", _OWN)
@@ -38,7 +48,9 @@ def page_routes() -> list[BaseRoute]:
 
 
 class _Files(StaticFiles):
-    """Static files whose content is what their type says, and asked for anew when they have changed."""
+    """Static files whose content is what their type says, and asked for anew when they have
+    changed.
+    """
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
@@ -52,7 +64,8 @@ def _page(path: str, policy: str) -> Response:
         "Content-Security-Policy": policy,
         "X-Content-Type-Options": "nosniff",
         "X-Frame-Options": "DENY",
-        # Not no-referrer: with that, a page's own POST may carry `Origin: null`, as a stranger's does.
+        # Not no-referrer: with that, a page's own POST may carry `Origin: null`, as a stranger's
+        # does.
         "Referrer-Policy": "same-origin",
         "Cache-Control": "no-cache",
     }

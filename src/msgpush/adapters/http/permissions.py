@@ -1,4 +1,6 @@
-"""`POST /api/v1/tickets` and `POST /api/v1/revocations`: permission for a stream, and the end of permissions."""
+"""`POST /api/v1/tickets` and `POST /api/v1/revocations`: permission for a stream, and the end of
+permissions.
+"""
 
 import logging
 import time
@@ -38,7 +40,9 @@ class NewTicket(Struct, frozen=True):
 
 
 class Revoked(Struct, frozen=True, omit_defaults=True):
-    """What was revoked: tokens of a subject or a token's id, or all tokens issued before a moment; and until when."""
+    """What was revoked: tokens of a subject or a token's id, or all tokens issued before a moment;
+    and until when.
+    """
 
     at: str
     until: str
@@ -90,7 +94,9 @@ class Access:
         what = {revocation.kind: revocation.value or _moment(revocation.at)}
         by = "an admin" if grant.subject is None else shown(grant.subject)
         log.info("tokens are revoked by %s: %s", by, _meant(revocation))
-        return _created(Revoked(_moment(revocation.at), _moment(revocation.at + self._max_lifetime), **what))
+        return _created(
+            Revoked(_moment(revocation.at), _moment(revocation.at + self._max_lifetime), **what)
+        )
 
     def _revocation(self, given: dict[str, Any]) -> Revocation:
         now = self._clock()
@@ -103,15 +109,27 @@ class Access:
                 at = _seconds(value)
                 if not 0 <= at <= now + self._leeway:
                     raise Invalid(
-                        Fault("/issued_before", f"{shown(value)} is not allowed: it must be from 1970 until now")
+                        Fault(
+                            "/issued_before",
+                            f"{shown(value)} is not allowed: it must be from 1970 until now",
+                        )
                     )
                 return Revocation("issued_before", "", at)
         for name, value in given.items():
             if name not in ("subject", "jti", "issued_before"):
-                raise Invalid(Fault(f"/{escape(name)}", f"{shown(name)} is no field of a revocation"))
+                raise Invalid(
+                    Fault(f"/{escape(name)}", f"{shown(name)} is no field of a revocation")
+                )
             if len(given) == 1:
-                raise Invalid(Fault(f"/{name}", f"{shown(value)} is not allowed: it must be a text, and not empty"))
-        raise Invalid(Fault("", "it must have exactly one of the fields subject, jti and issued_before"))
+                raise Invalid(
+                    Fault(
+                        f"/{name}",
+                        f"{shown(value)} is not allowed: it must be a text, and not empty",
+                    )
+                )
+        raise Invalid(
+            Fault("", "it must have exactly one of the fields subject, jti and issued_before")
+        )
 
 
 def _meant(revocation: Revocation) -> str:
@@ -171,7 +189,10 @@ def _seconds(value: object) -> float:
         except OverflowError:
             pass
     raise Invalid(
-        Fault("/issued_before", f"{shown(value)} is not allowed: seconds since 1970, or an RFC 3339 date-time")
+        Fault(
+            "/issued_before",
+            f"{shown(value)} is not allowed: seconds since 1970, or an RFC 3339 date-time",
+        )
     )
 
 

@@ -1,4 +1,4 @@
-"""`POST /api/v1/messages/...`: from a request's body to messages in the bus, and back to receipts."""
+"""`POST /api/v1/messages/...`: from a body to messages in the bus, and back to receipts."""
 
 import asyncio
 import time
@@ -131,12 +131,17 @@ class PublishBatch:
             raise
         await self._respond(send, results, limit)
 
-    async def _publish(self, scope: Scope, receive: Receive, results: list[Receipt | Failed]) -> Problem | None:
+    async def _publish(
+        self, scope: Scope, receive: Receive, results: list[Receipt | Failed]
+    ) -> Problem | None:
         """Store the batch; what comes back is the limit that has ended it early, if one has."""
         grant = await self._auth.authenticate(scope)
         headers = body_headers(scope, None, "the batch")
         if headers.idempotency_key is not None:
-            raise Malformed("the header Idempotency-Key names one message: in a batch each message carries its own id")
+            raise Malformed(
+                "the header Idempotency-Key names one message: in a batch each message carries its"
+                " own id"
+            )
         if headers.content_type in NDJSON_TYPES:
             try:
                 await self._store_lines(receive, grant, results)
@@ -151,8 +156,11 @@ class PublishBatch:
         await self._store(items, grant, results)
         return None
 
-    async def _store_lines(self, receive: Receive, grant: Grant, results: list[Receipt | Failed]) -> None:
-        # Lines are stored as they arrive: those whose newline has come stay accepted, whatever becomes of the rest.
+    async def _store_lines(
+        self, receive: Receive, grant: Grant, results: list[Receipt | Failed]
+    ) -> None:
+        # Lines are stored as they arrive: those whose newline has come stay accepted, whatever
+        # becomes of the rest.
         rest = b""
         async for part in body_parts(receive):
             *lines, rest = (rest + part).split(b"\n")
@@ -161,22 +169,30 @@ class PublishBatch:
                 raise TooLarge("a line of the batch", self._max_message_bytes)
         await self._store_some([rest], grant, results)
 
-    async def _store_some(self, lines: Sequence[bytes], grant: Grant, results: list[Receipt | Failed]) -> None:
+    async def _store_some(
+        self, lines: Sequence[bytes], grant: Grant, results: list[Receipt | Failed]
+    ) -> None:
         lines = [line for line in lines if without_bom(line).strip()]
         fitting = lines[: MAX_ITEMS - len(results)]
-        too_long = next((i for i, line in enumerate(fitting) if len(line) > self._max_message_bytes), None)
+        too_long = next(
+            (i for i, line in enumerate(fitting) if len(line) > self._max_message_bytes), None
+        )
         await self._store(fitting[:too_long], grant, results)
         if too_long is not None:
             raise TooLarge("a line of the batch", self._max_message_bytes)
         if len(lines) > len(fitting):
             raise TooLarge("the batch", MAX_ITEMS, "messages")
 
-    async def _store(self, items: Sequence[bytes], grant: Grant, results: list[Receipt | Failed]) -> None:
+    async def _store(
+        self, items: Sequence[bytes], grant: Grant, results: list[Receipt | Failed]
+    ) -> None:
         for start in range(0, len(items), SLICE):
             await self._store_slice(items[start : start + SLICE], grant, results)
             await asyncio.sleep(0)
 
-    async def _store_slice(self, items: Sequence[bytes], grant: Grant, results: list[Receipt | Failed]) -> None:
+    async def _store_slice(
+        self, items: Sequence[bytes], grant: Grant, results: list[Receipt | Failed]
+    ) -> None:
         outcomes = await self._drafts(items, grant)
         if self._limiter is not None:
             outcomes = await self._within_rate(self._limiter, grant, outcomes)
@@ -199,7 +215,7 @@ class PublishBatch:
     async def _within_rate(
         self, limiter: Limiter, grant: Grant, outcomes: Sequence[Draft | MsgpushError]
     ) -> list[Draft | MsgpushError]:
-        """The same, with an error in the place of those that would be too many now: the last ones."""
+        """The same, with an error in the place of the last ones, if they are too many now."""
         wanted = sum(isinstance(each, Draft) for each in outcomes)
         if not wanted:
             return list(outcomes)
@@ -212,7 +228,11 @@ class PublishBatch:
         for each in outcomes:
             if isinstance(each, Draft):
                 left -= 1
-            kept.append(RateExceeded(MESSAGES, limiter, allowance) if isinstance(each, Draft) and left < 0 else each)
+            kept.append(
+                RateExceeded(MESSAGES, limiter, allowance)
+                if isinstance(each, Draft) and left < 0
+                else each
+            )
         return kept
 
     def _failed(self, error: MsgpushError, draft: Draft | None) -> Failed:
@@ -240,17 +260,24 @@ class PublishBatch:
             draft = self._push.draft(parse(item))
             grant.check_publish(draft.channels)
         except MsgpushError as error:
-            # A raised error keeps the frames that it came through, and so the body; as a value among the results it
-            # would stay with them, in a circle, until the garbage collector comes, and that is rarely.
+            # A raised error keeps the frames that it came through, and so the body; as a value
+            # among the results it would stay with them, in a circle, until the garbage collector
+            # comes, and that is rarely.
             error.__context__ = None
             return error.with_traceback(None)
         return draft
 
-    async def _respond(self, send: Send, results: list[Receipt | Failed], limit: Problem | None = None) -> None:
+    async def _respond(
+        self, send: Send, results: list[Receipt | Failed], limit: Problem | None = None
+    ) -> None:
         statuses = [result.error.status for result in results if isinstance(result, Failed)]
         rejected, accepted = len(statuses), len(results) - len(statuses)
         if limit is None and accepted:
-            await respond(send, 202, encode(BatchResult(accepted=accepted, rejected=rejected, results=results)))
+            await respond(
+                send,
+                202,
+                encode(BatchResult(accepted=accepted, rejected=rejected, results=results)),
+            )
             return
         told = limit or _none_accepted(set(statuses))
         body = BatchProblem(

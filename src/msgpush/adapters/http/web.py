@@ -1,4 +1,6 @@
-"""What the HTTP adapters share: problems (RFC 9457), bodies, queries, and the one table from errors to statuses."""
+"""What the HTTP adapters share: problems (RFC 9457), bodies, queries, and the one table from errors
+to statuses.
+"""
 
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -55,8 +57,8 @@ class RateExceeded(MsgpushError):
         self.retry_after = allowance.retry_after
         self.headers = rate_headers(what, limiter, allowance)
         super().__init__(
-            f"no more {what} of this subject now: {limiter.rate:g} a second are allowed, and {limiter.burst} at once; "
-            f"try again in {self.retry_after:.3g} seconds"
+            f"no more {what} of this subject now: {limiter.rate:g} a second are allowed, and"
+            f" {limiter.burst} at once; try again in {self.retry_after:.3g} seconds"
         )
 
 
@@ -87,7 +89,9 @@ class Problem(Struct, kw_only=True):
 
 
 class ClientGone(Exception):
-    """The client went before its request was complete: there is nobody to answer, and nothing was asked."""
+    """The client went before its request was complete: there is nobody to answer, and nothing was
+    asked.
+    """
 
 
 def problem(status: int, detail: str, errors: tuple[Fault, ...] | UnsetType = UNSET) -> Problem:
@@ -98,7 +102,9 @@ def problem(status: int, detail: str, errors: tuple[Fault, ...] | UnsetType = UN
 def problem_of(error: MsgpushError) -> Problem:
     """An error of this package, as it is told to the client."""
     detail = error.public if isinstance(error, BusUnavailable) else str(error)
-    return problem(STATUS[type(error)], detail, error.faults if isinstance(error, Invalid) else UNSET)
+    return problem(
+        STATUS[type(error)], detail, error.faults if isinstance(error, Invalid) else UNSET
+    )
 
 
 class ProblemResponse(Response):
@@ -118,13 +124,16 @@ def error_response(error: MsgpushError) -> ProblemResponse:
     if isinstance(error, Denied) and error.permission is not None:
         headers["WWW-Authenticate"] = challenge("insufficient_scope", str(error))
     if isinstance(error, TooLarge):
-        # What is left of the body isn't wanted: the server half-closes, so that the client can read this.
+        # What is left of the body isn't wanted: the server half-closes, so that the client can read
+        # this.
         headers["Connection"] = "close"
     return ProblemResponse(problem_of(error), headers)
 
 
 def challenge(code: str, description: str) -> str:
-    """A `WWW-Authenticate` header's value (RFC 6750, section 3), with the characters that it may have."""
+    """A `WWW-Authenticate` header's value (RFC 6750, section 3), with the characters that it may
+    have.
+    """
     text = re.sub(r"[^\x20\x21\x23-\x5b\x5d-\x7e]", "?", description.replace('"', "'"))
     return f'Bearer realm="msgpush", error="{code}", error_description="{text}"'
 
@@ -173,15 +182,19 @@ def header(scope: Scope, name: bytes) -> str | None:
 
 
 def segment(scope: Scope, prefix: str, suffix: str = "") -> str:
-    """What stands between `prefix` and `suffix` in the path, decoded; before the prefix is what the service is under.
+    """What stands between `prefix` and `suffix` in the path, decoded; before the prefix is what the
+    service is under.
 
-    Taken from the raw path where the server gives it, since what isn't UTF-8 has been replaced in the other one.
+    Taken from the raw path where the server gives it, since what isn't UTF-8 has been replaced in
+    the other one.
 
     Raises:
         Malformed: not UTF-8.
     """
     raw = scope.get("raw_path")
-    path: bytes = scope["path"].encode() if raw is None else unquote_to_bytes(raw.partition(b"?")[0])
+    path: bytes = (
+        scope["path"].encode() if raw is None else unquote_to_bytes(raw.partition(b"?")[0])
+    )
     root: bytes = scope.get("root_path", "").encode()
     # As Starlette matches routes: a server may leave the root out of the path.
     if path.startswith(root + b"/"):
@@ -202,10 +215,13 @@ class Query:
     def __init__(self, scope: Scope) -> None:
         try:
             query = scope["query_string"].decode("ascii")
-            pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS)
+            pairs = parse_qsl(
+                query, keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS
+            )
         except (UnicodeDecodeError, ValueError):
             raise Malformed(
-                f"the query string can't be read: percent-encoded UTF-8, of {MAX_PARAMETERS} parameters at most"
+                f"the query string can't be read: percent-encoded UTF-8, of {MAX_PARAMETERS}"
+                " parameters at most"
             ) from None
         self._values: dict[str, list[str]] = {}
         for name, value in pairs:
@@ -222,18 +238,29 @@ class Query:
         return found[0] if found else None
 
     def same(self, name: str) -> str | None:
-        """The value of a parameter that may be repeated, with the same value; an empty one is none."""
+        """The value of a parameter that may be repeated with that value; an empty one is none."""
         first, *others = dict.fromkeys(filter(None, self.all(name))) or (None,)
         if others:
-            raise Malformed(f"the parameter {name} is given with different values: {shown(first)}, {shown(others[0])}")
+            raise Malformed(
+                f"the parameter {name} is given with different values: {shown(first)},"
+                f" {shown(others[0])}"
+            )
         return first
 
     def integer(self, name: str, default: int, lowest: int, highest: int) -> int:
         value = self.one(name)
         if value is None:
             return default
-        if not (value.isascii() and value.isdecimal() and len(value) < 10 and lowest <= int(value) <= highest):
-            raise Malformed(f"the parameter {name} is {shown(value)}: it must be a number from {lowest} to {highest}")
+        if not (
+            value.isascii()
+            and value.isdecimal()
+            and len(value) < 10
+            and lowest <= int(value) <= highest
+        ):
+            raise Malformed(
+                f"the parameter {name} is {shown(value)}: it must be a number from {lowest} to"
+                f" {highest}"
+            )
         return int(value)
 
     def flag(self, name: str, default: bool) -> bool:
@@ -243,7 +270,9 @@ class Query:
         return default if value is None else value == "true"
 
     def done(self, passed: re.Pattern[str] = re.compile("_")) -> None:
-        """Raise `Malformed` where there is a parameter that nobody took, but for those that begin like `passed`."""
+        """Raise `Malformed` where there is a parameter that nobody took, but for those that begin
+        like `passed`.
+        """
         for name in self._values:
             if not passed.match(name):
                 raise Malformed(f"there is no parameter {shown(name)} here")
@@ -314,7 +343,8 @@ def body_headers(scope: Scope, limit: int | None, what: str) -> BodyHeaders:
             key = value.decode("latin-1")
         elif name == b"content-encoding" and value not in (b"", b"identity"):
             raise Unsupported(
-                f"the Content-Encoding {shown(value.decode('latin-1'))} is not read here: send the body as it is"
+                f"the Content-Encoding {shown(value.decode('latin-1'))} is not read here: send the"
+                " body as it is"
             )
     return BodyHeaders(content_type, key)
 
@@ -335,7 +365,11 @@ async def respond(
     start: Message = {
         "type": "http.response.start",
         "status": status,
-        "headers": [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers],
+        "headers": [
+            (b"content-type", content_type),
+            (b"content-length", b"%d" % len(body)),
+            *headers,
+        ],
     }
     await send(start)
     await send({"type": "http.response.body", "body": body})

@@ -1,4 +1,6 @@
-"""The embedded bus: the log and its histories in this process's memory. It needs nothing else, and forgets at exit."""
+"""The embedded bus: the log and its histories in this process's memory. It needs nothing else, and
+forgets at exit.
+"""
 
 import asyncio
 import heapq
@@ -15,7 +17,9 @@ from msgpush.domain.ports import Stored
 from msgpush.domain.position import ZERO, Cursor, Position, new_epoch
 
 DAY = 86_400
-OVERHEAD = 400  # bytes that an entry costs in a history beyond its body, and about what a channel costs
+OVERHEAD = (
+    400  # bytes that an entry costs in a history beyond its body, and about what a channel costs
+)
 REMEMBERED = 600
 REMEMBERED_IDS = 1_000_000
 TAIL_LENGTH = 65_536
@@ -69,8 +73,10 @@ class MemoryBus:
     """One append-only log in memory, with each channel's history.
 
     Args:
-        history_length: messages retained a channel; a 64th more is let in before the oldest go, all at once.
-        size: bytes that all histories may cost together; beyond it the oldest messages go, whatever their channel.
+        history_length: messages retained a channel; a 64th more is let in before the oldest go, all
+            at once.
+        size: bytes that all histories may cost together; beyond it the oldest messages go, whatever
+            their channel.
         clock: seconds since 1970.
     """
 
@@ -94,7 +100,8 @@ class MemoryBus:
         self._histories: dict[str, _History] = {}
         # A channel that isn't known has had nothing after this.
         self._forgotten = ZERO
-        # Heaps with an item a channel, corrected when it comes up: by its oldest entry, by when it is looked at next.
+        # Heaps with an item a channel, corrected when it comes up: by its oldest entry, by when it
+        # is looked at next.
         self._oldest: list[tuple[Position, str]] = []
         self._dues: list[tuple[int, str]] = []
         self._emptied: OrderedDict[str, None] = OrderedDict()
@@ -107,7 +114,9 @@ class MemoryBus:
         self._forget(now)
         entries: list[Entry] = []
         ms = int(now * 1000)
-        results: list[Stored | Conflict | BusUnavailable] = [self._append(draft, ms, entries) for draft in drafts]
+        results: list[Stored | Conflict | BusUnavailable] = [
+            self._append(draft, ms, entries) for draft in drafts
+        ]
         size = _size(entries)
         for tail in self._tails:
             tail.put(entries, size)
@@ -126,7 +135,9 @@ class MemoryBus:
         finally:
             self._tails.discard(tail)
 
-    async def history(self, channels: Sequence[str], after: Position | None, limit: int) -> list[Page]:
+    async def history(
+        self, channels: Sequence[str], after: Position | None, limit: int
+    ) -> list[Page]:
         self._forget(self._clock())
         return [self._page(channel, after, limit) for channel in channels]
 
@@ -151,7 +162,10 @@ class MemoryBus:
     # Writing
 
     def _append(self, draft: Draft, now: int, entries: list[Entry]) -> Stored | Conflict:
-        if draft.digest is not None and (known := self._ids.get((draft.service, draft.id))) is not None:
+        if (
+            draft.digest is not None
+            and (known := self._ids.get((draft.service, draft.id))) is not None
+        ):
             digest, position, timestamp = known
             if digest != draft.digest:
                 return Conflict(draft.service, draft.id)
@@ -160,7 +174,13 @@ class MemoryBus:
         # The clock may step back; positions may not.
         position = Position(now, 0) if now > last.ms else Position(last.ms, last.seq + 1)
         entry = Entry(
-            position, last, draft.channels, draft.type, draft.service, position.ms + draft.ttl * 1000, draft.body
+            position,
+            last,
+            draft.channels,
+            draft.type,
+            draft.service,
+            position.ms + draft.ttl * 1000,
+            draft.body,
         )
         self._last = position
         for channel in entry.channels:
@@ -254,10 +274,15 @@ class MemoryBus:
             del self._ids[ids.popleft()[1]]
 
     def _drop_stale(self) -> None:
-        # Channels that come and go leave items behind; when they are the most, the heaps are made anew.
+        # Channels that come and go leave items behind; when they are the most, the heaps are made
+        # anew.
         for history in self._histories.values():
             history.queued = bool(history.entries)
-        self._oldest = [(each.entries[0].position, name) for name, each in self._histories.items() if each.queued]
+        self._oldest = [
+            (each.entries[0].position, name)
+            for name, each in self._histories.items()
+            if each.queued
+        ]
         self._dues = [(each.due, name) for name, each in self._histories.items()]
         heapq.heapify(self._oldest)
         heapq.heapify(self._dues)

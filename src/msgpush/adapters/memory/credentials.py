@@ -51,7 +51,9 @@ class MemoryCredentials:
         kept = self._tickets.get(digest)
         return None if kept is None else kept.connection
 
-    async def claim(self, digest: str, subject: str | None, *, connection: str, before: str, until: float) -> bool:
+    async def claim(
+        self, digest: str, subject: str | None, *, connection: str, before: str, until: float
+    ) -> bool:
         self._forget()
         kept = self._tickets.get(digest)
         if kept is None or kept.connection != before:

@@ -10,14 +10,17 @@ from msgpush.domain.ports import Allowance
 class MemoryLimiter:
     """A token bucket a subject: `rate` tokens a second come in, and `burst` of them stay at most.
 
-    Of each subject one moment is kept, the one at which its bucket is full again (the generic cell rate algorithm).
+    Of each subject one moment is kept, the one at which its bucket is full again (the generic cell
+    rate algorithm).
 
     Args:
         burst: None takes what comes in within a second.
         clock: seconds of a clock that never jumps.
     """
 
-    def __init__(self, rate: float, burst: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, rate: float, burst: int | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.rate = rate
         self.burst = burst or max(1, ceil(rate))
         self._clock = clock

@@ -36,7 +36,9 @@ class MemoryRoster:
     async def stats(self) -> ConnectionStats:
         connections = self._hub.connections.values()
         transports = Counter(each.info.transport for each in connections)
-        kinds = Counter(kind for each in connections for kind in kinds_of(self._hub.channels_of(each)))
+        kinds = Counter(
+            kind for each in connections for kind in kinds_of(self._hub.channels_of(each))
+        )
         return stats_of(self._hub, self._node, transports, kinds)
 
     def states(self, ids: Iterable[str]) -> list[ConnectionState]:
@@ -58,7 +60,9 @@ def kinds_of(channels: frozenset[str]) -> set[str]:
 
 
 def stats_of(hub: Hub, node: str, transports: Counter[str], kinds: Counter[str]) -> ConnectionStats:
-    """The statistics of one process, whose connections have been counted by transport and by kind of channel."""
+    """The statistics of one process, whose connections have been counted by transport and by kind
+    of channel.
+    """
     total = len(hub.connections)
     states = Counter("live" if each.live else "behind" for each in hub.connections.values())
     by_node = {node: total} if total else {}

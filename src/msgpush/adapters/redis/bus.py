@@ -1,9 +1,8 @@
 """The bus over Redis: any number of instances, one log.
 
-Every instance reads the whole log, over a connection of its own, and drops what it has nobody for. Nothing travels by
-Pub/Sub, which loses what is sent while a connection is down. Writes are committed in groups: what was published while
-the last group was under way is the next.
-"""
+Every instance reads the whole log, over a connection of its own, and drops what it has nobody for.
+Nothing travels by Pub/Sub, which loses what is sent while a connection is down. Writes are
+committed in groups: what was published while the last group was under way is the next."""
 
 import asyncio
 import contextlib
@@ -131,9 +130,15 @@ class RedisBus:
         self._clock = clock
         self._writer = Link(target, "msgpush-writer")
         self._reader = SharedLink(target, "msgpush-reader")
-        self._asker = SharedLink(target, "msgpush-asker")  # apart from the histories, which may be long
+        self._asker = SharedLink(
+            target, "msgpush-asker"
+        )  # apart from the histories, which may be long
         self._tail_link = Link(target, "msgpush-tail", BLOCK + TIMEOUT)
-        self._append_script, self._begin_script, self._mend_script = Script(APPEND), Script(BEGIN), Script(MEND)
+        self._append_script, self._begin_script, self._mend_script = (
+            Script(APPEND),
+            Script(BEGIN),
+            Script(MEND),
+        )
         self._decoder = Decoder()
         self._chain = Chain(ORIGIN)
         self._links = (self._writer, self._reader, self._asker, self._tail_link)
@@ -142,7 +147,9 @@ class RedisBus:
         self._doubt = False
         self._count = READ
         self._failures = 0
-        self._broken: set[str] = set()  # histories that nothing can be written to, as far as it was told
+        self._broken: set[str] = (
+            set()
+        )  # histories that nothing can be written to, as far as it was told
         self._waiting: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -247,13 +254,19 @@ class RedisBus:
             answer, *confirmed = await self._ask_until(until, keys, args)
         if answer[0] != b"ok":
             self._doubt = True
-            raise BusUnavailable("the log has begun anew, or has lost its end: this instance is finding out which")
+            raise BusUnavailable(
+                "the log has begun anew, or has lost its end: this instance is finding out which"
+            )
         self.length = answer[3]
         self._tell_broken(keys[2 * -number] for number in answer[4::2] if number < 0)
         results = _results(group, answer)
         if confirmed and confirmed[0] < self._wait_replicas:
-            raise BusUnavailable(f"only {confirmed[0]} of {self._wait_replicas} replicas have confirmed the message")
-        stored = [each.position for each in results if isinstance(each, Stored) and not each.duplicate]
+            raise BusUnavailable(
+                f"only {confirmed[0]} of {self._wait_replicas} replicas have confirmed the message"
+            )
+        stored = [
+            each.position for each in results if isinstance(each, Stored) and not each.duplicate
+        ]
         if stored:
             self._chain.written(Mark(stored[-1], tag))
         return results
@@ -261,7 +274,9 @@ class RedisBus:
     async def _ask_until(self, until: float, keys: list[str], args: list[bytes]) -> list[Any]:
         backoff = Backoff()
         # Over the same connection, or it would wait for nothing.
-        wait: list[Command] = [("WAIT", self._wait_replicas, WAIT_MS)] if self._wait_replicas else []
+        wait: list[Command] = (
+            [("WAIT", self._wait_replicas, WAIT_MS)] if self._wait_replicas else []
+        )
         refused: NotNow | None = None
         try:
             async with asyncio.timeout(until - time.monotonic()):
@@ -269,7 +284,9 @@ class RedisBus:
                     try:
                         return await self._writer.script(self._append_script, keys, args, *wait)
                     except NotNow as error:
-                        refused = error  # it wasn't done, so it may be sent again, while there is time
+                        refused = (
+                            error  # it wasn't done, so it may be sent again, while there is time
+                        )
                     await backoff.pause()
         except TimeoutError:
             raise refused or BusUnavailable(
@@ -285,7 +302,11 @@ class RedisBus:
             if draft.digest is not None:
                 number = ids.setdefault(f"{HASH_TAG}:id:{draft.service}:{draft.id}", len(ids) + 1)
             mine = [channels.setdefault(channel, len(channels) + 1) for channel in draft.channels]
-            digest, name = ("", "") if draft.digest is None else (draft.digest.hex(), f"{draft.service}:{draft.id}")
+            digest, name = (
+                ("", "")
+                if draft.digest is None
+                else (draft.digest.hex(), f"{draft.service}:{draft.id}")
+            )
             messages.append((draft.ttl * 1000, number, digest, draft.timestamp, mine, name))
         keys = [HEAD, LOG]
         for channel in channels:
@@ -306,7 +327,9 @@ class RedisBus:
 
     # Reading
 
-    async def history(self, channels: Sequence[str], after: Position | None, limit: int) -> list[Page]:
+    async def history(
+        self, channels: Sequence[str], after: Position | None, limit: int
+    ) -> list[Page]:
         start = "-" if after is None else f"({id_of(after)}"
         # The newest position first: what comes in between is then among the entries.
         commands: list[Command] = [("TIME",)]
@@ -321,9 +344,13 @@ class RedisBus:
             raise unavailable(error) from error
         now = self._now_ms() or int(seconds) * 1000
         forgotten = Position(max(0, now - DAY_MS), 0)
-        return [self._page(limit, forgotten, *replies[n : n + 3]) for n in range(0, len(replies), 3)]
+        return [
+            self._page(limit, forgotten, *replies[n : n + 3]) for n in range(0, len(replies), 3)
+        ]
 
-    def _page(self, limit: int, forgotten: Position, last: bytes | None, items: list[Any], length: int) -> Page:
+    def _page(
+        self, limit: int, forgotten: Position, last: bytes | None, items: list[Any], length: int
+    ) -> Page:
         entries = self._decoder.history(items[:limit])
         newest = forgotten if last is None else position_of(last)
         # A history that isn't full has been trimmed by nobody: what it lacks went with its ttl.
@@ -341,7 +368,8 @@ class RedisBus:
 
     async def _state(self) -> _State:
         fields, length = await self._ask(
-            ("HMGET", HEAD, "epoch", "number", "previous", "cut", "ms", "seq", "tag", "open"), ("XLEN", LOG)
+            ("HMGET", HEAD, "epoch", "number", "previous", "cut", "ms", "seq", "tag", "open"),
+            ("XLEN", LOG),
         )
         self.length = length
         epoch, number, previous, cut, ms, seq, tag, open = fields
@@ -397,7 +425,8 @@ class RedisBus:
             log.info("reading the log of Redis (%s)", self._target)
 
     def _lose(self, error: BusUnavailable) -> None:
-        # Whatever it comes back as has to be looked at first. A connection that is merely cut is no word about Redis.
+        # Whatever it comes back as has to be looked at first. A connection that is merely cut is no
+        # word about Redis.
         self._doubt = True
         self._failures += 1
         self.trouble = error.public
@@ -417,7 +446,9 @@ class RedisBus:
             return Mark(position, fields_of(found[0][1])[1][:TAG] if found else NO_TAG)
 
     async def _next(self) -> tuple[list[Entry], bool]:
-        """The next entries; and whether they, or their lack, show that the log isn't what this instance has seen."""
+        """The next entries; and whether they, or their lack, show that the log isn't what this
+        instance has seen.
+        """
         chain = self._chain
         unread = chain.unread
         head = chain.head
@@ -431,7 +462,8 @@ class RedisBus:
             raise unavailable(error) from error
         if not reply:
             if unread:
-                # What we have written isn't here: this server isn't the one that we write to, or it has lost it.
+                # What we have written isn't here: this server isn't the one that we write to, or it
+                # has lost it.
                 self._expire()
                 self._doubt = True
             return [], False
@@ -443,7 +475,9 @@ class RedisBus:
             return [], True
         trimmed = before.position > head.position
         # Where the log was trimmed past us, the word of a new epoch may have been in what is gone.
-        if (trimmed or any(map(self._is_news, entries))) and (await self._state()).epoch != self.epoch:
+        if (trimmed or any(map(self._is_news, entries))) and (
+            await self._state()
+        ).epoch != self.epoch:
             self._doubt = True
             return [], False
         if trimmed:
@@ -480,22 +514,30 @@ class RedisBus:
         self.epoch, self._number, self.cut = state.epoch, state.number, state.cut
 
     async def _settle(self, broken: bool) -> Cut | None:
-        """Compare what this instance has seen with what the log says of itself; None where they agree."""
+        """Compare what this instance has seen with what the log says of itself; None where they
+        agree.
+        """
         if broken:
             self._expire()
         while True:
-            with contextlib.suppress(BusUnavailable):  # who writes finds out; what there is can be read all the same
+            with contextlib.suppress(
+                BusUnavailable
+            ):  # who writes finds out; what there is can be read all the same
                 await self._mend()
             state = await self._state()
             chain = self._chain
             common = await self._newest_common(state)
             if state.epoch == self.epoch:
                 unread = chain.unread
-                whole = not broken and common == chain.head and await self._holding(unread, state) == len(unread)
+                whole = (
+                    not broken
+                    and common == chain.head
+                    and await self._holding(unread, state) == len(unread)
+                )
                 if whole:
                     return None
-            # Where it has an earlier name, it has lost its end, and the word of the later one with it: cursors of the
-            # earlier one can't be trusted either.
+            # Where it has an earlier name, it has lost its end, and the word of the later one with
+            # it: cursors of the earlier one can't be trusted either.
             if state.epoch == self.epoch or state.number <= self._number:
                 if not await self._begin(state.epoch, self.epoch, common.position):
                     continue
@@ -508,7 +550,8 @@ class RedisBus:
             cut = state.cut.position
         end = common if common.position <= cut else Mark(cut, NO_TAG)
         log.warning(
-            "the log goes on as epoch %s after %s: what this instance knew after that is lost, or may be",
+            "the log goes on as epoch %s after %s: what this instance knew after that is lost, or"
+            " may be",
             state.epoch,
             id_of(end.position),
         )
@@ -523,7 +566,16 @@ class RedisBus:
 
     async def _begin(self, seen: str, previous: str, cut: Position) -> bool:
         name = new_epoch()
-        args = (seen, name, self._number, previous, id_of(cut), new_tag(), self._now_ms(), self._log_length)
+        args = (
+            seen,
+            name,
+            self._number,
+            previous,
+            id_of(cut),
+            new_tag(),
+            self._now_ms(),
+            self._log_length,
+        )
         try:
             (won,) = await self._asker.script(self._begin_script, [HEAD, LOG], args)
         except NotNow as error:
@@ -544,7 +596,11 @@ class RedisBus:
             if not state.epoch or not (ahead or state.unfinished):
                 return
             end, call = state.end.position, state.unfinished
-            first = Position(end.ms, end.seq + 1) if call is None else min(call.first, Position(end.ms, end.seq + 1))
+            first = (
+                Position(end.ms, end.seq + 1)
+                if call is None
+                else min(call.first, Position(end.ms, end.seq + 1))
+            )
             (items,) = await self._ask(("XRANGE", LOG, id_of(first), "+", "COUNT", GROUP))
             left = [
                 each
@@ -556,7 +612,9 @@ class RedisBus:
             await self._complete(end, call, left)
         raise BusUnavailable(HALFWAY)
 
-    async def _complete(self, end: Position, call: Unfinished | None, messages: Sequence[StoredMessage]) -> None:
+    async def _complete(
+        self, end: Position, call: Unfinished | None, messages: Sequence[StoredMessage]
+    ) -> None:
         channels: dict[str, int] = {}
         ids: dict[str, int] = {}
         plan = []
@@ -572,13 +630,18 @@ class RedisBus:
         keys = [HEAD, LOG, *(key for channel in channels for key in _keys_of(channel)), *ids]
         seen = (end.ms, end.seq, "" if call is None else call.name)
         try:
-            (answer,) = await self._asker.script(self._mend_script, keys, [_pack((*seen, self._now_ms(), plan))])
+            (answer,) = await self._asker.script(
+                self._mend_script, keys, [_pack((*seen, self._now_ms(), plan))]
+            )
         except NotNow as error:
             raise unavailable(error) from error
         if not answer:
             return  # another instance was first
         if answer[0]:
-            log.warning("Redis had stopped a call halfway; it has been completed, with %d messages", answer[0])
+            log.warning(
+                "Redis had stopped a call halfway; it has been completed, with %d messages",
+                answer[0],
+            )
         self._tell_broken(_keys_of([*channels][number - 1])[0] for number in answer[1:])
 
     def _tell_broken(self, histories: Iterable[str]) -> None:
@@ -588,13 +651,17 @@ class RedisBus:
                 log.error("a history can't be written, since its key is no stream: %s", history)
 
     async def _newest_common(self, state: _State) -> Mark:
-        """The newest entry that this instance has read and the log still holds, or has trimmed since."""
+        """The newest entry that this instance has read and the log still holds, or has trimmed
+        since.
+        """
         marks = self._chain.marks()
         number = await self._holding(marks, state)
         return marks[number - 1] if number else ORIGIN
 
     async def _holding(self, marks: Sequence[Mark], state: _State) -> int:
-        """How many of these entries, which follow one another, the log still holds, or has trimmed since."""
+        """How many of these entries, which follow one another, the log still holds, or has trimmed
+        since.
+        """
         low, high = 0, len(marks)  # it holds marks[:low], and doesn't hold marks[high:]
         while low < high:
             middle = (low + high) // 2
@@ -609,12 +676,14 @@ class RedisBus:
             return True
         # In this order: what is trimmed between the two isn't taken for lost.
         found, oldest = await self._ask(
-            ("XRANGE", LOG, id_of(mark.position), id_of(mark.position)), ("XRANGE", LOG, "-", "+", "COUNT", 1)
+            ("XRANGE", LOG, id_of(mark.position), id_of(mark.position)),
+            ("XRANGE", LOG, "-", "+", "COUNT", 1),
         )
         if found:
             return mark.names(Mark(mark.position, fields_of(found[0][1])[1][:TAG]))
         if oldest:
-            # What stands before the oldest was trimmed only where that follows it: else it was never in this log.
+            # What stands before the oldest was trimmed only where that follows it: else it was
+            # never in this log.
             before = link_of(fields_of(oldest[0][1])[0])
             return before is None or mark.names(before) or mark.position < before.position
         return bool(state.epoch)  # all of it trimmed; or all of it gone, head and all

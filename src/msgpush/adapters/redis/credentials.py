@@ -7,7 +7,15 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from msgpush.adapters.redis.link import HASH_TAG, Command, NotNow, RedisTarget, Script, SharedLink, unavailable
+from msgpush.adapters.redis.link import (
+    HASH_TAG,
+    Command,
+    NotNow,
+    RedisTarget,
+    Script,
+    SharedLink,
+    unavailable,
+)
 from msgpush.domain.credentials import MOST, Revocation, Ticket
 
 REVOKED: Final = f"{HASH_TAG}:revoked"
@@ -16,8 +24,8 @@ log = logging.getLogger("msgpush.auth")
 
 REVOKED_AT_ONCE = 2_000
 
-# A subject's tickets stand in two sorted sets: by their end, and in the order in which they were made.
-# Answers those that are too many, which are to be deleted.
+# A subject's tickets stand in two sorted sets: by their end, and in the order in which they were
+# made. Answers those that are too many, which are to be deleted.
 ADD = """\
 local digest, ticket, left, most = unpack(ARGV)
 local time = redis.call('TIME')
@@ -114,10 +122,14 @@ class RedisCredentials:
         return None if found is None else _decode(found)
 
     async def holder(self, digest: str) -> str | None:
-        there, found = await self._call(("EXISTS", _key(digest)), ("HGET", _key(digest), "connection"))
+        there, found = await self._call(
+            ("EXISTS", _key(digest)), ("HGET", _key(digest), "connection")
+        )
         return str(found or b"", "ascii") if there else None
 
-    async def claim(self, digest: str, subject: str | None, *, connection: str, before: str, until: float) -> bool:
+    async def claim(
+        self, digest: str, subject: str | None, *, connection: str, before: str, until: float
+    ) -> bool:
         args: list[str | bytes | int] = [digest, connection, before, int(until * 1000)]
         return bool(await self._run(self._claim, _keys(digest, subject), args))
 
@@ -132,10 +144,15 @@ class RedisCredentials:
     async def revocations(self) -> list[Revocation]:
         (found,) = await self._call(("ZRANGE", REVOKED, 0, -1, "WITHSCORES"))
         pairs = zip(found[::2], found[1::2], strict=True)
-        made = (_revocation(member.decode(errors="surrogateescape"), float(at) / 1000) for member, at in pairs)
+        made = (
+            _revocation(member.decode(errors="surrogateescape"), float(at) / 1000)
+            for member, at in pairs
+        )
         return [each for each in made if each is not None]
 
-    async def _run(self, script: Script, keys: Sequence[str | bytes], args: Sequence[str | bytes | int]) -> Any:
+    async def _run(
+        self, script: Script, keys: Sequence[str | bytes], args: Sequence[str | bytes | int]
+    ) -> Any:
         try:
             (answer,) = await self._link.script(script, keys, args)
         except NotNow as error:
@@ -154,14 +171,19 @@ def _key(digest: str) -> str:
 
 
 def _keys(digest: str, subject: str | None) -> list[str | bytes]:
-    own = (f"{HASH_TAG}:{name}:{subject or ''}".encode(errors="surrogatepass") for name in ("tickets", "made"))
+    own = (
+        f"{HASH_TAG}:{name}:{subject or ''}".encode(errors="surrogatepass")
+        for name in ("tickets", "made")
+    )
     return [_key(digest), *own]
 
 
 def _revocation(member: str, at: float) -> Revocation | None:
     kind, _, value = member.partition(":")
     try:
-        return msgspec.convert({"type": "revoke", "kind": kind, "value": value, "at": at}, Revocation)
+        return msgspec.convert(
+            {"type": "revoke", "kind": kind, "value": value, "at": at}, Revocation
+        )
     except (msgspec.ValidationError, UnicodeEncodeError):
         # Of a newer release, while instances are replaced one by one.
         log.warning("a revocation is not understood: %.200r", member)

@@ -5,7 +5,15 @@ from importlib.resources import files
 from math import ceil
 from typing import Self
 
-from msgpush.adapters.redis.link import HASH_TAG, Batcher, Link, NotNow, RedisTarget, Script, unavailable
+from msgpush.adapters.redis.link import (
+    HASH_TAG,
+    Batcher,
+    Link,
+    NotNow,
+    RedisTarget,
+    Script,
+    unavailable,
+)
 from msgpush.domain.ports import Allowance
 
 RATE = (files("msgpush.adapters.redis") / "scripts" / "rate.lua").read_text()
@@ -39,7 +47,9 @@ class RedisLimiter:
             raise unavailable(error) from error
 
     async def _take_all(self, asking: Sequence[tuple[str, int]]) -> list[Allowance]:
-        keys = [f"{HASH_TAG}:rate:{subject}".encode(errors="surrogatepass") for subject, _ in asking]
+        keys = [
+            f"{HASH_TAG}:rate:{subject}".encode(errors="surrogatepass") for subject, _ in asking
+        ]
         args: list[str | int] = [repr(self.rate), self.burst, *(wanted for _, wanted in asking)]
         (answers,) = await self._link.script(self._script, keys, args)
         return [

@@ -1,9 +1,10 @@
-"""Connections to the Redis that has the log now: one server, the master that Sentinels name, or a Cluster's primary.
+"""Connections to the Redis that has the log now: one server, the master that Sentinels name, or a
+Cluster's primary.
 
-A `Link` is one connection, used by one part of the service; a `SharedLink` is one that many callers use at a time.
-Whatever goes wrong with it, it is dropped, and the next call looks for the server anew: a failover needs nothing else.
-Nothing is retried in here, since only the caller knows whether a command may be sent twice.
-"""
+A `Link` is one connection, used by one part of the service; a `SharedLink` is one that many callers
+use at a time. Whatever goes wrong with it, it is dropped, and the next call looks for the server
+anew: a failover needs nothing else. Nothing is retried in here, since only the caller knows whether
+a command may be sent twice."""
 
 import asyncio
 import contextlib
@@ -46,7 +47,10 @@ HASH_TAG = "{msgpush}"  # all keys have it, so that a Cluster keeps them on one 
 TIMEOUT = 1.5  # seconds; less than the two in which a publisher is promised an answer
 CLOSING = 0.5
 GROUP = 256  # questions that a batcher puts together, at most
-TOGETHER = 4, 32  # calls that a shared link has under way at most: to begin with, and on a server that is quick
+TOGETHER = (
+    4,
+    32,
+)  # calls that a shared link has under way at most: to begin with, and on a server that is quick
 ASKED_NO_MORE = "Redis is not asked any more"
 ASK_TIMEOUT = 0.4  # for each server that is asked where the log is
 
@@ -93,14 +97,14 @@ class RedisTarget(Struct, frozen=True):
         """The target that a URL names.
 
         `redis://[[user]:password@]host[:port][/database]`, `rediss://` with TLS,
-        `redis+sentinel://host[:port],.../master[/database]`, `redis+cluster://host[:port],...`. Parameters are
-        `ssl=true` for Sentinel and Cluster, then, or with `rediss://`, those of redis-py for TLS (`ssl_ca_certs`,
-        `ssl_certfile`, `ssl_keyfile`, `ssl_cert_reqs`, `ssl_check_hostname`), and `sentinel_username`,
-        `sentinel_password`.
+        `redis+sentinel://host[:port],.../master[/database]`, `redis+cluster://host[:port],...`.
+        Parameters are `ssl=true` for Sentinel and Cluster, then, or with `rediss://`, those of
+        redis-py for TLS (`ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`, `ssl_cert_reqs`,
+        `ssl_check_hostname`), and `sentinel_username`, `sentinel_password`.
 
         Raises:
-            ValueError: it says which part is wrong, and what is allowed there; never a user nor a password.
-        """
+            ValueError: it says which part is wrong, and what is allowed there; never a user nor a
+                password."""
         scheme, authority, path, query = _parts(url.strip())
         login, _, hosts = authority.rpartition("@")
         found = _hosts(hosts, 26379 if scheme == "redis+sentinel" else 6379)
@@ -112,12 +116,16 @@ class RedisTarget(Struct, frozen=True):
             return cls("cluster", found, options)
         if scheme == "redis+sentinel":
             if not path:
-                raise ValueError("its path must begin with the master's name: redis+sentinel://host,host/name")
+                raise ValueError(
+                    "its path must begin with the master's name: redis+sentinel://host,host/name"
+                )
             options["db"] = _database(path[1:])
             return cls("sentinel", found, options, path[0], tls | sentinel)
         options["db"] = _database(path)
         if len(found) != 1:
-            raise ValueError("it names several hosts, and they take redis+sentinel:// or redis+cluster://")
+            raise ValueError(
+                "it names several hosts, and they take redis+sentinel:// or redis+cluster://"
+            )
         return cls("server", found, options)
 
     def __str__(self) -> str:
@@ -136,7 +144,8 @@ def _parts(url: str) -> tuple[str, str, list[str], str]:
         tls = scheme in ("rediss+sentinel", "rediss+cluster")
         hint = f"; TLS is {scheme.replace('rediss', 'redis')}://...?ssl=true" if tls else ""
         raise ValueError(
-            f"it must begin with {', '.join(f'{each}://' for each in SCHEMES[:-1])} or {SCHEMES[-1]}://{hint}"
+            f"it must begin with {', '.join(f'{each}://' for each in SCHEMES[:-1])} or"
+            f" {SCHEMES[-1]}://{hint}"
         )
     before, hash, fragment = rest.partition("#")
     where, _, query = before.partition("?")
@@ -146,11 +155,13 @@ def _parts(url: str) -> tuple[str, str, list[str], str]:
     cut_short = "@" in query and "@" not in authority and name not in _TLS | _SENTINEL
     if "@" in path or "@" in fragment or "@" in name or cut_short:
         raise ValueError(
-            "its user or password has a character that ends it: percent-encode them, / as %2F, ? as %3F, # as %23 "
-            "and @ as %40"
+            "its user or password has a character that ends it: percent-encode them, / as %2F, ? as"
+            " %3F, # as %23 and @ as %40"
         )
     if hash:
-        raise ValueError("it has a fragment (#), and there is none in such a URL: in a password # is %23")
+        raise ValueError(
+            "it has a fragment (#), and there is none in such a URL: in a password # is %23"
+        )
     return scheme, authority, [unquote(step) for step in path.split("/") if step], query
 
 
@@ -158,8 +169,8 @@ def _login(text: str) -> dict[str, Any]:
     username, colon, password = text.partition(":")
     if username and not password:
         raise ValueError(
-            "it has a user without a password before the @: it must be user:password@host, or :password@host"
-            + (" where there is no user" if not colon else "")
+            "it has a user without a password before the @: it must be user:password@host, or"
+            " :password@host" + (" where there is no user" if not colon else "")
         )
     given = {"username": unquote(username), "password": unquote(password)}
     return {name: value for name, value in given.items() if value}
@@ -174,16 +185,24 @@ def _hosts(text: str, default_port: int) -> tuple[Address, ...]:
             raise ValueError(f"a host is missing{place}: it must be host or host:port")
         address = re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?", each, re.DOTALL)
         if address is None and ("[" in each or each.count(":") > 1):
-            raise ValueError("a host is no name: an IPv6 address has brackets around it, as in [::1]:6379")
-        host, _, port = each.partition(":") if address is None else (address[1], "", address[2] or "")
+            raise ValueError(
+                "a host is no name: an IPv6 address has brackets around it, as in [::1]:6379"
+            )
+        host, _, port = (
+            each.partition(":") if address is None else (address[1], "", address[2] or "")
+        )
         if address is not None:
             _check_ipv6(host)
         elif not re.fullmatch(r"[A-Za-z0-9._-]+", host):
-            raise ValueError("a host is no name: it must be of letters, digits, '.', '-' and '_', or [IPv6 address]")
+            raise ValueError(
+                "a host is no name: it must be of letters, digits, '.', '-' and '_', or [IPv6"
+                " address]"
+            )
         if port and not (re.fullmatch("[0-9]{1,5}", port) and 1 <= int(port) <= 65535):
             # The port isn't shown: redis://user:password is a URL whose host was forgotten.
             raise ValueError(
-                f"the port of the host {shown(host)} must be a number from 1 to 65535, and a login ends with an @"
+                f"the port of the host {shown(host)} must be a number from 1 to 65535, and a login"
+                " ends with an @"
             )
         found.append((host.lower(), int(port or default_port)))
     return tuple(found)
@@ -214,7 +233,10 @@ _TLS: dict[str, Mapping[str, Any] | None] = {
     "ssl_cert_reqs": {each: each for each in ("none", "optional", "required")},
     "ssl_check_hostname": _TRUTH,
 }
-_SENTINEL: dict[str, Mapping[str, Any] | None] = {"sentinel_username": None, "sentinel_password": None}
+_SENTINEL: dict[str, Mapping[str, Any] | None] = {
+    "sentinel_username": None,
+    "sentinel_password": None,
+}
 _ELSEWHERE = {
     "db": "the database is the end of the path, as in redis://host/2",
     "username": "it stands before the host, as in redis://user:password@host",
@@ -233,13 +255,19 @@ def _read_options(query: str, scheme: str) -> tuple[dict[str, Any], dict[str, An
             raise ValueError(f"its parameter {name} is there twice")
         allowed = known[name]
         if not value or (allowed and value not in allowed):
-            raise ValueError(f"its parameter {name} must be {_either(allowed) if allowed else 'some text'}")
+            raise ValueError(
+                f"its parameter {name} must be {_either(allowed) if allowed else 'some text'}"
+            )
         read[name] = allowed[value] if allowed else value
     if scheme == "rediss" and read.setdefault("ssl", True) is False:
-        raise ValueError("its parameter ssl is false, and rediss:// is with TLS: redis:// is without")
+        raise ValueError(
+            "its parameter ssl is false, and rediss:// is with TLS: redis:// is without"
+        )
     tls = {name: value for name, value in read.items() if name in _TLS}
     _check_tls(tls, scheme)
-    return tls, {name.removeprefix("sentinel_"): value for name, value in read.items() if name in _SENTINEL}
+    return tls, {
+        name.removeprefix("sentinel_"): value for name, value in read.items() if name in _SENTINEL
+    }
 
 
 def _either(words: Mapping[str, Any]) -> str:
@@ -252,10 +280,13 @@ def _check_tls(tls: dict[str, Any], scheme: str) -> None:
         needed = "rediss:// instead of redis://" if scheme == "redis" else "ssl=true as well"
         raise ValueError(f"its parameter {used[0]} is for TLS, which needs {needed}")
     if "ssl_keyfile" in tls and "ssl_certfile" not in tls:
-        raise ValueError("its parameter ssl_keyfile needs ssl_certfile, the certificate of that key")
+        raise ValueError(
+            "its parameter ssl_keyfile needs ssl_certfile, the certificate of that key"
+        )
     if tls.get("ssl_check_hostname") and tls.get("ssl_cert_reqs") == "none":
         raise ValueError(
-            "its parameter ssl_check_hostname=true needs a certificate that is checked, not ssl_cert_reqs=none"
+            "its parameter ssl_check_hostname=true needs a certificate that is checked, not"
+            " ssl_cert_reqs=none"
         )
 
 
@@ -312,7 +343,11 @@ class Link:
         return reply
 
     async def script(
-        self, script: Script, keys: Sequence[str | bytes], args: Sequence[str | bytes | int], *then: Command
+        self,
+        script: Script,
+        keys: Sequence[str | bytes],
+        args: Sequence[str | bytes | int],
+        *then: Command,
     ) -> list[Any]:
         """A script's reply, and those of commands that follow it over the same connection.
 
@@ -349,23 +384,27 @@ class Link:
     async def _exchange(
         self, calls: Sequence[list[bytes]], timeout: float | None = None
     ) -> list[list[Any] | ResponseError]:
-        """Send some calls together; what each comes to is its replies, or the first error among them.
+        """Send some calls together; what each comes to is its replies, or the first error among
+        them.
 
         Time is counted from when they are sent.
 
         Raises:
-            NotNow, BusUnavailable: the connection or the server has failed; what was done isn't known.
-        """
+            NotNow, BusUnavailable: the connection or the server has failed; what was done isn't
+                known."""
         try:
             async with asyncio.timeout(timeout or self._timeout):
                 connection = await self._connected()
-                await connection.send_packed_command([each for call in calls for each in call], check_health=False)
+                await connection.send_packed_command(
+                    [each for call in calls for each in call], check_health=False
+                )
                 results = [await _replies(connection, len(call)) for call in calls]
         except (RedisError, OSError) as error:
             await self.drop()
             raise _translated(error, self._target) from error
         except BaseException:
-            # Also when the caller has gone: the replies that are still to come would be taken for others'.
+            # Also when the caller has gone: the replies that are still to come would be taken for
+            # others'.
             await self.drop()
             raise
         if any(isinstance(each, ResponseError) and _is_elsewhere(each) for each in results):
@@ -375,7 +414,8 @@ class Link:
     async def _connected(self) -> Connection:
         connection = self._connection
         if connection is not None:
-            # What is there to read unasked is the end: it was closed, as when the server was restarted.
+            # What is there to read unasked is the end: it was closed, as when the server was
+            # restarted.
             if not self._expired and not await connection.can_read():
                 return connection
             await self.drop()
@@ -389,7 +429,9 @@ class Link:
             if not _is_no_such_database(error):
                 raise
             advice = "use 0: REDIS_DB=0, or a REDIS_URL that ends in /0"
-            raise ResponseError(f"{error}: the server has no database {connection.db}; {advice}") from error
+            raise ResponseError(
+                f"{error}: the server has no database {connection.db}; {advice}"
+            ) from error
         except BaseException:
             await _cut(connection)
             raise
@@ -399,9 +441,8 @@ class Link:
     async def _greet(self, connection: Connection) -> None:
         """Give the connection its name, and see to it that it leads to a master.
 
-        With HELLO, which every user may call; ROLE and CLIENT SETNAME are refused to many. Where even that is refused,
-        or not known, the first write finds out that this is no master.
-        """
+        With HELLO, which every user may call; ROLE and CLIENT SETNAME are refused to many. Where
+        even that is refused, or not known, the first write finds out that this is no master."""
         await connection.send_command("HELLO", "2", "SETNAME", self._name)
         try:
             told = await connection.read_response(disable_decoding=True)
@@ -425,7 +466,8 @@ class Link:
                 failed = error
                 continue
             finally:
-                # Who has answered comes first the next time, and who hasn't, last: before the time is up.
+                # Who has answered comes first the next time, and who hasn't, last: before the time
+                # is up.
                 self._hosts.remove(address)
                 self._hosts.append(address)
             self._hosts.insert(0, self._hosts.pop())
@@ -434,11 +476,15 @@ class Link:
 
     async def _ask(self, address: Address) -> Address:
         sentinel = self._target.kind == "sentinel"
-        connection = self._new(address, self._target.sentinel_options if sentinel else self._target.options)
+        connection = self._new(
+            address, self._target.sentinel_options if sentinel else self._target.options
+        )
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
             if sentinel:
-                await connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._target.master)
+                await connection.send_command(
+                    "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._target.master
+                )
                 found = await connection.read_response(disable_decoding=True)
                 if found is None:
                     raise ConnectionError(f"this Sentinel knows no master {self._target.master}")
@@ -453,7 +499,9 @@ class Link:
         for start, end, *nodes in ranges:
             if start <= slot <= end:
                 # A server that doesn't know its own name means the one by which it was reached.
-                addresses = [((node[0] or b"").decode() or asked[0], int(node[1])) for node in nodes]
+                addresses = [
+                    ((node[0] or b"").decode() or asked[0], int(node[1])) for node in nodes
+                ]
                 self._hosts += [each for each in addresses if each not in self._hosts]
                 return addresses[0]
         raise ClusterDownError(f"no primary has slot {slot}")
@@ -466,7 +514,8 @@ class Link:
         return kind(
             host=address[0],
             port=address[1],
-            # The timeout is ours, and so is the decision to try again: redis-py's ten retries have written twice.
+            # The timeout is ours, and so is the decision to try again: redis-py's ten retries have
+            # written twice.
             socket_timeout=None,
             socket_connect_timeout=None,
             retry=Retry(NoBackoff(), 0),
@@ -495,18 +544,23 @@ async def _replies(connection: Connection, number: int) -> list[Any] | ResponseE
 
 
 async def _cut(connection: Connection) -> None:
-    # Without waiting for the end: the server that it would wait for may be the one that doesn't answer.
+    # Without waiting for the end: the server that it would wait for may be the one that doesn't
+    # answer.
     await connection.disconnect(nowait=True)
 
 
 def _is_no_such_database(error: ResponseError) -> bool:
-    # Both have no class of their own: a server with fewer databases, and one that is part of a Cluster.
+    # Both have no class of their own: a server with fewer databases, and one that is part of a
+    # Cluster.
     return "DB index is out of range" in str(error) or "SELECT is not allowed" in str(error)
 
 
 def _is_elsewhere(error: Exception) -> bool:
-    moved = isinstance(error, ReadOnlyError | MovedError | AskError | ClusterDownError | MasterDownError)
-    # What a master tells a reader that waits when it becomes a replica; redis-py has no class for it.
+    moved = isinstance(
+        error, ReadOnlyError | MovedError | AskError | ClusterDownError | MasterDownError
+    )
+    # What a master tells a reader that waits when it becomes a replica; redis-py has no class for
+    # it.
     return moved or str(error).startswith("UNBLOCKED")
 
 
@@ -518,8 +572,12 @@ def _translated(error: Exception, target: RedisTarget) -> MsgpushError:
     if isinstance(error, TimeoutError):
         return BusUnavailable(f"Redis ({target}) doesn't answer", public="Redis doesn't answer")
     if isinstance(error, ResponseError):
-        return BusUnavailable(f"Redis ({target}) has failed: {error}", public=f"Redis has failed: {error}")
-    return BusUnavailable(f"Redis ({target}) can't be reached: {error}", public="Redis can't be reached")
+        return BusUnavailable(
+            f"Redis ({target}) has failed: {error}", public=f"Redis has failed: {error}"
+        )
+    return BusUnavailable(
+        f"Redis ({target}) can't be reached: {error}", public="Redis can't be reached"
+    )
 
 
 def unavailable(error: NotNow | BusUnavailable) -> BusUnavailable:
@@ -528,21 +586,24 @@ def unavailable(error: NotNow | BusUnavailable) -> BusUnavailable:
 
 
 class Batcher(Generic[Q, A]):
-    """Answers questions together: those which come up while others are being answered are the next group.
+    """Answers questions together: those which come up while others are being answered are the next
+    group.
 
-    A task of its own asks, so that nobody's going disturbs the others; who has gone isn't asked for any more.
+    A task of its own asks, so that nobody's going disturbs the others; who has gone isn't asked for
+    any more.
 
     Args:
-        ask: the answers to some questions, in their order; an error among them is that question's alone. Raises
-            BusUnavailable or NotNow where none could be answered.
+        ask: the answers to some questions, in their order; an error among them is that question's
+            alone. Raises BusUnavailable or NotNow where none could be answered.
         most: questions of a group.
 
     Attributes:
-        doubted: whether those behind a group that failed are to be asked all the same, one alone, since it may have
-            failed for how much was asked.
-    """
+        doubted: whether those behind a group that failed are to be asked all the same, one alone,
+            since it may have failed for how much was asked."""
 
-    def __init__(self, ask: Callable[[Sequence[Q]], Awaitable[Sequence[A | Exception]]], most: int = GROUP) -> None:
+    def __init__(
+        self, ask: Callable[[Sequence[Q]], Awaitable[Sequence[A | Exception]]], most: int = GROUP
+    ) -> None:
         self._ask, self.most = ask, most
         self.doubted = False
         self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
@@ -616,11 +677,11 @@ def _settle(waiting: asyncio.Future[A], answer: A | Exception) -> None:
 
 
 class SharedLink(Link):
-    """One connection for many callers: what waits is sent together, and nobody's going disturbs the others.
+    """One connection for many callers: what waits is sent together, and nobody's going disturbs the
+    others.
 
-    How long a call waits for those before it has no limit of its own: while they are answered the server is well, and
-    when they aren't, all that wait fail with them.
-    """
+    How long a call waits for those before it has no limit of its own: while they are answered the
+    server is well, and when they aren't, all that wait fail with them."""
 
     def __init__(self, target: RedisTarget, name: str) -> None:
         super().__init__(target, name)
@@ -633,9 +694,12 @@ class SharedLink(Link):
         except ResponseError as error:
             raise _translated(error, self._target) from error
 
-    async def _exchange_in_time(self, calls: Sequence[list[bytes]]) -> list[list[Any] | ResponseError]:
-        # A server answers what it was sent together when it has done all of it: where that takes long, fewer are sent.
-        # After a group that took too long one is sent alone, and for a moment only: is it the server, or the group?
+    async def _exchange_in_time(
+        self, calls: Sequence[list[bytes]]
+    ) -> list[list[Any] | ResponseError]:
+        # A server answers what it was sent together when it has done all of it: where that takes
+        # long, fewer are sent. After a group that took too long one is sent alone, and for a moment
+        # only: is it the server, or the group?
         together = self._together
         most, alone = together.most, together.doubted
         together.most, together.doubted = 1, len(calls) > 1

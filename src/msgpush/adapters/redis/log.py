@@ -1,13 +1,14 @@
 """How the log's entries are written in Redis, and how a reader knows that none is missing.
 
-An entry of a stream has two fields. `m` is made by the publishing instance: a header line and the message's body.
-`p` is made by the script: in the log, the *link* to the entry before it; in a history, its channel's position before
-it. A link is a position and a tag, eight random characters of the call that wrote the entry. The tag tells two entries
-apart that two servers have given the same position: one that a failover has lost, and one that came in its place.
+An entry of a stream has two fields. `m` is made by the publishing instance: a header line and the
+message's body. `p` is made by the script: in the log, the *link* to the entry before it; in a
+history, its channel's position before it. A link is a position and a tag, eight random characters
+of the call that wrote the entry. The tag tells two entries apart that two servers have given the
+same position: one that a failover has lost, and one that came in its place.
 
-A later release may say more: further fields, further words of the header, and kinds of entries that are not known here.
-Instances are replaced one by one, so what isn't known is passed over, and has its place in the chain all the same.
-"""
+A later release may say more: further fields, further words of the header, and kinds of entries that
+are not known here. Instances are replaced one by one, so what isn't known is passed over, and has
+its place in the chain all the same."""
 
 import logging
 import os
@@ -45,7 +46,9 @@ class Mark(NamedTuple):
 
     def names(self, entry: "Mark") -> bool:
         """Whether this is the mark of an entry, as far as it is known."""
-        return self.position == entry.position and (self.tag == entry.tag or NO_TAG in (self.tag, entry.tag))
+        return self.position == entry.position and (
+            self.tag == entry.tag or NO_TAG in (self.tag, entry.tag)
+        )
 
 
 def new_tag() -> bytes:
@@ -79,7 +82,7 @@ class _Header(NamedTuple):
 
 
 class StoredMessage(NamedTuple):
-    """What an entry of the log says of its message: `ttl` in seconds, `id` empty where it has none."""
+    """An entry of the log, as it is stored: `ttl` in seconds, `id` empty where there is none."""
 
     mark: Mark
     ttl: int
@@ -134,7 +137,11 @@ class Decoder:
             header, body = self._read(stored)
             if header.known:
                 expires = position.ms + header.ttl * 1000
-                entries.append(Entry(position, prev, header.channels, header.type, header.service, expires, body))
+                entries.append(
+                    Entry(
+                        position, prev, header.channels, header.type, header.service, expires, body
+                    )
+                )
             else:
                 # It concerns nobody, and what follows links to it.
                 self._pass_over(header.type)
@@ -158,7 +165,12 @@ class Decoder:
             header, body = self._read(stored)
             expires = position.ms + header.ttl * 1000 if header.known else 0
             linked.append(
-                Linked(prev, Entry(position, prev, header.channels, header.type, header.service, expires, body))
+                Linked(
+                    prev,
+                    Entry(
+                        position, prev, header.channels, header.type, header.service, expires, body
+                    ),
+                )
             )
         return linked
 
@@ -170,7 +182,9 @@ class Decoder:
             if link_of(before) is not None:
                 header, body = self._read(stored)
                 mark = Mark(position_of(id), stored[:TAG])
-                found.append(StoredMessage(mark, header.ttl, header.service, header.channels, _id(body)))
+                found.append(
+                    StoredMessage(mark, header.ttl, header.service, header.channels, _id(body))
+                )
         return found
 
     def _read(self, stored: bytes) -> tuple[_Header, bytes]:
@@ -186,7 +200,11 @@ class Decoder:
         self.unknown += 1
         if kind not in self._told and len(self._told) < 16:
             self._told.add(kind)
-            log.warning("the log has entries of a kind that is not known here, which are passed over: %.80s", kind)
+            log.warning(
+                "the log has entries of a kind that is not known here, which are passed over:"
+                " %.80s",
+                kind,
+            )
 
 
 def fields_of(fields: Sequence[bytes]) -> tuple[bytes, bytes]:
@@ -231,8 +249,8 @@ class Unfinished(NamedTuple):
     Attributes:
         name: what tells it from others.
         first: where its first message stands.
-        accepted: digest and timestamp of its messages whose publisher chose the id, by `service:id`.
-    """
+        accepted: digest and timestamp of its messages whose publisher chose the id, by
+            `service:id`."""
 
     name: str
     first: Position
@@ -246,7 +264,8 @@ class Unfinished(NamedTuple):
             return None
         match = _OPEN.match(text)
         if match is None:
-            # Of a later release, which may complete it; what is in the log after the head is completed here.
+            # Of a later release, which may complete it; what is in the log after the head is
+            # completed here.
             name = bytes(character for character in text[:40] if 32 <= character < 127).decode()
             return cls(name if text.startswith(name.encode()) else "", LATEST_OF_ALL, NO_TAG, {})
         first, tag, plan = match[1], match[2], text[match.end() :]
@@ -255,7 +274,8 @@ class Unfinished(NamedTuple):
             for _, _, digest, timestamp, _, name in _decode_plan(plan)[-1] if plan else ():
                 accepted[name] = (digest, timestamp)
         except (msgspec.MsgspecError, ValueError, TypeError, LookupError):
-            pass  # a later release plans otherwise: its messages are completed, their ids aren't remembered
+            # A later release plans otherwise: its messages are completed, their ids forgotten.
+            pass
         return cls(f"{first.decode()} {tag.decode()}", position_of(first), tag, accepted)
 
 
@@ -273,9 +293,8 @@ def _is_position(text: bytes) -> bool:
 class Chain:
     """The log as this instance has seen it: what it has read, and what it was told is written.
 
-    Both must be true of the log from then on. Where they aren't, as after a failover to a replica that lacked the
-    newest entries, the log has lost its end.
-    """
+    Both must be true of the log from then on. Where they aren't, as after a failover to a replica
+    that lacked the newest entries, the log has lost its end."""
 
     def __init__(self, head: Mark) -> None:
         self.begin(head)
@@ -287,16 +306,22 @@ class Chain:
         self.known = head  # the newest that is known to be in the log, read or written
         self._read: list[Mark] = []  # the last entry of each call
         self._unseen = head.position  # not all up to here has been read
-        self._written: deque[Mark] = deque()  # the same, of our own calls that haven't been read yet
+        self._written: deque[Mark] = (
+            deque()
+        )  # the same, of our own calls that haven't been read yet
 
     def skip(self, to: Mark) -> None:
-        """What comes next follows on `to`: what was between the head and that has been trimmed, unread."""
+        """What comes next follows on `to`: what was between the head and that has been trimmed,
+        unread.
+        """
         self._unseen = to.position
         while self._written and self._written[0].position <= to.position:
             self._written.popleft()
 
     def read(self, marks: Sequence[Mark]) -> bool:
-        """Take what was read after the head; False, with nothing taken, where that lacks what we have written."""
+        """Take what was read after the head; False, with nothing taken, where that lacks what we
+        have written.
+        """
         end = marks[-1].position if marks else self.head.position
         while self._written and self._written[0].position <= end:
             mark = self._written[0]
@@ -328,7 +353,11 @@ class Chain:
         return self._read or [self.head]
 
     def _saw(self, mark: Mark) -> bool:
-        if mark.position <= self._unseen or not self._read or mark.position < self._read[0].position:
+        if (
+            mark.position <= self._unseen
+            or not self._read
+            or mark.position < self._read[0].position
+        ):
             return True  # nobody can say
         return _has(self._read, mark)
 

@@ -1,8 +1,8 @@
 """The roster of many instances: each writes down its own connections, and that it lives.
 
-What has changed at an instance is written twice a second, in one call, however many connections came and went; what
-it has written goes when its lease runs out. Nothing here is needed to deliver: it is for those who look.
-"""
+What has changed at an instance is written twice a second, in one call, however many connections
+came and went; what it has written goes when its lease runs out. Nothing here is needed to deliver:
+it is for those who look."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,14 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 import msgspec
 
 from msgpush.adapters.memory.roster import MemoryRoster, kinds_of, stats_of
-from msgpush.adapters.redis.link import HASH_TAG, NotNow, RedisTarget, Script, SharedLink, unavailable
+from msgpush.adapters.redis.link import (
+    HASH_TAG,
+    NotNow,
+    RedisTarget,
+    Script,
+    SharedLink,
+    unavailable,
+)
 from msgpush.domain.control import Close, Command
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.hub import Hub
@@ -26,7 +33,9 @@ from msgpush.domain.ports import ConnectionFilter, ConnectionState, ConnectionSt
 SYNC = 0.5  # seconds between two writes
 LEASE = 10.0  # seconds after which an instance that writes no more is gone
 ADDED = 1_000  # connections a write that are new; after an outage all are
-REFRESHED = 150  # connections a write whose counts have changed; the others' turn comes with the next
+REFRESHED = (
+    150  # connections a write whose counts have changed; the others' turn comes with the next
+)
 CHUNK = 500
 
 NODES: Final = f"{HASH_TAG}:nodes"
@@ -62,14 +71,20 @@ class RedisRoster:
     """
 
     def __init__(
-        self, target: RedisTarget, hub: Hub, command: Callable[[Command], Awaitable[None]], *, node: str
+        self,
+        target: RedisTarget,
+        hub: Hub,
+        command: Callable[[Command], Awaitable[None]],
+        *,
+        node: str,
     ) -> None:
         self._hub, self._command, self._node = hub, command, node
         self._local = MemoryRoster(hub, node)
         self._link = SharedLink(target, "msgpush-roster")
         self._script = Script(SYNC_SCRIPT)
         self._written: dict[str, _Written] = {}
-        # Kept as connections come and go: to count ten thousand anew each second would hold everything up.
+        # Kept as connections come and go: to count ten thousand anew each second would hold
+        # everything up.
         self._transports: Counter[str] = Counter()
         self._kinds: Counter[str] = Counter()
         self._anew = True
@@ -85,7 +100,11 @@ class RedisRoster:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         with contextlib.suppress(BusUnavailable):  # the lease runs out by itself
-            await self._call(("ZREM", NODES, self._node), ("HDEL", TOTALS, self._node), ("HDEL", STATS, self._node))
+            await self._call(
+                ("ZREM", NODES, self._node),
+                ("HDEL", TOTALS, self._node),
+                ("HDEL", STATS, self._node),
+            )
         await self._link.close()
 
     async def connections(
@@ -107,7 +126,9 @@ class RedisRoster:
 
     async def stats(self) -> ConnectionStats:
         others = await self._others()
-        peak, *written = await self._call(("GET", PEAK), *(("HGET", STATS, node) for node in others))
+        peak, *written = await self._call(
+            ("GET", PEAK), *(("HGET", STATS, node) for node in others)
+        )
         parts = [
             await self._local.stats(),
             *filter(None, (_read(_stats, text) for text in written if text is not None)),
@@ -158,7 +179,14 @@ class RedisRoster:
         states = self._local.states(self._changed())
         self._count(removed, states)
         stats = stats_of(self._hub, self._node, self._transports, self._kinds)
-        head = (self._node, int(LEASE * 1000), stats.total, _encode(stats), int(self._anew), len(removed))
+        head = (
+            self._node,
+            int(LEASE * 1000),
+            stats.total,
+            _encode(stats),
+            int(self._anew),
+            len(removed),
+        )
         args: list[str | bytes | int] = [*head, *removed]
         for state in states:
             args += (state.id, _encode(state))
@@ -180,7 +208,8 @@ class RedisRoster:
         stale = (
             id
             for id, (messages, live, _, _) in written.items()
-            if id in connections and (connections[id].messages_sent, connections[id].live) != (messages, live)
+            if id in connections
+            and (connections[id].messages_sent, connections[id].live) != (messages, live)
         )
         new = (id for id in connections if id not in written)
         return [*islice(new, ADDED), *islice(stale, REFRESHED)]
@@ -199,7 +228,9 @@ class RedisRoster:
                 self._transports[state.transport] += 1
                 self._kinds.update(kinds)
                 before = _Written(0, False, state.transport, kinds)
-            self._written[state.id] = before._replace(messages=state.messages_sent, live=state.state == "live")
+            self._written[state.id] = before._replace(
+                messages=state.messages_sent, live=state.state == "live"
+            )
 
     def _forget(self) -> None:
         self._written.clear()
@@ -209,15 +240,25 @@ class RedisRoster:
     # Reading
 
     async def _others(self) -> list[str]:
-        (seconds, micros), leases = await self._call(("TIME",), ("ZRANGE", NODES, "0", "-1", "WITHSCORES"))
+        (seconds, micros), leases = await self._call(
+            ("TIME",), ("ZRANGE", NODES, "0", "-1", "WITHSCORES")
+        )
         now = int(seconds) * 1000 + int(micros) // 1000
         nodes = zip(leases[::2], leases[1::2], strict=True)
-        return [name for node, lease in nodes if float(lease) > now and (name := node.decode()) != self._node]
+        return [
+            name
+            for node, lease in nodes
+            if float(lease) > now and (name := node.decode()) != self._node
+        ]
 
     async def _ids_after(self, nodes: Sequence[str], after: str) -> list[tuple[str, str | None]]:
-        """The next ids of all instances, in order, each with the instance that has it; None: this one."""
+        """The next ids of all instances, in order, each with the instance that has it; None: this
+        one.
+        """
         start = f"({after}" if after else "-"
-        replies = await self._call(*(("ZRANGEBYLEX", _ids_of(node), start, "+", "LIMIT", 0, CHUNK) for node in nodes))
+        replies = await self._call(
+            *(("ZRANGEBYLEX", _ids_of(node), start, "+", "LIMIT", 0, CHUNK) for node in nodes)
+        )
         mine = sorted(id for id in self._hub.connections if id > after)
         lists: list[list[tuple[str, str | None]]] = [[(id, None) for id in mine]]
         for node, ids in zip(nodes, replies, strict=True):
@@ -229,8 +270,13 @@ class RedisRoster:
         for id, node in ids:
             if node is not None:
                 by_node.setdefault(node, []).append(id)
-        replies = await self._call(*(("HMGET", _states_of(node), *mine) for node, mine in by_node.items()))
-        states = {state.id: state for state in self._local.states([id for id, node in ids if node is None])}
+        replies = await self._call(
+            *(("HMGET", _states_of(node), *mine) for node, mine in by_node.items())
+        )
+        states = {
+            state.id: state
+            for state in self._local.states([id for id, node in ids if node is None])
+        }
         others = (_read(_state, text) for texts in replies for text in texts if text is not None)
         states |= {state.id: state for state in others if state is not None}
         return [states[id] for id, _ in ids if id in states]

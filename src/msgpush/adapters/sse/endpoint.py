@@ -12,10 +12,25 @@ from starlette.types import Receive, Scope, Send
 
 from msgpush.adapters.auth.authenticator import Authenticator
 from msgpush.adapters.http.addresses import limited_address, with_port
-from msgpush.adapters.http.web import KeysUnavailable, ProblemResponse, Query, header, problem, segment
+from msgpush.adapters.http.web import (
+    KeysUnavailable,
+    ProblemResponse,
+    Query,
+    header,
+    problem,
+    segment,
+)
 from msgpush.adapters.metrics import Metrics
 from msgpush.adapters.sse.stream import HEADERS, EventStream, EventView, refusal
-from msgpush.domain.channel import BROADCAST, MAX_LISTENED, NAME_RULE, encode_name, encoding_advice, is_channel, shown
+from msgpush.domain.channel import (
+    BROADCAST,
+    MAX_LISTENED,
+    NAME_RULE,
+    encode_name,
+    encoding_advice,
+    is_channel,
+    shown,
+)
 from msgpush.domain.connection import Subscription
 from msgpush.domain.errors import BusUnavailable, Malformed, Overloaded, Refusal
 from msgpush.domain.grant import Grant
@@ -26,8 +41,9 @@ from msgpush.domain.service import Push
 
 Kind = Literal["stream", "user", "service"]
 
-# In their order. A client adds the first ones by itself when it reconnects, to a URL that may have the last one from
-# the start: Yaffle's polyfill, others like it, and amvtek's where it can't set the header.
+# In their order. A client adds the first ones by itself when it reconnects, to a URL that may have
+# the last one from the start: Yaffle's polyfill, others like it, and amvtek's where it can't set
+# the header.
 CURSORS = ("lastEventId", "lastEventID", "evs_last_event_id", "last_event_id")
 
 # What polyfills add besides: against caches, and to ask for padding that only old browsers need.
@@ -62,7 +78,9 @@ class Streams:
         if _is_over(scope):
             await Response(status_code=204)(scope, receive, send)
         elif scope["method"] not in ("GET", "HEAD"):
-            response = ProblemResponse(problem(405, "a stream is read with GET"), {"Allow": "GET, HEAD"})
+            response = ProblemResponse(
+                problem(405, "a stream is read with GET"), {"Allow": "GET, HEAD"}
+            )
             await response(scope, receive, send)
         elif (stream := await self._open(scope, send)) is not None:
             # From here, not from deeper down: each level costs every open stream half a kilobyte.
@@ -109,12 +127,16 @@ class Streams:
         channels += query.all("channel")
         for channel in channels:
             if not is_channel(channel):
-                raise Malformed(f"{shown(channel)} is no channel name: {NAME_RULE}{self._advice(names)}")
+                raise Malformed(
+                    f"{shown(channel)} is no channel name: {NAME_RULE}{self._advice(names)}"
+                )
         if query.flag("broadcast", True):
             channels.append(BROADCAST)
         wanted = frozenset(channels)
         if len(wanted - {BROADCAST}) > MAX_LISTENED:
-            raise Malformed(f"{len(wanted - {BROADCAST})} channels; a stream has at most {MAX_LISTENED}")
+            raise Malformed(
+                f"{len(wanted - {BROADCAST})} channels; a stream has at most {MAX_LISTENED}"
+            )
         types = query.one("types")
         events = query.one("events")
         query.done(POLYFILLS)
@@ -135,7 +157,9 @@ class Streams:
         # A proxy that is trusted doesn't always say the port.
         remote = with_port(host, port) if port else host
         user_agent = (header(scope, b"user-agent") or "")[:256]
-        return ClientInfo(grant.subject, "sse", remote, user_agent, self._clock(), limited_address(host))
+        return ClientInfo(
+            grant.subject, "sse", remote, user_agent, self._clock(), limited_address(host)
+        )
 
 
 _REASONS: Mapping[type[Exception], Refusal] = {BusUnavailable: "bus", KeysUnavailable: "keys"}
@@ -176,5 +200,7 @@ def _types(name: str, text: str) -> frozenset[str]:
     for each in types:
         if each not in TYPES:
             also = " (or *, or none)" if name == "events" else ""
-            raise Malformed(f"the parameter {name} has {shown(each)}: allowed are {', '.join(TYPES)}{also}")
+            raise Malformed(
+                f"the parameter {name} has {shown(each)}: allowed are {', '.join(TYPES)}{also}"
+            )
     return types

@@ -1,4 +1,6 @@
-"""Server-Sent Events (WHATWG HTML, section 9.2): the blocks of a stream, and the sinks that they are written to."""
+"""Server-Sent Events (WHATWG HTML, section 9.2): the blocks of a stream, and the sinks that they
+are written to.
+"""
 
 import asyncio
 import random
@@ -35,8 +37,8 @@ class EventView(Struct, frozen=True):
 
     Args:
         events: types that come as an event of that name, with the message's data alone.
-        chunked: whether chunks are framed for the wire already (HTTP/1.1 chunked, RFC 9112 section 7.1).
-    """
+        chunked: whether chunks are framed for the wire already (HTTP/1.1 chunked, RFC 9112 section
+            7.1)."""
 
     events: frozenset[str]
     chunked: bool = False
@@ -45,7 +47,11 @@ class EventView(Struct, frozen=True):
         if entry.type in self.events:
             # An event named error would fire EventSource's own onerror.
             name = "message.error" if entry.type == "error" else entry.type
-            return b"event: %b\ndata: %b\nid: %b\n\n" % (name.encode(), data_of(entry), cursor.encode())
+            return b"event: %b\ndata: %b\nid: %b\n\n" % (
+                name.encode(),
+                data_of(entry),
+                cursor.encode(),
+            )
         return b"data: %b\nid: %b\n\n" % (entry.body, cursor.encode())
 
     def gap(self, gap: Gap) -> bytes:
@@ -75,11 +81,19 @@ class _Close(Struct):
     reconnect: bool
 
 
-def opening(connection: str, channels: frozenset[str], cursor: str, *, resumed: bool, heartbeat: float) -> bytes:
-    """The first block of a stream; `retry` differs from stream to stream, so that a restart makes no stampede."""
+def opening(
+    connection: str, channels: frozenset[str], cursor: str, *, resumed: bool, heartbeat: float
+) -> bytes:
+    """The first block of a stream; `retry` differs from stream to stream, so that a restart makes
+    no stampede.
+    """
     interval = int(heartbeat) if heartbeat == int(heartbeat) else heartbeat
     data = _encode(_Opening(connection, sorted(channels), resumed, interval))
-    return b"retry: %d\nevent: msgpush.open\nid: %b\ndata: %b\n\n" % (random.randint(2000, 5000), cursor.encode(), data)
+    return b"retry: %d\nevent: msgpush.open\nid: %b\ndata: %b\n\n" % (
+        random.randint(2000, 5000),
+        cursor.encode(),
+        data,
+    )
 
 
 def closing(reason: str, reconnect: bool, cursor: str = "") -> bytes:
@@ -91,8 +105,12 @@ def closing(reason: str, reconnect: bool, cursor: str = "") -> bytes:
 # What a refused stream's comment says, for whoever looks at it.
 _ADVICE: Mapping[Refusal, bytes] = {
     "connections": b"this process has as many streams as MAX_CONNECTIONS allows",
-    "subject": b"this subject has as many streams as MAX_CONNECTIONS_PER_SUBJECT allows: close one first",
-    "address": b"this address has as many streams as MAX_CONNECTIONS_PER_ADDRESS allows: close one first",
+    "subject": (
+        b"this subject has as many streams as MAX_CONNECTIONS_PER_SUBJECT allows: close one first"
+    ),
+    "address": (
+        b"this address has as many streams as MAX_CONNECTIONS_PER_ADDRESS allows: close one first"
+    ),
     "draining": b"this process is about to end: the next try may reach another",
     "bus": b"the bus can't be reached now",
     "keys": b"the keys that tokens are verified with can't be fetched now",
@@ -101,11 +119,17 @@ _ADVICE: Mapping[Refusal, bytes] = {
 
 def refusal(reason: Refusal) -> bytes:
     """All that a new stream gets which can't be served now; what to do is a comment."""
-    return b": %b\nretry: %d\n%b" % (_ADVICE[reason], random.randint(10_000, 30_000), closing("overload", True))
+    return b": %b\nretry: %d\n%b" % (
+        _ADVICE[reason],
+        random.randint(10_000, 30_000),
+        closing("overload", True),
+    )
 
 
 class Wire(Protocol):
-    """The server's ASGI extension `msgpush.wire`: bytes that are framed already go straight to the transport."""
+    """The server's ASGI extension `msgpush.wire`: bytes that are framed already go straight to the
+    transport.
+    """
 
     @property
     def backlog(self) -> int: ...
@@ -119,7 +143,9 @@ class Wire(Protocol):
 
 
 class WireSink:
-    """A sink over the server's wire extension: no task, no copy and no switch for what it is offered."""
+    """A sink over the server's wire extension: no task, no copy and no switch for what it is
+    offered.
+    """
 
     __slots__ = ("_wire", "offer")
 
@@ -195,7 +221,9 @@ class SendSink:
                 body, self._chunks = b"".join(self._chunks), []
                 for start in range(0, len(body), PIECE):
                     piece = body[start : start + PIECE]
-                    await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+                    await self._send(
+                        {"type": "http.response.body", "body": piece, "more_body": True}
+                    )
                     self.backlog -= len(piece)
                     self._written.set()
             elif self._ended:
@@ -211,7 +239,9 @@ class SendSink:
 
 
 class EventStream(StreamingResponse):
-    """A stream that lasts until its client goes or the hub closes it: one task, which waits for the client to go."""
+    """A stream that lasts until its client goes or the hub closes it: one task, which waits for the
+    client to go.
+    """
 
     def __init__(
         self,
@@ -248,7 +278,8 @@ class EventStream(StreamingResponse):
             self._push.unsubscribe(connection)
 
     async def _enter(self, receive: Receive) -> bytes | None:
-        """Come in, or have what is told instead; nothing waits, and nothing is refused, from here to the first block.
+        """Come in, or have what is told instead; nothing waits, and nothing is refused, from here
+        to the first block.
 
         The ticket is claimed last of all: that ends its older stream for good.
         """
