@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from joserfc.errors import SecurityWarning
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
-from msgpush.domain.channel import shown
 from msgpush.domain.message import TYPES
+from msgpush.domain.quoting import short_repr
 from msgpush.entrypoints.settings import (
     DEFAULTS,
     FILES,
@@ -514,7 +514,7 @@ def test_a_wrong_value_is_refused_in_a_line_with_the_setting_the_value_and_what_
         assert line.startswith(label + " ")
         assert allowed in line
         if name not in ALWAYS_SECRET:
-            assert shown(text)[:70] in line
+            assert short_repr(text)[:70] in line
 
 
 def test_an_empty_variable_counts_as_unset() -> None:

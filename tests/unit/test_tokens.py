@@ -28,8 +28,7 @@ from msgpush.adapters.auth.keys import (
     secret_key,
 )
 from msgpush.adapters.auth.tokens import Tokens
-from msgpush.adapters.http.web import KeysUnavailable
-from msgpush.domain.errors import MsgpushError, Unauthorized
+from msgpush.domain.errors import KeysUnavailable, MsgpushError, Unauthorized
 from msgpush.domain.grant import Grant, Patterns
 from tests.support.fakes import FakeClock
 from tests.support.tokens import (

@@ -13,14 +13,15 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-from msgpush.adapters.http.web import KeysUnavailable, RateExceeded
 from msgpush.domain.errors import (
     BusUnavailable,
     Conflict,
     Denied,
     Invalid,
+    KeysUnavailable,
     Malformed,
     MsgpushError,
+    RateExceeded,
     TooLarge,
     Unauthorized,
 )

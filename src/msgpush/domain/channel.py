@@ -1,11 +1,12 @@
 """Channel names, and the routing policy: which channels a message belongs to."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from msgpush.domain.errors import Fault, Invalid
+from msgpush.domain.errors import Fault, Invalid, Malformed
+from msgpush.domain.json_text import escape
+from msgpush.domain.quoting import short_repr
 
 BROADCAST = "broadcast"
 MAX_CHANNELS = 32  # of a message
@@ -22,6 +23,17 @@ _NAME = re.compile(NAME_CHARACTER + "{1,200}")
 def is_channel(name: str) -> bool:
     """Whether `name` can name a channel."""
     return _NAME.fullmatch(name) is not None
+
+
+def no_channel(name: object, advice: str = "") -> str:
+    """What to say of a value that names no channel, and what would."""
+    return f"{short_repr(name)} is no channel name: {NAME_RULE}{advice}"
+
+
+def check_channel(name: str) -> None:
+    """Raise `Malformed` where a text names no channel."""
+    if not is_channel(name):
+        raise Malformed(no_channel(name))
 
 
 _FOREIGN = re.compile(r"[\s,*/?#\x00-\x1f\x7f-\x9f]|%(?=[0-9A-Fa-f]{2})")
@@ -52,31 +64,10 @@ def encoding_advice(text: str) -> str:
     """What to tell who has a name that can't be one, where percent-encoding makes it one."""
     encoded = encode_name(text)
     return (
-        f"; percent-encoded it is {shown(encoded)}"
+        f"; percent-encoded it is {short_repr(encoded)}"
         if encoded != text and is_channel(encoded)
         else ""
     )
-
-
-def shown(value: object) -> str:
-    """A value as an error message names it: in JSON, short, and on one line."""
-    if isinstance(value, str):
-        value = value[:80]  # more of it isn't shown
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-    except RecursionError:
-        text = f"a deeply nested {'object' if isinstance(value, dict) else 'array'}"
-    return shown_json(text)
-
-
-def shown_json(text: str) -> str:
-    """A JSON text as an error message shows it: short, and on one line, whatever it has."""
-    short = text if len(text) <= 80 else f"{text[:77]}..."
-    return short if short.isprintable() else "".join(map(_printable, short))
-
-
-def _printable(character: str) -> str:
-    return character if character.isprintable() else json.dumps(character)[1:-1]
 
 
 def route(
@@ -115,7 +106,7 @@ _routed = lru_cache(maxsize=8192)(_route)
 
 def _channel_faults(channels: Sequence[str]) -> list[Fault]:
     faults = [
-        Fault(f"/channels/{index}", f"{shown(name)} is no channel name: {NAME_RULE}")
+        Fault(f"/channels/{index}", no_channel(name))
         for index, name in enumerate(channels[:MAX_CHANNELS])
         if not is_channel(name)
     ]
@@ -141,17 +132,12 @@ def _target_channel(key: str, value: object) -> str | Fault:
     pointer = "/target/" + escape(key)
     if not key.endswith("_id") or key == "_id":
         return Fault(
-            pointer, f"{shown(key)} is no target: its name must be <kind>_id, as in user_id"
+            pointer, f"{short_repr(key)} is no target: its name must be <kind>_id, as in user_id"
         )
     if not isinstance(value, str):
-        return Fault(pointer, f"{shown(value)} is no target: it must be a string")
+        return Fault(pointer, f"{short_repr(value)} is no target: it must be a string")
     name = f"{key[:-3]}:{value}"
     if not value or not is_channel(name):
         advice = encoding_advice(value) if is_channel(f"{key[:-3]}:{encode_name(value)}") else ""
-        return Fault(pointer, f"{shown(name)} is no channel name: {NAME_RULE}{advice}")
+        return Fault(pointer, no_channel(name, advice))
     return name
-
-
-def escape(key: str) -> str:
-    """A key as part of a JSON pointer (RFC 6901, section 3)."""
-    return key.replace("~", "~0").replace("/", "~1")

@@ -5,6 +5,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from msgpush.domain.rates import Allowance
+
 Ending = Literal["drain", "slow", "expired", "disconnected", "revoked"]
 Refusal = Literal["connections", "subject", "address", "draining", "bus", "keys"]
 
@@ -91,6 +93,28 @@ class BusUnavailable(MsgpushError):
         super().__init__(detail)
         self.detail, self.retry_after = detail, retry_after
         self.public = detail if public is None else public
+
+
+class KeysUnavailable(MsgpushError):
+    """There are no keys yet to verify tokens with."""
+
+    retry_after = 5
+
+
+class RateExceeded(MsgpushError):
+    """A subject asks for more than it may now.
+
+    Args:
+        what: that it asks for, in the plural.
+    """
+
+    def __init__(self, what: str, allowance: Allowance) -> None:
+        super().__init__(
+            f"no more {what} of this subject now: {allowance.rate:g} a second are allowed, and"
+            f" {allowance.burst} at once; try again in {allowance.retry_after:.3g} seconds"
+        )
+        self.what, self.allowance = what, allowance
+        self.retry_after = allowance.retry_after
 
 
 class Overloaded(MsgpushError):

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 
-from msgpush.domain.channel import BROADCAST, is_channel, shown
+from msgpush.domain.channel import BROADCAST, is_channel
 from msgpush.domain.errors import Denied
+from msgpush.domain.quoting import short_repr
 
 SHOWN = 5  # channels that a refusal names
 
@@ -98,7 +99,9 @@ class Grant(Struct, frozen=True):
 
 def _denied(permission: str, channels: list[str]) -> Denied:
     channels.sort()
-    names = ", ".join(map(shown, channels[:SHOWN])) + (", ..." if len(channels) > SHOWN else "")
+    names = ", ".join(map(short_repr, channels[:SHOWN])) + (
+        ", ..." if len(channels) > SHOWN else ""
+    )
     return Denied(
         f"the permission to {permission} is missing for {names}", permission, tuple(channels)
     )

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 import msgspec
 from msgspec import Raw
 
-from msgpush.domain.channel import escape, shown
 from msgpush.domain.errors import Fault, Invalid, Malformed
+from msgpush.domain.quoting import short_repr
 
 BOM = b"\xef\xbb\xbf"
 LONGEST_POINTER = 1000  # characters
@@ -114,7 +114,7 @@ def _half_pair(body: bytes) -> Fault:
     for place, text in _texts(value):
         if half := re.search("[\ud800-\udfff]", text):
             where = (
-                f"{shown(text)} has half of a surrogate pair, \\u{ord(half[0]):x} as character"
+                f"{short_repr(text)} has half of a surrogate pair, \\u{ord(half[0]):x} as character"
                 f" {half.start() + 1}"
             )
             return Fault(pointer_of(_steps(place)), f"{where}: cut texts between whole characters")
@@ -167,3 +167,8 @@ def pointer_of(steps: Iterable[str | int]) -> str:
             break
         pointer = longer
     return pointer
+
+
+def escape(key: str) -> str:
+    """A key as part of a JSON pointer (RFC 6901, section 3)."""
+    return key.replace("~", "~0").replace("/", "~1")

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from msgpush.domain.channel import MAX_TARGETS, route, shown, shown_json
+from msgpush.domain.channel import MAX_TARGETS, route
 from msgpush.domain.errors import Fault, Invalid, Malformed, TooLarge
 from msgpush.domain.json_text import (
     BOM,
@@ -26,6 +26,7 @@ from msgpush.domain.json_text import (
     without_bom,
 )
 from msgpush.domain.position import Position
+from msgpush.domain.quoting import short_json, short_repr
 
 Type = Literal["progress", "status", "error", "success", "warning", "info", "custom"]
 Priority = Literal["low", "normal", "high", "urgent"]
@@ -155,7 +156,7 @@ def parse(body: bytes) -> Message:
         check_utf8(body)
         message = _decode(body)
         if not is_service(message.service):
-            raise Invalid(_wrong("/service", shown(message.service)))
+            raise Invalid(_wrong("/service", short_repr(message.service)))
         _check_depth(body)
         _check_data(message)
     except msgspec.ValidationError as error:
@@ -281,12 +282,12 @@ def _fault(body: bytes, error: msgspec.ValidationError) -> Fault:
     match = _PLACE.fullmatch(str(error))
     assert match is not None
     if (name := _unknown_field(body, str(error))) is not None:
-        return Fault(pointer_of([name]), f"{shown(name)} is no field of a message")
+        return Fault(pointer_of([name]), f"{short_repr(name)} is no field of a message")
     text, place = match[1], match[2] or ""
     steps = [name or index for name, index in _STEP.findall(place)]
     if unknown := _UNKNOWN.fullmatch(text):
         steps.append(unknown[1])
-        return Fault(pointer_of(steps), f"{shown(unknown[1])} is no field of a message")
+        return Fault(pointer_of(steps), f"{short_repr(unknown[1])} is no field of a message")
     if missing := _MISSING.fullmatch(text):
         pointer = pointer_of([*steps, missing[1]])
         return Fault(
@@ -318,10 +319,10 @@ def _look_up(body: bytes, steps: list[str]) -> str:
             else _decode_members(value)[step]
         )
     try:
-        return shown(_decode_any(value))
+        return short_repr(_decode_any(value))
     except (msgspec.ValidationError, RecursionError):
         # A number that Python can't hold, or what is nested deeply: as it was written.
-        return shown_json(bytes(value).decode())
+        return short_json(bytes(value).decode())
 
 
 def _invalid(body: bytes, error: msgspec.ValidationError) -> Malformed | Invalid:
@@ -361,7 +362,7 @@ def normal_timestamp(text: str) -> str:
         moment += offset if match[8] == "-" else -offset
     except (ValueError, OverflowError):
         rule = "an RFC 3339 date-time such as 2025-07-30T15:10:00.123Z"
-        raise Invalid(Fault("/timestamp", f"{shown(text)} is not allowed: {rule}")) from None
+        raise Invalid(Fault("/timestamp", f"{short_repr(text)} is not allowed: {rule}")) from None
     milliseconds = "000" if second == 60 else ((match[7] or "") + "000")[:3]
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds}Z".rjust(24, "0")
 

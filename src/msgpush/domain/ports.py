@@ -10,6 +10,7 @@ from msgpush.domain.errors import BusUnavailable, Conflict
 from msgpush.domain.history import Gap, Page
 from msgpush.domain.message import Draft, Entry
 from msgpush.domain.position import Cursor, Position
+from msgpush.domain.rates import Allowance
 
 
 class Stored(Struct, frozen=True, gc=False):
@@ -254,20 +255,6 @@ class Credentials(Protocol):
 
     async def revocations(self) -> list[Revocation]:
         """All that stand, and perhaps some that need to no longer."""
-
-
-class Allowance(Struct, frozen=True):
-    """What a limiter has answered.
-
-    Attributes:
-        granted: how many of those asked for are allowed.
-        remaining: how many more would be allowed now.
-        retry_after: seconds until one more is.
-    """
-
-    granted: int
-    remaining: int
-    retry_after: float
 
 
 class Limiter(Protocol):

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from msgpush.domain.channel import shown
 from msgpush.domain.errors import Malformed
+from msgpush.domain.quoting import short_repr
 
 EARLIEST = "earliest"
 LATEST = "latest"
@@ -78,7 +78,7 @@ def check_cursor(text: str) -> str:
     if not is_cursor(text):
         raise Malformed(
             mistake(text)
-            or f"{shown(text)} is no cursor: 1-{MAX_CURSOR} characters of A-Za-z0-9_.~-"
+            or f"{short_repr(text)} is no cursor: 1-{MAX_CURSOR} characters of A-Za-z0-9_.~-"
         )
     return text
 
@@ -92,7 +92,9 @@ def mistake(text: str) -> str | None:
     advice = (
         "send the lastEventId of the newest event, or no cursor at all to begin with what comes now"
     )
-    return f"{shown(text)} is no cursor, but what {_NO_VALUES[text]} becomes as a text: {advice}"
+    return (
+        f"{short_repr(text)} is no cursor, but what {_NO_VALUES[text]} becomes as a text: {advice}"
+    )
 
 
 def parse_cursor(text: str, epoch: str) -> Position | None:

@@ -10,7 +10,7 @@ from typing import Self
 
 from msgspec import Raw, Struct
 
-from msgpush.domain.channel import BROADCAST, NAME_RULE, is_channel, shown
+from msgpush.domain.channel import BROADCAST, check_channel
 from msgpush.domain.connection import NOW, Connection, Start, Subscription
 from msgpush.domain.control import Close, Command, control
 from msgpush.domain.credentials import Revocation
@@ -19,7 +19,6 @@ from msgpush.domain.errors import (
     BusUnavailable,
     Closed,
     Conflict,
-    Malformed,
     MsgpushError,
     Overloaded,
 )
@@ -339,8 +338,7 @@ class Push:
             Closed: after the last item, where it was ended from here: why, and the cursor to listen
                 on from."""
         for channel in channels:
-            if not is_channel(channel):
-                raise Malformed(f"{shown(channel)} is no channel name: {NAME_RULE}")
+            check_channel(channel)
         wanted = frozenset(channels) | ({BROADCAST} if broadcast else set())
         inbox = Inbox()
         connection = Connection(secrets.token_hex(8), inbox)

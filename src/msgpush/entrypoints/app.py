@@ -15,31 +15,23 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount, Route, Router
 from starlette.types import ExceptionHandler, Scope
 
-from msgpush.adapters.auth.authenticator import (
-    Authenticator,
-    LocalOnly,
-    OpenAuthenticator,
-    TokenAuthenticator,
-)
+from msgpush.adapters.auth.authenticator import OpenAuthenticator, TokenAuthenticator
 from msgpush.adapters.auth.issuers import discovered
 from msgpush.adapters.auth.keys import FetchedKeys, Keys, public_key, secret_key
 from msgpush.adapters.auth.tokens import Tokens
 from msgpush.adapters.http.addresses import ProxyHeaders
+from msgpush.adapters.http.callers import Authenticator
 from msgpush.adapters.http.connections import Connections
 from msgpush.adapters.http.cors import Cors, CorsRules
 from msgpush.adapters.http.health import Operations
 from msgpush.adapters.http.history import Channels
+from msgpush.adapters.http.local_only import LocalOnly
 from msgpush.adapters.http.origins import Origins
 from msgpush.adapters.http.pages import page_routes
 from msgpush.adapters.http.permissions import Access
+from msgpush.adapters.http.problems import on_client_gone, on_crash, on_error, on_http_exception
 from msgpush.adapters.http.publish import Publish, PublishBatch
-from msgpush.adapters.http.web import (
-    ClientGone,
-    on_client_gone,
-    on_crash,
-    on_error,
-    on_http_exception,
-)
+from msgpush.adapters.http.requests import ClientGone
 from msgpush.adapters.memory.bus import MemoryBus
 from msgpush.adapters.memory.credentials import MemoryCredentials
 from msgpush.adapters.memory.limiter import MemoryLimiter

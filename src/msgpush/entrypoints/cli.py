@@ -16,7 +16,7 @@ from msgpush import __version__
 from msgpush.adapters.http.addresses import with_port
 from msgpush.adapters.logs import configure
 from msgpush.adapters.metrics import Shared
-from msgpush.domain.channel import shown
+from msgpush.domain.quoting import short_repr
 from msgpush.entrypoints.app import create_app
 from msgpush.entrypoints.output import complain, say, standard_files
 from msgpush.entrypoints.protocol import Limits
@@ -75,7 +75,7 @@ def _main(argv: list[str]) -> int:
                 else serve(settings, warnings)
             )
         case [command, *_]:
-            complain(f"msgpush: there is no command {shown(command)}\n{USAGE.rstrip()}")
+            complain(f"msgpush: there is no command {short_repr(command)}\n{USAGE.rstrip()}")
             return 2
         case _:
             raise AssertionError(argv)

@@ -28,7 +28,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from msgpush.adapters.http.addresses import one_notation
-from msgpush.adapters.http.web import encode, problem
+from msgpush.adapters.http.problems import encode, problem
 
 HIGH_WATER = 16 * 1024
 SLICE = 4 * 1024  # what is parsed at once, and so the most of which waiting requests are made

@@ -21,9 +21,9 @@ from msgpush.adapters.http.addresses import Proxy, read_address, read_network
 from msgpush.adapters.http.origins import read_origins
 from msgpush.adapters.redis.link import RedisTarget
 from msgpush.adapters.sse.endpoint import read_events
-from msgpush.domain.channel import shown
 from msgpush.domain.errors import Malformed, MsgpushError
 from msgpush.domain.message import MAX_TTL, TYPES
+from msgpush.domain.quoting import short_repr
 from msgpush.entrypoints.health import SERVICE_LINK
 from msgpush.entrypoints.secret_file import read_secret
 
@@ -629,7 +629,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     def __repr__(self) -> str:
         texts = {name: _text(getattr(self, name)) for name in SETTINGS}
         shows = (
-            f"{name}={'...' if SETTINGS[name].secret(text) else shown(text)}"
+            f"{name}={'...' if SETTINGS[name].secret(text) else short_repr(text)}"
             for name, text in texts.items()
         )
         return f"Settings({', '.join(shows)})"
@@ -754,7 +754,7 @@ def _read_flags(argv: Sequence[str]) -> dict[str, Given]:
 
 def _unknown(flag: str, position: int) -> SettingsError:
     # What isn't a flag isn't shown: it may be a part of a secret that nobody quoted.
-    name = shown(flag) if flag.startswith("--") else f"argument {position}"
+    name = short_repr(flag) if flag.startswith("--") else f"argument {position}"
     near = difflib.get_close_matches("--" + flag.lower().lstrip("-").replace("_", "-"), FLAGS, 1)
     advice = f"did you mean {near[0]}?" if near else "msgpush serve --help lists them all"
     return SettingsError(name, f"is no flag, and flags are --setting value; {advice}")
@@ -818,7 +818,7 @@ def _is_service_link(name: str, given: Given) -> bool:
 def _passed_over(name: str, given: Given) -> str:
     service = name.removesuffix("_port").replace("_", "-")
     return (
-        f"{given.label} is {shown(given.text)}, as Kubernetes sets it for a Service named"
+        f"{given.label} is {short_repr(given.text)}, as Kubernetes sets it for a Service named"
         f" {service}: passed over, and {DEFAULTS[name]} is used. To avoid that, set"
         f" enableServiceLinks: false in the pod's spec, set {given.label} yourself, or give the"
         " Service another name"
@@ -827,7 +827,7 @@ def _passed_over(name: str, given: Given) -> str:
 
 def _value(name: str, text: str) -> str:
     """A setting's value as a message may tell it, after the setting's name."""
-    return "(its value is not shown)" if SETTINGS[name].secret(text) else f"is {shown(text)}"
+    return "(its value is not shown)" if SETTINGS[name].secret(text) else f"is {short_repr(text)}"
 
 
 def _text(value: object) -> str:

@@ -16,13 +16,12 @@ from joserfc.errors import JoseError
 
 from msgpush.adapters.auth.keys import Keys, SigningKey, private_key, secret_key
 from msgpush.adapters.auth.tokens import registry_for
-from msgpush.adapters.http.web import KeysUnavailable
 from msgpush.adapters.redis.credentials import RedisCredentials
-from msgpush.domain.channel import shown
 from msgpush.domain.credentials import Revocations
-from msgpush.domain.errors import BusUnavailable, Unauthorized
+from msgpush.domain.errors import BusUnavailable, KeysUnavailable, Unauthorized
 from msgpush.domain.grant import Grant
 from msgpush.domain.message import format_ms
+from msgpush.domain.quoting import short_repr
 from msgpush.entrypoints.app import fetched_keys_of, keys_of, tokens_of
 from msgpush.entrypoints.output import complain
 from msgpush.entrypoints.settings import Settings, SettingsError
@@ -110,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
 def _seconds(text: str) -> int:
     found = re.fullmatch("([0-9]{1,9})([smhd]?)", text)
     if found is None:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not such as 90s, 15m, 1h or 30d")
+        raise argparse.ArgumentTypeError(f"{short_repr(text)} is not such as 90s, 15m, 1h or 30d")
     return int(found[1]) * UNITS[found[2]]
 
 
@@ -226,4 +225,4 @@ def _show(grant: Grant) -> None:
 
 def _printable(text: str) -> str:
     # A subject is often what its user chose, and a terminal obeys what it is told.
-    return text if text.isprintable() else shown(text)
+    return text if text.isprintable() else short_repr(text)

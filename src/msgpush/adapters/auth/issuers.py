@@ -15,7 +15,7 @@ import msgspec
 from authlib.oidc.discovery import OpenIDProviderMetadata, get_well_known_url
 
 from msgpush import __version__
-from msgpush.domain.channel import shown
+from msgpush.domain.quoting import short_repr
 
 FETCH_SECONDS = 4.0
 FETCH_BYTES = 1024 * 1024
@@ -97,8 +97,8 @@ def _key_location(issuer: str, text: bytes, at: str) -> str:
         if isinstance(issued, str) and differ_by_slash(issued, issuer):
             hint = f": they differ by the slash at the end alone, so set JWT_ISSUER={issued}"
         raise ValueError(
-            f"the metadata at {at} is that of the issuer {shown(issued)}, not of"
-            f" {shown(issuer)}{hint}"
+            f"the metadata at {at} is that of the issuer {short_repr(issued)}, not of"
+            f" {short_repr(issuer)}{hint}"
         )
     # Of all that such a document says no more is used, and what is said of logins needn't be right.
     metadata = OpenIDProviderMetadata(
@@ -115,7 +115,7 @@ def _key_location(issuer: str, text: bytes, at: str) -> str:
         location.startswith("https://") or (issuer.startswith("http://") and is_safe(location))
     ):
         raise ValueError(
-            f"the metadata at {at} is wrong: its jwks_uri is {shown(location)}, not https"
+            f"the metadata at {at} is wrong: its jwks_uri is {short_repr(location)}, not https"
         )
     return location
 

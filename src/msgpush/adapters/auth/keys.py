@@ -18,9 +18,9 @@ from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 from msgspec import Struct
 
 from msgpush.adapters.auth.issuers import fetched
-from msgpush.adapters.http.web import KeysUnavailable
-from msgpush.domain.channel import shown
+from msgpush.domain.errors import KeysUnavailable
 from msgpush.domain.json_text import flatten, json_words, mask_surrogates
+from msgpush.domain.quoting import short_repr
 
 SMALLEST_SECRET = 32  # bytes, for HS256 (RFC 7518, section 3.2)
 SMALLEST_RSA = 2048  # bits (section 3.3)
@@ -201,13 +201,13 @@ def _jwk(given: dict[str, Any], id: str | None) -> VerifyingKey:
         # Least of all: whoever may read the set could then issue tokens.
         raise ValueError("is a secret (kty oct), which doesn't belong in a set")
     if not isinstance(kty, str) or kty not in _MEMBERS:
-        raise ValueError(f"is of the kty {shown(kty)}, and {', '.join(_MEMBERS)} are known")
+        raise ValueError(f"is of the kty {short_repr(kty)}, and {', '.join(_MEMBERS)} are known")
     if use not in (None, "sig"):
         purpose = "for encryption" if use == "enc" else "not for signatures"
-        raise ValueError(f'is {purpose}: its use is {shown(use)}, not "sig"')
+        raise ValueError(f'is {purpose}: its use is {short_repr(use)}, not "sig"')
     if operations and not (isinstance(operations, list) and "verify" in operations):
         raise ValueError(
-            f'is not for signatures: its key_ops are {shown(operations)}, without "verify"'
+            f'is not for signatures: its key_ops are {short_repr(operations)}, without "verify"'
         )
     kind, members = _MEMBERS[kty]
     curve = {} if kty == "RSA" else {"crv": _curve(said.get("crv"))}
@@ -222,7 +222,7 @@ def _jwk(given: dict[str, Any], id: str | None) -> VerifyingKey:
         algorithms = named
     elif alg is not None and not named:
         raise ValueError(
-            f"is for the algorithm {shown(alg)}, and one of its kind verifies"
+            f"is for the algorithm {short_repr(alg)}, and one of its kind verifies"
             f" {', '.join(algorithms)}"
         )
     return VerifyingKey(key, frozenset(algorithms), id)
@@ -231,7 +231,7 @@ def _jwk(given: dict[str, Any], id: str | None) -> VerifyingKey:
 def _curve(crv: object) -> str:
     if not isinstance(crv, str) or crv not in CURVE_ALGORITHMS:
         raise ValueError(
-            f"is on the curve {shown(crv)}, and {', '.join(CURVE_ALGORITHMS)} are known"
+            f"is on the curve {short_repr(crv)}, and {', '.join(CURVE_ALGORITHMS)} are known"
         )
     return crv
 
@@ -409,7 +409,7 @@ class FetchedKeys:
             keys = key_set(text, left_out.append)
             self._tell(left_out)
             if not keys:
-                told = "; ".join(f"{shown(each.id)} {each.reason}" for each in left_out[:3])
+                told = "; ".join(f"{short_repr(each.id)} {each.reason}" for each in left_out[:3])
                 raise ValueError(f"it has no key that can be used{told and f': {told}'}")
         except (OSError, ValueError) as error:
             if not self.problem:
@@ -434,7 +434,7 @@ class FetchedKeys:
         if left_out != self._left_out:
             for each in left_out:
                 log.info(
-                    "a key of %s is left out: %s %s", self.setting, shown(each.id), each.reason
+                    "a key of %s is left out: %s %s", self.setting, short_repr(each.id), each.reason
                 )
             self._left_out = left_out
 
@@ -449,7 +449,7 @@ class FetchedKeys:
         for each in self._left_out:
             if id is not None and each.id == id:
                 return f": in the set of {self.setting} it {each.reason}"
-        names = ", ".join(shown(key.id) for key in self._keys or ())
+        names = ", ".join(short_repr(key.id) for key in self._keys or ())
         return f": the set of {self.setting} has {names}" if 0 < len(names) <= LONGEST_LIST else ""
 
     def _known(self, id: str | None, algorithm: str) -> list[VerifyingKey]:

@@ -15,11 +15,12 @@ from msgspec import UNSET, Struct, UnsetType
 
 from msgpush.adapters.auth.issuers import differ_by_slash
 from msgpush.adapters.auth.keys import ASYMMETRIC, Keys
-from msgpush.domain.channel import own_channel, shown
+from msgpush.domain.channel import own_channel
 from msgpush.domain.errors import Unauthorized
 from msgpush.domain.grant import Grant, Patterns, is_pattern
 from msgpush.domain.json_text import json_words
 from msgpush.domain.message import format_ms
+from msgpush.domain.quoting import short_repr
 
 CACHED = 4_096  # tokens whose signature is known to be right
 FOREVER = 253_402_300_800  # the year 10000, in seconds since 1970
@@ -144,7 +145,7 @@ class Tokens:
         if algorithm not in self._keys.algorithms:
             allowed = ", ".join(sorted(self._keys.algorithms))
             raise Unauthorized(
-                f"the token's algorithm is {shown(algorithm)}; accepted are {allowed}"
+                f"the token's algorithm is {short_repr(algorithm)}; accepted are {allowed}"
             )
         # An issuer that rotates its key may give the next one the same name, or none.
         while not await self._is_signed(signed, header.get("kid"), algorithm):
@@ -158,7 +159,9 @@ class Tokens:
         keys = await self._keys.find(kid, algorithm)
         if not keys:
             why = self._keys.why_none(kid, algorithm)
-            raise Unauthorized(f"the token's key {shown(kid)} for {algorithm} is not known{why}")
+            raise Unauthorized(
+                f"the token's key {short_repr(kid)} for {algorithm} is not known{why}"
+            )
         for key in keys:
             try:
                 if jws.validate_compact(signed, key.key, registry=self._registry):
@@ -181,8 +184,8 @@ class Tokens:
             for pattern in getattr(given, name):
                 if not is_pattern(pattern):
                     told = (
-                        f"{shown(pattern)} in msgpush.{name} is no channel name, and no prefix of"
-                        " one that ends in *"
+                        f"{short_repr(pattern)} in msgpush.{name} is no channel name, and no"
+                        " prefix of one that ends in *"
                     )
                     raise Unauthorized(f"the token's claims are wrong: {told}")
         own = own_channel(claims.sub)
@@ -219,15 +222,15 @@ class Tokens:
             told = "not the issuer that is trusted here"
             if isinstance(claims.iss, str) and differ_by_slash(claims.iss, self._issuer):
                 told += (
-                    f": JWT_ISSUER is {shown(self._issuer)}, and they differ by the slash at the"
-                    " end alone"
+                    f": JWT_ISSUER is {short_repr(self._issuer)}, and they differ by the slash at"
+                    " the end alone"
                 )
-            raise Unauthorized(f"the token's iss is {shown(claims.iss)}, {told}")
+            raise Unauthorized(f"the token's iss is {short_repr(claims.iss)}, {told}")
 
     def _check_audience(self, claims: Claims, payload: bytes) -> None:
         if not self._audience:
             if claims.aud is not None:
-                told = f"its aud is {shown(claims.aud)}, and no JWT_AUDIENCE is set"
+                told = f"its aud is {short_repr(claims.aud)}, and no JWT_AUDIENCE is set"
                 raise Unauthorized(f"the token is for others: {told}")
             return
         named: dict[str, object] = {"aud": claims.aud}
@@ -237,7 +240,7 @@ class Tokens:
             named[self._audience_claim] = msgspec.json.decode(payload).get(self._audience_claim)
         for claim, value in named.items():
             if self._audience.isdisjoint(_texts(value)):
-                told = f"its {claim} is {shown(value)}, not this service's audience"
+                told = f"its {claim} is {short_repr(value)}, not this service's audience"
                 raise Unauthorized(f"the token is for others: {told}")
 
 
@@ -256,7 +259,7 @@ def _claims_fault(payload: bytes, error: Exception) -> str:
                 advice = (
                     "have the issuer write the claim as JSON, not as a text that has JSON in it"
                 )
-                return f"msgpush is the text {shown(text)}, and must be an object: {advice}"
+                return f"msgpush is the text {short_repr(text)}, and must be an object: {advice}"
     return json_words(str(error))
 
 

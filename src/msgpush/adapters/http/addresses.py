@@ -9,7 +9,7 @@ from typing import Literal
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from msgpush.adapters.http.web import header
+from msgpush.adapters.http.requests import header
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network

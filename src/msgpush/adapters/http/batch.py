@@ -7,9 +7,16 @@ from contextlib import suppress
 import msgspec
 from msgspec import Raw, Struct
 
-from msgpush.domain.channel import escape, shown
 from msgpush.domain.errors import Fault, Invalid, Malformed
-from msgpush.domain.json_text import check_utf8, flatten, mask_surrogates, unreadable, without_bom
+from msgpush.domain.json_text import (
+    check_utf8,
+    escape,
+    flatten,
+    mask_surrogates,
+    unreadable,
+    without_bom,
+)
+from msgpush.domain.quoting import short_repr
 
 NDJSON_TYPES = (
     "application/x-ndjson",
@@ -120,7 +127,7 @@ def _no_batch(body: bytes) -> Malformed | Invalid:
     except (msgspec.DecodeError, RecursionError) as error:
         return _unreadable(body, error)
     if not _is_object(body):
-        return Invalid(Fault("", f"{shown(value)} is no batch: it must be {FORMS}"))
+        return Invalid(Fault("", f"{short_repr(value)} is no batch: it must be {FORMS}"))
     names = list(_decode_members(body))
     if "messages" not in names and {"type", "service"} & {*names}:
         return Invalid(
@@ -130,7 +137,8 @@ def _no_batch(body: bytes) -> Malformed | Invalid:
         if name != "messages":
             return Invalid(
                 Fault(
-                    f"/{escape(name)}", f"{shown(name)} is no field of a batch: it must be {FORMS}"
+                    f"/{escape(name)}",
+                    f"{short_repr(name)} is no field of a batch: it must be {FORMS}",
                 )
             )
     return Invalid(Fault("/messages", f"it must be an array of messages: a batch is {FORMS}"))

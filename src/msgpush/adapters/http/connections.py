@@ -4,10 +4,11 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from msgpush.adapters.auth.authenticator import Authenticator
-from msgpush.adapters.http.web import NotFound, Query, encode
-from msgpush.domain.channel import shown
+from msgpush.adapters.http.callers import Authenticator
+from msgpush.adapters.http.problems import NotFound, encode
+from msgpush.adapters.http.requests import Query
 from msgpush.domain.ports import ConnectionFilter, ConnectionState, Roster
+from msgpush.domain.quoting import short_repr
 
 NO_STORE = {"Cache-Control": "no-store"}
 
@@ -55,7 +56,7 @@ class Connections:
         await self._check(request)
         id = request.path_params["id"]
         if not await self._roster.close(id, reconnect=reconnect):
-            raise NotFound(f"there is no connection {shown(id)}")
+            raise NotFound(f"there is no connection {short_repr(id)}")
         return Response(status_code=204)
 
     async def _check(self, request: Request) -> None:

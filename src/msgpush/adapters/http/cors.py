@@ -6,8 +6,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from msgpush.adapters.http.origins import Origins
-from msgpush.adapters.http.web import ProblemResponse, header, problem, raw_headers
-from msgpush.domain.channel import shown
+from msgpush.adapters.http.problems import ProblemResponse, problem, raw_headers
+from msgpush.adapters.http.requests import header
+from msgpush.domain.quoting import short_repr
 
 METHODS = ("GET", "HEAD", "POST", "DELETE")
 # Those that CORS always allows, where their values are plain; ours; and what tools add to the
@@ -61,12 +62,13 @@ class CorsRules:
         faults = []
         if origin not in self.origins:
             faults.append(
-                f"origin {shown(origin)}: CORS_ORIGINS has those whose pages may use the service"
+                f"origin {short_repr(origin)}: CORS_ORIGINS has those whose pages may use the"
+                " service"
             )
         if method not in METHODS:
-            faults.append(f"method {shown(method)}: allowed are {', '.join(METHODS)}")
+            faults.append(f"method {short_repr(method)}: allowed are {', '.join(METHODS)}")
         if refused:
-            names = ", ".join(map(shown, refused))
+            names = ", ".join(map(short_repr, refused))
             faults.append(
                 f"headers {names}: allowed are {', '.join(self.headers)}; CORS_HEADERS adds to them"
             )

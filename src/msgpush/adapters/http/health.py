@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
-from msgpush.adapters.auth.authenticator import has_token
-from msgpush.adapters.http.web import encode
+from msgpush.adapters.http.callers import has_token
+from msgpush.adapters.http.problems import encode
 from msgpush.adapters.metrics import CONTENT_TYPE, Metrics
 from msgpush.domain.errors import BusUnavailable, Unauthorized
 from msgpush.domain.service import Push

@@ -3,10 +3,10 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from msgpush.adapters.auth.authenticator import Authenticator
-from msgpush.adapters.http.web import Query, encode, segment
-from msgpush.domain.channel import NAME_RULE, is_channel, shown
-from msgpush.domain.errors import Malformed
+from msgpush.adapters.http.callers import Authenticator
+from msgpush.adapters.http.problems import encode
+from msgpush.adapters.http.requests import Query, path_tail
+from msgpush.domain.channel import check_channel
 from msgpush.domain.service import Push
 
 
@@ -17,9 +17,8 @@ class Channels:
         self._push, self._auth = push, auth
 
     async def messages(self, request: Request) -> Response:
-        channel = segment(request.scope, "/api/v1/channels/", "/messages")
-        if not is_channel(channel):
-            raise Malformed(f"{shown(channel)} is no channel name: {NAME_RULE}")
+        channel = path_tail(request.scope, "/api/v1/channels/", "/messages")
+        check_channel(channel)
         query = Query(request.scope)
         after = query.one("after")
         limit = query.integer("limit", 100, 1, 1000)

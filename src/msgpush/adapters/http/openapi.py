@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
-from msgpush.adapters.auth.authenticator import COOKIE
 from msgpush.adapters.http.batch import NDJSON_TYPES
+from msgpush.adapters.http.callers import COOKIE
 from msgpush.adapters.http.connections import ConnectionList
 from msgpush.adapters.http.permissions import NewTicket, Revoked
+from msgpush.adapters.http.problems import Problem
 from msgpush.adapters.http.publish import MAX_ITEMS, BatchResult
-from msgpush.adapters.http.web import Problem
 from msgpush.domain.channel import (
     MAX_CHANNELS,
     MAX_LISTENED,

@@ -13,15 +13,17 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from msgpush.adapters.auth.authenticator import Authenticator
-from msgpush.adapters.http.web import RateExceeded, body_headers, encode, read_body
-from msgpush.domain.channel import MAX_LISTENED, NAME_RULE, escape, is_channel, shown
+from msgpush.adapters.http.callers import Authenticator
+from msgpush.adapters.http.problems import encode
+from msgpush.adapters.http.requests import body_headers, read_body
+from msgpush.domain.channel import MAX_LISTENED, is_channel, no_channel
 from msgpush.domain.credentials import Revocation
-from msgpush.domain.errors import Fault, Invalid
-from msgpush.domain.json_text import check_utf8, unreadable, without_bom
+from msgpush.domain.errors import Fault, Invalid, RateExceeded
+from msgpush.domain.json_text import check_utf8, escape, unreadable, without_bom
 from msgpush.domain.message import format_ms, normal_timestamp
 from msgpush.domain.permissions import Permissions
 from msgpush.domain.ports import Limiter
+from msgpush.domain.quoting import short_repr
 
 MAX_BYTES = 16 * 1024
 NO_STORE = {"Cache-Control": "no-store"}
@@ -81,7 +83,7 @@ class Access:
         grant.check_listen(channels)
         allowance = await self._limiter.take(grant.subject or "", 1)
         if not allowance.granted:
-            raise RateExceeded("tickets", self._limiter, allowance)
+            raise RateExceeded("tickets", allowance)
         ticket, expires = await self._permissions.new_ticket(grant, channels)
         return _created(NewTicket(ticket, _moment(expires)))
 
@@ -92,7 +94,7 @@ class Access:
         self._permissions.check(grant)
         await self._permissions.revoke(revocation)
         what = {revocation.kind: revocation.value or _moment(revocation.at)}
-        by = "an admin" if grant.subject is None else shown(grant.subject)
+        by = "an admin" if grant.subject is None else short_repr(grant.subject)
         log.info("tokens are revoked by %s: %s", by, _meant(revocation))
         return _created(
             Revoked(_moment(revocation.at), _moment(revocation.at + self._max_lifetime), **what)
@@ -111,20 +113,20 @@ class Access:
                     raise Invalid(
                         Fault(
                             "/issued_before",
-                            f"{shown(value)} is not allowed: it must be from 1970 until now",
+                            f"{short_repr(value)} is not allowed: it must be from 1970 until now",
                         )
                     )
                 return Revocation("issued_before", "", at)
         for name, value in given.items():
             if name not in ("subject", "jti", "issued_before"):
                 raise Invalid(
-                    Fault(f"/{escape(name)}", f"{shown(name)} is no field of a revocation")
+                    Fault(f"/{escape(name)}", f"{short_repr(name)} is no field of a revocation")
                 )
             if len(given) == 1:
                 raise Invalid(
                     Fault(
                         f"/{name}",
-                        f"{shown(value)} is not allowed: it must be a text, and not empty",
+                        f"{short_repr(value)} is not allowed: it must be a text, and not empty",
                     )
                 )
         raise Invalid(
@@ -136,9 +138,9 @@ def _meant(revocation: Revocation) -> str:
     """The tokens that it revokes, in words."""
     match revocation.kind:
         case "subject":
-            return f"those of the subject {shown(revocation.value)}"
+            return f"those of the subject {short_repr(revocation.value)}"
         case "jti":
-            return f"the one with the jti {shown(revocation.value)}"
+            return f"the one with the jti {short_repr(revocation.value)}"
         case "issued_before":
             return f"all that were issued before {_moment(revocation.at)}"
 
@@ -162,12 +164,12 @@ async def _read(request: Request) -> dict[str, Any]:
 def _channels(given: dict[str, Any]) -> list[str]:
     for name in given:
         if name != "channels":
-            raise Invalid(Fault(f"/{escape(name)}", f"{shown(name)} is no field of a ticket"))
+            raise Invalid(Fault(f"/{escape(name)}", f"{short_repr(name)} is no field of a ticket"))
     channels = given.get("channels")
     if not isinstance(channels, list) or not 0 < len(channels) <= MAX_LISTENED:
         raise Invalid(Fault("/channels", f"it must be a list of 1 to {MAX_LISTENED} channel names"))
     faults = [
-        Fault(f"/channels/{index}", f"{shown(name)} is no channel name: {NAME_RULE}")
+        Fault(f"/channels/{index}", no_channel(name))
         for index, name in enumerate(channels)
         if not isinstance(name, str) or not is_channel(name)
     ]
@@ -191,7 +193,7 @@ def _seconds(value: object) -> float:
     raise Invalid(
         Fault(
             "/issued_before",
-            f"{shown(value)} is not allowed: seconds since 1970, or an RFC 3339 date-time",
+            f"{short_repr(value)} is not allowed: seconds since 1970, or an RFC 3339 date-time",
         )
     )
 

@@ -8,29 +8,33 @@ from math import ceil
 from msgspec import Struct
 from starlette.types import Receive, Scope, Send
 
-from msgpush.adapters.auth.authenticator import Authenticator
 from msgpush.adapters.http.batch import NDJSON_TYPES, instead_of_one, split
-from msgpush.adapters.http.web import (
+from msgpush.adapters.http.callers import Authenticator
+from msgpush.adapters.http.problems import (
     Problem,
-    RateExceeded,
-    body_headers,
-    body_parts,
     challenge,
     encode,
     problem,
     problem_of,
     rate_headers,
     raw_headers,
-    read_body,
     respond,
 )
+from msgpush.adapters.http.requests import body_headers, body_parts, read_body
 from msgpush.adapters.metrics import Metrics
-from msgpush.domain.channel import shown
-from msgpush.domain.errors import BusUnavailable, Invalid, Malformed, MsgpushError, TooLarge
+from msgpush.domain.errors import (
+    BusUnavailable,
+    Invalid,
+    Malformed,
+    MsgpushError,
+    RateExceeded,
+    TooLarge,
+)
 from msgpush.domain.grant import Grant
 from msgpush.domain.json_text import without_bom
 from msgpush.domain.message import ID_RULE, Draft, Message, is_id, parse
 from msgpush.domain.ports import Limiter
+from msgpush.domain.quoting import short_repr
 from msgpush.domain.service import Push, Receipt
 
 MAX_ITEMS = 10_000
@@ -81,8 +85,8 @@ class Publish:
     async def _take(self, limiter: Limiter, grant: Grant) -> Iterable[tuple[bytes, bytes]]:
         allowance = await limiter.take(grant.subject or "", 1)
         if not allowance.granted:
-            raise RateExceeded(MESSAGES, limiter, allowance)
-        return raw_headers(rate_headers(MESSAGES, limiter, allowance))
+            raise RateExceeded(MESSAGES, allowance)
+        return raw_headers(rate_headers(MESSAGES, allowance))
 
 
 class Failed(Struct):
@@ -229,9 +233,7 @@ class PublishBatch:
             if isinstance(each, Draft):
                 left -= 1
             kept.append(
-                RateExceeded(MESSAGES, limiter, allowance)
-                if isinstance(each, Draft) and left < 0
-                else each
+                RateExceeded(MESSAGES, allowance) if isinstance(each, Draft) and left < 0 else each
             )
         return kept
 
@@ -322,5 +324,5 @@ def _id_of(key: str) -> str:
     # A structured header's string stands in quotes; both ways are in use.
     id = key[1:-1] if len(key) > 1 and key[0] == key[-1] == '"' else key
     if not is_id(id):
-        raise Malformed(f"the header Idempotency-Key is {shown(key)}: it must be {ID_RULE}")
+        raise Malformed(f"the header Idempotency-Key is {short_repr(key)}: it must be {ID_RULE}")
     return id

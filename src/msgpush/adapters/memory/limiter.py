@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from math import ceil
 
-from msgpush.domain.ports import Allowance
+from msgpush.domain.rates import Allowance, allowance
 
 
 class MemoryLimiter:
@@ -40,8 +40,7 @@ class MemoryLimiter:
             self._full_at[subject] = full_at + granted / self.rate
             if len(self._full_at) >= self._crowded:
                 self._forget(now)
-        left = there - granted
-        return Allowance(granted, max(0, int(left + 1e-6)), max(0.0, (1 - left) / self.rate))
+        return allowance(granted, there - granted, self.rate, self.burst)
 
     def _forget(self, now: float) -> None:
         self._full_at = {subject: at for subject, at in self._full_at.items() if at > now}

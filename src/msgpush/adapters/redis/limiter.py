@@ -14,7 +14,7 @@ from msgpush.adapters.redis.link import (
     Script,
     unavailable,
 )
-from msgpush.domain.ports import Allowance
+from msgpush.domain.rates import Allowance, allowance
 
 RATE = (files("msgpush.adapters.redis") / "scripts" / "rate.lua").read_text()
 
@@ -53,6 +53,6 @@ class RedisLimiter:
         args: list[str | int] = [repr(self.rate), self.burst, *(wanted for _, wanted in asking)]
         (answers,) = await self._link.script(self._script, keys, args)
         return [
-            Allowance(granted, max(0, int(left + 1e-6)), max(0.0, (1 - left) / self.rate))
+            allowance(granted, left, self.rate, self.burst)
             for granted, left in zip(answers[::2], map(float, answers[1::2]), strict=True)
         ]

@@ -40,8 +40,8 @@ from redis.exceptions import (
 )
 from redis.maint_notifications import MaintNotificationsConfig
 
-from msgpush.domain.channel import shown
 from msgpush.domain.errors import BusUnavailable, MsgpushError
+from msgpush.domain.quoting import short_repr
 
 HASH_TAG = "{msgpush}"  # all keys have it, so that a Cluster keeps them on one primary
 TIMEOUT = 1.5  # seconds; less than the two in which a publisher is promised an answer
@@ -201,8 +201,8 @@ def _hosts(text: str, default_port: int) -> tuple[Address, ...]:
         if port and not (re.fullmatch("[0-9]{1,5}", port) and 1 <= int(port) <= 65535):
             # The port isn't shown: redis://user:password is a URL whose host was forgotten.
             raise ValueError(
-                f"the port of the host {shown(host)} must be a number from 1 to 65535, and a login"
-                " ends with an @"
+                f"the port of the host {short_repr(host)} must be a number from 1 to 65535, and a"
+                " login ends with an @"
             )
         found.append((host.lower(), int(port or default_port)))
     return tuple(found)
@@ -297,7 +297,7 @@ def _no_parameter(name: str, known: Mapping[str, object]) -> str:
         return f"it has no parameter {name}: {_ELSEWHERE[name]}"
     near = difflib.get_close_matches(name.lower(), known, 1)
     advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-    return f"it has no parameter {shown(name)}: {advice}"
+    return f"it has no parameter {short_repr(name)}: {advice}"
 
 
 class Script:

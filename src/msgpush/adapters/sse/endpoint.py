@@ -10,33 +10,27 @@ from urllib.parse import quote
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from msgpush.adapters.auth.authenticator import Authenticator
 from msgpush.adapters.http.addresses import limited_address, with_port
-from msgpush.adapters.http.web import (
-    KeysUnavailable,
-    ProblemResponse,
-    Query,
-    header,
-    problem,
-    segment,
-)
+from msgpush.adapters.http.callers import Authenticator
+from msgpush.adapters.http.problems import ProblemResponse, problem
+from msgpush.adapters.http.requests import Query, header, path_tail
 from msgpush.adapters.metrics import Metrics
 from msgpush.adapters.sse.stream import HEADERS, EventStream, EventView, refusal
 from msgpush.domain.channel import (
     BROADCAST,
     MAX_LISTENED,
-    NAME_RULE,
     encode_name,
     encoding_advice,
     is_channel,
-    shown,
+    no_channel,
 )
 from msgpush.domain.connection import Subscription
-from msgpush.domain.errors import BusUnavailable, Malformed, Overloaded, Refusal
+from msgpush.domain.errors import BusUnavailable, KeysUnavailable, Malformed, Overloaded, Refusal
 from msgpush.domain.grant import Grant
 from msgpush.domain.message import TYPES
 from msgpush.domain.ports import ClientInfo
 from msgpush.domain.position import TERMINAL, check_cursor, is_cursor
+from msgpush.domain.quoting import short_repr
 from msgpush.domain.service import Push
 
 Kind = Literal["stream", "user", "service"]
@@ -120,16 +114,14 @@ class Streams:
         )
 
     def _subscription(self, scope: Scope, query: Query) -> Subscription:
-        names = segment(scope, f"/sse/{self._kind}/")
+        names = path_tail(scope, f"/sse/{self._kind}/")
         if not names:
             raise Malformed(f"the path ends before the name: /sse/{self._kind}/<name>")
         channels = names.split(",") if self._kind == "stream" else [f"{self._kind}:{names}"]
         channels += query.all("channel")
         for channel in channels:
             if not is_channel(channel):
-                raise Malformed(
-                    f"{shown(channel)} is no channel name: {NAME_RULE}{self._advice(names)}"
-                )
+                raise Malformed(no_channel(channel, self._advice(names)))
         if query.flag("broadcast", True):
             channels.append(BROADCAST)
         wanted = frozenset(channels)
@@ -201,6 +193,6 @@ def _types(name: str, text: str) -> frozenset[str]:
         if each not in TYPES:
             also = " (or *, or none)" if name == "events" else ""
             raise Malformed(
-                f"the parameter {name} has {shown(each)}: allowed are {', '.join(TYPES)}{also}"
+                f"the parameter {name} has {short_repr(each)}: allowed are {', '.join(TYPES)}{also}"
             )
     return types

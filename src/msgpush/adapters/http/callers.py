@@ -1,0 +1,50 @@
+"""Callers: the port that says what the sender of a request may do, and its token."""
+
+import hmac
+from typing import Protocol
+
+from starlette.types import Scope
+
+from msgpush.domain.errors import Unauthorized
+from msgpush.domain.grant import Grant
+
+COOKIE = "msgpush_token"
+
+
+class Authenticator(Protocol):
+    """Finds out what the sender of a request may do."""
+
+    async def authenticate(self, scope: Scope, token: str | None = None) -> Grant:
+        """What the credentials in this request allow.
+
+        Args:
+            token: what the request's query says, where a token is read there.
+
+        Raises:
+            Unauthorized: there are none, or they aren't valid.
+            Denied: they came along without having been sent: by another origin's page, for all that
+                is known.
+            KeysUnavailable, BusUnavailable: that can't be found out now.
+        """
+
+
+def bearer(scope: Scope) -> str | None:
+    """The token in the header `Authorization` (RFC 6750, section 2.1); other schemes are for
+    others.
+    """
+    given = [
+        value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"
+    ]
+    tokens = [
+        token.strip()
+        for scheme, _, token in (value.partition(" ") for value in given)
+        if scheme.lower() == "bearer"
+    ]
+    if len(tokens) > 1:
+        raise Unauthorized("there is more than one token")
+    return tokens[0] if tokens else None
+
+
+def has_token(scope: Scope, token: str) -> bool:
+    """Whether a request carries this very token."""
+    return hmac.compare_digest((bearer(scope) or "").encode(), token.encode())

@@ -1,0 +1,198 @@
+"""Requests as the endpoints read them: headers, the path, parameters, bodies."""
+
+import re
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+from starlette.types import Receive, Scope
+
+from msgpush.adapters.http.problems import Unsupported
+from msgpush.domain.errors import Malformed, TooLarge
+from msgpush.domain.quoting import short_repr
+
+MAX_PARAMETERS = 256
+
+
+class ClientGone(Exception):
+    """The client went before its request was complete: there is nobody to answer, and nothing was
+    asked.
+    """
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """A request header's value; the first where there are several."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value, "latin-1")
+    return None
+
+
+def path_tail(scope: Scope, prefix: str, suffix: str = "") -> str:
+    """What stands between `prefix` and `suffix` in the path, decoded; before the prefix is what the
+    service is under.
+
+    Taken from the raw path where the server gives it, since what isn't UTF-8 has been replaced in
+    the other one.
+
+    Raises:
+        Malformed: not UTF-8.
+    """
+    raw = scope.get("raw_path")
+    path: bytes = (
+        scope["path"].encode() if raw is None else unquote_to_bytes(raw.partition(b"?")[0])
+    )
+    root: bytes = scope.get("root_path", "").encode()
+    # As Starlette matches routes: a server may leave the root out of the path.
+    if path.startswith(root + b"/"):
+        path = path[len(root) :]
+    try:
+        return path.removeprefix(prefix.encode()).decode().removesuffix(suffix)
+    except UnicodeDecodeError:
+        raise Malformed("the path is not UTF-8") from None
+
+
+class Query:
+    """A request's parameters, each taken by name; `done` refuses what nobody took.
+
+    Raises:
+        Malformed: not UTF-8.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        try:
+            query = scope["query_string"].decode("ascii")
+            pairs = parse_qsl(
+                query, keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS
+            )
+        except (UnicodeDecodeError, ValueError):
+            raise Malformed(
+                f"the query string can't be read: percent-encoded UTF-8, of {MAX_PARAMETERS}"
+                " parameters at most"
+            ) from None
+        self._values: dict[str, list[str]] = {}
+        for name, value in pairs:
+            self._values.setdefault(name, []).append(value)
+
+    def all(self, name: str) -> list[str]:
+        return self._values.pop(name, [])
+
+    def one(self, name: str) -> str | None:
+        """The value of a parameter that may be given once."""
+        found = self.all(name)
+        if len(found) > 1:
+            raise Malformed(f"the parameter {name} is given more than once")
+        return found[0] if found else None
+
+    def same(self, name: str) -> str | None:
+        """The value of a parameter that may be repeated with that value; an empty one is none."""
+        first, *others = dict.fromkeys(filter(None, self.all(name))) or (None,)
+        if others:
+            raise Malformed(
+                f"the parameter {name} is given with different values: {short_repr(first)},"
+                f" {short_repr(others[0])}"
+            )
+        return first
+
+    def integer(self, name: str, default: int, lowest: int, highest: int) -> int:
+        value = self.one(name)
+        if value is None:
+            return default
+        if not (
+            value.isascii()
+            and value.isdecimal()
+            and len(value) < 10
+            and lowest <= int(value) <= highest
+        ):
+            raise Malformed(
+                f"the parameter {name} is {short_repr(value)}: it must be a number from {lowest} to"
+                f" {highest}"
+            )
+        return int(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.one(name)
+        if value not in (None, "true", "false"):
+            raise Malformed(
+                f"the parameter {name} is {short_repr(value)}: it must be true or false"
+            )
+        return default if value is None else value == "true"
+
+    def done(self, passed: re.Pattern[str] = re.compile("_")) -> None:
+        """Raise `Malformed` where there is a parameter that nobody took, but for those that begin
+        like `passed`.
+        """
+        for name in self._values:
+            if not passed.match(name):
+                raise Malformed(f"there is no parameter {short_repr(name)} here")
+
+
+async def body_parts(receive: Receive) -> AsyncIterator[bytes]:
+    """A request's body as it arrives.
+
+    Raises:
+        ClientGone: it was cut; what has been given so far is not the whole.
+    """
+    more = True
+    while more:
+        part = await receive()
+        if part["type"] == "http.disconnect":
+            raise ClientGone
+        yield part.get("body", b"")
+        more = part.get("more_body", False)
+
+
+async def read_body(receive: Receive, limit: int, what: str) -> bytes:
+    """A request's whole body.
+
+    Raises:
+        TooLarge: it is larger than `limit` bytes.
+        ClientGone: it was cut.
+    """
+    part = await receive()
+    if part["type"] == "http.request" and not part.get("more_body", False):
+        # Most bodies come in one piece.
+        body: bytes = part.get("body", b"")
+        if len(body) > limit:
+            raise TooLarge(what, limit)
+        return body
+    if part["type"] == "http.disconnect":
+        raise ClientGone
+    parts, size = [part.get("body", b"")], len(part.get("body", b""))
+    async for more in body_parts(receive):
+        parts.append(more)
+        size += len(more)
+        if size > limit:
+            raise TooLarge(what, limit)
+    return b"".join(parts)
+
+
+class BodyHeaders(NamedTuple):
+    """What the headers say of a body."""
+
+    content_type: str
+    idempotency_key: str | None
+
+
+def body_headers(scope: Scope, limit: int | None, what: str) -> BodyHeaders:
+    """What the headers say of the body, before it is read.
+
+    Raises:
+        TooLarge: it announces more than `limit` bytes.
+        Unsupported: it is compressed.
+    """
+    content_type, key = "", None
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            if limit is not None and value.isdigit() and int(value) > limit:
+                raise TooLarge(what, limit)
+        elif name == b"content-type":
+            content_type = value.decode("latin-1").partition(";")[0].strip().lower()
+        elif name == b"idempotency-key":
+            key = value.decode("latin-1")
+        elif name == b"content-encoding" and value not in (b"", b"identity"):
+            raise Unsupported(
+                f"the Content-Encoding {short_repr(value.decode('latin-1'))} is not read here: send"
+                " the body as it is"
+            )
+    return BodyHeaders(content_type, key)
