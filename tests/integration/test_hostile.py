@@ -24,9 +24,9 @@ from urllib.parse import quote, quote_from_bytes
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from msgpush.domain.errors import MsgpushError
+from msgpush.entrypoints.exchange import Exchange
 from msgpush.entrypoints.protocol import Protocol, Wire
 from tests.support.client import RawConnection, SseClient, request
 from tests.support.service import ServiceProcess, ThreadedService, eventually
@@ -1351,7 +1351,7 @@ def test_an_ended_connection_leaves_nothing_to_the_garbage_collector(
 
 def alive() -> int:
     """How many objects of connections, and errors, are in memory, be they garbage or not."""
-    kinds = (Protocol, RequestResponseCycle, Wire, MsgpushError)
+    kinds = (Protocol, Exchange, Wire, MsgpushError)
     return sum(isinstance(each, kinds) for each in gc.get_objects())
 
 

@@ -18,8 +18,7 @@ from joserfc.jws import JWSRegistry
 from starlette.responses import StreamingResponse
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from msgpush.adapters.auth import tokens
 from msgpush.adapters.http import pages
@@ -51,49 +50,11 @@ class Private(NamedTuple):
 
 # library, module or module:Class, our module: each name, and what for
 TABLE: dict[tuple[str, str, str], dict[str, str]] = {
-    ("uvicorn", "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol", "entrypoints/protocol.py"): {
-        "__init__(config, server_state, app_state)": "a connection has limits",
-        "connection_made": "its clock begins, and its flow control is ours",
-        "connection_lost": "what refers to each other is taken apart",
-        "data_received": "what comes is held back, parsed in slices, or discarded",
-        "eof_received": "a client that has half-closed still reads its answer",
-        "on_message_begin": "a request behind a stream is none of it",
-        "on_header": "trailers are left out",
-        "on_headers_complete": "the head is checked, and the request gets the wire extension",
-        "on_body": "framing without content is bounded",
-        "on_message_complete": "the body's time ends",
-        "on_response_complete": "what was held back gets its turn",
-        "_unset_keepalive_if_required": "the keep-alive timer stands still while a request comes",
-        "server_state": "what all connections share",
-        "transport": "bytes that are framed already go straight to it",
-        "flow": "whether the socket takes more",
-        "parser": "what is fed, and asked about the head",
-        "pipeline": "requests that wait: ours is smaller",
-        "scope": "the request gets the wire extension there",
-        "headers": "the head is checked",
-        "url": "the head is checked; a target that names a host is shortened",
-        "cycle": "the request that came last",
-    },
-    ("uvicorn", "uvicorn.protocols.http.httptools_impl:RequestResponseCycle", "entrypoints/protocol.py"): {
-        "transport": "a view of it takes off the framing, or half-closes",
-        "keep_alive": "no further request is taken",
-        "disconnected": "the application is told that its client has gone",
-        "message_event": "the application is woken",
-        "response_started": "whether a refusal can still be an answer",
-        "response_complete": "whether a request is still to be answered",
-    },
-    ("uvicorn", "uvicorn.protocols.http.flow_control:FlowControl", "entrypoints/protocol.py"): {
-        "_transport": "reading goes on there",
-        "read_paused": "our own sets it",
-        "write_paused": "whether the socket takes more",
-        "drain": "our own makes its event late",
-        "resume_reading": "not while requests wait",
-        "pause_writing": "our own has no event to clear",
-        "resume_writing": "our own wakes who waits",
-    },
-    ("uvicorn", "uvicorn.server:ServerState", "entrypoints/server.py"): {
+    ("uvicorn", "uvicorn.server:ServerState", "entrypoints/protocol.py"): {
         "connections": "they are shut down, and cut",
         "tasks": "they may finish",
+        "default_headers": "those of every response: our state renders them once a second",
+        "total_requests": "after so many, uvicorn would stop",
     },
     ("uvicorn", "uvicorn:Server", "entrypoints/server.py"): {
         "startup": "tells when it listens",
@@ -185,8 +146,7 @@ PRIVATE = [
 
 # Ours, and what they extend.
 SUBCLASSES = [
-    (protocol.Protocol, HttpToolsProtocol),
-    (protocol.Flow, FlowControl),
+    (protocol.State, ServerState),
     (server.Server, uvicorn.Server),
     (tokens._Registry, JWSRegistry),
     (stream.EventStream, StreamingResponse),
@@ -206,7 +166,7 @@ def test_a_private_name_is_where_it_was(private: Private) -> None:
     assert hasattr(owner, name) or name in given_to_objects(owner), gone
     if given:
         assert {*given.split(", ")} <= parameters(owner, name), gone
-    mentioned = owner_name if name == "__init__" and owner_name != "HttpToolsProtocol" else name
+    mentioned = owner_name if name == "__init__" else name
     assert mentioned in (ROOT / "src" / "msgpush" / private.where).read_text(), (
         "a row that nobody needs"
     )

@@ -1,39 +1,65 @@
-"""One HTTP connection: uvicorn's protocol, with limits, and streams that cost no task switch a
-write.
+"""One HTTP connection: bytes to requests in, answers out.
 
-What is added, and why it can't be had from the outside:
+It is an `asyncio.Protocol` of our own on httptools, uvicorn's parser, in place of a subclass of
+uvicorn's protocol, since nearly all of it has to differ:
 
-- the ASGI extension `msgpush.wire`: bytes that are framed already go straight to a connection's
-  transport;
+- a response leaves in one write, with its head: uvicorn's two are half of what a publish costs;
+- the ASGI extension `msgpush.wire`: bytes that are framed already go straight to a transport;
 - httptools has no limit of headers and no time for them; a body may take for ever; a pipelined
   request behind an open stream would leave its task behind;
-- uvicorn parses every request that it is sent ahead of the answers: a hundred times what they took
-  on the wire;
-- what could be understood in two ways is refused, since a proxy before us may have understood it in
-  the other one;
+- uvicorn parses every request that it is sent ahead of the answers: in memory they take a hundred
+  times what they took on the wire;
+- what could be understood in two ways is refused, since a proxy before us may have understood it
+  in the other one;
 - closing with unread input sends RST, which destroys an answer on its way: such a connection is
-  half-closed, and what still comes is discarded for a while."""
+  half-closed, and what still comes is discarded for a while.
+
+What a connection does with bytes that come is its state:
+
+    IDLE       nothing has come of a further request
+    HEAD       they are the line and headers of a request
+    BODY       they are the body of the request that came last
+    STREAM     its answer is an open stream: they are the rest of its own body, or end the stream
+    HALF_SHUT  none will come: the client has half-closed after a whole request, and waits
+    DEAF       they are discarded: what came was no request, but those before it get their answers
+    LINGERING  they are discarded: we have half-closed, so that the client can read the last answer
+
+    IDLE -> HEAD -> BODY -> IDLE    its first byte, its last header, its last byte has come
+    IDLE, BODY -> STREAM            the application opens a stream
+    IDLE, HEAD -> HALF_SHUT         the client half-closes, while it waits for an answer
+    IDLE, HEAD -> DEAF              what comes is refused while an answer is still to be given
+    any but STREAM -> LINGERING     the last answer is given with input unread, or is a refusal
+
+Requests are answered one after the other, in their order. The one whose application runs is
+`_answering`, those whose turn has yet to come are `_waiting`, and the one that came last, whose
+body may still come, is `_latest`. While any waits, nothing more is parsed, nor read.
+
+Each connection has one deadline at most, for what the client has to do next: to begin a request, to
+complete its headers or its body, to go. While it is waiting for us it has none that counts.
+"""
 
 import asyncio
 import re
 import time
 from collections.abc import Callable, Mapping
+from enum import Enum, auto
 from typing import Any
+from urllib.parse import unquote
 
 import httptools
 import uvicorn
 from msgspec import Struct
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from msgpush.adapters.http.addresses import one_notation
 from msgpush.adapters.http.problems import encode, problem
+from msgpush.entrypoints.exchange import Exchange
 
 HIGH_WATER = 16 * 1024
+READ_AHEAD = 64 * 1024  # bytes of a body that wait for the application, after which none are read
 SLICE = 4 * 1024  # what is parsed at once, and so the most of which waiting requests are made
 LINGER_SECONDS = 1.0
-HALF_CLOSED_SECONDS = 1.0
+HALF_SHUT_SECONDS = 1.0
 
 _REFUSALS = {400: "malformed", 408: "too_slow", 431: "headers"}
 _ORIGIN = re.compile(rb"(?i)\norigin:[ \t]*(\S+)")
@@ -41,6 +67,7 @@ _ABSOLUTE = re.compile(rb"(?i)https?://([^/?#@]+)(?=[/?]|\Z)")
 # A path that ends with a name of ours, in printable ASCII; what stands before it may be a proxy's
 # prefix.
 _NAMED = re.compile(rb"((?:/[!-.0-~]+)*?/sse/(?:stream|user|service)/)([!-.0-~]+)")
+_ASGI = {"version": "3.0", "spec_version": "2.3"}
 _LONGEST_PATH = 200  # characters of it that are told
 
 
@@ -56,6 +83,21 @@ class Limits(Struct, frozen=True):
     keep_alive: int = 75
 
 
+class Reading(Enum):
+    """The state of a connection, by what becomes of bytes that come."""
+
+    IDLE = auto()
+    HEAD = auto()
+    BODY = auto()
+    STREAM = auto()
+    HALF_SHUT = auto()
+    DEAF = auto()
+    LINGERING = auto()
+
+
+REQUESTS = (Reading.IDLE, Reading.HEAD, Reading.BODY)  # in which requests are read
+
+
 class Wire:
     """The ASGI extension `msgpush.wire` of one GET request over HTTP/1.1.
 
@@ -63,23 +105,22 @@ class Wire:
     then on it writes chunks that are framed already (RFC 9112, section 7.1), and nothing by `send`,
     until `finish`."""
 
-    __slots__ = ("_flow", "_protocol", "_transport")
+    __slots__ = ("_protocol", "_transport")
 
     def __init__(self, protocol: "Protocol") -> None:
-        # Not its request: that has this in its scope, and would be left to the garbage collector,
+        # Not its exchange: that has this in its scope, and would be left to the garbage collector,
         # which comes rarely.
-        self._protocol = protocol
-        self._flow, self._transport = protocol.flow, protocol.transport
+        self._protocol, self._transport = protocol, protocol.transport
 
     def open(self) -> None:
-        """The response is a stream: from here on, whatever the client sends ends it, but its own
+        """Make the response a stream: from here on, whatever the client sends ends it, but its own
         request's rest.
         """
         self._protocol.begin_stream()
 
     @property
     def writable(self) -> bool:
-        return not (self._flow.write_paused or self._transport.is_closing())
+        return not (self._protocol.write_paused or self._transport.is_closing())
 
     @property
     def backlog(self) -> int:
@@ -87,18 +128,14 @@ class Wire:
         return self._transport.get_write_buffer_size()
 
     def write(self, framed: bytes) -> bool:
-        """True: taken whole. False, and nothing taken: the socket is over its high-water mark, or
-        gone.
-        """
-        if self._flow.write_paused or self._transport.is_closing():
+        """Pass bytes on; False, and nothing taken, where the socket is full, or gone."""
+        if self._protocol.write_paused or self._transport.is_closing():
             return False
         self._transport.write(framed)
         return True
 
     def finish(self, framed: bytes) -> None:
-        """Write the last bytes whatever the backlog, end the response, and close once all is
-        flushed.
-        """
+        """Write the last bytes, whatever the backlog, and close once all is flushed."""
         if self._transport.is_closing():
             return
         self._transport.write(framed + b"0\r\n\r\n")
@@ -111,86 +148,7 @@ class Wire:
 
     async def drained(self) -> None:
         """Wait until the socket is under its mark again, or gone."""
-        await self._flow.drain()
-
-
-class Flow(FlowControl):
-    """uvicorn's flow control, whose event is made when somebody waits: an idle stream costs a
-    kilobyte less.
-
-    It reads on only when no request waits for the answers to those before it.
-    """
-
-    def __init__(self, transport: asyncio.Transport, pipeline: "Pipeline") -> None:
-        self._transport, self._pipeline = transport, pipeline
-        self.read_paused = self.write_paused = False
-        self._writable: asyncio.Event | None = None
-
-    async def drain(self) -> None:
-        while self.write_paused:
-            if self._writable is None:
-                self._writable = asyncio.Event()
-            await self._writable.wait()
-
-    def resume_reading(self) -> None:
-        if not self._pipeline:
-            super().resume_reading()
-
-    def pause_writing(self) -> None:
-        self.write_paused = True
-
-    def resume_writing(self) -> None:
-        self.write_paused = False
-        if self._writable is not None:
-            self._writable.set()
-            self._writable = None
-
-
-class Pipeline(list[Any]):
-    """What uvicorn keeps waiting requests in; an empty deque takes ten times the memory."""
-
-    def appendleft(self, item: Any) -> None:
-        self.insert(0, item)
-
-
-class Lingering:
-    """A request's view of its transport: `close` waits until the client has read the answer."""
-
-    __slots__ = ("_protocol", "_transport", "is_closing", "write")
-
-    def __init__(self, protocol: "Protocol") -> None:
-        self._protocol, self._transport = protocol, protocol.transport
-        self.write, self.is_closing = self._transport.write, self._transport.is_closing
-
-    def close(self) -> None:
-        if self._protocol.reading_body:
-            self._protocol.linger()
-        else:
-            self._transport.close()
-
-
-class Unchunked:
-    """An HTTP/1.0 request's view of its transport: chunked coding, which such a client can't read,
-    is taken off.
-    """
-
-    __slots__ = ("_chunked", "_transport", "close", "is_closing")
-
-    def __init__(self, protocol: "Protocol") -> None:
-        self._transport = protocol.transport
-        self._chunked: bool | None = None
-        self.close, self.is_closing = Lingering(protocol).close, self._transport.is_closing
-
-    def write(self, data: bytes) -> None:
-        if self._chunked is None:
-            self._chunked = b"\r\ntransfer-encoding: chunked\r\n" in data
-            data = data.replace(b"\r\ntransfer-encoding: chunked\r\n", b"\r\n", 1)
-        elif self._chunked:
-            # uvicorn writes one chunk at a time, and the last one's end with it.
-            size, _, rest = data.partition(b"\r\n")
-            data = rest[: int(size, 16)] if size else b""
-        if data:
-            self._transport.write(data)
+        await self._protocol.drained()
 
 
 class State(ServerState):
@@ -205,9 +163,19 @@ class State(ServerState):
     def __init__(self, limits: Limits) -> None:
         super().__init__()
         self.limits = limits
+        self._rendered: list[tuple[bytes, bytes]] | None = None
+        self._common = b""
         self.on_refused: Callable[[str], None] = lambda reason: None
         self.cors: Callable[[str | None], Mapping[str, str]] = lambda origin: {}
         self.deadlines: dict[Protocol, float] = {}
+
+    @property
+    def common_headers(self) -> bytes:
+        """The headers of every response: uvicorn makes them anew each second."""
+        if self._rendered is not self.default_headers:
+            self._rendered = self.default_headers
+            self._common = b"".join(b"%b: %b\r\n" % header for header in self._rendered)
+        return self._common
 
     def expire(self, now: float) -> None:
         """End the connections whose time is up."""
@@ -216,109 +184,175 @@ class State(ServerState):
                 connection.expire()
 
 
-class Protocol(HttpToolsProtocol):
+class Protocol(asyncio.Protocol):
     """One connection."""
 
-    server_state: State
+    __slots__ = (
+        "_answering",
+        "_app",
+        "_app_state",
+        "_client",
+        "_expects_continue",
+        "_framing_bytes",
+        "_head_bytes",
+        "_headers",
+        "_held",
+        "_latest",
+        "_limits",
+        "_linger_until",
+        "_loop",
+        "_parser",
+        "_reading",
+        "_reading_paused",
+        "_refusal",
+        "_requests",
+        "_root_path",
+        "_server",
+        "_timed",
+        "_url",
+        "_waiting",
+        "_writable",
+        "server_state",
+        "transport",
+        "write_paused",
+    )
+
+    transport: asyncio.Transport
 
     def __init__(
-        self, config: uvicorn.Config, server_state: State, app_state: dict[str, Any], **more: Any
+        self,
+        config: uvicorn.Config,
+        server_state: "State",
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(config, server_state, app_state, **more)
-        self.pipeline = Pipeline()  # type: ignore[assignment]
-        self._limits = server_state.limits
-        self._in_head = True
+        self._app, self._app_state, self._root_path = config.loaded_app, app_state, config.root_path
+        self.server_state, self._limits = server_state, server_state.limits
+        self._loop = _loop or asyncio.get_running_loop()
+        self._parser = self._new_parser()
+        self._reading = Reading.IDLE
+        self._reading_paused = False
+        self.write_paused = False
+        self._writable: asyncio.Event | None = None  # made when somebody waits
+        self._answering: Exchange | None = None
+        self._waiting: list[Exchange] = []
+        self._latest: Exchange | None = None
+        self._held = b""
         self._head_bytes = self._framing_bytes = 0
-        self.held = b""
-        self._streaming = self._half_closed = self._deaf = False
-        self._linger_until: float | None = None
+        self._requests = 0
+        self._timed: tuple[Reading, int] | None = None  # what the deadline is for
+        self._linger_until = 0.0
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._expects_continue = False
         self._refusal = (400, "this is no HTTP request")
-        self._answering: RequestResponseCycle | None = None
 
-    # What asyncio calls
+    def _new_parser(self) -> Any:
+        parser = httptools.HttpRequestParser(self)
+        # Else a request behind one that ends the connection would be a mistake in that one.
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return parser
+
+    # From asyncio
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if self.client is not None:
-            # A socket that listens on :: has the peers of IPv4, too, in a notation of its own.
-            self.client = (one_notation(self.client[0]), self.client[1])
-        self.flow = Flow(transport, self.pipeline)  # type: ignore[arg-type]
+        self.transport = transport
         transport.set_write_buffer_limits(high=HIGH_WATER)
+        self._server = _address(transport.get_extra_info("sockname"))
+        self._client = _address(transport.get_extra_info("peername"))
+        self.server_state.connections.add(self)  # type: ignore[arg-type]
         self._must_end_by(self._limits.header_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.server_state.connections.discard(self)
         self.server_state.deadlines.pop(self, None)
-        self.pipeline.clear()
-        self.held = b""
-        if self._answering is not None:
-            # uvicorn tells only the request that came last, and leaves the task of the one before
-            # it behind.
-            self._answering.disconnected = True
-            self._answering.message_event.set()
-        super().connection_lost(exc)
-        # uvicorn lets the timer be where the client has reset the connection.
-        self._unset_keepalive_if_required()
+        for exchange in (self._answering, self._latest):
+            if exchange is not None:
+                exchange.disconnect()
+        self.resume_writing()
+        self._waiting.clear()
+        self._held = b""
         # What refers to each other is left to the garbage collector, which comes rarely.
-        self.scope = self.cycle = self._answering = None  # type: ignore[assignment]
+        self._answering = self._latest = self._parser = None
 
     def data_received(self, data: bytes) -> None:
-        if self._linger_until is not None:
-            self.server_state.deadlines[self] = min(
-                self._linger_until, time.monotonic() + LINGER_SECONDS
-            )
-        elif self._deaf:
-            pass
-        elif self._streaming:
-            self._take_rest(data)
-        else:
-            self._unset_keepalive_if_required()
-            self.held += data
+        if self._reading in REQUESTS:
+            self._held = self._held + data if self._held else data
             self._take_held()
+        elif self._reading is Reading.STREAM:
+            self._take_rest(data)
+        elif self._reading is Reading.LINGERING:
+            until = min(self._linger_until, time.monotonic() + LINGER_SECONDS)
+            self.server_state.deadlines[self] = until
 
-    def eof_received(self) -> bool:  # type: ignore[override]
+    def eof_received(self) -> bool:
         # A client may half-close after a whole request and still read the answer. Of a stream it is
-        # its end.
-        if (
-            self._unanswered
-            and not self.reading_body
-            and not self._streaming
-            and self._linger_until is None
-        ):
-            self.cycle.keep_alive = False
-            self._half_closed = True
-            self._must_end_by(HALF_CLOSED_SECONDS)
+        # the end.
+        whole = self._reading in (Reading.IDLE, Reading.HEAD, Reading.DEAF)
+        if whole and (unanswered := self._unanswered) is not None:
+            unanswered.keep_alive = False
+            self._reading = Reading.HALF_SHUT
+            self._must_end_by(HALF_SHUT_SECONDS)
             return True
         return False
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
+
+    async def drained(self) -> None:
+        """Wait until the socket takes more, or is gone."""
+        while self.write_paused:
+            if self._writable is None:
+                self._writable = asyncio.Event()
+            await self._writable.wait()
+
+    def resume_reading(self) -> None:
+        """Read on, unless requests wait for the answers to those before them."""
+        if self._reading_paused and not self._waiting:
+            self._reading_paused = False
+            self.transport.resume_reading()
+
+    def _pause_reading(self) -> None:
+        if not self._reading_paused:
+            self._reading_paused = True
+            self.transport.pause_reading()
 
     # From bytes to requests
 
     def _take_held(self) -> None:
-        # As long as no request waits for the one before it: in memory it takes a hundred times its
-        # bytes.
-        held, self.held, at = self.held, b"", 0
-        self.flow.resume_reading()
+        """Parse what has come, as long as no request waits for the one before it."""
+        held, self._held, at = self._held, b"", 0
         while (
             at < len(held)
-            and not self.pipeline
-            and not self._deaf
+            and not self._waiting
+            and self._reading in REQUESTS
             and not self.transport.is_closing()
         ):
-            self._parse(held[at : at + SLICE])
+            self._parse(held[at : at + SLICE] if len(held) > SLICE else held)
             at += SLICE
-        if self.pipeline:
+        if self._waiting:
             # Nothing more is read for now, which isn't the client's fault: its time stands still.
-            self.held = held[at:]
+            self._held = held[at:]
+            self._pause_reading()
             self.server_state.deadlines.pop(self, None)
+            self._timed = None
+        else:
+            self._start_clock()
 
     def _parse(self, data: bytes) -> None:
-        self._start_clock()
-        if self._in_head:
-            self._head_bytes += len(data)
-        else:
+        if self._reading is Reading.BODY:
             self._framing_bytes += len(data)
+        else:
+            self._head_bytes += len(data)
         while data:
             try:
-                self.parser.feed_data(data)
+                self._parser.feed_data(data)
                 break
             except httptools.HttpParserUpgrade as upgrade:
                 data = self._without_upgrade() + data[upgrade.args[0] :]
@@ -331,121 +365,158 @@ class Protocol(HttpToolsProtocol):
         if max(self._head_bytes // 2, self._framing_bytes) > self._limits.header_bytes:
             self._refuse(431, self._too_large)
 
+    def _start_clock(self) -> None:
+        """Give the client its time for what it has begun, unless it has begun that before."""
+        if self._reading is Reading.HEAD or self._reading is Reading.BODY:
+            begun = (self._reading, self._requests)
+            if begun != self._timed:
+                self._timed = begun
+                limits, head = self._limits, self._reading is Reading.HEAD
+                self._must_end_by(limits.header_timeout if head else limits.body_timeout)
+        elif self._timed is not None and self._answering is None:
+            self._timed = None
+            self._must_end_by(self._limits.keep_alive)
+
     def _take_rest(self, data: bytes) -> None:
-        """What comes while a stream is open: the end of its own request, or what ends the stream.
+        """Take what comes while a stream is open: its own request's rest, or what ends the stream.
 
         Some gateways send the last chunk of an empty body after the headers. Nothing waits for it,
         and no more is taken than of headers; empty lines are allowed behind it (RFC 9112, section
-        2.2)."""
+        2.2).
+        """
         self._framing_bytes += len(data)
-        if self._in_head:
-            wrong = bool(data.strip(b"\r\n"))
-        else:
+        assert self._latest is not None
+        if self._latest.more_body:
             try:
-                self.parser.feed_data(data)
+                self._parser.feed_data(data)
                 wrong = False
             except httptools.HttpParserError:
                 wrong = True
+        else:
+            wrong = bool(data.strip(b"\r\n"))
         if wrong or self._framing_bytes > self._limits.header_bytes:
             self.transport.abort()
 
     def _without_upgrade(self) -> bytes:
         # No upgrade is offered here, so it is a plain request (RFC 9110, section 7.8). But the
         # parser leaves out its body: another one gets the head anew.
-        lines = [
-            b"%b %b HTTP/%b"
-            % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
-        ]
-        kept = [header for header in self.headers if header[0] not in (b"upgrade", b"connection")]
+        version = self._parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self._parser.get_method(), self._url, version)]
+        kept = [each for each in self._headers if each[0] not in (b"upgrade", b"connection")]
         lines += [b"%b: %b" % header for header in (*kept, (b"connection", b"close"))]
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._parser = self._new_parser()
         return b"\r\n".join([*lines, b"", b""])
 
-    def _start_clock(self) -> None:
-        if self not in self.server_state.deadlines:
-            self._must_end_by(
-                self._limits.header_timeout if self._in_head else self._limits.body_timeout
-            )
-
-    # What the parser calls
+    # From the parser
 
     def on_message_begin(self) -> None:
-        if self._streaming:
+        if self._reading is Reading.STREAM:
             raise ValueError("a request behind a stream")
-        super().on_message_begin()
+        self._reading = Reading.HEAD
+        self._requests += 1
+        self._url = b""
+        self._headers = []
+        self._expects_continue = False
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Trailers are none of the headers that somebody before us has checked (RFC 9110, section
         # 6.5.1).
-        if self._in_head:
-            super().on_header(name, value)
+        if self._reading is Reading.HEAD:
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self._expects_continue = True
+            self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self._head_bytes > self._limits.header_bytes:
-            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            size = len(self._url) + sum(len(each) + len(value) + 4 for each, value in self._headers)
             if size > self._limits.header_bytes:
                 self._refusal = (431, self._too_large)
                 raise ValueError
-        version = self.parser.get_http_version()
+        parser = self._parser
+        version, method = parser.get_http_version(), parser.get_method()
         if (fault := self._fault(version)) is not None:
             self._refusal = (400, fault)
             raise ValueError
         self._head_bytes = 0
-        if self.parser.should_upgrade():
+        if parser.should_upgrade():
             return
         self._settle_host()
-        if not self._unanswered or self._answering is None or self._answering.response_complete:
-            self._answering = self.cycle if self._unanswered else None
-        super().on_headers_complete()
-        self._in_head = False
-        self._equip(self.cycle, version)
-        if self.reading_body:
-            self._must_end_by(self._limits.body_timeout)
+        self._latest = exchange = Exchange(
+            self,
+            self._scope(method.decode(), version),
+            keep_alive=version == "1.1" and parser.should_keep_alive(),
+            expects_continue=self._expects_continue,
+        )
+        self._reading = Reading.BODY
+        if self._answering is None:
+            self._answer(exchange)
         else:
-            self.server_state.deadlines.pop(self, None)
+            self._waiting.append(exchange)
 
     def on_body(self, body: bytes) -> None:
-        if not self._streaming:
-            # Chunks of one byte are allowed; without end are neither their extensions nor trailers.
-            self._framing_bytes = max(0, self._framing_bytes - 8 * len(body))
-        super().on_body(body)
+        if self._reading is Reading.STREAM:
+            return
+        # Chunks of one byte are allowed; without end are neither their extensions nor trailers.
+        self._framing_bytes = max(0, self._framing_bytes - 8 * len(body))
+        exchange = self._latest
+        if exchange is not None and not exchange.complete and exchange.feed(body) > READ_AHEAD:
+            self._pause_reading()
 
     def on_message_complete(self) -> None:
-        if self._in_head:
-            return
-        super().on_message_complete()
-        self._in_head = True
+        if self._reading is Reading.HEAD:
+            return  # its head goes to another parser: see `_without_upgrade`
+        assert self._latest is not None
+        self._latest.end_body()
         self._framing_bytes = 0
-        self.server_state.deadlines.pop(self, None)
+        if self._reading is Reading.BODY:
+            self._reading = Reading.IDLE
 
-    def on_response_complete(self) -> None:
-        if self.pipeline:
-            self._answering = self.pipeline[-1][0]
-        super().on_response_complete()
-        if not self.pipeline and not self.transport.is_closing():
-            if self._head_bytes or self.reading_body:
-                self._start_clock()
-            self._take_held()
+    def _scope(self, method: str, version: str) -> dict[str, Any]:
+        target, _, query = self._url.partition(b"?")
+        path = target.decode("ascii")
+        scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": version,
+            "method": method,
+            "scheme": "http",
+            "path": self._root_path + (unquote(path) if "%" in path else path),
+            "raw_path": self._root_path.encode() + target if self._root_path else target,
+            "query_string": query,
+            "root_path": self._root_path,
+            "headers": self._headers,
+            "server": self._server,
+            "client": self._client,
+            "state": self._app_state.copy(),
+        }
+        if method == "GET" and version == "1.1":
+            scope["extensions"] = {"msgpush.wire": Wire(self)}
+        return scope
 
     def _fault(self, version: str) -> str | None:
         """Why a head of this HTTP version can't be understood, or not in one way only."""
-        if self.parser.should_upgrade() and self.parser.get_method() == b"CONNECT":
+        if self._parser.should_upgrade() and self._parser.get_method() == b"CONNECT":
             return "this is no proxy"
         if version not in ("1.0", "1.1"):
             return "only HTTP/1.1 and HTTP/1.0 are spoken here"
-        if b"#" in self.url or not (
-            self.url[:1] == b"/" or self.url == b"*" or _ABSOLUTE.match(self.url)
+        if b"#" in self._url or not (
+            self._url[:1] == b"/" or self._url == b"*" or _ABSOLUTE.match(self._url)
         ):
             return "the request's target is neither a path nor an http URL"
-        if b"%2f" in self.url.partition(b"?")[0].lower():
+        if b"%2f" in self._url.partition(b"?")[0].lower():
             told = (
                 "the path has an encoded slash, which some servers read as a slash and some don't"
             )
-            return f"{told}; a name with a slash is percent-encoded twice (%252F){_twice(self.url)}"
+            return (
+                f"{told}; a name with a slash is percent-encoded twice (%252F){_twice(self._url)}"
+            )
         hosts = 0
         codings = []
-        for name, value in self.headers:
+        for name, value in self._headers:
             if name == b"host":
                 hosts += 1
             elif name == b"transfer-encoding":
@@ -461,97 +532,121 @@ class Protocol(HttpToolsProtocol):
     def _settle_host(self) -> None:
         # Where the target names a host it counts, whatever the header says (RFC 9112, section
         # 3.2.2).
-        if absolute := _ABSOLUTE.match(self.url):
-            self.url = b"/" + self.url[absolute.end() :].removeprefix(b"/")
-            self.headers[:] = [
-                (name, absolute[1] if name == b"host" else value) for name, value in self.headers
+        if absolute := _ABSOLUTE.match(self._url):
+            self._url = b"/" + self._url[absolute.end() :].removeprefix(b"/")
+            self._headers[:] = [
+                (name, absolute[1] if name == b"host" else value) for name, value in self._headers
             ]
 
-    def _equip(self, cycle: RequestResponseCycle, version: str) -> None:
-        if version != "1.1":
-            cycle.transport = Unchunked(self)  # type: ignore[assignment]
-        elif self.scope["method"] == "GET":
-            self.scope["extensions"] = {"msgpush.wire": Wire(self)}  # type: ignore[dict-item]
-        if version == "1.1" and self.scope["method"] != "GET":
-            cycle.transport = Lingering(self)  # type: ignore[assignment]
-
-    # Ends
+    # Answers
 
     @property
-    def reading_body(self) -> bool:
-        """Whether more of the present request's body is to come."""
-        return not self._in_head
+    def _unanswered(self) -> Exchange | None:
+        """The request that came last, while it hasn't its whole answer."""
+        latest = self._latest
+        return None if latest is None or latest.complete else latest
 
-    @property
-    def _unanswered(self) -> bool:
-        cycle: RequestResponseCycle | None = self.cycle
-        return cycle is not None and not cycle.response_complete
+    def _answer(self, exchange: Exchange) -> None:
+        self._answering = exchange
+        task = self._loop.create_task(exchange.run(self._app))
+        self.server_state.tasks.add(task)
+
+    def answered(self, exchange: Exchange) -> None:
+        """An exchange has its whole answer: the next one has its turn, or the connection ends."""
+        self.server_state.total_requests += 1
+        self._answering = None
+        if self.transport.is_closing():
+            return
+        if not exchange.keep_alive:
+            if self._reading is Reading.BODY:
+                self.linger()
+            else:
+                self.transport.close()
+            return
+        if self._waiting:
+            self._answer(self._waiting.pop(0))
+        self.resume_reading()
+        if not self._waiting:
+            self._take_held()
+        if self._reading is Reading.IDLE and self._unanswered is None:
+            self._must_end_by(self._limits.keep_alive)
+        elif not self._waiting:
+            self._start_clock()
 
     def begin_stream(self) -> None:
-        self._streaming = True
+        """The answer that is being given is an open stream."""
+        unwanted = self._waiting or self._held or self._reading not in REQUESTS
+        self._reading = Reading.STREAM
         self._framing_bytes = 0
-        if self.pipeline or self.held or self._half_closed or self._deaf:
-            self.transport.abort()
         self.server_state.deadlines.pop(self, None)
+        if self._answering is not None:
+            self._answering.flush()
+        if unwanted:
+            self.transport.abort()
 
     def end_stream(self) -> None:
         """The application has written all of the stream that is open."""
-        self.cycle.response_complete = True
-        self.cycle.message_event.set()
+        if self._answering is not None:
+            self._answering.complete = True
+            self._answering.wake()
+
+    # Ends
+
+    def shutdown(self) -> None:
+        """End once the answer is given that is being given; uvicorn calls this."""
+        if (unanswered := self._unanswered) is None:
+            self.transport.close()
+        else:
+            unanswered.keep_alive = False
 
     def linger(self) -> None:
-        """Half-close, so that the client can read the answer; then discard what it still sends, as
-        long as it does.
-        """
-        if self._linger_until is not None or self.transport.is_closing():
+        """Half-close, so that the client can read the answer; then discard what it still sends."""
+        if self._reading is Reading.LINGERING or self.transport.is_closing():
             return
-        self._deaf = True
+        self._reading = Reading.LINGERING
         self._linger_until = time.monotonic() + max(LINGER_SECONDS, self._limits.body_timeout)
-        self.pipeline.clear()
-        self.held = b""
-        self.flow.resume_reading()
+        self._waiting.clear()
+        self._held = b""
+        self.resume_reading()
         self._must_end_by(LINGER_SECONDS)
         self.transport.write_eof()
 
     def expire(self) -> None:
         """The client was too slow."""
         del self.server_state.deadlines[self]
-        if self._linger_until is not None or (self._in_head and self._unanswered):
-            self.transport.abort()
-        elif self._in_head and not self._head_bytes:
-            self.transport.close()
-        elif not self._in_head and not self._unanswered:
-            self.linger()  # it was answered before its body was complete
-        elif self._in_head and self._head_bytes > self._limits.header_bytes:
-            self._refuse(431, self._too_large)
-        elif self._in_head:
-            self._refuse(
-                408,
-                f"the request's headers took longer than {self._limits.header_timeout:g} seconds",
-            )
-        else:
-            self._refuse(
-                408, f"the request's body took longer than {self._limits.body_timeout:g} seconds"
-            )
+        match self._reading:
+            case Reading.LINGERING | Reading.HALF_SHUT:
+                self.transport.abort()
+            case Reading.IDLE if self._unanswered is None:
+                self.transport.close()
+            case Reading.HEAD if self._head_bytes > self._limits.header_bytes:
+                self._refuse(431, self._too_large)
+            case Reading.HEAD:
+                took = f"took longer than {self._limits.header_timeout:g} seconds"
+                self._refuse(408, f"the request's headers {took}")
+            case Reading.BODY if self._unanswered is None:
+                self.linger()  # it was answered before its body was complete
+            case Reading.BODY:
+                took = f"took longer than {self._limits.body_timeout:g} seconds"
+                self._refuse(408, f"the request's body {took}")
 
     def _refuse(self, status: int, detail: str, unread: bytes = b"") -> None:
-        # What can't become a request, or is one no longer. The parser doesn't tell the last header
-        # before a mistake.
+        """Answer what can't become a request, or is one no longer, and end the connection.
+
+        Args:
+            unread: what the parser had before it when it gave up: it doesn't tell the last header.
+        """
         self.server_state.on_refused(_REFUSALS[status])
-        if self._in_head and self._unanswered:
+        unanswered = self._unanswered
+        if self._reading is not Reading.BODY and unanswered is not None:
             # Those before it get their answers, and its own would be taken for one of them.
-            self.cycle.keep_alive = False
-            self._deaf = True
+            unanswered.keep_alive = False
+            self._reading = Reading.DEAF
             return
-        if self.pipeline:
-            self.transport.abort()
-            return
-        started = self._unanswered and self.cycle.response_started
-        if self._unanswered:
+        if unanswered is not None:
             # Its application is told that the client has gone: what has come isn't the whole.
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-        if started:
+            unanswered.disconnect()
+        if self._waiting or (unanswered is not None and unanswered.started):
             self.transport.abort()
             return
         told = problem(status, detail)
@@ -560,9 +655,9 @@ class Protocol(HttpToolsProtocol):
             f"HTTP/1.1 {status} {told.title}\r\ncontent-type: application/problem+json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n"
         )
-        sent = [
-            value for name, value in self.headers or () if name == b"origin"
-        ] or _ORIGIN.findall(unread)
+        sent = [value for name, value in self._headers if name == b"origin"] or _ORIGIN.findall(
+            unread
+        )
         cors = self.server_state.cors(sent[0].decode("latin-1") if sent else None)
         added = "".join(f"{name.lower()}: {value}\r\n" for name, value in cors.items())
         self.transport.write(f"{head}{added}\r\n".encode() + body)
@@ -570,13 +665,19 @@ class Protocol(HttpToolsProtocol):
 
     @property
     def _too_large(self) -> str:
-        return (
-            f"the request's line, headers and trailers are larger than {self._limits.header_bytes}"
-            " bytes"
-        )
+        most = self._limits.header_bytes
+        return f"the request's line, headers and trailers are larger than {most} bytes"
 
     def _must_end_by(self, seconds: float) -> None:
         self.server_state.deadlines[self] = time.monotonic() + seconds
+
+
+def _address(name: Any) -> tuple[str, int] | None:
+    """The address of an end of a connection; None: it is a unix socket's."""
+    if not isinstance(name, tuple):
+        return None
+    # A socket that listens on :: has the peers of IPv4, too, in a notation of its own.
+    return one_notation(str(name[0])), int(name[1])
 
 
 def _twice(url: bytes) -> str:
