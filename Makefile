@@ -40,8 +40,9 @@ format: .venv/dev  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/run  ## Measure the service against bare floors, about two minutes
-	$(BIN)/python -m bench
+AGAINST ?=
+bench: .venv/run  ## Measure the service beside bare floors, or against another version: make bench AGAINST=REV
+	$(BIN)/python -m bench $(if $(AGAINST),--against '$(AGAINST)')
 
 SECONDS ?= 60
 SEED ?= 1

@@ -43,66 +43,60 @@ class Spoiled(Exception):
     """The run can't give a figure: a connection was refused or closed, or nothing came in time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fanout:
-    """What many streams on one channel received while publishers went flat out."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """Counts beside the figures, by which these can be believed or not."""
+
+    missing: int = 0
+    """Deliveries that accepted publishes promised and that didn't come."""
+    surplus: int = 0
+    refused: int = 0
+    """Messages."""
+    refusal: str = ""
+    """The first answer that wasn't a 202."""
+    busy: float = 0.0
+    """The client's own CPU time over the time measured, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fanout(Result):
+    """Deliveries to many streams on one channel while publishers went flat out."""
 
     deliveries_per_second: float
     accepted: int
-    refused: int
-    missing: int
-    """Deliveries that accepted publishes promised and that didn't come."""
-    surplus: int
     gaps: int
     """Losses that the server announced, on the first stream."""
     bytes_per_delivery: float
-    busy: float
-    """The client's own CPU time over the time measured, 0 to 1."""
-    refusal: str
 
 
-@dataclass(frozen=True, slots=True)
-class Burst:
-    """What one message at a time took to reach all of many streams; latencies in ms, over all
-    streams and rounds.
-    """
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Burst(Result):
+    """Latencies in ms of one message at a time to many streams, over all streams and rounds."""
 
     streams: int
     rounds: int
     p50: float
     p99: float
     max: float
-    missing: int
-    surplus: int
     rss_per_stream: float
     """Bytes that the server grew by for each idle stream."""
     opened_per_second: float
-    busy: float
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """What publishers got accepted, flat out, and what of that didn't reach the streams that were
-    open.
-    """
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published(Result):
+    """Messages that publishers got accepted, flat out."""
 
     messages_per_second: float
     accepted: int
-    refused: int
-    missing: int
-    surplus: int
-    busy: float
-    refusal: str
 
 
-@dataclass(frozen=True, slots=True)
-class Resumed:
-    """What it took until streams that came back had all that was published while they were away."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed(Result):
+    """The time until streams that came back had all that was published while they were away."""
 
     seconds: float
     streams: int
-    missing: int
-    surplus: int
     live: int
     """Messages published meanwhile, which must have come as well."""
 
@@ -210,9 +204,7 @@ class Streams:
         return found
 
     def _joined(self, fd: int, size: int) -> int:
-        """The number of marks (0 or 1) that the end of the last read and the start of this one make
-        together.
-        """
+        """The number of marks, 0 or 1, that the last read's end and this one's start make."""
         before = self._cut.pop(fd, b"")
         if self._buffer[size - 1] != _NEWLINE:
             tail = bytes(self._buffer[max(0, size - _EDGE) : size])
@@ -228,13 +220,16 @@ def _check_opened(answer: bytes) -> None:
 class Publishers:
     """Keep-alive connections with at most one request under way on each."""
 
-    def __init__(self, poll: select.epoll, port: int, path: str, count: int, length: int) -> None:
+    def __init__(
+        self, poll: select.epoll, port: int, path: str, count: int, length: int, *, token: str = ""
+    ) -> None:
         self.accepted = 0
         self.refused = 0
         self.refusal = ""
         """The first answer that wasn't a 202."""
+        authorization = f"Authorization: Bearer {token}\r\n" if token else ""
         self._head = (
-            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{authorization}"
             f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
         ).encode()
         self._sockets: dict[int, socket.socket] = {}
@@ -261,7 +256,7 @@ class Publishers:
             raise Spoiled("a request did not fit an empty socket")
 
     def read(self, fd: int) -> int | None:
-        """How many messages the answer accepts (0: refused); None while it isn't whole."""
+        """The number of messages that the answer accepts, 0: refused; None while it isn't whole."""
         try:
             received = self._sockets[fd].recv(_ANSWER)
         except BlockingIOError:
@@ -295,9 +290,7 @@ class Publishers:
 
 
 class _Window:
-    """What happened between the end of the warm-up and the end of the time: a rate, and the
-    client's own load.
-    """
+    """A rate, and the client's own load, from the end of the warm-up to the end of the time."""
 
     def __init__(self, seconds: float, count: Callable[[], int]) -> None:
         self._count = count
@@ -308,7 +301,7 @@ class _Window:
         self.busy = 0.0
 
     def running(self) -> bool:
-        """Whether there is time left; call it often."""
+        """Look at the clock, often; False: the time is up."""
         now = time.monotonic()
         if self._from is None:
             if now >= self._opens:
@@ -374,8 +367,9 @@ class _Flood:
 
 
 def fanout(port: int, count: int, connections: int, seconds: float) -> Fanout:
-    """Publish flat out to streams on one channel; then every accepted message must have reached
-    every stream, once.
+    """Publish flat out to streams on one channel.
+
+    Every accepted message must then have reached every stream, once.
     """
     with select.epoll() as readable, select.epoll() as answered:
         streams = Streams(readable, port)
@@ -429,7 +423,7 @@ def _read_for(poll: select.epoll, streams: Streams, seconds: float) -> None:
 
 
 def _difference(streams: Streams, promised: int) -> tuple[int, int]:
-    """How many deliveries are missing, and how many too many."""
+    """The numbers of deliveries that are missing, and too many."""
     counts = streams.received.values()
     return sum(max(0, promised - n) for n in counts), sum(max(0, n - promised) for n in counts)
 
@@ -447,9 +441,7 @@ def _at(share: float, ordered: list[int]) -> float:
 
 
 def burst(port: int, count: int, rounds: int, server: int, pause: float = 0.1) -> Burst:
-    """Open idle streams, see what they cost the server in memory, then send one message at a time
-    to all of them.
-    """
+    """Open idle streams, weigh the server, then send one message at a time to all of them."""
     with select.epoll() as poll:
         streams = Streams(poll, port)
         publishers = Publishers(poll, port, "/api/v1/messages/send", 1, len(message(0)))
@@ -495,9 +487,7 @@ def _round(
     publisher: int,
     latencies: list[int],
 ) -> int:
-    """Publish one message, and read until everyone has it. The message carries its time of
-    departure.
-    """
+    """Publish one message, which carries its time of departure, and read until everyone has it."""
     expected, reached, answered = len(streams.received), 0, False
     departure = time.monotonic_ns()
     publishers.send(publisher, message(departure))
@@ -525,7 +515,9 @@ def _resident(pid: int) -> int:
     raise Spoiled("the server has ended")
 
 
-def publish(port: int, connections: int, batch: int, seconds: float, count: int = 0) -> Published:
+def publish(
+    port: int, connections: int, batch: int, seconds: float, count: int = 0, *, token: str = ""
+) -> Published:
     """Publish flat out with `count` streams open, single messages or batches."""
     body = message(0) if batch == 1 else b"[" + b",".join(message(n) for n in range(batch)) + b"]"
     path = "/api/v1/messages/send" if batch == 1 else "/api/v1/messages/batch"
@@ -533,7 +525,7 @@ def publish(port: int, connections: int, batch: int, seconds: float, count: int 
         streams = Streams(poll, port)
         if count:
             streams.open(count)
-        publishers = Publishers(poll, port, path, connections, len(body))
+        publishers = Publishers(poll, port, path, connections, len(body), token=token)
         for fd in publishers:
             publishers.send(fd, body)
         answers_due = connections
@@ -614,8 +606,9 @@ def _filling(start: int, n: int) -> bytes:
 
 
 def resume(port: int, cursor: str, count: int, each: int, live_rate: float) -> Resumed:
-    """Open streams that all continue after one cursor, while others publish; until each has all
-    that is its own.
+    """Open streams that all continue after one cursor, while others publish.
+
+    Ends when each has all that is its own.
     """
     with select.epoll() as poll, select.epoll() as answered:
         streams = Streams(poll, port)
@@ -647,4 +640,10 @@ def resume(port: int, cursor: str, count: int, each: int, live_rate: float) -> R
             publish(ending=True)
         _read_for(poll, streams, 0.2)
         got, due = streams.received.total(), promised + publishers.accepted
-        return Resumed(took, count, max(0, due - got), max(0, got - due), publishers.accepted)
+        return Resumed(
+            seconds=took,
+            streams=count,
+            missing=max(0, due - got),
+            surplus=max(0, got - due),
+            live=publishers.accepted,
+        )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import redis
 
+from bench.servers import free_port
 from msgpush.adapters.redis.bus import RedisBus
 from msgpush.adapters.redis.link import RedisTarget
 from msgpush.domain.message import Draft, draft, parse
@@ -22,7 +23,7 @@ _START_SECONDS = 10.0
 
 
 class NoServer(Exception):
-    """There is no server's program on this machine."""
+    """There is no program of a Redis server on this machine."""
 
 
 def program() -> str:
@@ -53,8 +54,9 @@ class RedisProcess(NamedTuple):
 
 
 @contextmanager
-def redis_process(port: int) -> Iterator[RedisProcess]:
+def redis_process() -> Iterator[RedisProcess]:
     """A server without persistence; ended on leaving."""
+    port = free_port()
     with tempfile.TemporaryDirectory() as directory:
         options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", directory]
         process = subprocess.Popen([program(), *options], stdout=subprocess.DEVNULL)
@@ -96,7 +98,7 @@ class Costs(NamedTuple):
 
 
 def memory_costs(url: str) -> Costs:
-    """What messages, channels and idempotency keys cost, each measured by many of them."""
+    """Bytes of a message, a channel and an idempotency key, each measured by many of them."""
     return asyncio.run(_memory_costs(url))
 
 

@@ -1,4 +1,4 @@
-"""What it costs to find out whose a token is: the first time, and again."""
+"""Tokens, and the CPU that it takes to find out whose one is: the first time, and again."""
 
 import asyncio
 import json
@@ -9,11 +9,14 @@ from typing import NamedTuple
 from joserfc import jws
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
+from bench.load import CHANNEL
 from msgpush.adapters.auth.keys import Keys, private_key, secret_key
 from msgpush.adapters.auth.tokens import Tokens, registry_for
 
+Key = OctKey | RSAKey | ECKey | OKPKey
+
 _TOKENS = 2_000
-_SECRET = "a secret of the bench, 32 bytes or more"
+SECRET = "a secret of the bench, 32 bytes or more"
 
 
 class TokenCost(NamedTuple):
@@ -25,8 +28,8 @@ class TokenCost(NamedTuple):
 
 
 def token_costs() -> list[TokenCost]:
-    """What tokens cost by each algorithm, in this process."""
-    costs = [_cost("HS256", OctKey.import_key(_SECRET.encode()), Keys([secret_key(_SECRET)]))]
+    """The costs of tokens by each algorithm, in this process."""
+    costs = [_cost("HS256", OctKey.import_key(SECRET), Keys([secret_key(SECRET)]))]
     for key in (
         RSAKey.generate_key(2048),
         ECKey.generate_key("P-256"),
@@ -37,20 +40,22 @@ def token_costs() -> list[TokenCost]:
     return costs
 
 
-def _cost(algorithm: str, key: OctKey | RSAKey | ECKey | OKPKey, keys: Keys) -> TokenCost:
-    tokens = [_token(algorithm, key, number) for number in range(_TOKENS)]
+def publisher_token() -> str:
+    """An HS256 token by `SECRET`, of one who may publish what the load client sends."""
+    permissions = {"publish": [CHANNEL, "service:bench"]}
+    return _token("HS256", OctKey.import_key(SECRET), "publisher", permissions)
+
+
+def _cost(algorithm: str, key: Key, keys: Keys) -> TokenCost:
+    permissions = {"subscribe": ["kb:*", "imports"]}
+    tokens = [_token(algorithm, key, f"user{n}", permissions) for n in range(_TOKENS)]
     reader = Tokens(keys)
     return TokenCost(algorithm, *(asyncio.run(_time(reader, tokens)) for _ in range(2)))
 
 
-def _token(algorithm: str, key: OctKey | RSAKey | ECKey | OKPKey, number: int) -> str:
+def _token(algorithm: str, key: Key, subject: str, permissions: dict[str, list[str]]) -> str:
     now = int(time.time())
-    claims = {
-        "sub": f"user{number}",
-        "iat": now,
-        "exp": now + 600,
-        "msgpush": {"subscribe": ["kb:*", "imports"]},
-    }
+    claims = {"sub": subject, "iat": now, "exp": now + 600, "msgpush": permissions}
     header = {"alg": algorithm, "typ": "JWT"}
     return jws.serialize_compact(
         header, json.dumps(claims), key, registry=registry_for({algorithm})

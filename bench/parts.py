@@ -1,0 +1,377 @@
+"""The parts of a run: each starts servers and the load client, and writes down what they give.
+
+The server under test has one core, the load client the other."""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple, ParamSpec, TypeVar
+
+from bench import load
+from bench.redis_server import NoServer, RedisProcess, memory_costs, redis_process
+from bench.report import Figure, Report, say
+from bench.servers import Server, free_port, serving
+from bench.tokens import SECRET, publisher_token, token_costs
+
+ROOT = Path(__file__).parents[1]
+
+_BUSY = 0.95
+
+P = ParamSpec("P")
+R = TypeVar("R", bound=load.Result)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The parts to measure, by their letters, and how much of each."""
+
+    parts: frozenset[str]
+    seconds: float
+    streams: int
+    idle_streams: int
+    rounds: int
+    connections: int = 64
+    batch: int = 100
+    missed: int = 20
+    live_rate: float = 100.0
+    note: str = ""
+    """To be read with the figures."""
+
+
+class Bench:
+    """One run of what is planned.
+
+    Args:
+        source: where the package of the service under test is.
+        floors: whether to measure those too.
+    """
+
+    def __init__(self, plan: Plan, source: Path = ROOT / "src", *, floors: bool = True) -> None:
+        self.plan = plan
+        self.report = Report()
+        if plan.note:
+            self.report.note(plan.note)
+        self._source, self._floors = source, floors
+        cores = sorted(os.sched_getaffinity(0))
+        self._server_cores = {cores[0]} if len(cores) > 1 else set(cores)
+        self._client_cores = {cores[1]} if len(cores) > 1 else set(cores)
+        if len(cores) == 1:
+            self.report.note(
+                "one core: the servers and the load client share it, so every figure is low"
+            )
+
+    def run(self) -> Report:
+        """Measure everything planned.
+
+        A part that fails becomes a fault, one whose server isn't installed a note; the others go
+        on.
+        """
+        for part in PARTS:
+            if not self.plan.parts & set(part.letters):
+                continue
+            say(f"{part.name}: {part.does}".format(plan=self.plan))
+            try:
+                part.measure(self)
+            except NoServer as error:
+                self.report.note(f"{part.name}: not measured: {error}")
+            except (load.Spoiled, BrokenProcessPool, OSError) as error:
+                self.report.faults.append(f"{part.name}: {error}")
+        return self.report
+
+    def fanout(self) -> None:
+        """Deliveries to streams on one channel."""
+        count, connections = self.plan.streams, self.plan.connections
+        arguments = count, connections, self.plan.seconds
+        with self._service(count) as service:
+            cursor = self._client(load.probe, service.port)
+            ours = self._measure("a", load.fanout, service.port, *arguments)
+        floor = None
+        if self._floors:
+            with self._bare("loop", cursor) as loop:
+                floor = self._measure("a, floor", load.fanout, loop.port, *arguments)
+        self._figure(
+            f"a  deliveries/s, {count:,} streams, {connections} publishers",
+            ours.deliveries_per_second,
+            floor.deliveries_per_second if floor else None,
+        )
+        for name, result in (("a", ours), ("a, floor", floor)):
+            if result and result.gaps:
+                self.report.note(
+                    f"{name}: the server announced {result.gaps} gaps to the first stream"
+                )
+
+    def burst(self) -> None:
+        """The time that one message takes to many streams, and the memory that they take."""
+        count, timed = self.plan.idle_streams, "b" in self.plan.parts
+        rounds = self.plan.rounds if timed else 0
+        with self._service(count) as service:
+            cursor = self._client(load.probe, service.port)
+            ours = self._measure("b, c", load.burst, service.port, count, rounds, service.pid)
+        floor = None
+        if timed and self._floors:
+            with self._bare("loop", cursor) as loop:
+                floor = self._measure("b, floor", load.burst, loop.port, count, rounds, loop.pid)
+        if timed:
+            what = f"b  one message to {count:,} streams, p50"
+            self._figure(what, ours.p50, floor.p50 if floor else None, "ms")
+            self._figure("   p99", ours.p99, floor.p99 if floor else None, "ms")
+            self._figure("   max", ours.max, floor.max if floor else None, "ms")
+        if "c" in self.plan.parts:
+            what = f"c  memory per idle stream at {count:,}"
+            self._figure(what, ours.rss_per_stream / 1024, unit="KiB")
+
+    def single(self) -> None:
+        """Single publishes, by anyone and by one whose token has been seen before."""
+        connections = self.plan.connections
+        arguments = connections, 1, self.plan.seconds
+        with self._service(16) as service:
+            ours = self._measure("d", load.publish, service.port, *arguments)
+        with self._service(16, ENABLE_AUTH="true", JWT_SECRET=SECRET) as service:
+            with_token = self._measure(
+                "d, token", load.publish, service.port, *arguments, token=publisher_token()
+            )
+        floor = None
+        if self._floors:
+            with self._bare("app") as app:
+                floor = self._measure("d, floor", load.publish, app.port, *arguments)
+        rate = floor.messages_per_second if floor else None
+        what = f"d  single publishes/s, {connections} connections"
+        self._figure(what, ours.messages_per_second, rate)
+        self._figure("   by an HS256 token seen before", with_token.messages_per_second, rate)
+
+    def batches(self) -> None:
+        """Batches, on the embedded bus."""
+        with self._service(16) as service:
+            ours = self._batches("e", service)
+        self._figure(f"e  messages/s in batches of {self.plan.batch}", ours.messages_per_second)
+
+    def batches_over_redis(self) -> None:
+        """Batches that nobody receives, over Redis."""
+        with self._redis() as redis, self._service(16, REDIS_URL=redis.url) as service:
+            ours = self._batches("e, Redis", service)
+        self._figure("   over Redis", ours.messages_per_second)
+
+    def over_redis(self) -> None:
+        """Publishes that are received, and those that are none of an instance's business."""
+        parts, connections = self.plan.parts, self.plan.connections
+        with self._redis() as redis, self._service(16, REDIS_URL=redis.url) as service:
+            if "f" in parts:
+                ours = self._batches("f", service, streams=1)
+                what = f"f  Redis: messages/s in batches of {self.plan.batch}, delivered"
+                self._figure(what, ours.messages_per_second)
+            if "g" in parts:
+                ours = self._measure(
+                    "g", load.publish, service.port, connections, 1, self.plan.seconds, 1
+                )
+                what = f"g  Redis: single publishes/s, {connections} connections"
+                self._figure(what, ours.messages_per_second)
+            if "h" in parts:
+                self._idle(service)
+            if "i" in parts:
+                self._bystander(service, redis)
+
+    def _idle(self, service: Server) -> None:
+        arguments = 1, 50 * self.plan.rounds
+        ours = self._measure(
+            "h", load.burst, service.port, *arguments, server=service.pid, pause=0.005
+        )
+        floor = None
+        if self._floors:
+            with self._service(16) as embedded:
+                floor = self._measure(
+                    "h, floor",
+                    load.burst,
+                    embedded.port,
+                    *arguments,
+                    server=embedded.pid,
+                    pause=0.005,
+                )
+        what = "h  Redis: publish to receive when idle, p50"
+        self._figure(what, ours.p50, floor.p50 if floor else None, "ms")
+        self._figure("   p99", ours.p99, floor.p99 if floor else None, "ms")
+
+    def _bystander(self, service: Server, redis: RedisProcess) -> None:
+        # It shares the core of the one that is published at: what it is charged for is what counts.
+        with self._service(16, REDIS_URL=redis.url) as other:
+            before = other.cpu_seconds()
+            ours = self._batches("i", service)
+            spent = other.cpu_seconds() - before
+        what = "i  Redis: CPU of an instance without readers, a message"
+        self._figure(what, 1e6 * spent / ours.accepted, unit="us")
+
+    def redis_memory(self) -> None:
+        """The memory that messages take in Redis."""
+        with self._redis() as redis:
+            costs = memory_costs(redis.url)
+        self._figure(f"j  Redis: bytes of a message of {costs.body}", costs.message)
+        self._figure("   in one more channel", costs.further)
+        self._figure("   in a channel that has nothing else", costs.channel)
+        self._figure("   an id that a publisher chose, for 10 minutes", costs.id)
+
+    def tokens(self) -> None:
+        """The CPU that tokens take."""
+        for algorithm, first, again in token_costs():
+            self._figure(f"k  CPU of a token by {algorithm}, the first time", first, unit="us")
+            self._figure("   again", again, unit="us")
+
+    def resume(self) -> None:
+        """The time that streams take to come back to a fresh instance."""
+        count, each = self.plan.idle_streams, self.plan.missed
+        with self._redis() as redis:
+            with self._service(16, REDIS_URL=redis.url) as before:
+                cursor = self._client(load.fill, before.port, count, each)
+            with self._service(count, REDIS_URL=redis.url) as service:
+                ours = self._measure(
+                    "l", load.resume, service.port, cursor, count, each, self.plan.live_rate
+                )
+        what = f"l  Redis: {count:,} streams resume {each} messages each"
+        self._figure(what, ours.seconds, unit="s")
+
+    def _batches(self, name: str, service: Server, streams: int = 0) -> load.Published:
+        plan = self.plan
+        return self._measure(
+            name, load.publish, service.port, plan.connections, plan.batch, plan.seconds, streams
+        )
+
+    def _figure(self, what: str, value: float, floor: float | None = None, unit: str = "") -> None:
+        self.report.figures.append(Figure(what, value, floor, unit))
+
+    def _measure(
+        self, name: str, measure: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """The load client's result, after it is written down with all that speaks against it."""
+        result = self._client(measure, *args, **kwargs)
+        report = self.report
+        report.details[name] = asdict(result)
+        if result.busy > _BUSY:
+            report.note(
+                f"{name}: the load client was {result.busy:.0%} busy; the server may be faster"
+            )
+        if result.missing:
+            report.faults.append(
+                f"{name}: {result.missing:,} deliveries of accepted messages are MISSING"
+            )
+        if result.surplus:
+            report.faults.append(f"{name}: {result.surplus:,} deliveries TOO MANY")
+        if result.refused:
+            first = f", the first with {result.refusal!r}" if result.refusal else ""
+            report.faults.append(f"{name}: {result.refused:,} messages refused{first}")
+        return result
+
+    def _client(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call this in the load client, a process of its own."""
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(
+            1, context, initializer=load.prepare, initargs=(self._client_cores,)
+        ) as client:
+            return client.submit(work, *args, **kwargs).result()
+
+    @contextmanager
+    def _service(self, streams: int, **settings: str) -> Iterator[Server]:
+        port = free_port()
+        path = [str(self._source), os.environ.get("PYTHONPATH", "")]
+        usual = {
+            "PYTHONPATH": os.pathsep.join(filter(None, path)),
+            "SERVICE_HOST": "127.0.0.1",
+            "SERVICE_PORT": str(port),
+            "ENABLE_AUTH": "false",
+            "MAX_CONNECTIONS": str(streams + 16),
+            "LOG_LEVEL": "error",
+        }
+        command = [sys.executable, "-m", "msgpush", "serve"]
+        with serving(command, port, self._server_cores, usual | settings) as server:
+            yield server
+
+    @contextmanager
+    def _bare(self, floor: str, *arguments: str) -> Iterator[Server]:
+        port = free_port()
+        command = [sys.executable, "-m", "bench.floors", floor, str(port), *arguments]
+        with serving(command, port, self._server_cores, {}) as server:
+            yield server
+
+    @contextmanager
+    def _redis(self) -> Iterator[RedisProcess]:
+        """A Redis that shares the load client's core."""
+        with redis_process() as redis:
+            os.sched_setaffinity(redis.pid, self._client_cores)
+            self.report.note(f"over Redis: {redis.version}, without persistence")
+            yield redis
+
+
+class Part(NamedTuple):
+    """Figures that are measured together.
+
+    Attributes:
+        letters: theirs.
+        does: said when it begins.
+        takes: seconds that it takes without its floors, about; None: it measures this process.
+    """
+
+    letters: str
+    name: str
+    does: str
+    measure: Callable[[Bench], None]
+    takes: Callable[[Plan], float] | None
+
+
+PARTS = (
+    Part(
+        "a",
+        "a",
+        "{plan.streams:,} streams on one channel, {plan.connections} publishers flat out",
+        Bench.fanout,
+        lambda plan: plan.seconds + 3,
+    ),
+    Part(
+        "bc",
+        "b, c",
+        "{plan.idle_streams:,} streams, one message at a time to all of them",
+        Bench.burst,
+        lambda plan: 4 + plan.idle_streams / 2000 + plan.rounds / 5,
+    ),
+    Part(
+        "d",
+        "d",
+        "single-message publishes, {plan.connections} connections",
+        Bench.single,
+        lambda plan: 2 * (plan.seconds + 1.2),
+    ),
+    Part(
+        "e",
+        "e",
+        "batches of {plan.batch}, {plan.connections} connections",
+        Bench.batches,
+        lambda plan: plan.seconds + 1.2,
+    ),
+    Part(
+        "e",
+        "e, Redis",
+        "the same over Redis, which shares the load client's core",
+        Bench.batches_over_redis,
+        lambda plan: plan.seconds + 1.5,
+    ),
+    Part(
+        "fghi",
+        "f, g, h, i",
+        "over Redis, which shares the load client's core",
+        Bench.over_redis,
+        lambda plan: 3 * (plan.seconds + 2) + plan.rounds,
+    ),
+    Part("j", "j", "what messages cost Redis's memory", Bench.redis_memory, None),
+    Part("k", "k", "what a token costs", Bench.tokens, None),
+    Part(
+        "l",
+        "l",
+        "{plan.idle_streams:,} streams come back to an instance that has just begun, over Redis",
+        Bench.resume,
+        lambda plan: 5 + plan.idle_streams / 500,
+    ),
+)
+"""In the order in which they run."""
