@@ -153,8 +153,10 @@ def checked_out(revision: str, repository: Path = ROOT) -> Iterator[Version]:
             # Hooks are for those who work in the tree.
             add = ("-c", "core.hooksPath=/dev/null", "worktree", "add", "--quiet", "--detach")
             _git(repository, *add, str(tree), commit)
-            if not (tree / "src/msgpush/__main__.py").exists():
-                raise BadRevision(f"{revision} has no src/msgpush/__main__.py to start")
+            # Without these, Python would start the package that is installed: this tree's.
+            for file in ("src/msgpush/__init__.py", "src/msgpush/__main__.py"):
+                if not (tree / file).exists():
+                    raise BadRevision(f"{revision} has no {file}")
             short = commit[:7]
             yield Version(short if commit.startswith(revision) else f"{revision} ({short})", tree)
         finally:
