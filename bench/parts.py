@@ -334,7 +334,7 @@ PARTS = (
         "b, c",
         "{plan.idle_streams:,} streams, one message at a time to all of them",
         Bench.burst,
-        lambda plan: 4 + plan.idle_streams / 2000 + plan.rounds / 5,
+        lambda plan: 4 + plan.idle_streams / 5000 + plan.rounds / 5,
     ),
     Part(
         "d",
@@ -362,7 +362,7 @@ PARTS = (
         "f, g, h, i",
         "over Redis, which shares the load client's core",
         Bench.over_redis,
-        lambda plan: 3 * (plan.seconds + 2) + plan.rounds,
+        lambda plan: 3 * (plan.seconds + 1.2) + 2 + plan.rounds / 2,
     ),
     Part("j", "j", "what messages cost Redis's memory", Bench.redis_memory, None),
     Part("k", "k", "what a token costs", Bench.tokens, None),
@@ -371,7 +371,7 @@ PARTS = (
         "l",
         "{plan.idle_streams:,} streams come back to an instance that has just begun, over Redis",
         Bench.resume,
-        lambda plan: 5 + plan.idle_streams / 500,
+        lambda plan: 4 + plan.idle_streams / 1500,
     ),
 )
 """In the order in which they run."""
