@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import pytest
 import uvicorn
 from joserfc.jws import JWSRegistry
+from starlette.applications import Starlette
 from starlette.responses import StreamingResponse
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from uvicorn.server import ServerState
 
 from msgpush.adapters.auth import tokens
-from msgpush.adapters.http import pages
+from msgpush.adapters.http import dispatch, pages
 from msgpush.adapters.sse import stream
 from msgpush.entrypoints import app, protocol, server
 
@@ -130,6 +131,12 @@ TABLE: dict[tuple[str, str, str], dict[str, str]] = {
         "raw_headers": "middleware reads them",
         "background": "there is none",
     },
+    ("starlette", "starlette.applications:Starlette", "adapters/http/dispatch.py"): {
+        "__call__": "our own way in",
+        "build_middleware_stack": "one layer for errors, and the hot endpoints found by their path",
+        "user_middleware": "what goes around it",
+        "router": "what it asks for all other endpoints",
+    },
     ("starlette", "starlette.staticfiles:StaticFiles", "adapters/http/pages.py"): {"get_response": "headers of files"},
     ("starlette", "starlette.convertors:PathConvertor", "entrypoints/app.py"): {"regex": "a name may have line ends"},
     ("starlette", "starlette.routing:Mount", "entrypoints/app.py"): {
@@ -150,6 +157,7 @@ SUBCLASSES = [
     (server.Server, uvicorn.Server),
     (tokens._Registry, JWSRegistry),
     (stream.EventStream, StreamingResponse),
+    (dispatch.Service, Starlette),
     (pages._Files, StaticFiles),
     (app._Under, Mount),
 ]

@@ -6,14 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 
-from starlette.applications import Starlette
 from starlette.convertors import PathConvertor, register_url_convertor
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount, Route, Router
-from starlette.types import ExceptionHandler, Scope
+from starlette.types import ASGIApp, Scope
 
 from msgpush.adapters.auth.authenticator import OpenAuthenticator, TokenAuthenticator
 from msgpush.adapters.auth.issuers import discovered
@@ -23,15 +21,14 @@ from msgpush.adapters.http.addresses import ProxyHeaders
 from msgpush.adapters.http.callers import Authenticator
 from msgpush.adapters.http.connections import Connections
 from msgpush.adapters.http.cors import Cors, CorsRules
+from msgpush.adapters.http.dispatch import Service
 from msgpush.adapters.http.health import Operations
 from msgpush.adapters.http.history import Channels
 from msgpush.adapters.http.local_only import LocalOnly
 from msgpush.adapters.http.origins import Origins
 from msgpush.adapters.http.pages import page_routes
 from msgpush.adapters.http.permissions import Access
-from msgpush.adapters.http.problems import on_client_gone, on_crash, on_error, on_http_exception
 from msgpush.adapters.http.publish import Publish, PublishBatch
-from msgpush.adapters.http.requests import ClientGone
 from msgpush.adapters.memory.bus import MemoryBus
 from msgpush.adapters.memory.credentials import MemoryCredentials
 from msgpush.adapters.memory.limiter import MemoryLimiter
@@ -43,12 +40,12 @@ from msgpush.adapters.redis.limiter import RedisLimiter
 from msgpush.adapters.redis.link import RedisTarget
 from msgpush.adapters.redis.roster import RedisRoster
 from msgpush.adapters.sse.endpoint import Streams
-from msgpush.domain.errors import MsgpushError
 from msgpush.domain.ports import Bus, Credentials, Limiter, Roster
 from msgpush.domain.service import Push
 from msgpush.entrypoints.settings import Settings
 
 HOUR = 3_600  # seconds
+API = "/api/v1"
 
 # Of one subject, at one instance: enough for a service that asks for all of its users, and no way
 # to fill the memory.
@@ -56,7 +53,7 @@ TICKETS_PER_SECOND = 200
 TICKETS_AT_ONCE = 2_000
 
 
-def create_app(settings: Settings) -> Starlette:
+def create_app(settings: Settings) -> Service:
     """The whole service as an ASGI application, with a lifespan; `app.state.push` is its facade.
 
     An application that mounts it must enter `lifespan(app)` in its own lifespan: Starlette runs
@@ -109,19 +106,19 @@ def create_app(settings: Settings) -> Starlette:
             up=lambda: push.trouble is None,
         )
     )
-    routes = _routes(settings, push, auth, roster=roster, limiter=limiter, metrics=metrics)
-    app = Starlette(
-        routes=[*_under(settings.root_path, routes), *routes],
-        middleware=_middleware(settings, rules),
-        exception_handlers={
-            MsgpushError: _on_error(metrics),
-            HTTPException: on_http_exception,
-            ClientGone: on_client_gone,
-            Exception: _on_crash(rules),
-        },
-        lifespan=lifespan,
+    publish = _publish_endpoints(settings, push, auth, limiter=limiter, metrics=metrics)
+    routes = [
+        *(Route(path, endpoint, methods=["POST"]) for path, endpoint in publish.items()),
+        *_routes(settings, push, auth, roster=roster, metrics=metrics),
+    ]
+    prefix = settings.root_path
+    app = Service(
+        [*_under(prefix, routes), *routes],
+        _middleware(settings, rules),
+        lifespan,
+        hot=publish | {prefix + path: endpoint for path, endpoint in publish.items()},
+        on_error=metrics.error,
     )
-    app.router.redirect_slashes = False
     app.state.push, app.state.resources, app.state.metrics, app.state.cors = (
         push,
         resources,
@@ -163,27 +160,8 @@ def tokens_of(settings: Settings, keys: Keys) -> Tokens:
     )
 
 
-def _on_error(metrics: Metrics) -> ExceptionHandler:
-    async def counted(request: Request, error: Exception) -> Response:
-        assert isinstance(error, MsgpushError)
-        metrics.error(error)
-        return await on_error(request, error)
-
-    return counted
-
-
-def _on_crash(rules: CorsRules) -> ExceptionHandler:
-    async def readable(request: Request, error: Exception) -> Response:
-        # Starlette answers this outside of all middleware.
-        response = await on_crash(request, error)
-        response.headers.update(rules.answer(request.headers.get("origin")))
-        return response
-
-    return readable
-
-
 @asynccontextmanager
-async def lifespan(app: Starlette) -> AsyncIterator[None]:
+async def lifespan(app: Service) -> AsyncIterator[None]:
     """Runs the service while it is open."""
     async with AsyncExitStack() as opened:
         for resource in app.state.resources:
@@ -227,16 +205,38 @@ class _Rest(PathConvertor):
     regex = "(?s:.*)"
 
 
+def _publish_endpoints(
+    settings: Settings,
+    push: Push,
+    auth: Authenticator,
+    *,
+    limiter: Limiter | None,
+    metrics: Metrics,
+) -> dict[str, ASGIApp]:
+    one = settings.max_message_bytes
+    publish = partial(Publish, push, auth, metrics, max_bytes=one, limiter=limiter)
+    return {
+        f"{API}/messages/send": publish(),
+        f"{API}/messages/broadcast": publish(broadcast=True),
+        f"{API}/messages/batch": PublishBatch(
+            push,
+            auth,
+            metrics,
+            max_message_bytes=one,
+            max_batch_bytes=settings.max_batch_bytes,
+            limiter=limiter,
+        ),
+    }
+
+
 def _routes(
     settings: Settings,
     push: Push,
     auth: Authenticator,
     *,
     roster: Roster,
-    limiter: Limiter | None,
     metrics: Metrics,
 ) -> list[BaseRoute]:
-    one = settings.max_message_bytes
     channels = Channels(push, auth)
     connections = Connections(roster, auth)
     operations = Operations(push, metrics, metrics_token=settings.metrics_token)
@@ -247,38 +247,20 @@ def _routes(
         max_lifetime=settings.max_token_lifetime,
         leeway=settings.jwt_leeway,
     )
-    publish = partial(Publish, push, auth, metrics, max_bytes=one, limiter=limiter)
     streams = partial(
         Streams, push=push, auth=auth, metrics=metrics, default_events=settings.default_events
     )
-    api = "/api/v1"
     register_url_convertor("rest", _Rest())
-    # The hot endpoints first, and as ASGI applications: that saves a Request and a wrapper each
-    # time.
     return [
-        Route(f"{api}/messages/send", publish(), methods=["POST"]),
-        Route(f"{api}/messages/broadcast", publish(broadcast=True), methods=["POST"]),
-        Route(
-            f"{api}/messages/batch",
-            PublishBatch(
-                push,
-                auth,
-                metrics,
-                max_message_bytes=one,
-                max_batch_bytes=settings.max_batch_bytes,
-                limiter=limiter,
-            ),
-            methods=["POST"],
-        ),
         Route("/sse/stream/{channel:rest}", streams("stream")),
         Route("/sse/user/{user_id:rest}", streams("user")),
         Route("/sse/service/{service_name:rest}", streams("service")),
-        Route(f"{api}/channels/{{channel:rest}}/messages", channels.messages),
-        Route(f"{api}/connections", connections.list),
-        Route(f"{api}/connections/stats", connections.stats),
-        Route(f"{api}/connections/{{id}}", connections.close, methods=["DELETE"]),
-        Route(f"{api}/tickets", access.ticket, methods=["POST"]),
-        Route(f"{api}/revocations", access.revoke, methods=["POST"]),
+        Route(f"{API}/channels/{{channel:rest}}/messages", channels.messages),
+        Route(f"{API}/connections", connections.list),
+        Route(f"{API}/connections/stats", connections.stats),
+        Route(f"{API}/connections/{{id}}", connections.close, methods=["DELETE"]),
+        Route(f"{API}/tickets", access.ticket, methods=["POST"]),
+        Route(f"{API}/revocations", access.revoke, methods=["POST"]),
         Route("/health", operations.health),
         Route("/health/live", operations.live),
         Route("/health/ready", operations.ready),

@@ -91,6 +91,7 @@ class Cors:
 
     def __init__(self, app: ASGIApp, rules: CorsRules) -> None:
         self._app, self._rules = app, rules
+        self._unasked = raw_headers(rules.answer(None))  # for requests that no page has made
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # Not a coroutine of its own: that would cost every open stream half a kilobyte.
@@ -102,11 +103,11 @@ class Cors:
             if method is not None:
                 headers = header(scope, b"access-control-request-headers") or ""
                 return self._rules.preflight(origin, method, headers)(scope, receive, send)
-        added = raw_headers(self._rules.answer(origin))
+        added = self._unasked if origin is None else raw_headers(self._rules.answer(origin))
 
-        async def send_with_headers(message: Message) -> None:
+        def send_with_headers(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), *added]
-            await send(message)
+            return send(message)
 
         return self._app(scope, receive, send_with_headers)

@@ -4,6 +4,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import IPv6Address
 
 from msgpush.adapters.http.addresses import read_address
@@ -74,6 +75,7 @@ def own_origin(scheme: str, host: str | None) -> str | None:
         return None
 
 
+@lru_cache(maxsize=64)
 def is_local_host(host: str) -> bool:
     """Whether a Host header's value, or an origin's host, names this machine."""
     match = _HOST.fullmatch(host)

@@ -7,8 +7,6 @@ from math import ceil
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Send
 
@@ -116,32 +114,6 @@ def rate_headers(what: str, allowance: Allowance) -> dict[str, str]:
         "RateLimit-Policy": f'"{what}";q={allowance.burst};w={window}',
         "RateLimit": f'"{what}";r={allowance.remaining};t={ceil(allowance.retry_after)}',
     }
-
-
-async def on_error(_: Request, error: Exception) -> Response:
-    """Starlette's handler of this package's errors."""
-    assert isinstance(error, MsgpushError)
-    return error_response(error)
-
-
-async def on_http_exception(_: Request, error: Exception) -> Response:
-    """Starlette's handler of its own: no such path, or no such method there."""
-    assert isinstance(error, HTTPException)
-    status = error.status_code
-    headers = dict(error.headers or {})
-    if allowed := headers.get("Allow"):
-        headers["Allow"] = ", ".join(sorted(allowed.split(", ")))
-    return ProblemResponse(problem(status, error.detail), headers)
-
-
-async def on_crash(_: Request, __: Exception) -> Response:
-    """Starlette's handler of what nobody expected; the details go to the log alone."""
-    return ProblemResponse(problem(500, "the server has made a mistake"))
-
-
-async def on_client_gone(_: Request, __: Exception) -> Response:
-    """Nobody reads this."""
-    return Response(status_code=400)
 
 
 def raw_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
