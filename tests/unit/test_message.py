@@ -20,6 +20,7 @@ from msgpush.domain.message import (
     is_service,
     normal_timestamp,
     parse,
+    parse_all,
 )
 
 NOW = 1_753_859_400_123
@@ -481,3 +482,50 @@ def test_any_json_is_a_message_or_a_clear_error(value: Any) -> None:
             made(text)
         except MsgpushError as error:
             assert str(error)
+
+
+GOOD = b'{"type":"info","service":"s"}'
+# Parts of messages, so that what is cut in the wrong place, or stands on one line, may be whole elsewhere.
+PARTS = [
+    GOOD,
+    b'{"type":"progress","service":"s","data":{"progress":1}}',
+    b'{"type":"progress","service":"s","data":{"progress":101}}',
+    b'{"type":"info",\n"service":"s"}',
+    b'{"type":"info","service":"not one"}',
+    b'{"type":"info","service":"s","data":{"a":[1,',
+    b"2]}}",
+    b"",
+    b" ",
+    b"\n",
+    b",",
+    b"null",
+    b"\xff",
+    b"\xef\xbb\xbf",
+    b"\r",
+    b"[" * 600,
+    b"]" * 600,
+]
+
+
+@given(st.lists(st.lists(st.sampled_from(PARTS), min_size=1, max_size=3).map(b"".join), max_size=4))
+def test_messages_read_at_once_are_what_each_is_by_itself(texts: list[bytes]) -> None:
+    messages = parse_all(texts)
+    alone = []
+    for text in texts:
+        try:
+            alone.append(parse(text))
+        except MsgpushError:
+            assert messages is None
+            return
+    assert messages == alone or messages is None
+
+
+def test_good_messages_are_read_at_once() -> None:
+    texts = [GOOD, b' {"type":"info",\n\n"service":"s" } ', GOOD]
+    assert parse_all(texts) == [parse(text) for text in texts]
+
+
+def test_as_many_values_as_texts_are_not_taken_for_one_in_each() -> None:
+    cut = [b'{"type":"info","service":"s","data":{"a":[1,', b"2]}}" + GOOD]
+    assert parse_all(cut) is None
+    assert parse_all([GOOD + GOOD, b""]) is None

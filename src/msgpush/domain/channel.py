@@ -3,9 +3,10 @@
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from math import inf
 
 from msgpush.domain.errors import Fault, Invalid, Malformed
-from msgpush.domain.json_text import escape
+from msgpush.domain.json_text import escape, pointer_of
 from msgpush.domain.quoting import short_repr
 
 BROADCAST = "broadcast"
@@ -15,7 +16,7 @@ MAX_TARGETS = 8
 NAME_RULE = "1-200 characters with no control character, white space, comma, *, /, ? or #"
 NAME_CHARACTER = r"[^\s,*/?#\x00-\x1f\x7f-\x9f]"  # as a regular expression
 
-CACHED = 256  # characters of a message's own channels, up to which its route is kept
+CACHED = 256  # characters of a message's target and channels, up to which its route is kept
 
 _NAME = re.compile(NAME_CHARACTER + "{1,200}")
 
@@ -83,22 +84,44 @@ def route(
     Raises:
         Invalid: a target or a channel makes no valid name; every one of them is named.
     """
-    own = tuple(channels or ())
-    # Most publishers use the same few sets of channels again and again; so all their messages share
-    # one tuple, too. Long ones aren't kept: anybody with a token could fill the memory with them.
-    routed = (
-        _routed(service, own, broadcast)
-        if sum(map(len, own)) <= CACHED
-        else _route(service, own, broadcast)
-    )
-    return tuple(dict.fromkeys((*_targets(target), *routed))) if target else routed
+    own = tuple(channels) if channels else ()
+    named = tuple(target.items()) if target else ()
+    # Most messages have the route of one before them; so they share one tuple, too. Long names
+    # aren't kept: anybody with a token could fill the memory with them.
+    kept = _routed if _size(own, named) <= CACHED else _route
+    return kept(service, own, named, broadcast)
 
 
-def _route(service: str, channels: tuple[str, ...], broadcast: bool) -> tuple[str, ...]:
+def _size(channels: tuple[str, ...], target: tuple[tuple[str, object], ...]) -> float:
+    size = 0
+    for key, value in target:
+        if not isinstance(value, str):
+            return inf  # it is no name, and may not even be hashable
+        size += len(key) + len(value)
+    for name in channels:
+        size += len(name)
+    return size
+
+
+def _route(
+    service: str,
+    channels: tuple[str, ...],
+    target: tuple[tuple[str, object], ...],
+    broadcast: bool,
+) -> tuple[str, ...]:
     if len(channels) > MAX_CHANNELS or not all(map(is_channel, channels)):
         raise Invalid(*_channel_faults(channels))
+    targets = _targets(target)
+    if target and not targets and not channels:
+        # Accepted it would reach nobody: the user whom its publisher meant was missing.
+        detail = (
+            "null names nobody: give a string (has the program an id there at all?), or leave the"
+            " target out"
+        )
+        named = (pointer_of(["target", key]) for key, _ in target[:MAX_TARGETS])
+        raise Invalid(*(Fault(pointer, detail) for pointer in named))
     always = (f"service:{service}", BROADCAST) if broadcast else (f"service:{service}",)
-    return tuple(dict.fromkeys(channels + always))
+    return tuple(dict.fromkeys((*targets, *channels, *always)))
 
 
 _routed = lru_cache(maxsize=8192)(_route)
@@ -117,15 +140,15 @@ def _channel_faults(channels: Sequence[str]) -> list[Fault]:
     return faults
 
 
-def _targets(target: Mapping[str, object]) -> dict[str, None]:
-    given = [(key, value) for key, value in target.items() if value is not None]
+def _targets(target: tuple[tuple[str, object], ...]) -> list[str]:
+    given = [(key, value) for key, value in target if value is not None]
     names = [_target_channel(key, value) for key, value in given[:MAX_TARGETS]]
     faults = [name for name in names if isinstance(name, Fault)]
     if len(given) > MAX_TARGETS:
         faults.append(Fault("/target", f"{len(given)} targets; at most {MAX_TARGETS} are allowed"))
     if faults:
         raise Invalid(*faults)
-    return {name: None for name in names if isinstance(name, str)}
+    return [name for name in names if isinstance(name, str)]
 
 
 def _target_channel(key: str, value: object) -> str | Fault:

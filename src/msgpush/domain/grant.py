@@ -21,12 +21,13 @@ class Patterns:
     once.
     """
 
-    __slots__ = ("_names", "_prefixes", "texts")
+    __slots__ = ("_everything", "_names", "_prefixes", "texts")
 
     def __init__(self, *texts: str) -> None:
         self.texts = texts
         self._names = frozenset(texts)
         self._prefixes = tuple({text[:-1] for text in texts if text.endswith("*")})
+        self._everything = "*" in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.texts)
@@ -39,6 +40,10 @@ class Patterns:
 
     def __repr__(self) -> str:
         return f"Patterns{self.texts!r}"
+
+    def lacking(self, channels: Iterable[str]) -> list[str]:
+        """Those of some channels that none of them covers."""
+        return [] if self._everything else [each for each in channels if not self.cover(each)]
 
     def cover(self, channel: str) -> bool:
         """Whether one of them is this channel's name, or a prefix of it that ends in `*`."""
@@ -78,17 +83,13 @@ class Grant(Struct, frozen=True):
         `broadcast`.
         """
         own = self.channels
-        missing = [
-            channel
-            for channel in channels
-            if channel != BROADCAST and channel not in own and not self.subscribe.cover(channel)
-        ]
-        if missing:
+        others = [each for each in channels if each != BROADCAST and each not in own]
+        if missing := self.subscribe.lacking(others):
             raise _denied("subscribe", missing)
 
     def check_publish(self, channels: Iterable[str]) -> None:
         """Raise `Denied` unless a message may go to all of its channels."""
-        if missing := [channel for channel in channels if not self.publish.cover(channel)]:
+        if missing := self.publish.lacking(channels):
             raise _denied("publish", missing)
 
     def check_admin(self) -> None:

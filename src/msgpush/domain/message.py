@@ -6,15 +6,15 @@ that needs JSON."""
 
 import hashlib
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from itertools import islice
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from msgpush.domain.channel import MAX_TARGETS, route
+from msgpush.domain.channel import route
 from msgpush.domain.errors import Fault, Invalid, Malformed, TooLarge
 from msgpush.domain.json_text import (
     BOM,
@@ -122,7 +122,8 @@ class _Data(Struct):
 
 
 # A number that no float can hold is one all the same, where nobody asks how much it is.
-_decode = msgspec.json.Decoder(Message, float_hook=float).decode
+_decoder = msgspec.json.Decoder(Message, float_hook=float)
+_decode, _decode_lines = _decoder.decode, _decoder.decode_lines
 _decode_raw = msgspec.json.Decoder(Raw).decode
 _decode_any = msgspec.json.Decoder().decode
 _decode_items = msgspec.json.Decoder(list[Raw]).decode
@@ -155,10 +156,7 @@ def parse(body: bytes) -> Message:
     try:
         check_utf8(body)
         message = _decode(body)
-        if not is_service(message.service):
-            raise Invalid(_wrong("/service", short_repr(message.service)))
-        _check_depth(body)
-        _check_data(message)
+        _check(message)
     except msgspec.ValidationError as error:
         raise _invalid(body, error) from None
     except (msgspec.DecodeError, RecursionError) as error:
@@ -167,6 +165,23 @@ def parse(body: bytes) -> Message:
             return parse(text)
         raise unreadable(body, error) from None
     return message
+
+
+def parse_all(bodies: Sequence[bytes]) -> list[Message] | None:
+    """The messages in several JSON texts, read in one go; None: read each by itself, since at least
+    one has a fault, or a form that is read otherwise.
+    """
+    try:
+        for body in bodies:
+            _decode_raw(body)  # else the end of one and the start of the next could be a third
+        lines = b"\n".join(bodies)
+        check_utf8(lines)
+        messages = _decode_lines(lines)
+        for message in messages:
+            _check(message)
+    except (Malformed, Invalid, msgspec.DecodeError, RecursionError):
+        return None
+    return messages
 
 
 def draft(
@@ -186,22 +201,6 @@ def draft(
     """
     if broadcast and message.target:
         raise Invalid(Fault("/target", "a broadcast goes to all: it has no target"))
-    if (
-        message.target
-        and not message.channels
-        and all(each is None for each in message.target.values())
-    ):
-        # Accepted it would reach nobody: the user whom its publisher meant was missing.
-        detail = (
-            "null names nobody: give a string (has the program an id there at all?), or leave the"
-            " target out"
-        )
-        raise Invalid(
-            *(
-                Fault(pointer_of(["target", key]), detail)
-                for key in islice(message.target, MAX_TARGETS)
-            )
-        )
     channels = route(message.service, message.target, message.channels, broadcast=broadcast)
     given = message.metadata or _NO_METADATA
     ttl = given.ttl or default_ttl
@@ -244,21 +243,26 @@ def data_of(entry: Entry) -> bytes:
     return bytes(_decode_data(entry.body).data)
 
 
-def _check_depth(body: bytes) -> None:
-    # The parser takes fewer levels the more calls there are around it: what is accepted here must
-    # be readable wherever it is delivered from.
-    if body.count(b"{") + body.count(b"[") > DEEP:
-        _decode_raw(b"[" * SPARE_DEPTH + body + b"]" * SPARE_DEPTH)
+def _check(message: Message) -> None:
+    """Raise what is wrong with a message that the decoder has read.
 
-
-def _check_data(message: Message) -> None:
+    Raises:
+        RecursionError: its data is nested too deeply.
+        Invalid: its service or data is wrong.
+    """
+    if not is_service(message.service):
+        raise Invalid(_wrong("/service", short_repr(message.service)))
     text = bytes(message.data)
+    if len(text) > DEEP and text.count(b"{") + text.count(b"[") > DEEP:
+        # The parser takes fewer levels the more calls there are around it: what is accepted here
+        # must be readable wherever it is delivered from.
+        _decode_raw(b"[" * SPARE_DEPTH + text + b"]" * SPARE_DEPTH)
     if text[:1] != b"{":
         if text != b"null":
             raise Invalid(Fault("/data", "it must be a JSON object"))
         text = b"{}"
         message.data = Raw(text)
-    if text.find(10) >= 0 or text.find(13) >= 0:
+    if text.find(b"\n") >= 0 or text.find(b"\r") >= 0:
         # JSON allows line ends between tokens; on the stream they would end the line that carries
         # the message.
         text = msgspec.json.format(text, indent=-1)

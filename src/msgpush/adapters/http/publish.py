@@ -32,7 +32,7 @@ from msgpush.domain.errors import (
 )
 from msgpush.domain.grant import Grant
 from msgpush.domain.json_text import without_bom
-from msgpush.domain.message import ID_RULE, Draft, Message, is_id, parse
+from msgpush.domain.message import ID_RULE, Draft, Message, is_id, parse, parse_all
 from msgpush.domain.ports import Limiter
 from msgpush.domain.quoting import short_repr
 from msgpush.domain.service import Push, Receipt
@@ -41,6 +41,7 @@ MAX_ITEMS = 10_000
 MESSAGES = "messages"  # what a rate's headers call it
 BUDGET = 0.005  # seconds of a batch after which the loop gets its turn
 SLICE = 256  # messages of a batch that are stored before others get their turn
+READ_AT_ONCE = 1024 * 1024  # bytes of them: a few milliseconds
 
 
 class Publish:
@@ -202,14 +203,15 @@ class PublishBatch:
             outcomes = await self._within_rate(self._limiter, grant, outcomes)
         drafts = [each for each in outcomes if isinstance(each, Draft)]
         answers = await self._push.store(drafts) if drafts else []
-        accepted = [
+        new = [
             draft
             for draft, answer in zip(drafts, answers, strict=True)
             if isinstance(answer, Receipt) and not answer.duplicate
         ]
-        self._metrics.sent(accepted)
-        if len(accepted) == len(outcomes):
-            results.extend(each for each in answers if isinstance(each, Receipt))
+        self._metrics.sent(new)
+        receipts = [answer for answer in answers if isinstance(answer, Receipt)]
+        if len(receipts) == len(outcomes):
+            results += receipts
             return
         remaining = zip(drafts, answers, strict=True)
         for outcome in outcomes:
@@ -246,27 +248,35 @@ class PublishBatch:
             self._push.permissions.check(grant)  # since the last ones came
         except MsgpushError as error:
             return [error] * len(items)
+        sizes = [*map(len, items)]
+        if max(sizes) <= self._max_message_bytes and sum(sizes) <= READ_AT_ONCE:
+            messages = parse_all(items)
+            if messages is not None:
+                return [self._draft(message, grant) for message in messages]
         outcomes: list[Draft | MsgpushError] = []
         until = time.monotonic() + BUDGET
         for item in items:
-            outcomes.append(self._draft(item, grant))
+            outcomes.append(self._read(item, grant))
             if time.monotonic() >= until:
                 await asyncio.sleep(0)
                 until = time.monotonic() + BUDGET
         return outcomes
 
-    def _draft(self, item: bytes, grant: Grant) -> Draft | MsgpushError:
+    def _read(self, item: bytes, grant: Grant) -> Draft | MsgpushError:
         try:
             if len(item) > self._max_message_bytes:
                 raise TooLarge("the message", self._max_message_bytes)
-            draft = self._push.draft(parse(item))
+            message = parse(item)
+        except MsgpushError as error:
+            return _kept(error)
+        return self._draft(message, grant)
+
+    def _draft(self, message: Message, grant: Grant) -> Draft | MsgpushError:
+        try:
+            draft = self._push.draft(message)
             grant.check_publish(draft.channels)
         except MsgpushError as error:
-            # A raised error keeps the frames that it came through, and so the body; as a value
-            # among the results it would stay with them, in a circle, until the garbage collector
-            # comes, and that is rarely.
-            error.__context__ = None
-            return error.with_traceback(None)
+            return _kept(error)
         return draft
 
     async def _respond(
@@ -299,6 +309,14 @@ class PublishBatch:
         elif told.status == 429 and self._limiter is not None:
             headers.append((b"retry-after", b"%d" % ceil(1 / self._limiter.rate)))
         await respond(send, told.status, encode(body), b"application/problem+json", headers)
+
+
+def _kept(error: MsgpushError) -> MsgpushError:
+    # A raised error keeps the frames that it came through, and so the body; as a value among the
+    # results it would stay with them, in a circle, until the garbage collector comes, and that is
+    # rarely.
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _parse(body: bytes) -> Message:

@@ -7,7 +7,6 @@ import heapq
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from operator import attrgetter
 
 from msgpush.domain.errors import BusUnavailable, Conflict
 from msgpush.domain.history import Linked, Page, Reason
@@ -66,7 +65,7 @@ class _Tail:
 
 
 def _size(entries: Sequence[Entry]) -> int:
-    return sum(map(len, map(attrgetter("body"), entries)))
+    return sum([len(entry.body) for entry in entries])
 
 
 class MemoryBus:
@@ -183,9 +182,7 @@ class MemoryBus:
             draft.body,
         )
         self._last = position
-        for channel in entry.channels:
-            self._record(channel, entry)
-        self._used += (len(entry.body) + OVERHEAD) * len(entry.channels)
+        self._record(entry)
         if draft.digest is not None:
             key = (draft.service, draft.id)
             self._ids[key] = (draft.digest, position, draft.timestamp)
@@ -195,19 +192,21 @@ class MemoryBus:
         entries.append(entry)
         return Stored(position, draft.timestamp, False)
 
-    def _record(self, channel: str, entry: Entry) -> None:
-        history = self._histories.get(channel)
-        if history is None:
-            history = self._histories[channel] = _History(self._forgotten)
-            self._used += OVERHEAD
-        entries = history.entries
-        if not entries:
-            self._begin(channel, history, entry)
-        entries.append(entry)
-        history.last = entry.position
-        history.expires = max(history.expires, entry.expires)
-        if len(entries) > self._most:
-            self._drop(history, len(entries) - self._history_length, "trimmed")
+    def _record(self, entry: Entry) -> None:
+        for channel in entry.channels:
+            history = self._histories.get(channel)
+            if history is None:
+                history = self._histories[channel] = _History(self._forgotten)
+                self._used += OVERHEAD
+            entries = history.entries
+            if not entries:
+                self._begin(channel, history, entry)
+            entries.append(entry)
+            history.last = entry.position
+            history.expires = max(history.expires, entry.expires)
+            if len(entries) > self._most:
+                self._drop(history, len(entries) - self._history_length, "trimmed")
+        self._used += (len(entry.body) + OVERHEAD) * len(entry.channels)
 
     def _begin(self, channel: str, history: _History, entry: Entry) -> None:
         history.prev = history.last
