@@ -37,6 +37,7 @@ from msgpush.adapters.memory.credentials import MemoryCredentials
 from msgpush.adapters.memory.limiter import MemoryLimiter
 from msgpush.adapters.memory.roster import MemoryRoster
 from msgpush.adapters.metrics import Gauges, Metrics
+from msgpush.adapters.openapi import openapi
 from msgpush.adapters.redis.bus import RedisBus
 from msgpush.adapters.redis.credentials import RedisCredentials
 from msgpush.adapters.redis.limiter import RedisLimiter
@@ -283,7 +284,7 @@ def _routes(
         Route("/health/live", operations.live),
         Route("/health/ready", operations.ready),
         Route("/metrics", operations.metrics),
-        *page_routes(),
+        *page_routes(openapi()),
     ]
 
 

@@ -8,12 +8,50 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from msgpush.adapters.http.callers import has_token
+from msgpush.adapters.http.operation import Json, Operation, content, fields, json_answer
 from msgpush.adapters.http.problems import encode
 from msgpush.adapters.metrics import CONTENT_TYPE, Metrics
 from msgpush.domain.errors import BusUnavailable, Unauthorized
 from msgpush.domain.service import Push
 
 KNOWN_SECONDS = 1.0
+
+
+SCHEMAS: Json = {
+    "Health": fields(status={"const": "ok"}) | {"examples": [{"status": "ok"}]},
+    "Unhealthy": fields(status={"const": "unavailable"}, reason={"type": "string"}),
+    "Details": fields(
+        status={"const": "ok"},
+        bus={"type": "string"},
+        connections={"type": "integer", "description": "Streams that are open here."},
+    ),
+}
+
+
+def _healthy(path: str, id: str, summary: str, schema: str = "Health") -> Operation:
+    answers = {200: json_answer("Yes.", schema), 503: json_answer("No, and why.", "Unhealthy")}
+    return Operation("GET", path, "Operate", id, summary, answers, [405])
+
+
+OPERATIONS = (
+    _healthy("/health", "health", "Whether the service does its work", "Details"),
+    _healthy("/health/live", "live", "Whether the process works"),
+    _healthy("/health/ready", "ready", "Whether new requests should come here"),
+    Operation(
+        "GET",
+        "/metrics",
+        tag="Operate",
+        id="metrics",
+        summary="Metrics",
+        answers={
+            200: {
+                "description": "In Prometheus's text format.",
+                "content": content("text/plain", {"type": "string"}),
+            }
+        },
+        problems=[401, 405],
+    ),
+)
 
 
 class Operations:

@@ -4,10 +4,46 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from msgpush.adapters.http.callers import Authenticator
+from msgpush.adapters.http.operation import (
+    CHANNEL,
+    CURSOR,
+    GUARDED,
+    Operation,
+    json_answer,
+    limit,
+    parameter,
+)
 from msgpush.adapters.http.problems import encode
 from msgpush.adapters.http.requests import Query, path_tail
-from msgpush.domain.channel import check_channel
-from msgpush.domain.service import Push
+from msgpush.domain.channel import NAME_RULE, check_channel
+from msgpush.domain.service import History, Push
+
+OPERATIONS = (
+    Operation(
+        "GET",
+        "/api/v1/channels/{channel}/messages",
+        tag="Receive",
+        id="history",
+        summary="Read a channel's messages without a stream",
+        answers={
+            200: json_answer(
+                "Messages, and the cursor after them. After 4 MiB of messages it ends: the cursor"
+                " continues.",
+                History,
+            )
+        },
+        problems=(*GUARDED, 503),
+        parameters=[
+            parameter("channel", f"The channel: {NAME_RULE}.", "path", pattern=CHANNEL["pattern"]),
+            parameter(
+                "after",
+                "A cursor; without one, from the earliest that is retained.",
+                pattern=CURSOR,
+            ),
+            limit("Messages"),
+        ],
+    ),
+)
 
 
 class Channels:

@@ -10,7 +10,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from msgpush.adapters.http.openapi import openapi
+from msgpush.adapters.http.operation import Json, Operation, content, parameter
 
 _OWN = (
     "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src"
@@ -21,9 +21,35 @@ _OWN = (
 _SWAGGER_UI = f"{_OWN}; img-src 'self' data:"
 
 
-def page_routes() -> list[BaseRoute]:
-    """The routes of the pages."""
-    description = openapi()
+def _described(path: str, id: str, summary: str, media_type: str, schema: Json) -> Operation:
+    answer = {"description": summary, "content": content(media_type, schema)}
+    return Operation("GET", path, "Pages", id, summary, {200: answer}, [405])
+
+
+OPERATIONS = (
+    _described("/", "start", "The start page, with a live stream", "text/html", {"type": "string"}),
+    _described("/docs", "docs", "This description, as a page", "text/html", {"type": "string"}),
+    _described(
+        "/openapi.json", "openapi", "This description", "application/json", {"type": "object"}
+    ),
+    Operation(
+        "GET",
+        "/static/{path}",
+        tag="Pages",
+        id="static",
+        summary="What the pages are made of",
+        answers={
+            200: {"description": "The file.", "content": {"*/*": {}}},
+            304: {"description": "It is as it was."},
+        },
+        problems=[404, 405],
+        parameters=[parameter("path", "The file's path.", "path", examples=["page.css"])],
+    ),
+)
+
+
+def page_routes(description: bytes) -> list[BaseRoute]:
+    """The routes of the pages; `description` is the API's, as JSON."""
     folder = str(resources.files("msgpush.adapters.http") / "static")
 
     async def describe(_: Request) -> Response:

@@ -14,6 +14,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from msgpush.adapters.http.callers import Authenticator
+from msgpush.adapters.http.operation import (
+    CHANNEL,
+    GUARDED,
+    Json,
+    Operation,
+    content,
+    fields,
+    json_answer,
+)
 from msgpush.adapters.http.problems import encode
 from msgpush.adapters.http.requests import body_headers, read_body
 from msgpush.domain.channel import MAX_LISTENED, is_channel, no_channel
@@ -51,6 +60,56 @@ class Revoked(Struct, frozen=True, omit_defaults=True):
     subject: str | None = None
     jti: str | None = None
     issued_before: str | None = None
+
+
+def _only(name: str, schema: Json) -> Json:
+    return fields(**{name: schema}) | {"additionalProperties": False}
+
+
+_TEXT: Json = {"type": "string", "minLength": 1}
+_MOMENT: Json = {
+    "description": "Seconds since 1970, or an RFC 3339 date-time; not in the future.",
+    "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "format": "date-time"}],
+}
+OPERATIONS = (
+    Operation(
+        "POST",
+        "/api/v1/tickets",
+        tag="Receive",
+        id="ticket",
+        summary="Make a ticket, for the `token` parameter of a stream of these channels",
+        answers={201: json_answer("To be used within a minute.", NewTicket)},
+        problems=(*GUARDED, 413, 415, 422, 429, 503),
+        body=content(
+            "application/json",
+            _only(
+                "channels",
+                {"type": "array", "minItems": 1, "maxItems": MAX_LISTENED, "items": CHANNEL},
+            ),
+            example={"channels": ["user:user123"]},
+        ),
+    ),
+    Operation(
+        "POST",
+        "/api/v1/revocations",
+        tag="Operate",
+        id="revoke",
+        summary="Refuse tokens from now on, and end the streams that were opened with them",
+        answers={201: json_answer("They are refused.", Revoked)},
+        problems=(*GUARDED, 413, 415, 422, 503),
+        body=content(
+            "application/json",
+            {
+                "oneOf": [
+                    _only("subject", _TEXT),
+                    _only("jti", _TEXT),
+                    _only("issued_before", _MOMENT),
+                ]
+            },
+            example={"subject": "user123"},
+        ),
+    ),
+)
 
 
 class Access:

@@ -12,6 +12,15 @@ from starlette.types import Receive, Scope, Send
 
 from msgpush.adapters.http.addresses import limited_address, with_port
 from msgpush.adapters.http.callers import Authenticator
+from msgpush.adapters.http.operation import (
+    CHANNEL,
+    CURSOR,
+    Json,
+    Operation,
+    content,
+    parameter,
+    repeatable,
+)
 from msgpush.adapters.http.problems import ProblemResponse, problem
 from msgpush.adapters.http.requests import Query, header, path_tail
 from msgpush.adapters.metrics import Metrics
@@ -19,6 +28,8 @@ from msgpush.adapters.sse.stream import HEADERS, EventStream, EventView, refusal
 from msgpush.domain.channel import (
     BROADCAST,
     MAX_LISTENED,
+    NAME_CHARACTER,
+    NAME_RULE,
     encode_name,
     encoding_advice,
     is_channel,
@@ -42,6 +53,123 @@ CURSORS = ("lastEventId", "lastEventID", "evs_last_event_id", "last_event_id")
 
 # What polyfills add besides: against caches, and to ask for padding that only old browsers need.
 POLYFILLS = re.compile(r"_|[rt]\Z|evs_")
+
+
+STREAM_EXAMPLE = """\
+retry: 2750
+event: msgpush.open
+id: 1lgbdur5w.1753859399000-0
+data: {"connection":"9f2c51b7a0d4e863","channels":["user:user123"],"resumed":false,"heartbeat":30}
+
+event: progress
+data: {"task_id":"task_abc123","progress":65,"stage":"embedding"}
+id: 1lgbdur5w.1753859400123-0
+
+"""
+
+_STREAM = """\
+Server-Sent Events. The types in `events` come as events of that name with the message's `data` \
+alone; all others come without a name, as whole messages. (The event of `error` is named \
+`message.error`.) Besides, there are
+
+- `msgpush.open`: the stream has begun; `id` is a cursor already;
+- `msgpush.heartbeat`: a sign of life, with the cursor now;
+- `msgpush.gap`: `{"channel", "after", "reason"}`: messages are missing \
+(`trimmed`, `expired`, `reset`);
+- `msgpush.close`: `{"reason", "reconnect"}`: the server ends the stream \
+(`drain`, `overload`, `slow`, `expired`, \
+`disconnected`, `revoked`).
+
+Where no more streams can be served, the answer is 200 all the same: `retry`, and \
+`msgpush.close` with `overload`.
+"""
+_RESUME = (
+    "Continue after this cursor. `earliest`: all that is retained; `latest`, or none: from now."
+)
+_RESUME_AGAIN = "As last_event_id, and wins over it: as clients add it on a reconnect."
+_TYPE = "|".join(TYPES)
+_TYPES = f"({_TYPE})(,({_TYPE}))*"
+_PARAMETERS = (
+    parameter("Last-Event-ID", f"{_RESUME} It wins over the query.", "header", pattern=CURSOR),
+    parameter("last_event_id", _RESUME, pattern=CURSOR),
+    parameter("lastEventId", _RESUME_AGAIN, pattern=CURSOR),
+    parameter("lastEventID", _RESUME_AGAIN, pattern=CURSOR),
+    repeatable("channel", "A further channel.", CHANNEL),
+    parameter("types", "Only these types, separated by commas.", pattern=f"^{_TYPES}$"),
+    parameter(
+        "events",
+        "Types that come as events of their name; `*`: all; `none`: none.",
+        pattern=rf"^(\*|none|{_TYPES})$",
+    ),
+    parameter("broadcast", "Whether to listen to broadcasts, too.", type="boolean", default=True),
+    parameter("token", "A token, or a ticket, for who can't send the header Authorization."),
+)
+
+
+def _described(path: str, id: str, summary: str, names: str, pattern: str) -> list[Operation]:
+    """GET and HEAD of one kind of stream; `names`: what stands at the end of its path."""
+    name = path.rpartition("{")[2].removesuffix("}")
+    parameters = [parameter(name, names, "path", pattern=pattern), *_PARAMETERS]
+    headers = {
+        name: {"schema": {"const": value}}
+        for name, value in (
+            ("Cache-Control", "no-store, no-transform"),
+            ("X-Accel-Buffering", "no"),
+        )
+    }
+    events = content("text/event-stream", {"type": "string"}, example=STREAM_EXAMPLE)
+    got: Json = {"description": _STREAM, "headers": headers, "content": events}
+    head: Json = {
+        "description": "There is such a stream.",
+        "headers": headers,
+        "content": {"text/event-stream": {}},
+    }
+    over = {"description": "The cursor is terminal: this client was told never to come back."}
+    return [
+        Operation(
+            "GET",
+            path,
+            tag="Receive",
+            id=id,
+            summary=summary,
+            answers={200: got, 204: over},
+            parameters=parameters,
+        ),
+        Operation(
+            "HEAD",
+            path,
+            tag="Receive",
+            id=f"{id}Head",
+            summary=f"{summary}: only the headers",
+            answers={200: head, 204: over},
+            parameters=parameters,
+        ),
+    ]
+
+
+OPERATIONS = (
+    *_described(
+        "/sse/stream/{channel}",
+        "stream",
+        "Listen to channels",
+        f"A channel, or several, separated by commas. Each: {NAME_RULE}.",
+        f"^{NAME_CHARACTER}{{1,200}}(,{NAME_CHARACTER}{{1,200}})*$",
+    ),
+    *_described(
+        "/sse/user/{user_id}",
+        "userStream",
+        "Listen to a user's channel",
+        "The user.",
+        f"^{NAME_CHARACTER}{{1,195}}$",
+    ),
+    *_described(
+        "/sse/service/{service_name}",
+        "serviceStream",
+        "Listen to all messages of a service",
+        "The publishing service.",
+        f"^{NAME_CHARACTER}{{1,192}}$",
+    ),
+)
 
 
 class Streams:
