@@ -13,12 +13,11 @@ from msgpush.adapters.http.operation import (
     parameter,
     repeatable,
 )
-from msgpush.adapters.http.problems import NotFound, encode
+from msgpush.adapters.http.problems import NotFound
 from msgpush.adapters.http.requests import Query
+from msgpush.adapters.http.responses import json_response
 from msgpush.domain.ports import ConnectionFilter, ConnectionState, ConnectionStats, Roster
 from msgpush.domain.quoting import short_repr
-
-NO_STORE = {"Cache-Control": "no-store"}
 
 
 class ConnectionList(Struct):
@@ -88,18 +87,12 @@ class Connections:
         query.done()
         await self._check(request)
         found, following = await self._roster.connections(wanted, limit, after)
-        return Response(
-            encode(ConnectionList(found, following)),
-            media_type="application/json",
-            headers=NO_STORE,
-        )
+        return json_response(ConnectionList(found, following))
 
     async def stats(self, request: Request) -> Response:
         Query(request.scope).done()
         await self._check(request)
-        return Response(
-            encode(await self._roster.stats()), media_type="application/json", headers=NO_STORE
-        )
+        return json_response(await self._roster.stats())
 
     async def close(self, request: Request) -> Response:
         query = Query(request.scope)

@@ -2,19 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from msgpush.adapters.http.callers import has_token
 from msgpush.adapters.http.operation import Json, Operation, content, fields, json_answer
-from msgpush.adapters.http.problems import encode
+from msgpush.adapters.http.responses import json_response
 from msgpush.adapters.metrics import CONTENT_TYPE, Metrics
 from msgpush.domain.errors import BusUnavailable, Unauthorized
 from msgpush.domain.service import Push
 
 KNOWN_SECONDS = 1.0
+_OK = {"status": "ok"}
 
 
 SCHEMAS: Json = {
@@ -76,15 +76,11 @@ class Operations:
             "bus": type(self._push.bus).__name__.removesuffix("Bus").lower(),
             "connections": len(self._push.hub.connections),
         }
-        return _json(200, details)
+        return json_response(details)
 
     async def live(self, _: Request) -> Response:
         """Whether the process works; where it doesn't, only a restart helps."""
-        return (
-            _json(200, {"status": "ok"})
-            if self._push.alive
-            else _unavailable("delivery has stopped")
-        )
+        return json_response(_OK) if self._push.alive else _unavailable("delivery has stopped")
 
     async def ready(self, _: Request) -> Response:
         """Whether new requests should come here."""
@@ -94,7 +90,7 @@ class Operations:
             return _unavailable("delivery has stopped")
         if not self._push.ready:
             return _unavailable(await self._trouble() or "nothing was published yet")
-        return _json(200, {"status": "ok"})
+        return json_response(_OK)
 
     async def metrics(self, request: Request) -> Response:
         """The metrics, in Prometheus's text format."""
@@ -122,9 +118,5 @@ class Operations:
         return None
 
 
-def _json(status: int, content: Mapping[str, object]) -> Response:
-    return Response(encode(content), status, {"Cache-Control": "no-store"}, "application/json")
-
-
 def _unavailable(reason: str) -> Response:
-    return _json(503, {"status": "unavailable", "reason": reason})
+    return json_response({"status": "unavailable", "reason": reason}, 503)

@@ -13,8 +13,8 @@ from msgpush.adapters.http.operation import (
     limit,
     parameter,
 )
-from msgpush.adapters.http.problems import encode
 from msgpush.adapters.http.requests import Query, path_tail
+from msgpush.adapters.http.responses import json_response
 from msgpush.domain.channel import NAME_RULE, check_channel
 from msgpush.domain.service import History, Push
 
@@ -61,7 +61,4 @@ class Channels:
         query.done()
         grant = await self._auth.authenticate(request.scope)
         grant.check_listen([channel])
-        history = await self._push.history(channel, after, limit)
-        return Response(
-            encode(history), media_type="application/json", headers={"Cache-Control": "no-store"}
-        )
+        return json_response(await self._push.history(channel, after, limit))

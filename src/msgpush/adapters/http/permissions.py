@@ -23,8 +23,8 @@ from msgpush.adapters.http.operation import (
     fields,
     json_answer,
 )
-from msgpush.adapters.http.problems import encode
 from msgpush.adapters.http.requests import body_headers, read_body
+from msgpush.adapters.http.responses import json_response
 from msgpush.domain.channel import MAX_LISTENED, is_channel, no_channel
 from msgpush.domain.credentials import Revocation
 from msgpush.domain.errors import Fault, Invalid, RateExceeded
@@ -35,7 +35,6 @@ from msgpush.domain.ports import Limiter
 from msgpush.domain.quoting import short_repr
 
 MAX_BYTES = 16 * 1024
-NO_STORE = {"Cache-Control": "no-store"}
 
 # A number that no float can hold is one all the same.
 _decode = msgspec.json.Decoder(float_hook=float).decode
@@ -144,7 +143,7 @@ class Access:
         if not allowance.granted:
             raise RateExceeded("tickets", allowance)
         ticket, expires = await self._permissions.new_ticket(grant, channels)
-        return _created(NewTicket(ticket, _moment(expires)))
+        return json_response(NewTicket(ticket, _moment(expires)), 201)
 
     async def revoke(self, request: Request) -> Response:
         grant = await self._auth.authenticate(request.scope)
@@ -155,9 +154,8 @@ class Access:
         what = {revocation.kind: revocation.value or _moment(revocation.at)}
         by = "an admin" if grant.subject is None else short_repr(grant.subject)
         log.info("tokens are revoked by %s: %s", by, _meant(revocation))
-        return _created(
-            Revoked(_moment(revocation.at), _moment(revocation.at + self._max_lifetime), **what)
-        )
+        until = _moment(revocation.at + self._max_lifetime)
+        return json_response(Revoked(_moment(revocation.at), until, **what), 201)
 
     def _revocation(self, given: dict[str, Any]) -> Revocation:
         now = self._clock()
@@ -255,10 +253,6 @@ def _seconds(value: object) -> float:
             f"{short_repr(value)} is not allowed: seconds since 1970, or an RFC 3339 date-time",
         )
     )
-
-
-def _created(content: NewTicket | Revoked) -> Response:
-    return Response(encode(content), 201, NO_STORE, "application/json")
 
 
 def _moment(seconds: float) -> str:
