@@ -21,14 +21,14 @@ from msgpush.adapters.auth.keys import FetchedKeys, Keys, public_key, secret_key
 from msgpush.adapters.auth.tokens import Tokens
 from msgpush.adapters.http.addresses import ProxyHeaders
 from msgpush.adapters.http.callers import Authenticator
-from msgpush.adapters.http.connections import Connections
+from msgpush.adapters.http.connections import ConnectionsApi
 from msgpush.adapters.http.cors import Cors, CorsRules
-from msgpush.adapters.http.health import Operations
-from msgpush.adapters.http.history import Channels
+from msgpush.adapters.http.health import HealthApi
+from msgpush.adapters.http.history import HistoryApi
 from msgpush.adapters.http.local_only import LocalOnly
 from msgpush.adapters.http.origins import Origins
 from msgpush.adapters.http.pages import page_routes
-from msgpush.adapters.http.permissions import Access
+from msgpush.adapters.http.permissions import PermissionsApi
 from msgpush.adapters.http.problems import on_client_gone, on_crash, on_error, on_http_exception
 from msgpush.adapters.http.publish import Publish, PublishBatch
 from msgpush.adapters.http.requests import ClientGone
@@ -94,11 +94,11 @@ def create_app(settings: Settings) -> Starlette:
     )
     auth: Authenticator = OpenAuthenticator()
     if settings.mode == "tokens":
-        fetched = fetched_keys_of(settings)
+        fetched = fetched_keys(settings)
         if fetched is not None:
             resources.append(fetched)
         auth = TokenAuthenticator(
-            tokens_of(settings, keys_of(settings, fetched)), push.permissions, rules.origins
+            token_reader(settings, token_keys(settings, fetched)), push.permissions, rules.origins
         )
     metrics = Metrics()
     push.hub.on_delivered = metrics.delivered
@@ -132,7 +132,7 @@ def create_app(settings: Settings) -> Starlette:
     return app
 
 
-def fetched_keys_of(settings: Settings) -> FetchedKeys | None:
+def fetched_keys(settings: Settings) -> FetchedKeys | None:
     """The keys that are fetched as these settings say; None: there are others, or none."""
     if settings.jwks_url:
         return FetchedKeys(settings.jwks_url)
@@ -142,7 +142,7 @@ def fetched_keys_of(settings: Settings) -> FetchedKeys | None:
     return None
 
 
-def keys_of(settings: Settings, fetched: FetchedKeys | None) -> Keys:
+def token_keys(settings: Settings, fetched: FetchedKeys | None) -> Keys:
     """The keys that these settings name, and those that are fetched."""
     fixed = []
     if settings.jwt_secret:
@@ -152,7 +152,7 @@ def keys_of(settings: Settings, fetched: FetchedKeys | None) -> Keys:
     return Keys(fixed, fetched)
 
 
-def tokens_of(settings: Settings, keys: Keys) -> Tokens:
+def token_reader(settings: Settings, keys: Keys) -> Tokens:
     """What reads tokens as these settings say."""
     return Tokens(
         keys,
@@ -238,10 +238,10 @@ def _routes(
     metrics: Metrics,
 ) -> list[BaseRoute]:
     one = settings.max_message_bytes
-    channels = Channels(push, auth)
-    connections = Connections(roster, auth)
-    operations = Operations(push, metrics, metrics_token=settings.metrics_token)
-    access = Access(
+    history = HistoryApi(push, auth)
+    connections = ConnectionsApi(roster, auth)
+    health = HealthApi(push, metrics, metrics_token=settings.metrics_token)
+    permissions = PermissionsApi(
         push.permissions,
         auth,
         MemoryLimiter(TICKETS_PER_SECOND, TICKETS_AT_ONCE),
@@ -274,16 +274,16 @@ def _routes(
         Route("/sse/stream/{channel:rest}", streams("stream")),
         Route("/sse/user/{user_id:rest}", streams("user")),
         Route("/sse/service/{service_name:rest}", streams("service")),
-        Route(f"{api}/channels/{{channel:rest}}/messages", channels.messages),
+        Route(f"{api}/channels/{{channel:rest}}/messages", history.messages),
         Route(f"{api}/connections", connections.list),
         Route(f"{api}/connections/stats", connections.stats),
         Route(f"{api}/connections/{{id}}", connections.close, methods=["DELETE"]),
-        Route(f"{api}/tickets", access.ticket, methods=["POST"]),
-        Route(f"{api}/revocations", access.revoke, methods=["POST"]),
-        Route("/health", operations.health),
-        Route("/health/live", operations.live),
-        Route("/health/ready", operations.ready),
-        Route("/metrics", operations.metrics),
+        Route(f"{api}/tickets", permissions.ticket, methods=["POST"]),
+        Route(f"{api}/revocations", permissions.revoke, methods=["POST"]),
+        Route("/health", health.health),
+        Route("/health/live", health.live),
+        Route("/health/ready", health.ready),
+        Route("/metrics", health.metrics),
         *page_routes(openapi()),
     ]
 

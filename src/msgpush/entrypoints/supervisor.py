@@ -126,7 +126,7 @@ class Worker:
             return False
 
 
-class Backoff:
+class RestartDelay:
     """How long to wait before a worker is started anew."""
 
     def __init__(self) -> None:
@@ -210,7 +210,7 @@ class Supervisor:
         return self._status
 
     async def _keep(self, post: Post) -> None:
-        backoff = Backoff()
+        delay = RestartDelay()
         while not self._stopping.is_set():
             began = time.monotonic()
             status = await self._work(post)
@@ -224,7 +224,7 @@ class Supervisor:
                     self._status = status
                     self._stop(signal.SIGTERM)
                     return
-            wait = backoff.after(time.monotonic() - began)
+            wait = delay.after(time.monotonic() - began)
             log.warning(
                 "a worker has ended",
                 worker=post.number,

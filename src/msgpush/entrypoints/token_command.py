@@ -22,7 +22,7 @@ from msgpush.domain.errors import BusUnavailable, KeysUnavailable, Unauthorized
 from msgpush.domain.grant import Grant
 from msgpush.domain.message import format_ms
 from msgpush.domain.quoting import short_repr
-from msgpush.entrypoints.app import fetched_keys_of, keys_of, tokens_of
+from msgpush.entrypoints.app import fetched_keys, token_keys, token_reader
 from msgpush.entrypoints.output import complain
 from msgpush.entrypoints.settings import Settings, SettingsError
 
@@ -116,7 +116,7 @@ def _seconds(text: str) -> int:
 def _issue(asked: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if asked.key is None:
         settings = Settings.from_environ(environ)
-        key = _secret_of(settings)
+        key = _secret(settings)
     else:
         try:
             key = private_key(asked.key.read_text())
@@ -143,7 +143,7 @@ def _issue(asked: argparse.Namespace, environ: Mapping[str, str]) -> int:
     token = jws.serialize_compact(header, payload, key.key, registry=registry_for({key.algorithm}))
     try:
         # What the service wouldn't accept isn't worth printing.
-        asyncio.run(tokens_of(settings, Keys([key.verifying])).read(token))
+        asyncio.run(token_reader(settings, Keys([key.verifying])).read(token))
     except Unauthorized as error:
         complain(f"msgpush: the service would refuse it: {error}")
         return 2
@@ -151,7 +151,7 @@ def _issue(asked: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def _secret_of(settings: Settings) -> SigningKey:
+def _secret(settings: Settings) -> SigningKey:
     if settings.jwt_secret is None:
         raise SettingsError(
             "JWT_SECRET",
@@ -166,11 +166,11 @@ async def _inspect(token: str, settings: Settings) -> int:
         raise SettingsError("JWT_SECRET", NO_KEY)
     _show_unverified(token)
     async with AsyncExitStack() as opened:
-        fetched = fetched_keys_of(settings)
+        fetched = fetched_keys(settings)
         if fetched is not None:
             await opened.enter_async_context(fetched)
         try:
-            grant = await tokens_of(settings, keys_of(settings, fetched)).read(token)
+            grant = await token_reader(settings, token_keys(settings, fetched)).read(token)
             await _check_revocations(grant, settings)
         except KeysUnavailable as error:
             why = f": {fetched.setting}: {fetched.problem}" if fetched and fetched.problem else ""

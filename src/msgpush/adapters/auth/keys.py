@@ -119,7 +119,7 @@ def _of_pem(pem: str, none: str) -> tuple[Asymmetric, Sequence[str]]:
     for kind in (RSAKey, ECKey, OKPKey):
         if (key := _imported(kind, pem)) is not None:
             try:
-                return key, _algorithms_of(key)
+                return key, _algorithms(key)
             except ValueError as error:
                 raise ValueError(f"it {error}") from None
     raise ValueError(none)
@@ -216,7 +216,7 @@ def _jwk(given: dict[str, Any], id: str | None) -> VerifyingKey:
     )
     if key is None:
         raise ValueError(f"can't be read: its {' and '.join(members)} make no {kty} key")
-    algorithms = _algorithms_of(key)
+    algorithms = _algorithms(key)
     named = [name for name in algorithms if name == alg]
     if named and kty != "OKP":
         algorithms = named
@@ -261,7 +261,7 @@ def _imported(kind: type[Asymmetric], given: str | dict[str, Any]) -> Asymmetric
             return None
 
 
-def _algorithms_of(key: Asymmetric) -> Sequence[str]:
+def _algorithms(key: Asymmetric) -> Sequence[str]:
     """What a key may be used with. Raises ValueError: nothing; its text continues "it"."""
     if isinstance(key, RSAKey):
         size = key.public_key.key_size

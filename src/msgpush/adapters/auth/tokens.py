@@ -26,7 +26,7 @@ CACHED = 4_096  # tokens whose signature is known to be right
 FOREVER = 253_402_300_800  # the year 10000, in seconds since 1970
 
 
-class Permissions(Struct, forbid_unknown_fields=True):
+class MsgpushClaim(Struct, forbid_unknown_fields=True):
     """The claim `msgpush`. A misspelt permission must not be one that is silently missing."""
 
     subscribe: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class Claims(Struct):
     iss: Any = None
     aud: str | tuple[str, ...] | None = None
     jti: str | None = None
-    msgpush: Permissions | UnsetType = UNSET
+    msgpush: MsgpushClaim | UnsetType = UNSET
 
 
 _claims = msgspec.json.Decoder(Claims).decode
@@ -179,7 +179,7 @@ class Tokens:
             ) from None
         self._check(claims)
         self._check_audience(claims, payload)
-        given = claims.msgpush or Permissions()
+        given = claims.msgpush or MsgpushClaim()
         for name in ("subscribe", "publish"):
             for pattern in getattr(given, name):
                 if not is_pattern(pattern):

@@ -71,7 +71,7 @@ OPERATIONS = (
 )
 
 
-class Connections:
+class ConnectionsApi:
     """The operator's view of the live connections."""
 
     def __init__(self, roster: Roster, auth: Authenticator) -> None:

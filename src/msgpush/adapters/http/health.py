@@ -54,7 +54,7 @@ OPERATIONS = (
 )
 
 
-class Operations:
+class HealthApi:
     """The service's state of health.
 
     Args:

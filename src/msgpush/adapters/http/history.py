@@ -46,7 +46,7 @@ OPERATIONS = (
 )
 
 
-class Channels:
+class HistoryApi:
     """What is retained of a channel."""
 
     def __init__(self, push: Push, auth: Authenticator) -> None:

@@ -111,7 +111,7 @@ OPERATIONS = (
 )
 
 
-class Access:
+class PermissionsApi:
     """Tickets, and revocations.
 
     Args:
