@@ -1,5 +1,4 @@
-"""`python -m bench`: measure the service, and in the same run the floors that its figures are read
-against.
+"""`python -m bench`: measure the service, and the floors that its figures are read against.
 
 The server under test has one core, the load client the other. Exits with 1 when a message was lost,
 came twice or was refused: then the figures mean nothing. No speed is asserted."""
@@ -40,7 +39,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much to measure."""
+    """The extent of the measurements."""
 
     only: frozenset[str]
     seconds: float
@@ -102,9 +101,7 @@ class Bench:
         self._cursor = "k3Jd9s.1753859400123-12"
 
     def run(self) -> None:
-        """Measure everything planned; a measurement that fails becomes a fault, and the others go
-        on.
-        """
+        """Measure everything planned; one that fails becomes a fault, and the others go on."""
         parts: list[tuple[str, Callable[[], None]]] = [
             ("a", self._fanout),
             ("bc", self._burst),
@@ -126,6 +123,7 @@ class Bench:
                 self.report.faults.append(f"{name}: {error}")
 
     def _fanout(self) -> None:
+        """Measure deliveries to many streams on one channel."""
         count, connections = self.plan.streams, self.plan.connections
         say(f"a: {count:,} streams on one channel, {connections} publishers flat out")
         with self._service(count) as service:
@@ -144,6 +142,7 @@ class Bench:
                 )
 
     def _burst(self) -> None:
+        """Measure one message at a time to many streams, and what an idle one takes."""
         count, rounds = self.plan.idle_streams, self.plan.rounds if "b" in self.plan.only else 0
         say(f"b, c: {count:,} streams, one message at a time to all of them")
         with self._service(count) as service:
@@ -187,6 +186,7 @@ class Bench:
         self._check("e", 0, 0, ours.refused, ours.refusal)
 
     def _over_redis(self) -> None:
+        """Measure publishes over Redis, and an instance that has no readers."""
         connections, batch, seconds = self.plan.connections, self.plan.batch, self.plan.seconds
         say("f, g, h, i: over Redis, which shares the load client's core")
         with redis_process(free_port()) as redis:
@@ -226,6 +226,7 @@ class Bench:
             self._check(name, result.missing, result.surplus)
 
     def _bystander(self, port: int, redis: str) -> None:
+        """Measure what messages cost an instance that has no readers."""
         # It shares the core of the one that is published at: what it is charged for is what counts.
         with self._service(16, redis) as other:
             before = cpu_seconds(other.pid)
@@ -251,6 +252,7 @@ class Bench:
         self._figure("   an id that a publisher chose, for 10 minutes", costs.id)
 
     def _resume(self) -> None:
+        """Measure streams that come back to an instance that has just begun."""
         count, each = self.plan.idle_streams, self.plan.missed
         say(f"l: {count:,} streams come back to an instance that has just begun, over Redis")
         with redis_process(free_port()) as redis:
@@ -344,9 +346,9 @@ class Bench:
 def serving(
     command: list[str], port: int, cores: set[int], settings: dict[str, str] | None = None
 ) -> Iterator[Server]:
-    """A server process, on these cores, that answers; ended on leaving. Its settings are these
-    alone.
-    """
+    """A server process, on these cores, that answers; ended on leaving.
+
+    Its settings are these alone."""
     environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ} | (
         settings or {}
     )
@@ -371,7 +373,7 @@ def serving(
 
 
 def answers(process: subprocess.Popen[bytes], port: int) -> bool:
-    """Whether the process answers on its port within the time that a start may take."""
+    """Tell whether the process answers on its port within the time that a start may take."""
     deadline = time.monotonic() + _START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         try:
@@ -413,7 +415,7 @@ def open_files() -> int:
 
 
 def machine() -> dict[str, str]:
-    """What the figures were measured on."""
+    """The machine that the figures were measured on."""
     models = [
         line.split(":", 1)[1].strip()
         for line in _lines("/proc/cpuinfo")
@@ -525,7 +527,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def planned(options: argparse.Namespace, files: int) -> Plan:
-    """What the options ask for, as far as the open files go."""
+    """The plan that the options ask for, as far as the open files go."""
     most = max(1, files - _SPARE_FILES)
     streams, idle, rounds, seconds = (
         (200, 1_000, 5, 1.0) if options.quick else (1_000, 10_000, 20, 5.0)

@@ -45,7 +45,7 @@ class Spoiled(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Fanout:
-    """What many streams on one channel received while publishers went flat out."""
+    """The deliveries to many streams on one channel, while publishers went flat out."""
 
     deliveries_per_second: float
     accepted: int
@@ -63,9 +63,9 @@ class Fanout:
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """What one message at a time took to reach all of many streams; latencies in ms, over all
-    streams and rounds.
-    """
+    """The time that a message took to reach all of many streams.
+
+    Latencies in ms, over all streams and rounds."""
 
     streams: int
     rounds: int
@@ -82,9 +82,7 @@ class Burst:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What publishers got accepted, flat out, and what of that didn't reach the streams that were
-    open.
-    """
+    """The messages that were accepted, flat out, and those that didn't reach the open streams."""
 
     messages_per_second: float
     accepted: int
@@ -97,7 +95,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """What it took until streams that came back had all that was published while they were away."""
+    """The time until streams that came back had all that was published while they were away."""
 
     seconds: float
     streams: int
@@ -210,9 +208,7 @@ class Streams:
         return found
 
     def _joined(self, fd: int, size: int) -> int:
-        """The number of marks (0 or 1) that the end of the last read and the start of this one make
-        together.
-        """
+        """The marks (0 or 1) that the end of the last read and this one's start make together."""
         before = self._cut.pop(fd, b"")
         if self._buffer[size - 1] != _NEWLINE:
             tail = bytes(self._buffer[max(0, size - _EDGE) : size])
@@ -261,7 +257,7 @@ class Publishers:
             raise Spoiled("a request did not fit an empty socket")
 
     def read(self, fd: int) -> int | None:
-        """How many messages the answer accepts (0: refused); None while it isn't whole."""
+        """The messages that the answer accepts (0: refused), or None while it isn't whole."""
         try:
             received = self._sockets[fd].recv(_ANSWER)
         except BlockingIOError:
@@ -295,9 +291,7 @@ class Publishers:
 
 
 class _Window:
-    """What happened between the end of the warm-up and the end of the time: a rate, and the
-    client's own load.
-    """
+    """The time between the warm-up and the end: its rate, and the client's own load."""
 
     def __init__(self, seconds: float, count: Callable[[], int]) -> None:
         self._count = count
@@ -308,7 +302,7 @@ class _Window:
         self.busy = 0.0
 
     def running(self) -> bool:
-        """Whether there is time left; call it often."""
+        """True while there is time left; call it often."""
         now = time.monotonic()
         if self._from is None:
             if now >= self._opens:
@@ -374,9 +368,9 @@ class _Flood:
 
 
 def fanout(port: int, count: int, connections: int, seconds: float) -> Fanout:
-    """Publish flat out to streams on one channel; then every accepted message must have reached
-    every stream, once.
-    """
+    """Publish flat out to streams on one channel.
+
+    Then every accepted message must have reached every stream, once."""
     with select.epoll() as readable, select.epoll() as answered:
         streams = Streams(readable, port)
         streams.open(count)
@@ -429,7 +423,7 @@ def _read_for(poll: select.epoll, streams: Streams, seconds: float) -> None:
 
 
 def _difference(streams: Streams, promised: int) -> tuple[int, int]:
-    """How many deliveries are missing, and how many too many."""
+    """The numbers of deliveries that are missing, and that are too many."""
     counts = streams.received.values()
     return sum(max(0, promised - n) for n in counts), sum(max(0, n - promised) for n in counts)
 
@@ -447,9 +441,7 @@ def _at(share: float, ordered: list[int]) -> float:
 
 
 def burst(port: int, count: int, rounds: int, server: int, pause: float = 0.1) -> Burst:
-    """Open idle streams, see what they cost the server in memory, then send one message at a time
-    to all of them.
-    """
+    """Open idle streams, see what memory they cost, then send them one message at a time."""
     with select.epoll() as poll:
         streams = Streams(poll, port)
         publishers = Publishers(poll, port, "/api/v1/messages/send", 1, len(message(0)))
@@ -495,9 +487,9 @@ def _round(
     publisher: int,
     latencies: list[int],
 ) -> int:
-    """Publish one message, and read until everyone has it. The message carries its time of
-    departure.
-    """
+    """Publish one message, and read until everyone has it.
+
+    The message carries its time of departure."""
     expected, reached, answered = len(streams.received), 0, False
     departure = time.monotonic_ns()
     publishers.send(publisher, message(departure))
@@ -614,9 +606,9 @@ def _filling(start: int, n: int) -> bytes:
 
 
 def resume(port: int, cursor: str, count: int, each: int, live_rate: float) -> Resumed:
-    """Open streams that all continue after one cursor, while others publish; until each has all
-    that is its own.
-    """
+    """Open streams that all continue after one cursor, while others publish.
+
+    Until each has all that is its own."""
     with select.epoll() as poll, select.epoll() as answered:
         streams = Streams(poll, port)
         body = message(0, _channel(0))

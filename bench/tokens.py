@@ -1,4 +1,4 @@
-"""What it costs to find out whose a token is: the first time, and again."""
+"""The cost of finding out whose a token is: the first time, and again."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ class TokenCost(NamedTuple):
 
 
 def token_costs() -> list[TokenCost]:
-    """What tokens cost by each algorithm, in this process."""
+    """The costs of tokens by each algorithm, in this process."""
     costs = [_cost("HS256", OctKey.import_key(_SECRET.encode()), Keys([secret_key(_SECRET)]))]
     for key in (
         RSAKey.generate_key(2048),

@@ -153,7 +153,7 @@ def token_keys(settings: Settings, fetched: FetchedKeys | None) -> Keys:
 
 
 def token_reader(settings: Settings, keys: Keys) -> Tokens:
-    """What reads tokens as these settings say."""
+    """A reader of tokens, as these settings say."""
     return Tokens(
         keys,
         issuer=settings.jwt_issuer,
@@ -237,6 +237,7 @@ def _routes(
     limiter: Limiter | None,
     metrics: Metrics,
 ) -> list[BaseRoute]:
+    """Every path of the service, and its handler."""
     one = settings.max_message_bytes
     history = HistoryApi(push, auth)
     connections = ConnectionsApi(roster, auth)
@@ -301,9 +302,9 @@ def _under(prefix: str, routes: list[BaseRoute]) -> list[BaseRoute]:
 
 
 class _Under(Mount):
-    """A mount that leaves to others what it has no route for: our own paths may begin with its
-    prefix.
-    """
+    """A mount that leaves to others what it has no route for.
+
+    Our own paths may begin with its prefix."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child = super().matches(scope)

@@ -31,8 +31,9 @@ Mode = Literal["open", "local", "tokens"]
 
 
 class SettingsError(MsgpushError):
-    """A setting stops the start. Its text is one line: the setting, its value unless secret, and
-    what is allowed.
+    """A setting stops the start.
+
+    Its text is one line: the setting, its value unless secret, and what is allowed.
 
     Args:
         name: the setting as it was given, as a variable or as a flag.
@@ -44,9 +45,9 @@ class SettingsError(MsgpushError):
 
 
 class Settings(SettingsTable, frozen=True, kw_only=True):
-    """What the service was told. `from_environ` checks each value; `check` and `mode`, what they
-    ask for together.
-    """
+    """The settings that the service was given.
+
+    `from_environ` checks each value; `check` and `mode`, what they ask for together."""
 
     @classmethod
     def from_environ(
@@ -106,11 +107,12 @@ class Settings(SettingsTable, frozen=True, kw_only=True):
 
     @property
     def mode(self) -> Mode:
-        """Who is served: "tokens", who has one; "open", everybody; "local", this machine alone.
+        """The mode: "tokens", for who has one; "open", for all; "local", for this machine alone.
 
         Raises:
             SettingsError: what `check` refuses; so settings that nobody has checked never open a
-                service."""
+                service.
+        """
         self.check()
         if self.enable_auth is False:
             return "open"
@@ -118,19 +120,19 @@ class Settings(SettingsTable, frozen=True, kw_only=True):
 
     @property
     def has_key(self) -> bool:
-        """Whether there is something to verify tokens with."""
+        """True if there is something to verify tokens with."""
         return any(getattr(self, name) for name in KEYS)
 
     @property
     def discovers_keys(self) -> bool:
-        """Whether JWT_ISSUER alone says where the keys are."""
+        """True if JWT_ISSUER alone says where the keys are."""
         return bool(self.jwt_issuer) and not any(
             (self.jwt_secret, self.jwt_public_key, self.jwks_url)
         )
 
     @property
     def first_audience(self) -> str | None:
-        """Whom tokens are issued for."""
+        """The audience that tokens are issued for."""
         return self.jwt_audience[0] if isinstance(self.jwt_audience, tuple) else self.jwt_audience
 
     @property
@@ -175,8 +177,9 @@ class Settings(SettingsTable, frozen=True, kw_only=True):
             )
 
     def check_files(self) -> None:
-        """Refuse a `REDIS_URL` that names files which can't be read: no connection would ever be
-        made.
+        """Refuse a `REDIS_URL` that names files which can't be read.
+
+        No connection would ever be made.
 
         Raises:
             SettingsError: the first of them.
@@ -210,9 +213,7 @@ UNPROTECTED = (
 
 
 def help_text() -> str:
-    """What `msgpush serve --help` prints: every setting, what it does, what is allowed, its
-    default.
-    """
+    """The text of `msgpush serve --help`: every setting with all that the table says of it."""
     usage = (
         "usage: msgpush serve [--setting value]...",
         "",
@@ -237,6 +238,7 @@ def help_text() -> str:
 
 
 def _help(name: str, setting: Setting) -> str:
+    """One setting, as `--help` shows it."""
     default = DEFAULTS[name]
     text = (
         f"{setting.help}{f' Default: {default}.' if default else ''} Allowed:"
@@ -341,7 +343,7 @@ def _quoted(path: str) -> str:
 
 
 def _unreadable(path: str) -> str | None:
-    """Why a file can't be read; None: it can."""
+    """The reason why a file can't be read; None: it can."""
     try:
         with open(path, "rb"):
             return None
@@ -352,9 +354,7 @@ def _unreadable(path: str) -> str | None:
 
 
 def _is_service_link(name: str, given: Given) -> bool:
-    """Whether this is what Kubernetes sets in each pod, for a Service that happens to have a
-    setting's name.
-    """
+    """True if Kubernetes has set this, for a Service that happens to have a setting's name."""
     is_variable = given.label == name.upper()
     return is_variable and name.endswith("_port") and SERVICE_LINK.fullmatch(given.text) is not None
 

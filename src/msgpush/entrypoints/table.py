@@ -61,8 +61,9 @@ def _may_hold_password(url: str) -> bool:
 
 
 class When(Struct, frozen=True):
-    """When a setting is used. Otherwise it isn't even read: what others have set it to stops no
-    start.
+    """The condition under which a setting is used.
+
+    Otherwise it isn't even read: what others have set it to stops no start.
 
     Args:
         met: whether it is used, by the values of the settings that stand before it in the table and
@@ -109,7 +110,7 @@ REVOCATIONS = When(
 
 
 class Setting(Struct, frozen=True):
-    """What the table says of a setting, beyond its name, type and default.
+    """A setting's entry in the table, besides its name, type and default.
 
     Args:
         secret: whether this value must not be shown. Where some may not, the setting can come from

@@ -31,9 +31,7 @@ NO_KEY = "has no value: set it, or JWT_PUBLIC_KEY, JWKS_URL or JWT_ISSUER, to wh
 
 
 def token_command(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Run `msgpush token ...`; returns the exit status: 0 done or accepted, 1 refused, 2 asked
-    wrongly.
-    """
+    """Run `msgpush token ...`; returns the exit status: 0 good, 1 refused, 2 asked wrongly."""
     asked = _parser().parse_args(argv)
     environ = {**environ, "SERVICE_HOST": "127.0.0.1", "ENABLE_AUTH": ""}
     try:
@@ -54,6 +52,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    """The parser of what the command is asked for."""
     parser = _Parser(
         "msgpush token",
         description=(
@@ -114,6 +113,7 @@ def _seconds(text: str) -> int:
 
 
 def _issue(asked: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Print a new token; returns the exit status."""
     if asked.key is None:
         settings = Settings.from_environ(environ)
         key = _secret(settings)
@@ -162,6 +162,7 @@ def _secret(settings: Settings) -> SigningKey:
 
 
 async def _inspect(token: str, settings: Settings) -> int:
+    """Print why a token is accepted or isn't; returns the exit status."""
     if not settings.has_key:
         raise SettingsError("JWT_SECRET", NO_KEY)
     _show_unverified(token)
@@ -194,6 +195,7 @@ def _show_unverified(token: str) -> None:
 
 
 async def _check_revocations(grant: Grant, settings: Settings) -> None:
+    """Raise `Unauthorized` where a token was revoked, as far as that can be told."""
     if settings.redis is None:
         print("(What was revoked on an embedded bus, only that service itself knows.)\n")
         return

@@ -72,7 +72,7 @@ OPERATIONS = (
 
 
 class ConnectionsApi:
-    """The operator's view of the live connections."""
+    """Serves the operator's view of the live connections."""
 
     def __init__(self, roster: Roster, auth: Authenticator) -> None:
         self._roster, self._auth = roster, auth

@@ -55,7 +55,7 @@ OPERATIONS = (
 
 
 class HealthApi:
-    """The service's state of health.
+    """Serves the state of health, and the metrics.
 
     Args:
         metrics_token: what who asks for the metrics has to show; None: nothing.
@@ -68,7 +68,7 @@ class HealthApi:
         self._bus_trouble: str | None = None
 
     async def health(self, _: Request) -> Response:
-        """Whether the service does its work."""
+        """Tell whether the service does its work."""
         if (reason := await self._trouble()) is not None:
             return _unavailable(reason)
         details = {
@@ -79,11 +79,11 @@ class HealthApi:
         return json_response(details)
 
     async def live(self, _: Request) -> Response:
-        """Whether the process works; where it doesn't, only a restart helps."""
+        """Tell whether the process works; where it doesn't, only a restart helps."""
         return json_response(_OK) if self._push.alive else _unavailable("delivery has stopped")
 
     async def ready(self, _: Request) -> Response:
-        """Whether new requests should come here."""
+        """Tell whether new requests should come here."""
         if self._push.draining:
             return _unavailable("draining")
         if not self._push.alive:

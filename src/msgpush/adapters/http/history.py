@@ -47,7 +47,7 @@ OPERATIONS = (
 
 
 class HistoryApi:
-    """What is retained of a channel."""
+    """Serves what is retained of a channel."""
 
     def __init__(self, push: Push, auth: Authenticator) -> None:
         self._push, self._auth = push, auth

@@ -1,6 +1,4 @@
-"""The pages: a start page with a live stream, the API's description, and the files that they are
-made of.
-"""
+"""The start page, the page of the API's description, and the files that they are made of."""
 
 from importlib import resources
 
@@ -74,9 +72,7 @@ def page_routes(description: bytes) -> list[BaseRoute]:
 
 
 class _Files(StaticFiles):
-    """Static files whose content is what their type says, and asked for anew when they have
-    changed.
-    """
+    """Static files, never taken for another type, and asked for anew when they have changed."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)

@@ -1,6 +1,4 @@
-"""`POST /api/v1/tickets` and `POST /api/v1/revocations`: permission for a stream, and the end of
-permissions.
-"""
+"""`/api/v1/tickets` and `/api/v1/revocations`: permission for a stream; the end of permissions."""
 
 import logging
 import time
@@ -112,7 +110,7 @@ OPERATIONS = (
 
 
 class PermissionsApi:
-    """Tickets, and revocations.
+    """Serves tickets, and revocations.
 
     Args:
         limiter: how many tickets a subject may have made here.
@@ -158,6 +156,7 @@ class PermissionsApi:
         return json_response(Revoked(_moment(revocation.at), until, **what), 201)
 
     def _revocation(self, given: dict[str, Any]) -> Revocation:
+        """The revocation that a request asks for."""
         now = self._clock()
         match given:
             case {"subject": str(value), **rest} if value and not rest:
@@ -219,6 +218,7 @@ async def _read(request: Request) -> dict[str, Any]:
 
 
 def _channels(given: dict[str, Any]) -> list[str]:
+    """The channels that a request for a ticket names."""
     for name in given:
         if name != "channels":
             raise Invalid(Fault(f"/{escape(name)}", f"{short_repr(name)} is no field of a ticket"))

@@ -1,4 +1,4 @@
-"""From a request to a subscription: the query, the client, the limits, and where to begin.
+"""Requests for a stream: the query, the client, the limits, and where it begins.
 
 The same for whatever carries the stream."""
 
@@ -34,7 +34,7 @@ TYPES_PATTERN = f"({_TYPE})(,({_TYPE}))*"
 
 
 def stream_parameters(*own: Json) -> list[Json]:
-    """What describes the parameters of a stream's request, with those of one endpoint alone."""
+    """Describe the parameters of a stream's request, with those of one endpoint alone."""
     return [
         parameter("Last-Event-ID", f"{_RESUME} It wins over the query.", "header", pattern=CURSOR),
         parameter("last_event_id", _RESUME, pattern=CURSOR),
@@ -99,7 +99,7 @@ def read_types(name: str, text: str, also: str = "") -> frozenset[str]:
 
 
 async def admitted(push: Push, client: ClientInfo, grant: Grant, cursor: str | None) -> Start:
-    """Where a client's stream begins to read; nothing of it is kept here.
+    """Admit a client's stream, and find where it begins to read; nothing of it is kept here.
 
     Raises:
         Overloaded: no stream can be served now, or none of this client's.
@@ -126,7 +126,7 @@ REFUSED = (Overloaded, BusUnavailable, KeysUnavailable)
 
 
 def why_refused(error: Overloaded | BusUnavailable | KeysUnavailable) -> Refusal:
-    """Why no stream can be served now, as one of these errors says."""
+    """The reason for which no stream can be served now."""
     match error:
         case Overloaded():
             return error.reason

@@ -1,4 +1,4 @@
-"""`GET /sse/...`: from a request to a stream, or to a refusal that an EventSource survives."""
+"""`GET /sse/...`: a request becomes a stream, or a refusal that an EventSource survives."""
 
 import re
 import secrets
@@ -181,6 +181,7 @@ class Streams:
             await stream(scope, receive, send)
 
     async def _open(self, scope: Scope, send: Send) -> EventStream | None:
+        """Read and check a request; returns its stream, unless it is answered already."""
         query = StreamQuery(scope)
         cursor = query.cursor()
         token = query.one("token")
