@@ -26,7 +26,6 @@ from msgpush.adapters.http.problems import (
     challenge,
     encode,
     problem,
-    problem_of,
     rate_headers,
     raw_headers,
     respond,
@@ -279,7 +278,7 @@ class PublishBatch:
                 await self._store_lines(receive, grant, results)
             except TooLarge as error:
                 self._metrics.failed(error, None)
-                return problem_of(error)
+                return Problem.of(error)
             return None
         body_headers(scope, self._max_batch_bytes, "the batch")
         items = await split(await read_body(receive, self._max_batch_bytes, "the batch"))
@@ -367,7 +366,7 @@ class PublishBatch:
 
     def _failed(self, error: MsgpushError, draft: Draft | None) -> Failed:
         self._metrics.failed(error, draft)
-        return Failed(problem_of(error))
+        return Failed(Problem.of(error))
 
     async def _drafts(self, items: Sequence[bytes], grant: Grant) -> list[Draft | MsgpushError]:
         try:
