@@ -166,25 +166,13 @@ class PermissionsApi:
             case {"issued_before": value, **rest} if not rest:
                 at = _seconds(value)
                 if not 0 <= at <= now + self._leeway:
-                    raise Invalid(
-                        Fault(
-                            "/issued_before",
-                            f"{short_repr(value)} is not allowed: it must be from 1970 until now",
-                        )
-                    )
+                    raise _not_allowed("issued_before", value, "it must be from 1970 until now")
                 return Revocation("issued_before", "", at)
         for name, value in given.items():
             if name not in ("subject", "jti", "issued_before"):
-                raise Invalid(
-                    Fault(f"/{escape(name)}", f"{short_repr(name)} is no field of a revocation")
-                )
+                raise _no_field(name, "a revocation")
             if len(given) == 1:
-                raise Invalid(
-                    Fault(
-                        f"/{name}",
-                        f"{short_repr(value)} is not allowed: it must be a text, and not empty",
-                    )
-                )
+                raise _not_allowed(name, value, "it must be a text, and not empty")
         raise Invalid(
             Fault("", "it must have exactly one of the fields subject, jti and issued_before")
         )
@@ -221,7 +209,7 @@ def _channels(given: dict[str, Any]) -> list[str]:
     """The channels that a request for a ticket names."""
     for name in given:
         if name != "channels":
-            raise Invalid(Fault(f"/{escape(name)}", f"{short_repr(name)} is no field of a ticket"))
+            raise _no_field(name, "a ticket")
     channels = given.get("channels")
     if not isinstance(channels, list) or not 0 < len(channels) <= MAX_LISTENED:
         raise Invalid(Fault("/channels", f"it must be a list of 1 to {MAX_LISTENED} channel names"))
@@ -247,12 +235,15 @@ def _seconds(value: object) -> float:
             return float(value)
         except OverflowError:
             pass
-    raise Invalid(
-        Fault(
-            "/issued_before",
-            f"{short_repr(value)} is not allowed: seconds since 1970, or an RFC 3339 date-time",
-        )
-    )
+    raise _not_allowed("issued_before", value, "seconds since 1970, or an RFC 3339 date-time")
+
+
+def _not_allowed(name: str, value: object, allowed: str) -> Invalid:
+    return Invalid(Fault(f"/{name}", f"{short_repr(value)} is not allowed: {allowed}"))
+
+
+def _no_field(name: str, of: str) -> Invalid:
+    return Invalid(Fault(f"/{escape(name)}", f"{short_repr(name)} is no field of {of}"))
 
 
 def _moment(seconds: float) -> str:

@@ -12,7 +12,7 @@ from msgpush.adapters.http.operation import CHANNEL, CURSOR, Json, parameter, re
 from msgpush.adapters.http.requests import Query, header
 from msgpush.domain.channel import BROADCAST, MAX_LISTENED, check_channel
 from msgpush.domain.connection import Start
-from msgpush.domain.errors import BusUnavailable, KeysUnavailable, Malformed, Overloaded, Refusal
+from msgpush.domain.errors import BusUnavailable, KeysUnavailable, Malformed, Overloaded
 from msgpush.domain.grant import Grant
 from msgpush.domain.message import TYPES
 from msgpush.domain.ports import ClientInfo
@@ -24,6 +24,9 @@ from msgpush.domain.service import Push
 # the last one from the start: Yaffle's polyfill, others like it, and amvtek's where it can't set
 # the header.
 CURSORS = ("lastEventId", "lastEventID", "evs_last_event_id", "last_event_id")
+
+# Why no stream can be served now, as their `reason` says.
+REFUSED = (Overloaded, BusUnavailable, KeysUnavailable)
 
 _RESUME = (
     "Continue after this cursor. `earliest`: all that is retained; `latest`, or none: from now."
@@ -120,17 +123,3 @@ def read_client(scope: Scope, grant: Grant, transport: str) -> ClientInfo:
     return ClientInfo(
         grant.subject, transport, remote, user_agent, time.time(), limited_address(host)
     )
-
-
-REFUSED = (Overloaded, BusUnavailable, KeysUnavailable)
-
-
-def why_refused(error: Overloaded | BusUnavailable | KeysUnavailable) -> Refusal:
-    """The reason for which no stream can be served now."""
-    match error:
-        case Overloaded():
-            return error.reason
-        case BusUnavailable():
-            return "bus"
-        case KeysUnavailable():
-            return "keys"

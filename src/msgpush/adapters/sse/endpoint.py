@@ -20,7 +20,6 @@ from msgpush.adapters.http.subscribing import (
     read_client,
     read_types,
     stream_parameters,
-    why_refused,
 )
 from msgpush.adapters.metrics import Metrics
 from msgpush.adapters.sse.stream import HEADERS, EventStream, EventView, refusal
@@ -196,9 +195,8 @@ class Streams:
             start = await admitted(self._push, client, grant, cursor)
         except REFUSED as error:
             # Never a 5xx or 429: a native EventSource would give up for good.
-            reason = why_refused(error)
-            self._metrics.refused(reason)
-            await _answer(send, refusal(reason))
+            self._metrics.refused(error.reason)
+            await _answer(send, refusal(error.reason))
             return None
         return EventStream(
             self._push,
