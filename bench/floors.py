@@ -70,6 +70,7 @@ class BareLoop:
             self._poll.register(peer, select.EPOLLIN)
 
     def _read(self, fd: int) -> None:
+        """Read a request, which has come whole, and answer it."""
         peer = self._peers[fd]
         try:
             request = peer.recv(65536)

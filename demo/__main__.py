@@ -51,6 +51,7 @@ class Service:
             self._keeper.join()
 
     def _start(self) -> bool:
+        """Start the service's process; returns whether it came up."""
         with self._lock:
             if self._ended.is_set():
                 return False
@@ -129,6 +130,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(service: Service, options: argparse.Namespace, stop: threading.Event) -> int:
+    """Do the job while the page shows it; returns the exit status."""
     worker = Worker(
         options.folder.resolve(),
         Publisher(service.base, stop),

@@ -1,6 +1,4 @@
-"""msgpush with the standard library alone: publish until it is accepted, listen until it is told to
-stop.
-"""
+"""msgpush with the standard library alone: publish until accepted, listen until told to stop."""
 
 import json
 import threading
@@ -27,8 +25,7 @@ class Refused(Exception):
 
 
 class Publisher:
-    """Publishes messages, each with an id of its own: so any error may be answered with another
-    try.
+    """Publishes messages, each with an id of its own: so any error may be answered with a retry.
 
     Args:
         base: where the service is, as in `http://127.0.0.1:8089`.
@@ -107,9 +104,9 @@ def listen(
 
 
 def events(lines: Iterable[bytes]) -> Iterator[dict[str, str]]:
-    """The blocks of a stream, each as its fields. What comes after the last empty line is cut off,
-    and no event.
-    """
+    """The blocks of a stream, each as its fields.
+
+    What comes after the last empty line is cut off, and no event."""
     event: dict[str, str] = {}
     for line in lines:
         field, _, value = line.decode().rstrip("\r\n").partition(":")

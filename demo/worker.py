@@ -1,6 +1,4 @@
-"""The job: split a folder's documents into chunks, count their words, and find what each is about
-(TF-IDF).
-"""
+"""The job: split documents into chunks, count words, and find what each is about (TF-IDF)."""
 
 import math
 import os
@@ -144,6 +142,7 @@ def _shown(path: Path) -> str:
 
 
 def _text(path: Path) -> str:
+    """The text of a document; `Unreadable` where it has none."""
     try:
         # A pipe would be waited for, and a device may never end.
         if not path.is_file():

@@ -21,7 +21,8 @@ from msgpush.domain.errors import Invalid, Malformed, MsgpushError
 from msgpush.domain.message import Draft, Entry, data_of, draft, parse
 from msgpush.domain.position import ZERO, Cursor, Position, check_cursor, parse_cursor
 from msgpush.entrypoints.app import create_app, lifespan
-from msgpush.entrypoints.settings import DEFAULTS, FLAGS, SETTINGS, Settings, SettingsError
+from msgpush.entrypoints.settings import Settings, SettingsError
+from msgpush.entrypoints.table import DEFAULTS, FLAGS, SETTINGS
 from tests.fuzz import contract
 from tests.fuzz.contract import FIELDS, TYPES, Members, Undecided, read_json
 from tests.fuzz.texts import (

@@ -9,9 +9,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -34,6 +33,7 @@ from tests.support.tokens import (
     signed,
     token,
 )
+from tests.support.web import Page
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "auth.md").read_text()
@@ -315,44 +315,6 @@ def test_revocations_refuse_what_the_text_says() -> None:
 
 
 # In a browser, from a page of another origin
-
-
-class Page:
-    """A page at an origin of its own, that runs a script and shows messages."""
-
-    def __init__(self, *headers: tuple[str, str]) -> None:
-        self.script = ""
-        owner = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                show = (
-                    "const show = (message) => document.body.append(`got ${message.data.text}. `);"
-                )
-                self.send_response(200)
-                self.send_header("Content-Type", "text/html")
-                for name, value in headers:
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(
-                    f"<!doctype html><body><script>{show}\n{owner.script}</script></body>".encode()
-                )
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.origin = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
 
 ADMIN = bearer(token("ops", admin=True, publish=["*"]))

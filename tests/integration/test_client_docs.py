@@ -3,9 +3,9 @@
 import os
 import re
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,6 +14,7 @@ from tests.integration.test_browser import CHROMIUM, dom
 from tests.support.client import request
 from tests.support.service import ThreadedService, eventually
 from tests.support.tokens import SECRET, bearer, token
+from tests.support.web import Page, answer
 
 TEXT = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
 LISTEN, RENEW, FETCH = re.findall(r"^```js\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
@@ -26,56 +27,27 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-class BackEnd:
-    """A page at an origin of its own, and the back end that knows its user: the first token is a
-    short one.
-    """
+class BackEnd(Page):
+    """A page, and the back end that knows its user: the first token is a short one."""
 
-    def __init__(self, *, fails_once: bool = False) -> None:
-        self.script = ""
+    def __init__(self) -> None:
+        super().__init__()
         self.issued = 0
-        owner = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                if self.path == "/token":
-                    self._answer(owner.next_token().encode())
-                else:
-                    show = "const show = (message) => document.body.append(`got ${message.data.text}. `);"
-                    page = f"<!doctype html><body><script>{show}\n{owner.script}</script></body>"
-                    self._answer(page.encode(), ("Content-Type", "text/html"))
+    def get(self, exchange: BaseHTTPRequestHandler) -> None:
+        if exchange.path == "/token":
+            answer(exchange, self._next_token().encode())
+        else:
+            super().get(exchange)
 
-            def do_POST(self) -> None:
-                assert self.path == "/session/push-cookie"
-                cookie = f"msgpush_token={owner.next_token()}; Path=/; HttpOnly; SameSite=Lax"
-                self._answer(b"", ("Set-Cookie", cookie))
+    def post(self, exchange: BaseHTTPRequestHandler) -> None:
+        assert exchange.path == "/session/push-cookie"
+        cookie = f"msgpush_token={self._next_token()}; Path=/; HttpOnly; SameSite=Lax"
+        answer(exchange, b"", ("Set-Cookie", cookie))
 
-            def _answer(self, body: bytes, *headers: tuple[str, str]) -> None:
-                self.send_response(200)
-                for name, value in (*headers, ("Content-Length", str(len(body)))):
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.origin = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-
-    def next_token(self) -> str:
+    def _next_token(self) -> str:
         self.issued += 1
         return token("alice", lifetime=SHORT if self.issued == 1 else 3600)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
 
 def say(service: ThreadedService, text: str) -> None:

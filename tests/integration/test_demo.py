@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +23,7 @@ from demo.client import Publisher, Refused, Stopped, events
 from tests.support.client import SseClient, request
 from tests.support.eventsource import Event
 from tests.support.service import ThreadedService, eventually
+from tests.support.web import WebServer, answer
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -342,35 +343,26 @@ def test_a_port_that_is_taken_ends_the_demo_and_nothing_is_published_to_another(
         assert history(other.port) == []
 
 
-class Forgetful(BaseHTTPRequestHandler):
+class Forgetful(WebServer):
     """A proxy that gives the service's answer on the second try, and before that none."""
 
-    service = 0
-    tries = 0
+    def __init__(self, service: int) -> None:
+        super().__init__()
+        self._service, self.tries = service, 0
 
-    def do_POST(self) -> None:
-        type(self).tries += 1
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        answer = request(self.service, "POST", self.path, body)
+    def post(self, exchange: BaseHTTPRequestHandler) -> None:
+        self.tries += 1
+        body = exchange.rfile.read(int(exchange.headers["Content-Length"]))
+        given = request(self._service, "POST", exchange.path, body)
         if self.tries > 1:
-            self.send_response(answer.status)
-            self.end_headers()
-            self.wfile.write(answer.body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
+            answer(exchange, given.body, status=given.status)
 
 
 def test_an_answer_that_was_lost_is_asked_for_again_and_the_message_stored_once() -> None:
-    with ThreadedService() as service, HTTPServer(("127.0.0.1", 0), Forgetful) as proxy:
-        Forgetful.service, Forgetful.tries = service.port, 0
-        server = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01})
-        server.start()
+    with ThreadedService() as service, Forgetful(service.port) as proxy:
         message = {"id": "m1", "type": "info", "service": "demo-worker", "channels": ["demo"]}
-        Publisher(f"http://127.0.0.1:{proxy.server_port}", threading.Event()).publish(message)
-        proxy.shutdown()
-        server.join()
-        assert Forgetful.tries == 2
+        Publisher(proxy.origin, threading.Event()).publish(message)
+        assert proxy.tries == 2
         assert [each["id"] for each in history(service.port)] == ["m1"]
 
 

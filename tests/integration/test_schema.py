@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 from schemathesis import Case, CheckFunction, Response, SerializationContext
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
-from msgpush.adapters.http.openapi import openapi
+from msgpush.adapters.openapi import openapi
 from tests.support.service import ThreadedService
 from tests.support.tokens import SECRET, bearer, token
 

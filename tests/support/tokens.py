@@ -4,16 +4,16 @@ import base64
 import hashlib
 import hmac
 import json
-import threading
 import time
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Any
 
 from joserfc import jws
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from msgpush.adapters.auth.tokens import registry_for
+from tests.support.web import WebServer, answer
 
 SECRET = "a secret of the tests, 32 bytes or more"
 OTHER_SECRET = "another secret, which nobody here is to trust"
@@ -91,56 +91,36 @@ def _algorithm(key: SigningKey) -> str:
     return key.curve_name if isinstance(key, OKPKey) else "HS256"
 
 
-class KeyServer:
+class KeyServer(WebServer):
     """A server that hands out a key set, as an issuer does; a test changes what it says.
 
     `documents` are what it has at other paths; once there are any, the keys are only at their own.
     """
 
     def __init__(self, *keys: object) -> None:
+        super().__init__()
+        self.url = f"{self.origin}/jwks.json"
         self.keys: tuple[object, ...] = keys
         self.documents: dict[str, object] = {}
         self.status = 200
         self.fetches = 0
         self.agents: set[str | None] = set()
         self.endless = False
-        owner = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                owner.fetches += 1
-                owner.agents.add(self.headers["User-Agent"])
-                if owner.endless:
-                    with suppress(OSError):
-                        while owner.endless:
-                            self.wfile.write(b"H")
-                            time.sleep(0.1)
-                    return
-                known = not owner.documents or self.path in (*owner.documents, "/jwks.json")
-                body = json.dumps(owner.documents.get(self.path, {"keys": owner.keys})).encode()
-                self.send_response(owner.status if known else 404)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                if owner.status == 302:
-                    self.send_header("Location", "/elsewhere")
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.origin = f"http://127.0.0.1:{self._server.server_port}"
-        self.url = f"{self.origin}/jwks.json"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.01,), name="keys"
+    def get(self, exchange: BaseHTTPRequestHandler) -> None:
+        self.fetches += 1
+        self.agents.add(exchange.headers["User-Agent"])
+        if self.endless:
+            with suppress(OSError):
+                while self.endless:
+                    exchange.wfile.write(b"H")
+                    time.sleep(0.1)
+            return
+        known = not self.documents or exchange.path in (*self.documents, "/jwks.json")
+        answer(
+            exchange,
+            json.dumps(self.documents.get(exchange.path, {"keys": self.keys})).encode(),
+            ("Content-Type", "application/json"),
+            *([("Location", "/elsewhere")] if self.status == 302 else []),
+            status=self.status if known else 404,
         )
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()

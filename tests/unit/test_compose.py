@@ -7,7 +7,8 @@ from pathlib import Path
 
 from msgpush.entrypoints.cli import DRAIN_GRACE
 from msgpush.entrypoints.protocol import Limits
-from msgpush.entrypoints.settings import DEFAULTS, Settings
+from msgpush.entrypoints.settings import Settings
+from msgpush.entrypoints.table import DEFAULTS
 from tests.support.tokens import SECRET
 
 ROOT = Path(__file__).parents[2]

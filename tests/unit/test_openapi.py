@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from starlette.routing import Mount, Route
 
-from msgpush.adapters.http.openapi import openapi
+from msgpush.adapters.openapi import openapi
 from msgpush.domain.message import TYPES
 from msgpush.entrypoints.app import create_app, lifespan
 from msgpush.entrypoints.settings import Settings

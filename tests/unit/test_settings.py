@@ -13,15 +13,8 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from msgpush.domain.message import TYPES
 from msgpush.domain.quoting import short_repr
-from msgpush.entrypoints.settings import (
-    DEFAULTS,
-    FILES,
-    SETTINGS,
-    Settings,
-    SettingsError,
-    help_text,
-    markdown_table,
-)
+from msgpush.entrypoints.settings import Settings, SettingsError, help_text, markdown_table
+from msgpush.entrypoints.table import DEFAULTS, FILES, SETTINGS
 from tests.support.tokens import (
     ED448,
     ED25519,

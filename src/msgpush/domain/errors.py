@@ -89,6 +89,8 @@ class BusUnavailable(MsgpushError):
         public: the same as strangers may hear it, if that differs.
     """
 
+    reason: Refusal = "bus"  # why a stream is refused then
+
     def __init__(self, detail: str, retry_after: int = 1, *, public: str | None = None) -> None:
         super().__init__(detail)
         self.detail, self.retry_after = detail, retry_after
@@ -99,6 +101,7 @@ class KeysUnavailable(MsgpushError):
     """There are no keys yet to verify tokens with."""
 
     retry_after = 5
+    reason: Refusal = "keys"
 
 
 class RateExceeded(MsgpushError):

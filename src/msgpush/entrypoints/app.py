@@ -19,21 +19,22 @@ from msgpush.adapters.auth.keys import FetchedKeys, Keys, public_key, secret_key
 from msgpush.adapters.auth.tokens import Tokens
 from msgpush.adapters.http.addresses import ProxyHeaders
 from msgpush.adapters.http.callers import Authenticator
-from msgpush.adapters.http.connections import Connections
+from msgpush.adapters.http.connections import ConnectionsApi
 from msgpush.adapters.http.cors import Cors, CorsRules
 from msgpush.adapters.http.dispatch import Service
-from msgpush.adapters.http.health import Operations
-from msgpush.adapters.http.history import Channels
+from msgpush.adapters.http.health import HealthApi
+from msgpush.adapters.http.history import HistoryApi
 from msgpush.adapters.http.local_only import LocalOnly
 from msgpush.adapters.http.origins import Origins
 from msgpush.adapters.http.pages import page_routes
-from msgpush.adapters.http.permissions import Access
+from msgpush.adapters.http.permissions import PermissionsApi
 from msgpush.adapters.http.publish import Publish, PublishBatch
 from msgpush.adapters.memory.bus import MemoryBus
 from msgpush.adapters.memory.credentials import MemoryCredentials
 from msgpush.adapters.memory.limiter import MemoryLimiter
 from msgpush.adapters.memory.roster import MemoryRoster
 from msgpush.adapters.metrics import Gauges, Metrics
+from msgpush.adapters.openapi import openapi
 from msgpush.adapters.redis.bus import RedisBus
 from msgpush.adapters.redis.credentials import RedisCredentials
 from msgpush.adapters.redis.limiter import RedisLimiter
@@ -90,11 +91,11 @@ def create_app(settings: Settings) -> Service:
     )
     auth: Authenticator = OpenAuthenticator()
     if settings.mode == "tokens":
-        fetched = fetched_keys_of(settings)
+        fetched = fetched_keys(settings)
         if fetched is not None:
             resources.append(fetched)
         auth = TokenAuthenticator(
-            tokens_of(settings, keys_of(settings, fetched)), push.permissions, rules.origins
+            token_reader(settings, token_keys(settings, fetched)), push.permissions, rules.origins
         )
     metrics = Metrics()
     push.hub.on_delivered = metrics.delivered
@@ -128,7 +129,7 @@ def create_app(settings: Settings) -> Service:
     return app
 
 
-def fetched_keys_of(settings: Settings) -> FetchedKeys | None:
+def fetched_keys(settings: Settings) -> FetchedKeys | None:
     """The keys that are fetched as these settings say; None: there are others, or none."""
     if settings.jwks_url:
         return FetchedKeys(settings.jwks_url)
@@ -138,7 +139,7 @@ def fetched_keys_of(settings: Settings) -> FetchedKeys | None:
     return None
 
 
-def keys_of(settings: Settings, fetched: FetchedKeys | None) -> Keys:
+def token_keys(settings: Settings, fetched: FetchedKeys | None) -> Keys:
     """The keys that these settings name, and those that are fetched."""
     fixed = []
     if settings.jwt_secret:
@@ -148,8 +149,8 @@ def keys_of(settings: Settings, fetched: FetchedKeys | None) -> Keys:
     return Keys(fixed, fetched)
 
 
-def tokens_of(settings: Settings, keys: Keys) -> Tokens:
-    """What reads tokens as these settings say."""
+def token_reader(settings: Settings, keys: Keys) -> Tokens:
+    """A reader of tokens, as these settings say."""
     return Tokens(
         keys,
         issuer=settings.jwt_issuer,
@@ -237,10 +238,11 @@ def _routes(
     roster: Roster,
     metrics: Metrics,
 ) -> list[BaseRoute]:
-    channels = Channels(push, auth)
-    connections = Connections(roster, auth)
-    operations = Operations(push, metrics, metrics_token=settings.metrics_token)
-    access = Access(
+    """Every path of the service, and its handler."""
+    history = HistoryApi(push, auth)
+    connections = ConnectionsApi(roster, auth)
+    health = HealthApi(push, metrics, metrics_token=settings.metrics_token)
+    permissions = PermissionsApi(
         push.permissions,
         auth,
         MemoryLimiter(TICKETS_PER_SECOND, TICKETS_AT_ONCE),
@@ -255,17 +257,17 @@ def _routes(
         Route("/sse/stream/{channel:rest}", streams("stream")),
         Route("/sse/user/{user_id:rest}", streams("user")),
         Route("/sse/service/{service_name:rest}", streams("service")),
-        Route(f"{API}/channels/{{channel:rest}}/messages", channels.messages),
+        Route(f"{API}/channels/{{channel:rest}}/messages", history.messages),
         Route(f"{API}/connections", connections.list),
         Route(f"{API}/connections/stats", connections.stats),
         Route(f"{API}/connections/{{id}}", connections.close, methods=["DELETE"]),
-        Route(f"{API}/tickets", access.ticket, methods=["POST"]),
-        Route(f"{API}/revocations", access.revoke, methods=["POST"]),
-        Route("/health", operations.health),
-        Route("/health/live", operations.live),
-        Route("/health/ready", operations.ready),
-        Route("/metrics", operations.metrics),
-        *page_routes(),
+        Route(f"{API}/tickets", permissions.ticket, methods=["POST"]),
+        Route(f"{API}/revocations", permissions.revoke, methods=["POST"]),
+        Route("/health", health.health),
+        Route("/health/live", health.live),
+        Route("/health/ready", health.ready),
+        Route("/metrics", health.metrics),
+        *page_routes(openapi()),
     ]
 
 
@@ -282,9 +284,9 @@ def _under(prefix: str, routes: list[BaseRoute]) -> list[BaseRoute]:
 
 
 class _Under(Mount):
-    """A mount that leaves to others what it has no route for: our own paths may begin with its
-    prefix.
-    """
+    """A mount that leaves to others what it has no route for.
+
+    Our own paths may begin with its prefix."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child = super().matches(scope)

@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _main(argv: list[str]) -> int:
+    """Run one command; returns the exit status."""
     match argv:
         case ["--version"]:
             print(f"msgpush {__version__}")
@@ -98,8 +99,7 @@ def serve(settings: Settings, warnings: Sequence[str] = ()) -> int:
 
 
 def supervise(settings: Settings, flags: Sequence[str], warnings: Sequence[str] = ()) -> int:
-    """Run the service in workers, which get these flags, until a signal ends them; returns the exit
-    status.
+    """Run the service in workers, which get these flags, until a signal; returns the exit status.
 
     Args:
         warnings: what is to be said of the settings, besides what they are.
@@ -139,7 +139,7 @@ def work(settings: Settings, worker: Worker) -> int:
 
 
 def _prepare(settings: Settings, opened: ExitStack, warnings: Sequence[str]) -> list[socket.socket]:
-    """What each process listens on; none, and a line in the log, where the service can't start."""
+    """The sockets that each process listens on; none, and a line in the log, if that can't be."""
     if _fitting(settings) < 1:
         log.error(
             f"no stream could be served: {RESERVED_FILES} open files are for other things, and the"
@@ -176,6 +176,7 @@ def _run(
     supervised: bool = False,
     on_ready: Callable[[str, int], None],
 ) -> int:
+    """Serve with these settings; returns the exit status."""
     app = create_app(msgspec.structs.replace(settings, max_connections=_fitting(settings)))
     return run(
         app,
@@ -194,6 +195,7 @@ def _run(
 
 
 def _warn(settings: Settings, warnings: Sequence[str] = ()) -> None:
+    """Log what may be a mistake in the settings."""
     for warning in warnings:
         log.warning(warning)
     if settings.mode == "open":
@@ -240,6 +242,7 @@ def _fitting(settings: Settings) -> int:
 
 
 def _greet(settings: Settings, host: str, port: int) -> None:
+    """Say that the service is ready, and how to try it."""
     bus = "redis" if settings.redis_host or settings.redis_url else "memory"
     where: dict[str, str | int] = (
         {"host": host, "port": port} if settings.service_uds is None else {"uds": host}

@@ -1,4 +1,4 @@
-"""Whether the service of this machine lives: what the image's health check runs, every few seconds.
+"""The image's health check: it asks this machine's service, every few seconds.
 
     python -m msgpush.entrypoints.health
 
@@ -33,7 +33,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 def ailment(environ: Mapping[str, str]) -> str | None:
-    """Why the service that has this environment can't be said to live; None: it lives."""
+    """The reason why the service of this environment can't be said to live; None: it lives."""
     path = environ.get("SERVICE_UDS")
     host = environ.get("SERVICE_HOST") or "127.0.0.1"
     port = environ.get("SERVICE_PORT") or "8089"

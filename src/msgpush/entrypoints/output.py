@@ -1,6 +1,4 @@
-"""What the command prints: nothing ends because nobody reads it any longer, or because it has no
-place to go.
-"""
+"""The command's output: nothing ends because nobody reads it, or it has no place to go."""
 
 import contextlib
 import errno

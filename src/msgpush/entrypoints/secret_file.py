@@ -4,8 +4,7 @@ LARGEST = 64 * 1024  # bytes; no key nor password comes near
 
 
 def read_secret(path: str) -> str:
-    """The secret that a file holds, without the one end of line that editors and `echo` leave
-    behind it.
+    """The secret that a file holds, without the one line end that editors leave behind it.
 
     That is `\\n` or `\\r\\n`; other white space belongs to the secret.
 

@@ -127,8 +127,9 @@ def run(
     on_refused: Callable[[str], None] | None = None,
     cors: Callable[[str | None], Mapping[str, str]] | None = None,
 ) -> int:
-    """Serve an application until SIGTERM, SIGINT or SIGHUP; a second one of the first two ends the
-    process at once.
+    """Serve an application until SIGTERM, SIGINT or SIGHUP.
+
+    A second one of the first two ends the process at once.
 
     Args:
         listener: a socket that listens already, instead of one at `host` and `port`.
@@ -210,9 +211,9 @@ def make_server(
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
-    """The signals that drain the service. SIGHUP isn't one where it was ignored from the start, as
-    by nohup.
-    """
+    """The signals that drain the service.
+
+    SIGHUP isn't one where it was ignored from the start, as by nohup."""
     return (
         IMPATIENT
         if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -286,6 +287,7 @@ def unix_socket(path: str, mode: int) -> Iterator[socket.socket]:
 
 
 def _make_way(path: str) -> None:
+    """Remove a socket that a process has left behind; OSError where there is something else."""
     try:
         is_socket = stat.S_ISSOCK(os.lstat(path).st_mode)
     except FileNotFoundError:

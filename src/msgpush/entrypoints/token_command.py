@@ -22,7 +22,7 @@ from msgpush.domain.errors import BusUnavailable, KeysUnavailable, Unauthorized
 from msgpush.domain.grant import Grant
 from msgpush.domain.message import format_ms
 from msgpush.domain.quoting import short_repr
-from msgpush.entrypoints.app import fetched_keys_of, keys_of, tokens_of
+from msgpush.entrypoints.app import fetched_keys, token_keys, token_reader
 from msgpush.entrypoints.output import complain
 from msgpush.entrypoints.settings import Settings, SettingsError
 
@@ -31,9 +31,7 @@ NO_KEY = "has no value: set it, or JWT_PUBLIC_KEY, JWKS_URL or JWT_ISSUER, to wh
 
 
 def token_command(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Run `msgpush token ...`; returns the exit status: 0 done or accepted, 1 refused, 2 asked
-    wrongly.
-    """
+    """Run `msgpush token ...`; returns the exit status: 0 good, 1 refused, 2 asked wrongly."""
     asked = _parser().parse_args(argv)
     environ = {**environ, "SERVICE_HOST": "127.0.0.1", "ENABLE_AUTH": ""}
     try:
@@ -54,6 +52,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    """The parser of what the command is asked for."""
     parser = _Parser(
         "msgpush token",
         description=(
@@ -114,9 +113,10 @@ def _seconds(text: str) -> int:
 
 
 def _issue(asked: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Print a new token; returns the exit status."""
     if asked.key is None:
         settings = Settings.from_environ(environ)
-        key = _secret_of(settings)
+        key = _secret(settings)
     else:
         try:
             key = private_key(asked.key.read_text())
@@ -143,7 +143,7 @@ def _issue(asked: argparse.Namespace, environ: Mapping[str, str]) -> int:
     token = jws.serialize_compact(header, payload, key.key, registry=registry_for({key.algorithm}))
     try:
         # What the service wouldn't accept isn't worth printing.
-        asyncio.run(tokens_of(settings, Keys([key.verifying])).read(token))
+        asyncio.run(token_reader(settings, Keys([key.verifying])).read(token))
     except Unauthorized as error:
         complain(f"msgpush: the service would refuse it: {error}")
         return 2
@@ -151,7 +151,7 @@ def _issue(asked: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def _secret_of(settings: Settings) -> SigningKey:
+def _secret(settings: Settings) -> SigningKey:
     if settings.jwt_secret is None:
         raise SettingsError(
             "JWT_SECRET",
@@ -162,15 +162,16 @@ def _secret_of(settings: Settings) -> SigningKey:
 
 
 async def _inspect(token: str, settings: Settings) -> int:
+    """Print why a token is accepted or isn't; returns the exit status."""
     if not settings.has_key:
         raise SettingsError("JWT_SECRET", NO_KEY)
     _show_unverified(token)
     async with AsyncExitStack() as opened:
-        fetched = fetched_keys_of(settings)
+        fetched = fetched_keys(settings)
         if fetched is not None:
             await opened.enter_async_context(fetched)
         try:
-            grant = await tokens_of(settings, keys_of(settings, fetched)).read(token)
+            grant = await token_reader(settings, token_keys(settings, fetched)).read(token)
             await _check_revocations(grant, settings)
         except KeysUnavailable as error:
             why = f": {fetched.setting}: {fetched.problem}" if fetched and fetched.problem else ""
@@ -194,6 +195,7 @@ def _show_unverified(token: str) -> None:
 
 
 async def _check_revocations(grant: Grant, settings: Settings) -> None:
+    """Raise `Unauthorized` where a token was revoked, as far as that can be told."""
     if settings.redis is None:
         print("(What was revoked on an embedded bus, only that service itself knows.)\n")
         return

@@ -1,6 +1,4 @@
-"""Who a request comes from: by its token or ticket, or by nothing in the open modes, in which that
-isn't asked.
-"""
+"""Authentication by a token or a ticket; in the open modes nobody is asked for either."""
 
 from collections.abc import Container
 
@@ -24,8 +22,7 @@ class OpenAuthenticator:
 
 
 class TokenAuthenticator:
-    """By a token in the header `Authorization`, in the query, or in a cookie: the first that is
-    there decides.
+    """Takes a token in the header `Authorization`, the query, or a cookie: the first there decides.
 
     In the query, a ticket stands for a token.
 
@@ -63,7 +60,7 @@ class TokenAuthenticator:
         return grant
 
     def _is_wanted(self, scope: Scope) -> bool:
-        """Whether a request whose cookie a browser has added was made by a page that may."""
+        """True if a request whose cookie a browser has added was made by a page that may."""
         origin = header(scope, b"origin")
         if origin is not None:
             own = own_origin(scope["scheme"], header(scope, b"host"))

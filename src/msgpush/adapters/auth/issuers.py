@@ -1,6 +1,4 @@
-"""What issuers of tokens publish on the web: their keys, and where these are (OpenID Connect
-Discovery 1.0).
-"""
+"""Issuers' keys on the web, and where these are (OpenID Connect Discovery 1.0)."""
 
 import ipaddress
 import time
@@ -28,11 +26,9 @@ HEADERS = {
 
 
 def is_issuer(text: str) -> bool:
-    """Whether an issuer's keys can be found by its name: an https URL without query, fragment or
-    user.
+    """True if keys can be found by an issuer's name: an https URL without query, fragment or user.
 
-    Also http on this machine alone, where nobody is in between.
-    """
+    Also http on this machine alone, where nobody is in between."""
     try:
         parts = urlsplit(text)
     except ValueError:
@@ -42,7 +38,7 @@ def is_issuer(text: str) -> bool:
 
 
 def is_safe(url: str) -> bool:
-    """Whether nobody can be in between: it is https, or http on this machine alone."""
+    """True if nobody can be in between: it is https, or http on this machine alone."""
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -85,6 +81,7 @@ def discovered(issuer: str, fetch: Callable[[str], bytes] | None = None) -> byte
 
 
 def _key_location(issuer: str, text: bytes, at: str) -> str:
+    """The URL of an issuer's keys, as its own metadata says."""
     try:
         found = msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError):
@@ -121,9 +118,7 @@ def _key_location(issuer: str, text: bytes, at: str) -> str:
 
 
 def differ_by_slash(one: str, other: str) -> bool:
-    """Whether the only difference is a slash at the end, the mistake that is made most with
-    issuers.
-    """
+    """True if they differ by a slash at the end alone, the mistake made most with issuers."""
     return one != other and one.removesuffix("/") == other.removesuffix("/")
 
 
@@ -134,7 +129,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def fetched(url: str) -> bytes:
-    """What is at a URL, within a few seconds and a megabyte.
+    """Fetch what is at a URL, within a few seconds and a megabyte.
 
     Raises:
         OSError: that can't be had.

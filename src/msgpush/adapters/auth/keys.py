@@ -1,6 +1,4 @@
-"""The keys that tokens are verified with: a secret, a public key, or a set of keys that is fetched
-(RFC 7517).
-"""
+"""The keys that verify tokens: a secret, a public key, or a set that is fetched (RFC 7517)."""
 
 import asyncio
 import base64
@@ -113,13 +111,13 @@ def private_key(pem: str) -> SigningKey:
 
 
 def _of_pem(pem: str, none: str) -> tuple[Asymmetric, Sequence[str]]:
-    """The key of a PEM text, and its algorithms. Raises ValueError: with `none`, or why that key
-    isn't used here.
-    """
+    """The key of a PEM text, and its algorithms.
+
+    Raises ValueError: with `none`, or why that key isn't used here."""
     for kind in (RSAKey, ECKey, OKPKey):
         if (key := _imported(kind, pem)) is not None:
             try:
-                return key, _algorithms_of(key)
+                return key, _algorithms(key)
             except ValueError as error:
                 raise ValueError(f"it {error}") from None
     raise ValueError(none)
@@ -133,8 +131,7 @@ class LeftOut(NamedTuple):
 
 
 def key_set(text: bytes, leave: Callable[[LeftOut], object] = lambda _: None) -> list[VerifyingKey]:
-    """The keys of a JWK Set (RFC 7517, section 5) that tokens may be verified with, each taken for
-    itself.
+    """The keys of a JWK Set (RFC 7517, section 5) that may verify tokens, each taken for itself.
 
     Args:
         leave: is told each of the others.
@@ -192,9 +189,9 @@ _MEMBERS: Mapping[str, tuple[type[Asymmetric], Sequence[str]]] = {
 
 
 def _jwk(given: dict[str, Any], id: str | None) -> VerifyingKey:
-    """The key that a JWK is; a member that is null or "" is absent. Raises ValueError, with what it
-    is instead.
-    """
+    """The key that a JWK is; a member that is null or "" is absent.
+
+    Raises ValueError, with what it is instead."""
     said = {name: value for name, value in given.items() if value != ""}
     kty, use, operations, alg = (said.get(name) for name in ("kty", "use", "key_ops", "alg"))
     if kty == "oct":
@@ -216,7 +213,7 @@ def _jwk(given: dict[str, Any], id: str | None) -> VerifyingKey:
     )
     if key is None:
         raise ValueError(f"can't be read: its {' and '.join(members)} make no {kty} key")
-    algorithms = _algorithms_of(key)
+    algorithms = _algorithms(key)
     named = [name for name in algorithms if name == alg]
     if named and kty != "OKP":
         algorithms = named
@@ -261,8 +258,10 @@ def _imported(kind: type[Asymmetric], given: str | dict[str, Any]) -> Asymmetric
             return None
 
 
-def _algorithms_of(key: Asymmetric) -> Sequence[str]:
-    """What a key may be used with. Raises ValueError: nothing; its text continues "it"."""
+def _algorithms(key: Asymmetric) -> Sequence[str]:
+    """The algorithms that a key may be used with.
+
+    Raises ValueError: there are none; its text continues "it"."""
     if isinstance(key, RSAKey):
         size = key.public_key.key_size
         if size < SMALLEST_RSA:
@@ -308,7 +307,7 @@ class Keys:
         return found
 
     def why_none(self, id: str | None, algorithm: str) -> str:
-        """Why there is no such key, as far as that can be told; it continues a sentence."""
+        """The reason why there is no such key, as far as it is known; it continues a sentence."""
         return "" if self._fetched is None else self._fetched.why_none(id, algorithm)
 
     async def look_again(self) -> bool:
@@ -317,8 +316,9 @@ class Keys:
 
 
 class FetchedKeys:
-    """The keys at a URL. An async context manager: it fetches them while it is open, at times and
-    when one is missing.
+    """The keys at a URL, fetched at times and when one is missing.
+
+    An async context manager: it fetches them while it is open.
 
     Keys that were fetched stay in use when they can't be fetched again.
 
@@ -367,11 +367,11 @@ class FetchedKeys:
 
     @property
     def fetching(self) -> bool:
-        """Whether they are being fetched just now."""
+        """True while they are being fetched."""
         return self._fetching is not None
 
     async def find(self, id: str | None, algorithm: str) -> list[VerifyingKey]:
-        """As `Keys.find`; a key that isn't known is looked for, unless that has just been done."""
+        """The same as `Keys.find`; an unknown one is looked for, unless that was just done."""
         if found := self._known(id, algorithm):
             return found
         await self.look_again()
@@ -387,9 +387,7 @@ class FetchedKeys:
         return self.generation != before
 
     async def refresh(self) -> None:
-        """Fetch the keys: once, however many ask for it at the same time, and none of them waits
-        for long.
-        """
+        """Fetch the keys: once, however many ask at the same time; none of them waits for long."""
         if self._fetching is None:
             self._tried = self._monotonic()
             self._fetching = asyncio.create_task(self._refresh(), name="msgpush keys fetch")
@@ -403,6 +401,7 @@ class FetchedKeys:
             await asyncio.sleep(MIN_INTERVAL if self.problem or self.fetching else REFRESH)
 
     async def _refresh(self) -> None:
+        """Fetch the keys, and use them from now on; after a failure the former ones stay in use."""
         left_out: list[LeftOut] = []
         try:
             text = await _in_daemon(self._fetch, self._url)
@@ -439,7 +438,7 @@ class FetchedKeys:
             self._left_out = left_out
 
     def why_none(self, id: str | None, algorithm: str) -> str:
-        """As `Keys.why_none`."""
+        """The same as `Keys.why_none`."""
         for key in self._keys or ():
             if id is not None and key.id == id:
                 return (
@@ -459,9 +458,7 @@ class FetchedKeys:
 
 
 async def _in_daemon(function: Callable[[str], bytes], url: str) -> bytes:
-    """What a function returns that may block: in a thread that the process doesn't wait for when it
-    ends.
-    """
+    """Call a function that may block, in a thread that the process doesn't wait for at its end."""
     done = Future[bytes]()
     done.set_running_or_notify_cancel()
 

@@ -26,7 +26,7 @@ CACHED = 4_096  # tokens whose signature is known to be right
 FOREVER = 253_402_300_800  # the year 10000, in seconds since 1970
 
 
-class Permissions(Struct, forbid_unknown_fields=True):
+class MsgpushClaim(Struct, forbid_unknown_fields=True):
     """The claim `msgpush`. A misspelt permission must not be one that is silently missing."""
 
     subscribe: tuple[str, ...] = ()
@@ -44,16 +44,14 @@ class Claims(Struct):
     iss: Any = None
     aud: str | tuple[str, ...] | None = None
     jti: str | None = None
-    msgpush: Permissions | UnsetType = UNSET
+    msgpush: MsgpushClaim | UnsetType = UNSET
 
 
 _claims = msgspec.json.Decoder(Claims).decode
 
 
 class _Registry(JWSRegistry):
-    """The algorithms that we allow, those that joserfc warns of included, and headers that real
-    issuers make.
-    """
+    """The algorithms that we allow, though joserfc warns of some; headers as issuers make them."""
 
     max_header_length = 8 * 1024
     max_payload_length = 32 * 1024
@@ -65,7 +63,7 @@ class _Registry(JWSRegistry):
 
 
 def registry_for(algorithms: Collection[str]) -> JWSRegistry:
-    """What joserfc is to take: these algorithms, and any header that asks for nothing special."""
+    """A registry for joserfc: these algorithms, and any header that asks for nothing special."""
     return _Registry(algorithms=algorithms, strict_check_header=False)
 
 
@@ -106,7 +104,7 @@ class Tokens:
         self._generation = 0
 
     async def read(self, token: str) -> Grant:
-        """What a token allows, now.
+        """The permissions that a token gives, now.
 
         Raises:
             Unauthorized: it is not accepted; the error says why.
@@ -171,6 +169,7 @@ class Tokens:
         return False
 
     def _grant(self, payload: bytes) -> Grant:
+        """The permissions that a payload gives, if all its claims are right."""
         try:
             claims = _claims(payload)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -179,7 +178,7 @@ class Tokens:
             ) from None
         self._check(claims)
         self._check_audience(claims, payload)
-        given = claims.msgpush or Permissions()
+        given = claims.msgpush or MsgpushClaim()
         for name in ("subscribe", "publish"):
             for pattern in getattr(given, name):
                 if not is_pattern(pattern):
@@ -201,6 +200,7 @@ class Tokens:
         )
 
     def _check(self, claims: Claims) -> None:
+        """Raise `Unauthorized` where the subject, a moment or the issuer is wrong."""
         now, leeway = self._clock(), self._leeway
         if not claims.sub:
             raise Unauthorized("the token's sub is empty")
@@ -228,6 +228,7 @@ class Tokens:
             raise Unauthorized(f"the token's iss is {short_repr(claims.iss)}, {told}")
 
     def _check_audience(self, claims: Claims, payload: bytes) -> None:
+        """Raise `Unauthorized` where a token is for others."""
         if not self._audience:
             if claims.aud is not None:
                 told = f"its aud is {short_repr(claims.aud)}, and no JWT_AUDIENCE is set"
@@ -245,7 +246,7 @@ class Tokens:
 
 
 def _texts(value: object) -> tuple[str, ...]:
-    """What a claim names that is a text, or several."""
+    """The texts in a claim that is one, or a list."""
     several = (
         (value,) if isinstance(value, str) else value if isinstance(value, list | tuple) else ()
     )

@@ -1,6 +1,4 @@
-"""What an IP address is, whichever way it is written; and whose word for a client's address is
-taken.
-"""
+"""IP addresses, one notation for each; and the proxies whose word for a client's is taken."""
 
 import re
 from collections.abc import Awaitable, Iterable, Sequence
@@ -61,9 +59,9 @@ def with_port(host: str, port: int) -> str:
 
 
 def limited_address(host: str) -> str:
-    """What counts as one address: of IPv6 a network of 64 bits, since whoever has one address has
-    all of those.
-    """
+    """The address that limits count by: of IPv6 its network of 64 bits.
+
+    Whoever has one address has all of those."""
     try:
         address = read_address(host)
     except ValueError:
@@ -72,8 +70,7 @@ def limited_address(host: str) -> str:
 
 
 class ProxyHeaders:
-    """Takes a trusted proxy's word for where a request comes from, and by which scheme: its
-    `X-Forwarded-*` headers.
+    """Takes a trusted proxy's word for a request's client and scheme: its `X-Forwarded-*` headers.
 
     Args:
         trusted: addresses of proxies; "unix" is whoever connects to a unix socket.
@@ -121,9 +118,7 @@ class ProxyHeaders:
 
 
 def _host_and_port(hop: str) -> tuple[str, int]:
-    """Whom a proxy names: an address, maybe with its port, and then in brackets where it is of
-    IPv6.
-    """
+    """The address that a proxy names, and its port, if it has one; IPv6 is in brackets then."""
     found = _WITH_PORT.fullmatch(hop)
     if found is None:
         return one_notation(hop), 0

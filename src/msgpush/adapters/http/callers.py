@@ -15,7 +15,7 @@ class Authenticator(Protocol):
     """Finds out what the sender of a request may do."""
 
     async def authenticate(self, scope: Scope, token: str | None = None) -> Grant:
-        """What the credentials in this request allow.
+        """The permissions that the credentials in this request give.
 
         Args:
             token: what the request's query says, where a token is read there.
@@ -29,9 +29,7 @@ class Authenticator(Protocol):
 
 
 def bearer(scope: Scope) -> str | None:
-    """The token in the header `Authorization` (RFC 6750, section 2.1); other schemes are for
-    others.
-    """
+    """A request's bearer token (RFC 6750, section 2.1); other schemes are for others."""
     given = [
         value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"
     ]
@@ -46,5 +44,5 @@ def bearer(scope: Scope) -> str | None:
 
 
 def has_token(scope: Scope, token: str) -> bool:
-    """Whether a request carries this very token."""
+    """True if a request carries this very token."""
     return hmac.compare_digest((bearer(scope) or "").encode(), token.encode())

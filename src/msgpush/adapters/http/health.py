@@ -2,22 +2,60 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from msgpush.adapters.http.callers import has_token
-from msgpush.adapters.http.problems import encode
+from msgpush.adapters.http.operation import Json, Operation, content, fields, json_answer
+from msgpush.adapters.http.responses import json_response
 from msgpush.adapters.metrics import CONTENT_TYPE, Metrics
 from msgpush.domain.errors import BusUnavailable, Unauthorized
 from msgpush.domain.service import Push
 
 KNOWN_SECONDS = 1.0
+_OK = {"status": "ok"}
 
 
-class Operations:
-    """The service's state of health.
+SCHEMAS: Json = {
+    "Health": fields(status={"const": "ok"}) | {"examples": [{"status": "ok"}]},
+    "Unhealthy": fields(status={"const": "unavailable"}, reason={"type": "string"}),
+    "Details": fields(
+        status={"const": "ok"},
+        bus={"type": "string"},
+        connections={"type": "integer", "description": "Streams that are open here."},
+    ),
+}
+
+
+def _healthy(path: str, id: str, summary: str, schema: str = "Health") -> Operation:
+    answers = {200: json_answer("Yes.", schema), 503: json_answer("No, and why.", "Unhealthy")}
+    return Operation("GET", path, "Operate", id, summary, answers, [405])
+
+
+OPERATIONS = (
+    _healthy("/health", "health", "Whether the service does its work", "Details"),
+    _healthy("/health/live", "live", "Whether the process works"),
+    _healthy("/health/ready", "ready", "Whether new requests should come here"),
+    Operation(
+        "GET",
+        "/metrics",
+        tag="Operate",
+        id="metrics",
+        summary="Metrics",
+        answers={
+            200: {
+                "description": "In Prometheus's text format.",
+                "content": content("text/plain", {"type": "string"}),
+            }
+        },
+        problems=[401, 405],
+    ),
+)
+
+
+class HealthApi:
+    """Serves the state of health, and the metrics.
 
     Args:
         metrics_token: what who asks for the metrics has to show; None: nothing.
@@ -30,7 +68,7 @@ class Operations:
         self._bus_trouble: str | None = None
 
     async def health(self, _: Request) -> Response:
-        """Whether the service does its work."""
+        """Tell whether the service does its work."""
         if (reason := await self._trouble()) is not None:
             return _unavailable(reason)
         details = {
@@ -38,25 +76,21 @@ class Operations:
             "bus": type(self._push.bus).__name__.removesuffix("Bus").lower(),
             "connections": len(self._push.hub.connections),
         }
-        return _json(200, details)
+        return json_response(details)
 
     async def live(self, _: Request) -> Response:
-        """Whether the process works; where it doesn't, only a restart helps."""
-        return (
-            _json(200, {"status": "ok"})
-            if self._push.alive
-            else _unavailable("delivery has stopped")
-        )
+        """Tell whether the process works; where it doesn't, only a restart helps."""
+        return json_response(_OK) if self._push.alive else _unavailable("delivery has stopped")
 
     async def ready(self, _: Request) -> Response:
-        """Whether new requests should come here."""
+        """Tell whether new requests should come here."""
         if self._push.draining:
             return _unavailable("draining")
         if not self._push.alive:
             return _unavailable("delivery has stopped")
         if not self._push.ready:
             return _unavailable(await self._trouble() or "nothing was published yet")
-        return _json(200, {"status": "ok"})
+        return json_response(_OK)
 
     async def metrics(self, request: Request) -> Response:
         """The metrics, in Prometheus's text format."""
@@ -84,9 +118,5 @@ class Operations:
         return None
 
 
-def _json(status: int, content: Mapping[str, object]) -> Response:
-    return Response(encode(content), status, {"Cache-Control": "no-store"}, "application/json")
-
-
 def _unavailable(reason: str) -> Response:
-    return _json(503, {"status": "unavailable", "reason": reason})
+    return json_response({"status": "unavailable", "reason": reason}, 503)

@@ -4,14 +4,50 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from msgpush.adapters.http.callers import Authenticator
-from msgpush.adapters.http.problems import encode
+from msgpush.adapters.http.operation import (
+    CHANNEL,
+    CURSOR,
+    GUARDED,
+    Operation,
+    json_answer,
+    limit,
+    parameter,
+)
 from msgpush.adapters.http.requests import Query, path_tail
-from msgpush.domain.channel import check_channel
-from msgpush.domain.service import Push
+from msgpush.adapters.http.responses import json_response
+from msgpush.domain.channel import NAME_RULE, check_channel
+from msgpush.domain.service import History, Push
+
+OPERATIONS = (
+    Operation(
+        "GET",
+        "/api/v1/channels/{channel}/messages",
+        tag="Receive",
+        id="history",
+        summary="Read a channel's messages without a stream",
+        answers={
+            200: json_answer(
+                "Messages, and the cursor after them. After 4 MiB of messages it ends: the cursor"
+                " continues.",
+                History,
+            )
+        },
+        problems=(*GUARDED, 503),
+        parameters=[
+            parameter("channel", f"The channel: {NAME_RULE}.", "path", pattern=CHANNEL["pattern"]),
+            parameter(
+                "after",
+                "A cursor; without one, from the earliest that is retained.",
+                pattern=CURSOR,
+            ),
+            limit("Messages"),
+        ],
+    ),
+)
 
 
-class Channels:
-    """What is retained of a channel."""
+class HistoryApi:
+    """Serves what is retained of a channel."""
 
     def __init__(self, push: Push, auth: Authenticator) -> None:
         self._push, self._auth = push, auth
@@ -25,7 +61,4 @@ class Channels:
         query.done()
         grant = await self._auth.authenticate(request.scope)
         grant.check_listen([channel])
-        history = await self._push.history(channel, after, limit)
-        return Response(
-            encode(history), media_type="application/json", headers={"Cache-Control": "no-store"}
-        )
+        return json_response(await self._push.history(channel, after, limit))

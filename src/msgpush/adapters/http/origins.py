@@ -1,6 +1,4 @@
-"""What an origin is, and the pages of which may use the service (RFC 6454, section 4; HTML,
-"origin").
-"""
+"""Origins (RFC 6454, section 4; HTML, "origin"), and those whose pages may use the service."""
 
 import re
 from collections.abc import Iterable
@@ -20,8 +18,7 @@ _HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\[\]:@/]+))(?::[0-9]{1,5})?")
 
 
 def read_origin(text: str) -> str:
-    """An origin as browsers write it: in lower case, without its scheme's own port; so that two can
-    be compared.
+    """An origin as browsers write it: in lower case, without its scheme's own port.
 
     A host with a dot at its end is another host, as it is to a browser.
 
@@ -40,8 +37,7 @@ def read_origin(text: str) -> str:
 
 
 def read_origins(text: str) -> str:
-    """One origin; or a pattern of origins, `https://*.example.com`: all names below that one, of
-    any depth.
+    """One origin; or a pattern, `https://*.example.com`: all names below that one, of any depth.
 
     Raises:
         ValueError: it is neither, or the pattern would let in pages of whoever likes.
@@ -54,9 +50,7 @@ def read_origins(text: str) -> str:
 
 
 def sent_origin(text: str) -> str | None:
-    """The origin that a request's `Origin` header names, if it does: browsers write it in lower
-    case.
-    """
+    """The origin that an `Origin` header names, if it does: browsers write it in lower case."""
     if text != text.lower():
         return None
     try:
@@ -66,9 +60,7 @@ def sent_origin(text: str) -> str | None:
 
 
 def own_origin(scheme: str, host: str | None) -> str | None:
-    """The origin of the pages that are fetched from where this request went, by its scheme and
-    `Host` header.
-    """
+    """The origin of pages from where this request went, by its scheme and `Host` header."""
     try:
         return read_origin(f"{scheme}://{host or ''}")
     except ValueError:
@@ -77,7 +69,7 @@ def own_origin(scheme: str, host: str | None) -> str | None:
 
 @lru_cache(maxsize=64)
 def is_local_host(host: str) -> bool:
-    """Whether a Host header's value, or an origin's host, names this machine."""
+    """True if a Host header's value, or an origin's host, names this machine."""
     match = _HOST.fullmatch(host)
     if match is None:
         return False

@@ -1,6 +1,4 @@
-"""The pages: a start page with a live stream, the API's description, and the files that they are
-made of.
-"""
+"""The start page, the page of the API's description, and the files that they are made of."""
 
 from importlib import resources
 
@@ -10,7 +8,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from msgpush.adapters.http.openapi import openapi
+from msgpush.adapters.http.operation import Json, Operation, content, parameter
 
 _OWN = (
     "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src"
@@ -21,9 +19,35 @@ _OWN = (
 _SWAGGER_UI = f"{_OWN}; img-src 'self' data:"
 
 
-def page_routes() -> list[BaseRoute]:
-    """The routes of the pages."""
-    description = openapi()
+def _described(path: str, id: str, summary: str, media_type: str, schema: Json) -> Operation:
+    answer = {"description": summary, "content": content(media_type, schema)}
+    return Operation("GET", path, "Pages", id, summary, {200: answer}, [405])
+
+
+OPERATIONS = (
+    _described("/", "start", "The start page, with a live stream", "text/html", {"type": "string"}),
+    _described("/docs", "docs", "This description, as a page", "text/html", {"type": "string"}),
+    _described(
+        "/openapi.json", "openapi", "This description", "application/json", {"type": "object"}
+    ),
+    Operation(
+        "GET",
+        "/static/{path}",
+        tag="Pages",
+        id="static",
+        summary="What the pages are made of",
+        answers={
+            200: {"description": "The file.", "content": {"*/*": {}}},
+            304: {"description": "It is as it was."},
+        },
+        problems=[404, 405],
+        parameters=[parameter("path", "The file's path.", "path", examples=["page.css"])],
+    ),
+)
+
+
+def page_routes(description: bytes) -> list[BaseRoute]:
+    """The routes of the pages; `description` is the API's, as JSON."""
     folder = str(resources.files("msgpush.adapters.http") / "static")
 
     async def describe(_: Request) -> Response:
@@ -48,9 +72,7 @@ def page_routes() -> list[BaseRoute]:
 
 
 class _Files(StaticFiles):
-    """Static files whose content is what their type says, and asked for anew when they have
-    changed.
-    """
+    """Static files, never taken for another type, and asked for anew when they have changed."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)

@@ -1,6 +1,4 @@
-"""`POST /api/v1/tickets` and `POST /api/v1/revocations`: permission for a stream, and the end of
-permissions.
-"""
+"""`/api/v1/tickets` and `/api/v1/revocations`: permission for a stream; the end of permissions."""
 
 import logging
 import time
@@ -14,8 +12,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from msgpush.adapters.http.callers import Authenticator
-from msgpush.adapters.http.problems import encode
+from msgpush.adapters.http.operation import (
+    CHANNEL,
+    GUARDED,
+    Json,
+    Operation,
+    content,
+    fields,
+    json_answer,
+)
 from msgpush.adapters.http.requests import body_headers, read_body
+from msgpush.adapters.http.responses import json_response
 from msgpush.domain.channel import MAX_LISTENED, is_channel, no_channel
 from msgpush.domain.credentials import Revocation
 from msgpush.domain.errors import Fault, Invalid, RateExceeded
@@ -26,7 +33,6 @@ from msgpush.domain.ports import Limiter
 from msgpush.domain.quoting import short_repr
 
 MAX_BYTES = 16 * 1024
-NO_STORE = {"Cache-Control": "no-store"}
 
 # A number that no float can hold is one all the same.
 _decode = msgspec.json.Decoder(float_hook=float).decode
@@ -53,8 +59,58 @@ class Revoked(Struct, frozen=True, omit_defaults=True):
     issued_before: str | None = None
 
 
-class Access:
-    """Tickets, and revocations.
+def _only(name: str, schema: Json) -> Json:
+    return fields(**{name: schema}) | {"additionalProperties": False}
+
+
+_TEXT: Json = {"type": "string", "minLength": 1}
+_MOMENT: Json = {
+    "description": "Seconds since 1970, or an RFC 3339 date-time; not in the future.",
+    "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "format": "date-time"}],
+}
+OPERATIONS = (
+    Operation(
+        "POST",
+        "/api/v1/tickets",
+        tag="Receive",
+        id="ticket",
+        summary="Make a ticket, for the `token` parameter of a stream of these channels",
+        answers={201: json_answer("To be used within a minute.", NewTicket)},
+        problems=(*GUARDED, 413, 415, 422, 429, 503),
+        body=content(
+            "application/json",
+            _only(
+                "channels",
+                {"type": "array", "minItems": 1, "maxItems": MAX_LISTENED, "items": CHANNEL},
+            ),
+            example={"channels": ["user:user123"]},
+        ),
+    ),
+    Operation(
+        "POST",
+        "/api/v1/revocations",
+        tag="Operate",
+        id="revoke",
+        summary="Refuse tokens from now on, and end the streams that were opened with them",
+        answers={201: json_answer("They are refused.", Revoked)},
+        problems=(*GUARDED, 413, 415, 422, 503),
+        body=content(
+            "application/json",
+            {
+                "oneOf": [
+                    _only("subject", _TEXT),
+                    _only("jti", _TEXT),
+                    _only("issued_before", _MOMENT),
+                ]
+            },
+            example={"subject": "user123"},
+        ),
+    ),
+)
+
+
+class PermissionsApi:
+    """Serves tickets, and revocations.
 
     Args:
         limiter: how many tickets a subject may have made here.
@@ -85,7 +141,7 @@ class Access:
         if not allowance.granted:
             raise RateExceeded("tickets", allowance)
         ticket, expires = await self._permissions.new_ticket(grant, channels)
-        return _created(NewTicket(ticket, _moment(expires)))
+        return json_response(NewTicket(ticket, _moment(expires)), 201)
 
     async def revoke(self, request: Request) -> Response:
         grant = await self._auth.authenticate(request.scope)
@@ -96,11 +152,11 @@ class Access:
         what = {revocation.kind: revocation.value or _moment(revocation.at)}
         by = "an admin" if grant.subject is None else short_repr(grant.subject)
         log.info("tokens are revoked by %s: %s", by, _meant(revocation))
-        return _created(
-            Revoked(_moment(revocation.at), _moment(revocation.at + self._max_lifetime), **what)
-        )
+        until = _moment(revocation.at + self._max_lifetime)
+        return json_response(Revoked(_moment(revocation.at), until, **what), 201)
 
     def _revocation(self, given: dict[str, Any]) -> Revocation:
+        """The revocation that a request asks for."""
         now = self._clock()
         match given:
             case {"subject": str(value), **rest} if value and not rest:
@@ -110,25 +166,13 @@ class Access:
             case {"issued_before": value, **rest} if not rest:
                 at = _seconds(value)
                 if not 0 <= at <= now + self._leeway:
-                    raise Invalid(
-                        Fault(
-                            "/issued_before",
-                            f"{short_repr(value)} is not allowed: it must be from 1970 until now",
-                        )
-                    )
+                    raise _not_allowed("issued_before", value, "it must be from 1970 until now")
                 return Revocation("issued_before", "", at)
         for name, value in given.items():
             if name not in ("subject", "jti", "issued_before"):
-                raise Invalid(
-                    Fault(f"/{escape(name)}", f"{short_repr(name)} is no field of a revocation")
-                )
+                raise _no_field(name, "a revocation")
             if len(given) == 1:
-                raise Invalid(
-                    Fault(
-                        f"/{name}",
-                        f"{short_repr(value)} is not allowed: it must be a text, and not empty",
-                    )
-                )
+                raise _not_allowed(name, value, "it must be a text, and not empty")
         raise Invalid(
             Fault("", "it must have exactly one of the fields subject, jti and issued_before")
         )
@@ -162,9 +206,10 @@ async def _read(request: Request) -> dict[str, Any]:
 
 
 def _channels(given: dict[str, Any]) -> list[str]:
+    """The channels that a request for a ticket names."""
     for name in given:
         if name != "channels":
-            raise Invalid(Fault(f"/{escape(name)}", f"{short_repr(name)} is no field of a ticket"))
+            raise _no_field(name, "a ticket")
     channels = given.get("channels")
     if not isinstance(channels, list) or not 0 < len(channels) <= MAX_LISTENED:
         raise Invalid(Fault("/channels", f"it must be a list of 1 to {MAX_LISTENED} channel names"))
@@ -190,16 +235,15 @@ def _seconds(value: object) -> float:
             return float(value)
         except OverflowError:
             pass
-    raise Invalid(
-        Fault(
-            "/issued_before",
-            f"{short_repr(value)} is not allowed: seconds since 1970, or an RFC 3339 date-time",
-        )
-    )
+    raise _not_allowed("issued_before", value, "seconds since 1970, or an RFC 3339 date-time")
 
 
-def _created(content: NewTicket | Revoked) -> Response:
-    return Response(encode(content), 201, NO_STORE, "application/json")
+def _not_allowed(name: str, value: object, allowed: str) -> Invalid:
+    return Invalid(Fault(f"/{name}", f"{short_repr(value)} is not allowed: {allowed}"))
+
+
+def _no_field(name: str, of: str) -> Invalid:
+    return Invalid(Fault(f"/{escape(name)}", f"{short_repr(name)} is no field of {of}"))
 
 
 def _moment(seconds: float) -> str:

@@ -62,18 +62,17 @@ class Problem(Struct, kw_only=True):
     detail: str
     errors: tuple[Fault, ...] | UnsetType = UNSET
 
+    @staticmethod
+    def of(error: MsgpushError) -> "Problem":
+        """An error of this package, as it is told to the client."""
+        detail = error.public if isinstance(error, BusUnavailable) else str(error)
+        faults = error.faults if isinstance(error, Invalid) else UNSET
+        return problem(STATUS[type(error)], detail, faults)
+
 
 def problem(status: int, detail: str, errors: tuple[Fault, ...] | UnsetType = UNSET) -> Problem:
     """A problem with the title that goes with its status."""
     return Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors)
-
-
-def problem_of(error: MsgpushError) -> Problem:
-    """An error of this package, as it is told to the client."""
-    detail = error.public if isinstance(error, BusUnavailable) else str(error)
-    return problem(
-        STATUS[type(error)], detail, error.faults if isinstance(error, Invalid) else UNSET
-    )
 
 
 class ProblemResponse(Response):
@@ -96,7 +95,7 @@ def error_response(error: MsgpushError) -> ProblemResponse:
         # What is left of the body isn't wanted: the server half-closes, so that the client can read
         # this.
         headers["Connection"] = "close"
-    return ProblemResponse(problem_of(error), headers)
+    return ProblemResponse(Problem.of(error), headers)
 
 
 def challenge(code: str, description: str) -> str:

@@ -10,12 +10,22 @@ from starlette.types import Receive, Scope, Send
 
 from msgpush.adapters.http.batch import NDJSON_TYPES, instead_of_one, split
 from msgpush.adapters.http.callers import Authenticator
+from msgpush.adapters.http.operation import (
+    GUARDED,
+    Json,
+    Operation,
+    content,
+    fields,
+    json_answer,
+    parameter,
+    problem_answer,
+    ref,
+)
 from msgpush.adapters.http.problems import (
     Problem,
     challenge,
     encode,
     problem,
-    problem_of,
     rate_headers,
     raw_headers,
     respond,
@@ -42,6 +52,57 @@ MESSAGES = "messages"  # what a rate's headers call it
 BUDGET = 0.005  # seconds of a batch after which the loop gets its turn
 SLICE = 256  # messages of a batch that are stored before others get their turn
 READ_AT_ONCE = 1024 * 1024  # bytes of them: a few milliseconds
+
+
+EXAMPLE: Json = {
+    "type": "progress",
+    "service": "knowledge-service",
+    "source": "document_processing",
+    "target": {"user_id": "user123", "session_id": "session456", "kb_id": "kb789"},
+    "channels": ["imports"],
+    "data": {
+        "task_id": "task_abc123",
+        "progress": 65,
+        "stage": "embedding",
+        "details": {"processed_chunks": 13, "total_chunks": 20, "current_file": "document.pdf"},
+    },
+    "metadata": {"priority": "normal", "ttl": 3600},
+}
+BROADCAST_EXAMPLE: Json = {
+    "type": "warning",
+    "service": "gateway",
+    "data": {"message": "Maintenance at 22:00 UTC"},
+}
+
+
+def _publishes_one(path: str, id: str, summary: str, schema: Json, example: Json) -> Operation:
+    key = parameter(
+        "Idempotency-Key",
+        "The message's id, where the body has none.",
+        "header",
+        pattern='^("[A-Za-z0-9_.:-]{1,128}"|[A-Za-z0-9_.:-]{1,128})$',
+    )
+    return Operation(
+        "POST",
+        path,
+        tag="Publish",
+        id=id,
+        summary=summary,
+        answers={202: json_answer("Stored: readable by all, from here on.", Receipt)},
+        problems=(*GUARDED, 409, 413, 415, 422, 429, 503),
+        parameters=[key],
+        body=content("application/json", schema, example=example),
+    )
+
+
+SEND = _publishes_one("/api/v1/messages/send", "send", "Publish a message", ref(Message), EXAMPLE)
+BROADCAST = _publishes_one(
+    "/api/v1/messages/broadcast",
+    "broadcast",
+    "Publish a message, without target, to every stream",
+    {"allOf": [ref(Message), {"properties": {"target": {"maxProperties": 0}}}]},
+    BROADCAST_EXAMPLE,
+)
 
 
 class Publish:
@@ -110,6 +171,72 @@ class BatchProblem(Problem, kw_only=True):
     results: list[Receipt | Failed]
 
 
+SCHEMAS: Json = {
+    # msgspec describes no unions of structs without tags.
+    "BatchResult": fields(
+        accepted={"type": "integer", "minimum": 0},
+        rejected={"type": "integer", "minimum": 0},
+        results={
+            "description": "In the batch's order.",
+            "type": "array",
+            "items": {
+                "anyOf": [
+                    ref(Receipt),
+                    fields(error=ref(Problem))
+                    | {"description": "Not accepted: what `send` would have answered."},
+                ]
+            },
+        },
+    ),
+    "BatchProblem": {
+        "description": "A problem, with what became of the items so far.",
+        "allOf": [ref(Problem), ref(BatchResult)],
+    },
+}
+
+
+def _either(status: int, description: str) -> Json:
+    """A problem of the whole request, or of all its items."""
+    return problem_answer(status, description, "BatchProblem")
+
+
+_BATCH: Json = {"type": "array", "minItems": 1, "maxItems": MAX_ITEMS, "items": ref(Message)}
+_BATCH_EXAMPLE = [EXAMPLE, BROADCAST_EXAMPLE]
+BATCH = Operation(
+    "POST",
+    "/api/v1/messages/batch",
+    tag="Publish",
+    id="batch",
+    summary="Publish many messages, each by itself, in their order",
+    answers={
+        202: json_answer("One is stored, or more: see the results.", BatchResult),
+        403: _either(403, "None may be published."),
+        413: _either(413, "Too large, or too many. Lines that had come before are stored."),
+        422: _either(422, "None is valid, or there was none."),
+        429: _either(429, "More than this subject may publish now; none is stored."),
+        503: _either(503, "The bus is away, and took none."),
+    },
+    problems=(*GUARDED, 415),
+    body={
+        **content(
+            "application/json",
+            {"anyOf": [_BATCH, {**fields(messages=_BATCH), "additionalProperties": False}]},
+            example=_BATCH_EXAMPLE,
+        ),
+        **content(
+            NDJSON_TYPES[0],
+            {
+                "type": "string",
+                "description": "A message a line (NDJSON), stored as they arrive. Also as "
+                f"{', '.join(NDJSON_TYPES[1:])}.",
+            },
+            example="".join(f"{encode(each).decode()}\n" for each in _BATCH_EXAMPLE),
+        ),
+    },
+)
+OPERATIONS = (SEND, BROADCAST, BATCH)
+
+
 class PublishBatch:
     """`/batch`: many messages a request, each by itself, in their order."""
 
@@ -152,7 +279,7 @@ class PublishBatch:
                 await self._store_lines(receive, grant, results)
             except TooLarge as error:
                 self._metrics.failed(error, None)
-                return problem_of(error)
+                return Problem.of(error)
             return None
         body_headers(scope, self._max_batch_bytes, "the batch")
         items = await split(await read_body(receive, self._max_batch_bytes, "the batch"))
@@ -241,7 +368,7 @@ class PublishBatch:
 
     def _failed(self, error: MsgpushError, draft: Draft | None) -> Failed:
         self._metrics.failed(error, draft)
-        return Failed(problem_of(error))
+        return Failed(Problem.of(error))
 
     async def _drafts(self, items: Sequence[bytes], grant: Grant) -> list[Draft | MsgpushError]:
         try:

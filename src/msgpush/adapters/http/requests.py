@@ -15,9 +15,7 @@ MAX_PARAMETERS = 256
 
 
 class ClientGone(Exception):
-    """The client went before its request was complete: there is nobody to answer, and nothing was
-    asked.
-    """
+    """The client went before its request was complete: nobody is to be answered."""
 
 
 def header(scope: Scope, name: bytes) -> str | None:
@@ -29,8 +27,9 @@ def header(scope: Scope, name: bytes) -> str | None:
 
 
 def path_tail(scope: Scope, prefix: str, suffix: str = "") -> str:
-    """What stands between `prefix` and `suffix` in the path, decoded; before the prefix is what the
-    service is under.
+    """The part of the path between `prefix` and `suffix`, decoded.
+
+    Before the prefix may be what the service is under.
 
     Taken from the raw path where the server gives it, since what isn't UTF-8 has been replaced in
     the other one.
@@ -95,6 +94,7 @@ class Query:
         return first
 
     def integer(self, name: str, default: int, lowest: int, highest: int) -> int:
+        """The whole number that a parameter gives, within these bounds."""
         value = self.one(name)
         if value is None:
             return default
@@ -119,9 +119,7 @@ class Query:
         return default if value is None else value == "true"
 
     def done(self, passed: re.Pattern[str] = re.compile("_")) -> None:
-        """Raise `Malformed` where there is a parameter that nobody took, but for those that begin
-        like `passed`.
-        """
+        """Raise `Malformed` for a parameter that nobody took, unless it begins like `passed`."""
         for name in self._values:
             if not passed.match(name):
                 raise Malformed(f"there is no parameter {short_repr(name)} here")
@@ -168,14 +166,14 @@ async def read_body(receive: Receive, limit: int, what: str) -> bytes:
 
 
 class BodyHeaders(NamedTuple):
-    """What the headers say of a body."""
+    """The headers that describe a body."""
 
     content_type: str
     idempotency_key: str | None
 
 
 def body_headers(scope: Scope, limit: int | None, what: str) -> BodyHeaders:
-    """What the headers say of the body, before it is read.
+    """Read the headers that describe a body, before the body itself.
 
     Raises:
         TooLarge: it announces more than `limit` bytes.

@@ -1,47 +1,148 @@
-"""`GET /sse/...`: from a request to a stream, or to a refusal that an EventSource survives."""
+"""`GET /sse/...`: a request becomes a stream, or a refusal that an EventSource survives."""
 
 import re
 import secrets
-import time
-from collections.abc import Callable, Mapping
 from typing import Literal
 from urllib.parse import quote
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from msgpush.adapters.http.addresses import limited_address, with_port
 from msgpush.adapters.http.callers import Authenticator
+from msgpush.adapters.http.operation import Json, Operation, content, parameter
 from msgpush.adapters.http.problems import ProblemResponse, problem
-from msgpush.adapters.http.requests import Query, header, path_tail
+from msgpush.adapters.http.requests import header, path_tail
+from msgpush.adapters.http.subscribing import (
+    REFUSED,
+    TYPES_PATTERN,
+    StreamQuery,
+    admitted,
+    read_client,
+    read_types,
+    stream_parameters,
+)
 from msgpush.adapters.metrics import Metrics
 from msgpush.adapters.sse.stream import HEADERS, EventStream, EventView, refusal
 from msgpush.domain.channel import (
-    BROADCAST,
-    MAX_LISTENED,
+    NAME_CHARACTER,
+    NAME_RULE,
     encode_name,
     encoding_advice,
     is_channel,
     no_channel,
 )
 from msgpush.domain.connection import Subscription
-from msgpush.domain.errors import BusUnavailable, KeysUnavailable, Malformed, Overloaded, Refusal
-from msgpush.domain.grant import Grant
+from msgpush.domain.errors import Malformed
 from msgpush.domain.message import TYPES
-from msgpush.domain.ports import ClientInfo
-from msgpush.domain.position import TERMINAL, check_cursor, is_cursor
-from msgpush.domain.quoting import short_repr
+from msgpush.domain.position import TERMINAL, is_cursor
 from msgpush.domain.service import Push
 
 Kind = Literal["stream", "user", "service"]
 
-# In their order. A client adds the first ones by itself when it reconnects, to a URL that may have
-# the last one from the start: Yaffle's polyfill, others like it, and amvtek's where it can't set
-# the header.
-CURSORS = ("lastEventId", "lastEventID", "evs_last_event_id", "last_event_id")
-
 # What polyfills add besides: against caches, and to ask for padding that only old browsers need.
 POLYFILLS = re.compile(r"_|[rt]\Z|evs_")
+
+STREAM_EXAMPLE = """\
+retry: 2750
+event: msgpush.open
+id: 1lgbdur5w.1753859399000-0
+data: {"connection":"9f2c51b7a0d4e863","channels":["user:user123"],"resumed":false,"heartbeat":30}
+
+event: progress
+data: {"task_id":"task_abc123","progress":65,"stage":"embedding"}
+id: 1lgbdur5w.1753859400123-0
+
+"""
+
+_STREAM = """\
+Server-Sent Events. The types in `events` come as events of that name with the message's `data` \
+alone; all others come without a name, as whole messages. (The event of `error` is named \
+`message.error`.) Besides, there are
+
+- `msgpush.open`: the stream has begun; `id` is a cursor already;
+- `msgpush.heartbeat`: a sign of life, with the cursor now;
+- `msgpush.gap`: `{"channel", "after", "reason"}`: messages are missing \
+(`trimmed`, `expired`, `reset`);
+- `msgpush.close`: `{"reason", "reconnect"}`: the server ends the stream \
+(`drain`, `overload`, `slow`, `expired`, \
+`disconnected`, `revoked`).
+
+Where no more streams can be served, the answer is 200 all the same: `retry`, and \
+`msgpush.close` with `overload`.
+"""
+_PARAMETERS = stream_parameters(
+    parameter(
+        "events",
+        "Types that come as events of their name; `*`: all; `none`: none.",
+        pattern=rf"^(\*|none|{TYPES_PATTERN})$",
+    )
+)
+
+
+def _described(path: str, id: str, summary: str, names: str, pattern: str) -> list[Operation]:
+    """GET and HEAD of one kind of stream; `names`: what stands at the end of its path."""
+    name = path.rpartition("{")[2].removesuffix("}")
+    parameters = [parameter(name, names, "path", pattern=pattern), *_PARAMETERS]
+    headers = {
+        name: {"schema": {"const": value}}
+        for name, value in (
+            ("Cache-Control", "no-store, no-transform"),
+            ("X-Accel-Buffering", "no"),
+        )
+    }
+    events = content("text/event-stream", {"type": "string"}, example=STREAM_EXAMPLE)
+    got: Json = {"description": _STREAM, "headers": headers, "content": events}
+    head: Json = {
+        "description": "There is such a stream.",
+        "headers": headers,
+        "content": {"text/event-stream": {}},
+    }
+    over = {"description": "The cursor is terminal: this client was told never to come back."}
+    return [
+        Operation(
+            "GET",
+            path,
+            tag="Receive",
+            id=id,
+            summary=summary,
+            answers={200: got, 204: over},
+            parameters=parameters,
+        ),
+        Operation(
+            "HEAD",
+            path,
+            tag="Receive",
+            id=f"{id}Head",
+            summary=f"{summary}: only the headers",
+            answers={200: head, 204: over},
+            parameters=parameters,
+        ),
+    ]
+
+
+OPERATIONS = (
+    *_described(
+        "/sse/stream/{channel}",
+        "stream",
+        "Listen to channels",
+        f"A channel, or several, separated by commas. Each: {NAME_RULE}.",
+        f"^{NAME_CHARACTER}{{1,200}}(,{NAME_CHARACTER}{{1,200}})*$",
+    ),
+    *_described(
+        "/sse/user/{user_id}",
+        "userStream",
+        "Listen to a user's channel",
+        "The user.",
+        f"^{NAME_CHARACTER}{{1,195}}$",
+    ),
+    *_described(
+        "/sse/service/{service_name}",
+        "serviceStream",
+        "Listen to all messages of a service",
+        "The publishing service.",
+        f"^{NAME_CHARACTER}{{1,192}}$",
+    ),
+)
 
 
 class Streams:
@@ -60,12 +161,10 @@ class Streams:
         *,
         metrics: Metrics,
         default_events: frozenset[str],
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._kind, self._push, self._auth = kind, push, auth
         self._metrics = metrics
         self._default_events = default_events
-        self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # The order of refusals is part of the contract.
@@ -81,10 +180,9 @@ class Streams:
             await stream(scope, receive, send)
 
     async def _open(self, scope: Scope, send: Send) -> EventStream | None:
-        query = Query(scope)
-        asked = _last_event_id(scope, query)
-        if asked:
-            check_cursor(asked)
+        """Read and check a request; returns its stream, unless it is answered already."""
+        query = StreamQuery(scope)
+        cursor = query.cursor()
         token = query.one("token")
         subscription = self._subscription(scope, query)
         try:
@@ -93,68 +191,48 @@ class Streams:
             if scope["method"] == "HEAD":
                 await _answer(send, b"")
                 return None
-            info = self._info(scope, grant)
-            self._push.admit(info, grant.ticket)
-            start = await self._push.start_at(asked)
-            self._push.admit(info, grant.ticket)
-        except (Overloaded, BusUnavailable, KeysUnavailable) as error:
+            client = read_client(scope, grant, "sse")
+            start = await admitted(self._push, client, grant, cursor)
+        except REFUSED as error:
             # Never a 5xx or 429: a native EventSource would give up for good.
-            reason = error.reason if isinstance(error, Overloaded) else _REASONS[type(error)]
-            self._metrics.refused(reason)
-            await _answer(send, refusal(reason))
+            self._metrics.refused(error.reason)
+            await _answer(send, refusal(error.reason))
             return None
         return EventStream(
             self._push,
             secrets.token_hex(8),
-            info=info,
+            info=client,
             grant=grant,
             subscription=subscription,
             start=start,
             on_refused=self._metrics.refused,
         )
 
-    def _subscription(self, scope: Scope, query: Query) -> Subscription:
-        names = path_tail(scope, f"/sse/{self._kind}/")
-        if not names:
-            raise Malformed(f"the path ends before the name: /sse/{self._kind}/<name>")
-        channels = names.split(",") if self._kind == "stream" else [f"{self._kind}:{names}"]
-        channels += query.all("channel")
-        for channel in channels:
-            if not is_channel(channel):
-                raise Malformed(no_channel(channel, self._advice(names)))
-        if query.flag("broadcast", True):
-            channels.append(BROADCAST)
-        wanted = frozenset(channels)
-        if len(wanted - {BROADCAST}) > MAX_LISTENED:
-            raise Malformed(
-                f"{len(wanted - {BROADCAST})} channels; a stream has at most {MAX_LISTENED}"
-            )
-        types = query.one("types")
-        events = query.one("events")
+    def _subscription(self, scope: Scope, query: StreamQuery) -> Subscription:
+        channels = query.channels(self._named(scope))
+        types, events = query.one("types"), query.one("events")
         query.done(POLYFILLS)
         view = EventView(
             self._default_events if events is None else read_events(events),
             chunked="msgpush.wire" in scope.get("extensions", {}),
         )
-        return Subscription(wanted, view, None if types is None else _types("types", types))
+        return Subscription(channels, view, None if types is None else read_types("types", types))
 
-    def _advice(self, names: str) -> str:
-        # Elsewhere a comma separates names.
-        if self._kind == "stream" or not (advice := encoding_advice(names)):
-            return ""
-        return f"{advice}, and in this path /sse/{self._kind}/{quote(encode_name(names), safe='')}"
-
-    def _info(self, scope: Scope, grant: Grant) -> ClientInfo:
-        host, port = scope.get("client") or ("", 0)
-        # A proxy that is trusted doesn't always say the port.
-        remote = with_port(host, port) if port else host
-        user_agent = (header(scope, b"user-agent") or "")[:256]
-        return ClientInfo(
-            grant.subject, "sse", remote, user_agent, self._clock(), limited_address(host)
-        )
-
-
-_REASONS: Mapping[type[Exception], Refusal] = {BusUnavailable: "bus", KeysUnavailable: "keys"}
+    def _named(self, scope: Scope) -> list[str]:
+        """The channels that the path names."""
+        kind = self._kind
+        names = path_tail(scope, f"/sse/{kind}/")
+        if not names:
+            raise Malformed(f"the path ends before the name: /sse/{kind}/<name>")
+        channels = names.split(",") if kind == "stream" else [f"{kind}:{names}"]
+        for channel in channels:
+            if not is_channel(channel):
+                # Elsewhere a comma separates names.
+                advice = "" if kind == "stream" else encoding_advice(names)
+                if advice:
+                    advice += f", and in this path /sse/{kind}/{quote(encode_name(names), safe='')}"
+                raise Malformed(no_channel(channel, advice))
+        return channels
 
 
 async def _answer(send: Send, body: bytes) -> None:
@@ -162,15 +240,10 @@ async def _answer(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _last_event_id(scope: Scope, query: Query) -> str | None:
-    given = [query.same(name) for name in CURSORS]
-    return header(scope, b"last-event-id") or next(filter(None, given), None)
-
-
 def _is_over(scope: Scope) -> bool:
     # Whatever else may be wrong with the request: its client was told never to come back.
     try:
-        asked = _last_event_id(scope, Query(scope))
+        asked = StreamQuery(scope).last_event_id()
     except Malformed:
         asked = header(scope, b"last-event-id")
     return asked is not None and asked.endswith(TERMINAL) and is_cursor(asked)
@@ -184,15 +257,6 @@ def read_events(text: str) -> frozenset[str]:
     """
     if text == "*":
         return frozenset(TYPES)
-    return frozenset() if text == "none" else _types("events", text)
-
-
-def _types(name: str, text: str) -> frozenset[str]:
-    types = frozenset(text.split(","))
-    for each in types:
-        if each not in TYPES:
-            also = " (or *, or none)" if name == "events" else ""
-            raise Malformed(
-                f"the parameter {name} has {short_repr(each)}: allowed are {', '.join(TYPES)}{also}"
-            )
-    return types
+    if text == "none":
+        return frozenset()
+    return read_types("events", text, also=" (or *, or none)")

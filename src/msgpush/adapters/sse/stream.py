@@ -1,6 +1,4 @@
-"""Server-Sent Events (WHATWG HTML, section 9.2): the blocks of a stream, and the sinks that they
-are written to.
-"""
+"""Server-Sent Events (WHATWG HTML, section 9.2): the blocks of a stream, and their sinks."""
 
 import asyncio
 import random
@@ -127,9 +125,7 @@ def refusal(reason: Refusal) -> bytes:
 
 
 class Wire(Protocol):
-    """The server's ASGI extension `msgpush.wire`: bytes that are framed already go straight to the
-    transport.
-    """
+    """The server's ASGI extension `msgpush.wire`: framed bytes go straight to the transport."""
 
     @property
     def backlog(self) -> int: ...
@@ -143,9 +139,7 @@ class Wire(Protocol):
 
 
 class WireSink:
-    """A sink over the server's wire extension: no task, no copy and no switch for what it is
-    offered.
-    """
+    """A sink over the wire extension: no task, no copy and no switch for what it is offered."""
 
     __slots__ = ("_wire", "offer")
 
@@ -328,7 +322,7 @@ class EventStream(StreamingResponse):
 
 
 async def _has_gone(receive: Receive) -> bool:
-    """Whether the client is known to have gone by now."""
+    """True if the client is known to have gone by now."""
     await asyncio.sleep(0)  # what the loop knows already the server is told first
     try:
         async with asyncio.timeout(0):

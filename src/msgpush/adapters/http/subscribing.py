@@ -1,0 +1,125 @@
+"""Requests for a stream: the query, the client, the limits, and where it begins.
+
+The same for whatever carries the stream."""
+
+import time
+from collections.abc import Iterable
+
+from starlette.types import Scope
+
+from msgpush.adapters.http.addresses import limited_address, with_port
+from msgpush.adapters.http.operation import CHANNEL, CURSOR, Json, parameter, repeatable
+from msgpush.adapters.http.requests import Query, header
+from msgpush.domain.channel import BROADCAST, MAX_LISTENED, check_channel
+from msgpush.domain.connection import Start
+from msgpush.domain.errors import BusUnavailable, KeysUnavailable, Malformed, Overloaded
+from msgpush.domain.grant import Grant
+from msgpush.domain.message import TYPES
+from msgpush.domain.ports import ClientInfo
+from msgpush.domain.position import check_cursor
+from msgpush.domain.quoting import short_repr
+from msgpush.domain.service import Push
+
+# In their order. A client adds the first ones by itself when it reconnects, to a URL that may have
+# the last one from the start: Yaffle's polyfill, others like it, and amvtek's where it can't set
+# the header.
+CURSORS = ("lastEventId", "lastEventID", "evs_last_event_id", "last_event_id")
+
+# Why no stream can be served now, as their `reason` says.
+REFUSED = (Overloaded, BusUnavailable, KeysUnavailable)
+
+_RESUME = (
+    "Continue after this cursor. `earliest`: all that is retained; `latest`, or none: from now."
+)
+_RESUME_AGAIN = "As last_event_id, and wins over it: as clients add it on a reconnect."
+_TYPE = "|".join(TYPES)
+TYPES_PATTERN = f"({_TYPE})(,({_TYPE}))*"
+
+
+def stream_parameters(*own: Json) -> list[Json]:
+    """Describe the parameters of a stream's request, with those of one endpoint alone."""
+    return [
+        parameter("Last-Event-ID", f"{_RESUME} It wins over the query.", "header", pattern=CURSOR),
+        parameter("last_event_id", _RESUME, pattern=CURSOR),
+        parameter("lastEventId", _RESUME_AGAIN, pattern=CURSOR),
+        parameter("lastEventID", _RESUME_AGAIN, pattern=CURSOR),
+        repeatable("channel", "A further channel.", CHANNEL),
+        parameter("types", "Only these types, separated by commas.", pattern=f"^{TYPES_PATTERN}$"),
+        *own,
+        parameter(
+            "broadcast", "Whether to listen to broadcasts, too.", type="boolean", default=True
+        ),
+        parameter("token", "A token, or a ticket, for who can't send the header Authorization."),
+    ]
+
+
+class StreamQuery(Query):
+    """The parameters of a request for a stream."""
+
+    def __init__(self, scope: Scope) -> None:
+        super().__init__(scope)
+        self._header = header(scope, b"last-event-id")
+
+    def last_event_id(self) -> str | None:
+        """The last id that the client has seen, by its header or else its parameters."""
+        given = [self.same(name) for name in CURSORS]
+        return self._header or next(filter(None, given), None)
+
+    def cursor(self) -> str | None:
+        """The same, which has to be a cursor."""
+        if asked := self.last_event_id():
+            check_cursor(asked)
+        return asked
+
+    def channels(self, named: Iterable[str]) -> frozenset[str]:
+        """The channels that the path has named, those of the query, and broadcasts."""
+        further = self.all("channel")
+        for channel in further:
+            check_channel(channel)
+        wanted = {*named, *further}
+        if self.flag("broadcast", True):
+            wanted.add(BROADCAST)
+        if len(wanted - {BROADCAST}) > MAX_LISTENED:
+            raise Malformed(
+                f"{len(wanted - {BROADCAST})} channels; a stream has at most {MAX_LISTENED}"
+            )
+        return frozenset(wanted)
+
+
+def read_types(name: str, text: str, also: str = "") -> frozenset[str]:
+    """The types in a list of types; `also` says what else the parameter may be.
+
+    Raises:
+        Malformed: something else.
+    """
+    types = frozenset(text.split(","))
+    for each in types:
+        if each not in TYPES:
+            raise Malformed(
+                f"the parameter {name} has {short_repr(each)}: allowed are {', '.join(TYPES)}{also}"
+            )
+    return types
+
+
+async def admitted(push: Push, client: ClientInfo, grant: Grant, cursor: str | None) -> Start:
+    """Admit a client's stream, and find where it begins to read; nothing of it is kept here.
+
+    Raises:
+        Overloaded: no stream can be served now, or none of this client's.
+        BusUnavailable: the bus can't be asked now.
+    """
+    push.admit(client, grant.ticket)
+    start = await push.start_at(cursor)
+    push.admit(client, grant.ticket)
+    return start
+
+
+def read_client(scope: Scope, grant: Grant, transport: str) -> ClientInfo:
+    """The client that has sent a request."""
+    host, port = scope.get("client") or ("", 0)
+    # A proxy that is trusted doesn't always say the port.
+    remote = with_port(host, port) if port else host
+    user_agent = (header(scope, b"user-agent") or "")[:256]
+    return ClientInfo(
+        grant.subject, transport, remote, user_agent, time.time(), limited_address(host)
+    )

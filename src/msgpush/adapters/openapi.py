@@ -1,0 +1,217 @@
+"""The API's description (OpenAPI 3.1), assembled from those that stand beside the handlers.
+
+Its schemas are made from the types that the code itself decodes and encodes.
+"""
+
+from typing import Any
+
+import msgspec
+
+from msgpush.adapters.http import connections, health, history, pages, permissions, publish
+from msgpush.adapters.http.callers import COOKIE
+from msgpush.adapters.http.operation import (
+    CHANNEL,
+    REF,
+    Json,
+    Operation,
+    fields,
+    problem_answer,
+    ref,
+)
+from msgpush.adapters.http.problems import Problem
+from msgpush.adapters.sse import endpoint
+from msgpush.domain.channel import MAX_CHANNELS, MAX_TARGETS, NAME_CHARACTER, NAME_RULE
+from msgpush.domain.message import Message
+from msgpush.domain.ports import ConnectionStats
+from msgpush.domain.service import History, Receipt
+
+OPERATIONS = (
+    *publish.OPERATIONS,
+    *endpoint.OPERATIONS,
+    *history.OPERATIONS,
+    *permissions.OPERATIONS,
+    *connections.OPERATIONS,
+    *health.OPERATIONS,
+    *pages.OPERATIONS,
+)
+
+API_VERSION = "1"  # of the API, as in its paths; which release serves it, nobody has to know
+
+DELIVERED_EXAMPLE: Json = {
+    "id": "msg_1753859400_001",
+    "timestamp": "2025-07-30T15:10:00.123Z",
+    **publish.EXAMPLE,
+    "metadata": {"priority": "normal", "ttl": 3600, "retry_count": 0},
+}
+
+_ABOUT = """\
+Publish messages over HTTP, receive them over Server-Sent Events, live and without loss.
+
+Every error is a problem (RFC 9457, `application/problem+json`). Unknown fields and \
+parameters are refused, but for parameters whose name begins with `_`, and on streams for those \
+that polyfills add: `r`, `t`, `evs_...`.
+"""
+
+# Any request may be answered with these: see entrypoints/protocol.py, and http/local_only.py.
+_ALWAYS = (403, 408, 431)
+_PROBLEMS = {
+    400: ("Malformed", "The request can't be read; no fault of a message's content."),
+    401: ("Unauthorized", "Where there is authentication: no token, or one that isn't valid."),
+    403: ("Forbidden", "Not allowed; in local mode: the request doesn't come from this machine."),
+    404: ("NotFound", "There is no such thing."),
+    405: ("MethodNotAllowed", "Not with this method."),
+    408: ("Timeout", "The request's headers or body took too long."),
+    409: ("Conflict", "The service has published the id before, with other content."),
+    413: ("TooLarge", "Larger than a limit allows."),
+    415: ("Unsupported", "The body is compressed."),
+    422: ("Invalid", "JSON, but no message: `errors` say where and why."),
+    429: ("TooMany", "More than this subject may ask for now."),
+    431: ("HeadersTooLarge", "The request's headers are too large."),
+    503: (
+        "BusUnavailable",
+        "The bus is away: nothing is stored. A message with an id may be sent again safely.",
+    ),
+}
+
+
+def openapi() -> bytes:
+    """The description of the whole API, as JSON."""
+    paths: Json = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation)
+    document = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "msgpush",
+            "version": API_VERSION,
+            "description": _ABOUT,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        # Relative to where this document is, so that it is right under a prefix, too.
+        "servers": [{"url": ".", "description": "this service"}],
+        "tags": [
+            {"name": "Publish", "description": "Send messages."},
+            {"name": "Receive", "description": "Get messages, live or from the history."},
+            {"name": "Operate", "description": "See and end connections; health and metrics."},
+            {"name": "Pages", "description": "For people, and this description."},
+        ],
+        "paths": paths,
+        "components": {
+            "schemas": _portable(_schemas()),
+            "responses": {
+                name: problem_answer(status, text) for status, (name, text) in _PROBLEMS.items()
+            },
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+                "cookie": {"type": "apiKey", "in": "cookie", "name": COOKIE},
+            },
+        },
+    }
+    return msgspec.json.encode(document)
+
+
+def _described(operation: Operation) -> Json:
+    answers: dict[int, Json] = {
+        status: {"$ref": f"#/components/responses/{_PROBLEMS[status][0]}"}
+        for status in (*operation.problems, *_ALWAYS)
+    }
+    answers |= operation.answers
+    described: Json = {
+        "tags": [operation.tag],
+        "operationId": operation.id,
+        "summary": operation.summary,
+        "responses": {str(status): answers[status] for status in sorted(answers)},
+    }
+    if 401 in answers:
+        # Or none: the open modes ask for none.
+        described["security"] = [{"token": []}, {"cookie": []}, {}]
+    if operation.parameters:
+        described["parameters"] = operation.parameters
+    if operation.body is not None:
+        described["requestBody"] = {"required": True, "content": operation.body}
+    return described
+
+
+_NOBODY: Json = {"type": "object", "minProperties": 1, "additionalProperties": {"type": "null"}}
+
+
+def _schemas() -> Json:
+    """The schemas by name: made from types, completed where these say less than the code checks."""
+    types = [
+        Message,
+        Receipt,
+        History,
+        Problem,
+        connections.ConnectionList,
+        ConnectionStats,
+        permissions.NewTicket,
+        permissions.Revoked,
+    ]
+    _, schemas = msgspec.json.schema_components(types, ref_template=REF)
+    _complete(schemas["Message"]["properties"])
+    schemas["Message"] |= {
+        "description": (
+            "One message. Unknown fields are refused; a field that is null counts as absent."
+        ),
+        "if": {"properties": {"type": {"const": "progress"}}},
+        "then": {"required": ["data"], "properties": {"data": ref("Progress")}},
+        # A target that names nobody is a mistake, unless the message has channels.
+        "anyOf": [
+            {"properties": {"target": {"not": _NOBODY}}},
+            {
+                "required": ["channels"],
+                "properties": {"channels": {"type": "array", "minItems": 1}},
+            },
+        ],
+        "examples": [publish.EXAMPLE],
+    }
+    schemas["Metadata"]["properties"]["retry_count"] = {
+        "description": "Deliveries tried and not acknowledged: the server's, ignored on publish.",
+        "default": 0,
+    }
+    schemas["Progress"] = fields(progress={"type": "number", "minimum": 0, "maximum": 100})
+    schemas["Delivered"] = {
+        "description": "A message as it is delivered: as published, and complete.",
+        "allOf": [ref(Message), {"required": ["id", "timestamp", "data", "metadata"]}],
+        "examples": [DELIVERED_EXAMPLE],
+    }
+    schemas["History"]["properties"]["messages"] = {"type": "array", "items": ref("Delivered")}
+    return schemas | publish.SCHEMAS | health.SCHEMAS
+
+
+def _complete(message: Json) -> None:
+    """Add to the fields of `Message` what its type leaves to the code that checks them."""
+    message["timestamp"]["anyOf"][0]["format"] = "date-time"
+    message["timestamp"]["description"] = (
+        "RFC 3339, of any offset and precision; kept as UTC with milliseconds."
+    )
+    message["id"]["description"] = "A publish with an id is stored once, however often it is sent."
+    message["target"]["description"] = (
+        "Whom it is for: `<kind>_id: v` goes to the channel `<kind>:v`."
+    )
+    message["target"]["anyOf"][0] |= {
+        "maxProperties": MAX_TARGETS,
+        "patternProperties": {f"^{NAME_CHARACTER}+_id$": CHANNEL | {"type": ["string", "null"]}},
+        "additionalProperties": {"type": "null"},
+    }
+    message["channels"]["description"] = f"The topics it belongs to. A channel's name: {NAME_RULE}."
+    message["channels"]["anyOf"][0] |= {"maxItems": MAX_CHANNELS, "items": CHANNEL}
+    message["data"] = {
+        "type": ["object", "null"],
+        "default": {},
+        "description": (
+            "Any JSON object, passed on untouched; of a `progress` message, with `progress`, 0 to"
+            " 100."
+        ),
+    }
+
+
+def _portable(schema: Any) -> Any:
+    # Python's \A and \Z are unknown to JSON Schema's regular expressions (ECMA-262).
+    if isinstance(schema, dict):
+        return {key: _portable(value) for key, value in schema.items()}
+    if isinstance(schema, list):
+        return [_portable(value) for value in schema]
+    if isinstance(schema, str) and schema.startswith(r"\A") and schema.endswith(r"\Z"):
+        return f"^{schema[2:-2]}$"
+    return schema

@@ -1,0 +1,335 @@
+"""The table of settings: it feeds parsing, error messages, `--help` and the README.
+
+Each of its fields is one setting: a variable of that name in capitals, and a flag of `msgpush
+serve`."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+from msgspec import Struct
+
+from msgpush.adapters.http.addresses import Proxy
+from msgpush.domain.quoting import short_repr
+from msgpush.entrypoints.kinds import (
+    ANY_TEXT,
+    AUDIENCE,
+    BOOLEAN,
+    BUS_SIZE,
+    CLAIM,
+    EVENTS,
+    FILE_MODE,
+    HEADERS,
+    HOST,
+    HTTP_URL,
+    LIMIT,
+    MIB,
+    ORIGINS,
+    PATH,
+    PROXIES,
+    PUBLIC_KEY,
+    RATE,
+    REDIS,
+    SECONDS,
+    SECRET,
+    SOCKET_PATH,
+    TIMEOUT,
+    TOKEN,
+    TTL,
+    Kind,
+    choice,
+    whole,
+)
+
+Level = Literal["debug", "info", "warning", "error"]
+Format = Literal["console", "json"]
+
+
+def _never(_: str) -> bool:
+    return False
+
+
+def _always(_: object) -> bool:
+    return True
+
+
+def _may_hold_password(url: str) -> bool:
+    # As redis://user:password does, where the host was forgotten.
+    return re.search(r"[@?#]|//[^/\[]*:(?![0-9]{1,5}([,/]|$))", url) is not None
+
+
+class When(Struct, frozen=True):
+    """The condition under which a setting is used.
+
+    Otherwise it isn't even read: what others have set it to stops no start.
+
+    Args:
+        met: whether it is used, by the values of the settings that stand before it in the table and
+            are set.
+        words: continue "it is used only".
+        silent: whether no warning is given where it is set and not used.
+    """
+
+    met: Callable[[Mapping[str, Any]], bool]
+    words: str
+    silent: bool = False
+
+
+KEYS = ("jwt_secret", "jwt_public_key", "jwks_url", "jwt_issuer")
+
+
+def _with_redis(read: Mapping[str, Any]) -> bool:
+    return "redis_host" in read or "redis_url" in read
+
+
+def _with_tokens(read: Mapping[str, Any]) -> bool:
+    return read.get("enable_auth") is not False
+
+
+def _with_key(read: Mapping[str, Any]) -> bool:
+    return _with_tokens(read) and any(name in read for name in KEYS)
+
+
+ALWAYS = When(_always, "")
+# The container's image sets them, whatever it is told besides.
+NO_UNIX_SOCKET = When(lambda read: "service_uds" not in read, "without SERVICE_UDS", silent=True)
+UNIX_SOCKET = When(lambda read: "service_uds" in read, "with SERVICE_UDS")
+REDIS_HOST = When(lambda read: "redis_host" in read, "with REDIS_HOST")
+REDIS_BUS = When(_with_redis, "with REDIS_HOST or REDIS_URL")
+MEMORY_BUS = When(lambda read: not _with_redis(read), "without REDIS_HOST and REDIS_URL")
+TOKENS = When(_with_tokens, "without ENABLE_AUTH=false")
+KEY = When(_with_key, "with a key for tokens, and without ENABLE_AUTH=false")
+AUDIENCE_SET = When(lambda read: "jwt_audience" in read, "with JWT_AUDIENCE")
+# Instances on one Redis share the revocations, which each keeps for so long, whether it reads
+# tokens itself or not.
+REVOCATIONS = When(
+    lambda read: _with_key(read) or _with_redis(read), "with a key for tokens, or with Redis"
+)
+
+
+class Setting(Struct, frozen=True):
+    """A setting's entry in the table, besides its name, type and default.
+
+    Args:
+        secret: whether this value must not be shown. Where some may not, the setting can come from
+            a file as well.
+        when: when it is used.
+    """
+
+    kind: Kind
+    help: str
+    secret: Callable[[str], bool] = _never
+    when: When = ALWAYS
+
+
+class SettingsTable(Struct, frozen=True, kw_only=True):
+    """Every setting: its type, what is said of it, and its default."""
+
+    service_uds: Annotated[
+        str | None,
+        Setting(SOCKET_PATH, "Unix socket to listen on, instead of SERVICE_HOST and SERVICE_PORT."),
+    ] = None
+    service_uds_mode: Annotated[
+        str,
+        Setting(
+            FILE_MODE, "With SERVICE_UDS: who may connect, as a file's mode.", when=UNIX_SOCKET
+        ),
+    ] = "660"
+    service_host: Annotated[str, Setting(HOST, "Address to listen on.", when=NO_UNIX_SOCKET)] = (
+        "127.0.0.1"
+    )
+    service_port: Annotated[
+        int, Setting(whole(0, 65535), "Port to listen on; 0: any free one.", when=NO_UNIX_SOCKET)
+    ] = 8089
+    workers: Annotated[
+        int, Setting(whole(1, 64), "Processes that serve; more than one need Redis.")
+    ] = 1
+    redis_host: Annotated[str | None, Setting(HOST, "The Redis server that is the bus.")] = None
+    redis_port: Annotated[
+        int, Setting(whole(1, 65535), "With REDIS_HOST: its port.", when=REDIS_HOST)
+    ] = 6379
+    redis_password: Annotated[
+        str | None, Setting(ANY_TEXT, "With REDIS_HOST: its password.", _always, REDIS_HOST)
+    ] = None
+    redis_db: Annotated[
+        int, Setting(whole(0, 65535), "With REDIS_HOST: its database.", when=REDIS_HOST)
+    ] = 2
+    redis_url: Annotated[
+        str | None, Setting(REDIS, "Instead of REDIS_HOST: a URL.", _may_hold_password)
+    ] = None
+    redis_wait_replicas: Annotated[
+        int,
+        Setting(
+            whole(0, 64),
+            "With Redis: replicas that must have a message before it is accepted.",
+            when=REDIS_BUS,
+        ),
+    ] = 0
+    log_length: Annotated[
+        int,
+        Setting(
+            whole(1000, 100_000_000),
+            "With Redis: messages that the log keeps for instances that were away.",
+            when=REDIS_BUS,
+        ),
+    ] = 100_000
+    memory_bus_bytes: Annotated[
+        int,
+        Setting(BUS_SIZE, "Without Redis: what the embedded bus keeps at most.", when=MEMORY_BUS),
+    ] = 256 * MIB
+    history_length: Annotated[
+        int, Setting(whole(1, 1_000_000), "Messages kept for each channel.")
+    ] = 1000
+    message_ttl: Annotated[int, Setting(TTL, "How long messages are kept that don't say it.")] = (
+        3600
+    )
+    max_message_bytes: Annotated[
+        int, Setting(whole(1024, 16 * MIB, "bytes"), "The largest message.")
+    ] = 256 * 1024
+    max_batch_bytes: Annotated[
+        int, Setting(whole(1024, 1024 * MIB, "bytes"), "The largest batch.")
+    ] = 16 * MIB
+    max_connections: Annotated[
+        int, Setting(whole(1, 1_000_000), "Streams that one process serves.")
+    ] = 10_000
+    max_connections_per_subject: Annotated[
+        int, Setting(LIMIT, "Streams of a subject that one process serves; 0: no limit.")
+    ] = 0
+    max_connections_per_address: Annotated[
+        int, Setting(LIMIT, "Streams from an address that one process serves; 0: no limit.")
+    ] = 0
+    publish_rate: Annotated[
+        float, Setting(RATE, "What a subject may publish, at all instances together; 0: no limit.")
+    ] = 0.0
+    heartbeat_interval: Annotated[
+        float, Setting(TIMEOUT, "Streams get a heartbeat when idle so long.")
+    ] = 30.0
+    default_events: Annotated[
+        frozenset[str],
+        Setting(EVENTS, "Types that come as events of their name where a stream doesn't choose."),
+    ] = frozenset({"progress"})
+    write_timeout: Annotated[
+        float, Setting(TIMEOUT, "A stream that takes nothing for so long is cut.")
+    ] = 30.0
+    header_timeout: Annotated[
+        float, Setting(TIMEOUT, "What headers may take, from connecting.")
+    ] = 5.0
+    body_timeout: Annotated[float, Setting(TIMEOUT, "What a body may take.")] = 30.0
+    drain_seconds: Annotated[
+        float, Setting(SECONDS, "SIGTERM closes streams one by one over so long.")
+    ] = 10.0
+    cors_origins: Annotated[
+        tuple[str, ...], Setting(ORIGINS, "Origins whose pages may use the service.")
+    ] = ()
+    cors_headers: Annotated[
+        tuple[str, ...], Setting(HEADERS, "Further headers that those pages may send.")
+    ] = ()
+    trusted_proxies: Annotated[
+        tuple[Proxy, ...], Setting(PROXIES, "Proxies whose word for a client's address is taken.")
+    ] = ()
+    root_path: Annotated[str, Setting(PATH, "The prefix under which a proxy serves it.")] = ""
+    enable_auth: Annotated[
+        bool | None,
+        Setting(
+            BOOLEAN,
+            "false: off, on any address; true: on; unset: on with a key, else off, for this machine"
+            " alone.",
+        ),
+    ] = None
+    jwt_secret: Annotated[str | None, Setting(SECRET, "Key of HS256 tokens.", _always, TOKENS)] = (
+        None
+    )
+    jwt_public_key: Annotated[
+        str | None,
+        Setting(
+            PUBLIC_KEY, "Key of RS256, PS256, ES256, Ed25519 and such tokens.", _always, TOKENS
+        ),
+    ] = None
+    jwks_url: Annotated[
+        str | None, Setting(HTTP_URL, "Where such keys are.", _may_hold_password, TOKENS)
+    ] = None
+    jwt_issuer: Annotated[
+        str | None,
+        Setting(
+            ANY_TEXT,
+            "The only `iss` that is accepted; where there is no other key, also where such keys are"
+            " found, by OpenID discovery: an https URL then.",
+            when=TOKENS,
+        ),
+    ] = None
+    jwt_audience: Annotated[
+        str | tuple[str, ...] | None,
+        Setting(
+            AUDIENCE,
+            "With a key: whom a token must be for, by its `aud`; of several, one of them.",
+            when=KEY,
+        ),
+    ] = None
+    jwt_audience_claim: Annotated[
+        str,
+        Setting(
+            CLAIM,
+            "With JWT_AUDIENCE: the claim that names it, where that isn't `aud`.",
+            when=AUDIENCE_SET,
+        ),
+    ] = "aud"
+    jwt_leeway: Annotated[
+        float, Setting(SECONDS, "With a key: grace after a token's end.", when=REVOCATIONS)
+    ] = 30.0
+    max_token_lifetime: Annotated[
+        int,
+        Setting(
+            whole(60, 10 * 366 * 86_400, "seconds"),
+            "With a key: what a token may be valid for, at most.",
+            when=REVOCATIONS,
+        ),
+    ] = 30 * 86_400
+    metrics_token: Annotated[str | None, Setting(TOKEN, "What /metrics asks for.", _always)] = None
+    log_level: Annotated[
+        Level, Setting(choice(*get_args(Level)), "The least important that is logged.")
+    ] = "info"
+    log_format: Annotated[
+        Format, Setting(choice(*get_args(Format)), "Lines for people, or JSON objects.")
+    ] = "console"
+
+    def __repr__(self) -> str:
+        texts = {name: as_text(getattr(self, name)) for name in SETTINGS}
+        shows = (
+            f"{name}={'...' if SETTINGS[name].secret(text) else short_repr(text)}"
+            for name, text in texts.items()
+        )
+        return f"Settings({', '.join(shows)})"
+
+
+SETTINGS: Mapping[str, Setting] = {
+    field.name: field.type.__metadata__[0] for field in msgspec.structs.fields(SettingsTable)
+}
+# By each setting whose value may be a secret, the one that names a file with it.
+FILES: Mapping[str, str] = {
+    name: f"{name}_file" for name, setting in SETTINGS.items() if setting.secret is not _never
+}
+
+
+def as_text(value: object) -> str:
+    """A value as it is written in the environment."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.15g}"
+    if isinstance(value, frozenset):
+        return ",".join(sorted(value)) or "none"
+    if isinstance(value, tuple):
+        return json.dumps([str(item) for item in value])
+    return str(value)
+
+
+def as_flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+FLAGS: Mapping[str, str] = {as_flag(name): name for name in (*SETTINGS, *FILES.values())}
+DEFAULTS: Mapping[str, str] = {name: as_text(getattr(SettingsTable(), name)) for name in SETTINGS}
