@@ -19,7 +19,7 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from msgpush.entrypoints.supervisor import Backoff, Supervisor, listen_together, worker_command
+from msgpush.entrypoints.supervisor import RestartDelay, Supervisor, listen_together, worker_command
 from tests.support.client import RawConnection, SseClient, request
 from tests.support.redis_servers import RedisServer
 from tests.support.service import ServiceProcess, eventually
@@ -327,8 +327,8 @@ def test_a_worker_that_once_served_is_started_anew_whatever_its_status() -> None
 
 
 def test_waits_grow_while_a_worker_dies_of_its_start() -> None:
-    backoff = Backoff()
-    assert [backoff.after(lived) for lived in (0.25, 0.25, 3.0, 5.0, 0.5, 9.0)] == [
+    delay = RestartDelay()
+    assert [delay.after(lived) for lived in (0.25, 0.25, 3.0, 5.0, 0.5, 9.0)] == [
         0.75,
         1.75,
         1.0,
@@ -336,7 +336,7 @@ def test_waits_grow_while_a_worker_dies_of_its_start() -> None:
         9.5,
         1.0,
     ]
-    assert [backoff.after(lived) for lived in (3600.0, 0.25, 3600.0)] == [0.0, 1.75, 0.0]
+    assert [delay.after(lived) for lived in (3600.0, 0.25, 3600.0)] == [0.0, 1.75, 0.0]
 
 
 def test_a_worker_does_not_import_what_lies_in_the_current_directory(

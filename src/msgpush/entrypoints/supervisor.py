@@ -126,7 +126,7 @@ class Worker:
             return False
 
 
-class Backoff:
+class RestartDelay:
     """How long to wait before a worker is started anew."""
 
     def __init__(self) -> None:
@@ -141,7 +141,7 @@ class Backoff:
         return wait
 
 
-class Post:
+class WorkerSlot:
     """A worker as the supervisor sees it, whichever process that is at the time."""
 
     def __init__(self, number: int, listener: socket.socket) -> None:
@@ -187,7 +187,7 @@ class Supervisor:
     ) -> None:
         self._command, self._environ, self._patience = command, environ, patience
         self._on_ready, self._on_exit = on_ready, on_exit
-        self._posts = [Post(number, listener) for number, listener in enumerate(listeners, 1)]
+        self._slots = [WorkerSlot(number, listener) for number, listener in enumerate(listeners, 1)]
         self._stopping = asyncio.Event()
         self._status = 0
 
@@ -204,31 +204,31 @@ class Supervisor:
         for number in ending_signals():
             loop.add_signal_handler(number, self._signalled, number)
         async with asyncio.TaskGroup() as tasks:
-            for post in self._posts:
-                tasks.create_task(self._keep(post))
+            for slot in self._slots:
+                tasks.create_task(self._keep(slot))
         log.info("all workers have stopped")
         return self._status
 
-    async def _keep(self, post: Post) -> None:
-        backoff = Backoff()
+    async def _keep(self, slot: WorkerSlot) -> None:
+        delay = RestartDelay()
         while not self._stopping.is_set():
             began = time.monotonic()
-            status = await self._work(post)
-            self._on_exit(post.number)
+            status = await self._work(slot)
+            self._on_exit(slot.number)
             if self._stopping.is_set():
                 return
-            if status in (1, 2) and not any(each.ready for each in self._posts):
-                post.hopeless = True
-                if all(each.hopeless for each in self._posts):
+            if status in (1, 2) and not any(each.ready for each in self._slots):
+                slot.hopeless = True
+                if all(each.hopeless for each in self._slots):
                     log.error("no worker can start", status=status)
                     self._status = status
                     self._stop(signal.SIGTERM)
                     return
-            wait = backoff.after(time.monotonic() - began)
+            wait = delay.after(time.monotonic() - began)
             log.warning(
                 "a worker has ended",
-                worker=post.number,
-                pid=post.pid,
+                worker=slot.number,
+                pid=slot.pid,
                 status=status,
                 wait=round(wait, 1),
             )
@@ -236,39 +236,39 @@ class Supervisor:
                 await asyncio.wait_for(self._stopping.wait(), wait)
                 return
 
-    async def _work(self, post: Post) -> int:
+    async def _work(self, slot: WorkerSlot) -> int:
         """Run a worker's process to its end; returns its status, or less than 0 for a signal."""
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
-        fds = (post.listener.fileno(), theirs.fileno())
-        post.process = None
+        fds = (slot.listener.fileno(), theirs.fileno())
+        slot.process = None
         with ours, theirs:
             try:
-                post.process = await create_subprocess_exec(
+                slot.process = await create_subprocess_exec(
                     *self._command,
-                    env={**self._environ, VARIABLE: f"{post.number},{fds[0]},{fds[1]}"},
+                    env={**self._environ, VARIABLE: f"{slot.number},{fds[0]},{fds[1]}"},
                     stdin=DEVNULL,
                     pass_fds=fds,
                     start_new_session=True,  # a terminal's Ctrl-C is for the supervisor alone
                 )
             except OSError as error:
-                log.error("a worker can't be started", worker=post.number, error=str(error))
+                log.error("a worker can't be started", worker=slot.number, error=str(error))
                 return 1
             theirs.close()
             if self._stopping.is_set():
-                post.send(signal.SIGKILL)
-            loop.add_reader(ours, self._heard, post, ours)
+                slot.send(signal.SIGKILL)
+            loop.add_reader(ours, self._heard, slot, ours)
             try:
-                return await post.process.wait()
+                return await slot.process.wait()
             finally:
                 loop.remove_reader(ours)
 
-    def _heard(self, post: Post, tie: socket.socket) -> None:
+    def _heard(self, slot: WorkerSlot, tie: socket.socket) -> None:
         asyncio.get_running_loop().remove_reader(tie)
-        if not tie.recv(1) or post.ready:
+        if not tie.recv(1) or slot.ready:
             return
-        post.ready = True
-        if all(each.ready for each in self._posts):
+        slot.ready = True
+        if all(each.ready for each in self._slots):
             self._on_ready()
 
     def _signalled(self, number: int) -> None:
@@ -280,14 +280,14 @@ class Supervisor:
 
     def _stop(self, number: int) -> None:
         self._stopping.set()
-        for post in self._posts:
+        for slot in self._slots:
             # There will be no successor: from the end of its worker on, a socket must take no
             # connection.
-            post.listener.close()
-            post.send(number)
+            slot.listener.close()
+            slot.send(number)
         asyncio.get_running_loop().call_later(self._patience, self._kill)
 
     def _kill(self) -> None:
         log.warning("ending the workers at once")
-        for post in self._posts:
-            post.send(signal.SIGKILL)
+        for slot in self._slots:
+            slot.send(signal.SIGKILL)

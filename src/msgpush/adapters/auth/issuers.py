@@ -61,7 +61,41 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def discovered(issuer: str, fetch: Callable[[str], bytes] | None = None) -> bytes:
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    # Whoever is sent elsewhere for keys might take a stranger's.
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def fetch(url: str) -> bytes:
+    """What is at a URL, within a few seconds and a megabyte.
+
+    Raises:
+        OSError: that can't be had.
+    """
+    until = time.monotonic() + FETCH_SECONDS
+    opener = urllib.request.build_opener(_NoRedirects)
+    request = urllib.request.Request(url, headers=HEADERS)
+    parts, size = [], 0
+    try:
+        with opener.open(request, timeout=FETCH_SECONDS) as response:
+            while part := response.read1(65_536):
+                parts.append(part)
+                size += len(part)
+                if size > FETCH_BYTES:
+                    raise OSError(f"the answer is larger than {FETCH_BYTES} bytes")
+                if time.monotonic() > until:
+                    raise TimeoutError("the answer takes too long")
+    except urllib.error.HTTPError as error:
+        error.close()
+        redirect = ", and redirects aren't followed" if 300 <= error.code < 400 else ""
+        raise OSError(f"the answer's status is {error.code}{redirect}") from None
+    except (HTTPException, ValueError) as error:
+        raise OSError(f"the answer can't be read: {error!r}") from None
+    return b"".join(parts)
+
+
+def discovered(issuer: str, fetch: Callable[[str], bytes] = fetch) -> bytes:
     """The key set of an issuer, which its metadata leads to.
 
     Args:
@@ -71,7 +105,6 @@ def discovered(issuer: str, fetch: Callable[[str], bytes] | None = None) -> byte
         OSError: that can't be had.
         ValueError: the metadata isn't this issuer's, or leads nowhere.
     """
-    fetch = fetch or fetched
     at = get_well_known_url(issuer, external=True)
     try:
         text = fetch(at)
@@ -125,37 +158,3 @@ def differ_by_slash(one: str, other: str) -> bool:
     issuers.
     """
     return one != other and one.removesuffix("/") == other.removesuffix("/")
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    # Whoever is sent elsewhere for keys might take a stranger's.
-    def redirect_request(self, *_: object) -> None:
-        return None
-
-
-def fetched(url: str) -> bytes:
-    """What is at a URL, within a few seconds and a megabyte.
-
-    Raises:
-        OSError: that can't be had.
-    """
-    until = time.monotonic() + FETCH_SECONDS
-    opener = urllib.request.build_opener(_NoRedirects)
-    request = urllib.request.Request(url, headers=HEADERS)
-    parts, size = [], 0
-    try:
-        with opener.open(request, timeout=FETCH_SECONDS) as response:
-            while part := response.read1(65_536):
-                parts.append(part)
-                size += len(part)
-                if size > FETCH_BYTES:
-                    raise OSError(f"the answer is larger than {FETCH_BYTES} bytes")
-                if time.monotonic() > until:
-                    raise TimeoutError("the answer takes too long")
-    except urllib.error.HTTPError as error:
-        error.close()
-        redirect = ", and redirects aren't followed" if 300 <= error.code < 400 else ""
-        raise OSError(f"the answer's status is {error.code}{redirect}") from None
-    except (HTTPException, ValueError) as error:
-        raise OSError(f"the answer can't be read: {error!r}") from None
-    return b"".join(parts)

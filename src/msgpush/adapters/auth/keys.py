@@ -17,7 +17,7 @@ from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 from msgspec import Struct
 
-from msgpush.adapters.auth.issuers import fetched
+from msgpush.adapters.auth.issuers import fetch
 from msgpush.domain.errors import KeysUnavailable
 from msgpush.domain.json_text import flatten, json_words, mask_surrogates
 from msgpush.domain.quoting import short_repr
@@ -335,16 +335,12 @@ class FetchedKeys:
         url: str,
         *,
         setting: str = "JWKS_URL",
-        fetch: Callable[[str], bytes] | None = None,
+        fetch: Callable[[str], bytes] = fetch,
         monotonic: Callable[[], float] = time.monotonic,
         patience: float = PATIENCE,
     ) -> None:
-        self._url, self._fetch, self._monotonic, self._patience = (
-            url,
-            fetch or fetched,
-            monotonic,
-            patience,
-        )
+        self._url, self._fetch = url, fetch
+        self._monotonic, self._patience = monotonic, patience
         self.setting = setting
         self.generation = 0
         self.problem = ""  # why they couldn't be fetched, last time

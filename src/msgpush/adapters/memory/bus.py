@@ -20,8 +20,8 @@ DAY = 86_400
 OVERHEAD = (
     400  # bytes that an entry costs in a history beyond its body, and about what a channel costs
 )
-REMEMBERED = 600
-REMEMBERED_IDS = 1_000_000
+ID_SECONDS = 600
+MOST_IDS = 1_000_000
 TAIL_LENGTH = 65_536
 TAIL_BYTES = 64 * 1024 * 1024
 
@@ -270,7 +270,7 @@ class MemoryBus:
         if len(self._oldest) + len(self._dues) > 128 + 4 * len(self._histories):
             self._drop_stale()
         ids = self._ids_by_age
-        while ids and (ids[0][0] <= ms - REMEMBERED * 1000 or len(ids) > REMEMBERED_IDS):
+        while ids and (ids[0][0] <= ms - ID_SECONDS * 1000 or len(ids) > MOST_IDS):
             del self._ids[ids.popleft()[1]]
 
     def _drop_stale(self) -> None:
