@@ -19,14 +19,14 @@ import msgspec
 from msgpush.adapters.redis.link import (
     HASH_TAG,
     TIMEOUT,
-    Backoff,
-    Command,
     Link,
-    NotNow,
+    NotExecuted,
+    RedisCommand,
     RedisTarget,
+    RetryDelay,
     Script,
     SharedLink,
-    unavailable,
+    translated,
 )
 from msgpush.adapters.redis.log import (
     EPOCH,
@@ -35,15 +35,15 @@ from msgpush.adapters.redis.log import (
     TAG,
     Chain,
     Decoder,
-    Mark,
+    EntryRef,
     StoredMessage,
     Unfinished,
     fields_of,
     id_of,
-    link_of,
     new_tag,
     payload,
     position_of,
+    ref_of,
 )
 from msgpush.domain.control import CHANNEL
 from msgpush.domain.errors import BusUnavailable, Conflict
@@ -52,7 +52,7 @@ from msgpush.domain.message import Draft, Entry
 from msgpush.domain.ports import Cut, Stored
 from msgpush.domain.position import ZERO, Cursor, Position, new_epoch
 
-GROUP = 256
+GROUP_MESSAGES = 256
 GROUP_BYTES = 1024 * 1024
 GROUP_CHANNELS = 1_000
 WAIT_MS = 1000
@@ -96,7 +96,7 @@ class _State(NamedTuple):
     epoch: str
     number: int
     cut: Cursor | None
-    end: Mark
+    end: EntryRef
     unfinished: Unfinished | None
 
 
@@ -190,10 +190,11 @@ class RedisBus:
                 await self._arrived.wait()
             group = self._next_group()
             try:
-                results = await self._commit(group)
-            except (BusUnavailable, NotNow) as error:
+                with translated():
+                    results = await self._commit(group)
+            except BusUnavailable as error:
                 # Those behind it would find the same, and have waited as long already.
-                self._refuse(unavailable(error))
+                self._refuse(error)
             except Exception:
                 # Publishing must outlive a mistake.
                 log.exception("a group of messages can't be stored")
@@ -206,7 +207,7 @@ class RedisBus:
         size = channels = 0
         for waiting in self._waiting:
             done = len(waiting.results)
-            some = waiting.drafts[done : done + GROUP - len(group)]
+            some = waiting.drafts[done : done + GROUP_MESSAGES - len(group)]
             while True:
                 more_size = sum(map(len, map(_body, some)))
                 more_channels = sum(map(len, map(_channels, some)))
@@ -218,7 +219,7 @@ class RedisBus:
             group += some
             size += more_size
             channels += more_channels
-            if len(group) == GROUP or done + len(some) < len(waiting.drafts):
+            if len(group) == GROUP_MESSAGES or done + len(some) < len(waiting.drafts):
                 break
         return group
 
@@ -268,26 +269,26 @@ class RedisBus:
             each.position for each in results if isinstance(each, Stored) and not each.duplicate
         ]
         if stored:
-            self._chain.written(Mark(stored[-1], tag))
+            self._chain.written(EntryRef(stored[-1], tag))
         return results
 
     async def _ask_until(self, until: float, keys: list[str], args: list[bytes]) -> list[Any]:
-        backoff = Backoff()
+        delay = RetryDelay()
         # Over the same connection, or it would wait for nothing.
-        wait: list[Command] = (
+        wait: list[RedisCommand] = (
             [("WAIT", self._wait_replicas, WAIT_MS)] if self._wait_replicas else []
         )
-        refused: NotNow | None = None
+        refused: NotExecuted | None = None
         try:
             async with asyncio.timeout(until - time.monotonic()):
                 while True:
                     try:
-                        return await self._writer.script(self._append_script, keys, args, *wait)
-                    except NotNow as error:
+                        return await self._writer.try_script(self._append_script, keys, args, *wait)
+                    except NotExecuted as error:
                         refused = (
                             error  # it wasn't done, so it may be sent again, while there is time
                         )
-                    await backoff.pause()
+                    await delay.pause()
         except TimeoutError:
             raise refused or BusUnavailable(
                 f"Redis ({self._target}) doesn't answer", public="Redis doesn't answer"
@@ -332,16 +333,13 @@ class RedisBus:
     ) -> list[Page]:
         start = "-" if after is None else f"({id_of(after)}"
         # The newest position first: what comes in between is then among the entries.
-        commands: list[Command] = [("TIME",)]
+        commands: list[RedisCommand] = [("TIME",)]
         for channel in channels:
             history, last = _keys_of(channel)
             commands.append(("GET", last))
             commands.append(("XRANGE", history, start, "+", "COUNT", limit + 1))
             commands.append(("XLEN", history))
-        try:
-            (seconds, _), *replies = await self._reader.calls(commands)
-        except NotNow as error:
-            raise unavailable(error) from error
+        (seconds, _), *replies = await self._reader.calls(commands)
         now = self._now_ms() or int(seconds) * 1000
         forgotten = Position(max(0, now - DAY_MS), 0)
         return [
@@ -360,7 +358,7 @@ class RedisBus:
     async def end(self) -> Position:
         state = await self._state()
         if not self._tailing:
-            state = await self._settle_first(state)
+            state = await self._begin_at(state)
         elif state.epoch != self.epoch:
             self._doubt = True
             raise BusUnavailable("the log has begun anew: this instance is finding out where")
@@ -373,29 +371,26 @@ class RedisBus:
         )
         self.length = length
         epoch, number, previous, cut, ms, seq, tag, open = fields
-        end = Mark(Position(int(ms), int(seq)), tag) if ms is not None else ORIGIN
+        end = EntryRef(Position(int(ms), int(seq)), tag) if ms is not None else ORIGIN
         before = Cursor(previous.decode(), position_of(cut)) if previous else None
         return _State((epoch or b"").decode(), int(number or 0), before, end, Unfinished.read(open))
 
-    async def _ask(self, *commands: Command) -> list[Any]:
-        try:
-            return await self._asker.calls(commands)
-        except NotNow as error:
-            raise unavailable(error) from error
+    async def _ask(self, *commands: RedisCommand) -> list[Any]:
+        return await self._asker.calls(commands)
 
     # The tail
 
     async def tail(self, after: Position) -> AsyncGenerator[Sequence[Entry] | Cut, None]:
         self._tailing = True
-        backoff = Backoff()
-        self._chain.begin(await self._mark_at(after, backoff))
+        delay = RetryDelay()
+        self._chain.begin(await self._ref_at(after, delay))
         self._doubt = True
         broken = False
         while True:
             try:
                 if self._doubt:
                     self._doubt = False
-                    cut = await self._settle(broken)
+                    cut = await self._reconcile(broken)
                     broken = False
                     if not self._failures:
                         self._find()
@@ -404,15 +399,15 @@ class RedisBus:
                 entries, broken = await self._next()
             except BusUnavailable as error:
                 self._lose(error)
-                await backoff.pause()
+                await delay.pause()
                 continue
             except Exception:
                 # Delivery must outlive a mistake, or an entry that someone else has written.
                 log.exception("the log can't be read")
                 self._lose(BusUnavailable("the log can't be read"))
-                await backoff.pause()
+                await delay.pause()
                 continue
-            backoff.reset()
+            delay.reset()
             self._failures = 0
             self.trouble = None
             self._find()
@@ -435,15 +430,15 @@ class RedisBus:
             self.reachable = False
             log.warning("%s; streams stay open, and continue when it is back", error)
 
-    async def _mark_at(self, position: Position, backoff: Backoff) -> Mark:
+    async def _ref_at(self, position: Position, delay: RetryDelay) -> EntryRef:
         while True:
             try:
                 (found,) = await self._ask(("XRANGE", LOG, id_of(position), id_of(position)))
             except BusUnavailable as error:
                 self._lose(error)
-                await backoff.pause()
+                await delay.pause()
                 continue
-            return Mark(position, fields_of(found[0][1])[1][:TAG] if found else NO_TAG)
+            return EntryRef(position, fields_of(found[0][1])[1][:TAG] if found else NO_TAG)
 
     async def _next(self) -> tuple[list[Entry], bool]:
         """The next entries; and whether they, or their lack, show that the log isn't what this
@@ -454,12 +449,9 @@ class RedisBus:
         head = chain.head
         # After a failure the question is whether it answers at all.
         wait = 1 if self._failures else int(BLOCK * 1000)
-        try:
-            reply = await self._tail_link.call(
-                "XREAD", "COUNT", self._count, "BLOCK", wait, "STREAMS", LOG, id_of(chain.at)
-            )
-        except NotNow as error:
-            raise unavailable(error) from error
+        reply = await self._tail_link.call(
+            "XREAD", "COUNT", self._count, "BLOCK", wait, "STREAMS", LOG, id_of(chain.at)
+        )
         if not reply:
             if unread:
                 # What we have written isn't here: this server isn't the one that we write to, or it
@@ -468,7 +460,7 @@ class RedisBus:
                 self._doubt = True
             return [], False
         items = reply[0][1]
-        entries, marks, before = self._decoder.log(items, head)
+        entries, refs, before = self._decoder.log(items, head)
         self._fit_count(entries)
         if before.position <= head.position and not head.names(before):
             self._doubt = True
@@ -482,7 +474,7 @@ class RedisBus:
             return [], False
         if trimmed:
             chain.skip(before)
-        if not chain.read(marks):
+        if not chain.read(refs):
             self._doubt = True
             return [], True
         chain.at = position_of(items[-1][0])
@@ -501,7 +493,7 @@ class RedisBus:
 
     # Epochs
 
-    async def _settle_first(self, state: _State) -> _State:
+    async def _begin_at(self, state: _State) -> _State:
         while not state.epoch:
             await self._begin("", "", ZERO)
             state = await self._state()
@@ -513,7 +505,7 @@ class RedisBus:
     def _enter(self, state: _State) -> None:
         self.epoch, self._number, self.cut = state.epoch, state.number, state.cut
 
-    async def _settle(self, broken: bool) -> Cut | None:
+    async def _reconcile(self, broken: bool) -> Cut | None:
         """Compare what this instance has seen with what the log says of itself; None where they
         agree.
         """
@@ -544,11 +536,11 @@ class RedisBus:
                 state = await self._state()
             return self._adopt(state, common)
 
-    def _adopt(self, state: _State, common: Mark) -> Cut:
+    def _adopt(self, state: _State, common: EntryRef) -> Cut:
         cut = ZERO
         if state.cut is not None and state.cut.epoch == self.epoch:
             cut = state.cut.position
-        end = common if common.position <= cut else Mark(cut, NO_TAG)
+        end = common if common.position <= cut else EntryRef(cut, NO_TAG)
         log.warning(
             "the log goes on as epoch %s after %s: what this instance knew after that is lost, or"
             " may be",
@@ -576,11 +568,7 @@ class RedisBus:
             self._now_ms(),
             self._log_length,
         )
-        try:
-            (won,) = await self._asker.script(self._begin_script, [HEAD, LOG], args)
-        except NotNow as error:
-            raise unavailable(error) from error
-        return bool(won)
+        return bool(await self._asker.script(self._begin_script, [HEAD, LOG], args))
 
     async def _mend(self) -> None:
         """Complete calls that were stopped halfway.
@@ -601,11 +589,11 @@ class RedisBus:
                 if call is None
                 else min(call.first, Position(end.ms, end.seq + 1))
             )
-            (items,) = await self._ask(("XRANGE", LOG, id_of(first), "+", "COUNT", GROUP))
+            (items,) = await self._ask(("XRANGE", LOG, id_of(first), "+", "COUNT", GROUP_MESSAGES))
             left = [
                 each
                 for each in self._decoder.stored(items)
-                if each.mark.position > end or (call is not None and each.mark.tag == call.tag)
+                if each.ref.position > end or (call is not None and each.ref.tag == call.tag)
             ]
             if not left and call is None:
                 return  # somebody else has written there
@@ -618,23 +606,20 @@ class RedisBus:
         channels: dict[str, int] = {}
         ids: dict[str, int] = {}
         plan = []
-        for mark, ttl, service, names, id in messages:
+        for ref, ttl, service, names, id in messages:
             accepted = None if call is None else call.accepted.get(f"{service}:{id}")
             number, value = 0, ""
             if accepted is not None:
                 number = ids.setdefault(f"{HASH_TAG}:id:{service}:{id}", len(ids) + 1)
-                value = f"{accepted[0]}{id_of(mark.position)} {accepted[1]}"
+                value = f"{accepted[0]}{id_of(ref.position)} {accepted[1]}"
             mine = [channels.setdefault(channel, len(channels) + 1) for channel in names]
-            place = (id_of(mark.position), mark.position.ms, mark.position.seq, mark.tag.decode())
+            place = (id_of(ref.position), ref.position.ms, ref.position.seq, ref.tag.decode())
             plan.append((*place, ttl * 1000, number, value, mine))
         keys = [HEAD, LOG, *(key for channel in channels for key in _keys_of(channel)), *ids]
         seen = (end.ms, end.seq, "" if call is None else call.name)
-        try:
-            (answer,) = await self._asker.script(
-                self._mend_script, keys, [_pack((*seen, self._now_ms(), plan))]
-            )
-        except NotNow as error:
-            raise unavailable(error) from error
+        answer = await self._asker.script(
+            self._mend_script, keys, [_pack((*seen, self._now_ms(), plan))]
+        )
         if not answer:
             return  # another instance was first
         if answer[0]:
@@ -650,42 +635,42 @@ class RedisBus:
                 self._broken.add(history)
                 log.error("a history can't be written, since its key is no stream: %s", history)
 
-    async def _newest_common(self, state: _State) -> Mark:
+    async def _newest_common(self, state: _State) -> EntryRef:
         """The newest entry that this instance has read and the log still holds, or has trimmed
         since.
         """
-        marks = self._chain.marks()
-        number = await self._holding(marks, state)
-        return marks[number - 1] if number else ORIGIN
+        refs = self._chain.refs()
+        number = await self._holding(refs, state)
+        return refs[number - 1] if number else ORIGIN
 
-    async def _holding(self, marks: Sequence[Mark], state: _State) -> int:
+    async def _holding(self, refs: Sequence[EntryRef], state: _State) -> int:
         """How many of these entries, which follow one another, the log still holds, or has trimmed
         since.
         """
-        low, high = 0, len(marks)  # it holds marks[:low], and doesn't hold marks[high:]
+        low, high = 0, len(refs)  # it holds refs[:low], and doesn't hold refs[high:]
         while low < high:
             middle = (low + high) // 2
-            if await self._holds(marks[middle], state):
+            if await self._holds(refs[middle], state):
                 low = middle + 1
             else:
                 high = middle
         return low
 
-    async def _holds(self, mark: Mark, state: _State) -> bool:
-        if mark.names(state.end):
+    async def _holds(self, ref: EntryRef, state: _State) -> bool:
+        if ref.names(state.end):
             return True
         # In this order: what is trimmed between the two isn't taken for lost.
         found, oldest = await self._ask(
-            ("XRANGE", LOG, id_of(mark.position), id_of(mark.position)),
+            ("XRANGE", LOG, id_of(ref.position), id_of(ref.position)),
             ("XRANGE", LOG, "-", "+", "COUNT", 1),
         )
         if found:
-            return mark.names(Mark(mark.position, fields_of(found[0][1])[1][:TAG]))
+            return ref.names(EntryRef(ref.position, fields_of(found[0][1])[1][:TAG]))
         if oldest:
             # What stands before the oldest was trimmed only where that follows it: else it was
             # never in this log.
-            before = link_of(fields_of(oldest[0][1])[0])
-            return before is None or mark.names(before) or mark.position < before.position
+            before = ref_of(fields_of(oldest[0][1])[0])
+            return before is None or ref.names(before) or ref.position < before.position
         return bool(state.epoch)  # all of it trimmed; or all of it gone, head and all
 
 

@@ -16,7 +16,7 @@ import random
 import re
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import parse_qsl, unquote
 
@@ -46,8 +46,8 @@ from msgpush.domain.quoting import short_repr
 HASH_TAG = "{msgpush}"  # all keys have it, so that a Cluster keeps them on one primary
 TIMEOUT = 1.5  # seconds; less than the two in which a publisher is promised an answer
 CLOSING = 0.5
-GROUP = 256  # questions that a batcher puts together, at most
-TOGETHER = (
+QUESTIONS = 256  # questions that a batcher puts together, at most
+CALLS_TOGETHER = (
     4,
     32,
 )  # calls that a shared link has under way at most: to begin with, and on a server that is quick
@@ -55,7 +55,7 @@ ASKED_NO_MORE = "Redis is not asked any more"
 ASK_TIMEOUT = 0.4  # for each server that is asked where the log is
 
 Address = tuple[str, int]
-Command = Sequence[str | bytes | int]
+RedisCommand = Sequence[str | bytes | int]
 
 
 log = logging.getLogger("msgpush.redis")
@@ -64,8 +64,10 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 
-class NotNow(MsgpushError):
+class NotExecuted(MsgpushError):
     """The server has refused the command without doing it: here or elsewhere, it may be sent again.
+
+    Who can't send it again is told `BusUnavailable` instead.
 
     Args:
         public: what strangers are told of it, who aren't to know where Redis is.
@@ -74,6 +76,15 @@ class NotNow(MsgpushError):
     def __init__(self, detail: str, public: str) -> None:
         super().__init__(detail)
         self.public = public
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Raises `BusUnavailable` in the place of `NotExecuted`."""
+    try:
+        yield
+    except NotExecuted as error:
+        raise BusUnavailable(str(error), public=error.public) from error
 
 
 class RedisTarget(Struct, frozen=True):
@@ -328,38 +339,56 @@ class Link:
         """A command's reply; bytes stay bytes.
 
         Raises:
-            NotNow: it was refused, and not done.
             BusUnavailable: no answer, or an error; whether it was done isn't known.
         """
         (reply,) = await self.calls([command])
         return reply
 
-    async def calls(self, commands: Sequence[Command]) -> list[Any]:
+    async def calls(self, commands: Sequence[RedisCommand]) -> list[Any]:
         """The replies of commands that are sent together; as `call`, where one of them fails."""
-        async with self._lock:
-            (reply,) = await self._exchange([_packed(commands)])
-        if isinstance(reply, ResponseError):
-            raise _translated(reply, self._target) from reply
-        return reply
+        with translated():
+            return await self._calls(commands)
 
     async def script(
         self,
         script: Script,
         keys: Sequence[str | bytes],
         args: Sequence[str | bytes | int],
-        *then: Command,
+    ) -> Any:
+        """A script's reply. Raises as `call` does."""
+        with translated():
+            (reply,) = await self.try_script(script, keys, args)
+        return reply
+
+    async def _calls(self, commands: Sequence[RedisCommand]) -> list[Any]:
+        async with self._lock:
+            (reply,) = await self._exchange([_packed(commands)])
+        if isinstance(reply, ResponseError):
+            raise _told(reply, self._target) from reply
+        return reply
+
+    async def try_script(
+        self,
+        script: Script,
+        keys: Sequence[str | bytes],
+        args: Sequence[str | bytes | int],
+        *then: RedisCommand,
     ) -> list[Any]:
         """A script's reply, and those of commands that follow it over the same connection.
 
-        Its text is sent where the server doesn't know it. Raises as `call` does.
+        Its text is sent where the server doesn't know it.
+
+        Raises:
+            NotExecuted: it was refused, and not done.
+            BusUnavailable: as `call`.
         """
         try:
             if script.known:
-                return await self.calls([("EVALSHA", script.sha, len(keys), *keys, *args), *then])
-        except NotNow as error:
+                return await self._calls([("EVALSHA", script.sha, len(keys), *keys, *args), *then])
+        except NotExecuted as error:
             if not isinstance(error.__cause__, NoScriptError):
                 raise
-        replies = await self.calls([("EVAL", script.text, len(keys), *keys, *args), *then])
+        replies = await self._calls([("EVAL", script.text, len(keys), *keys, *args), *then])
         script.known = True
         return replies
 
@@ -390,8 +419,8 @@ class Link:
         Time is counted from when they are sent.
 
         Raises:
-            NotNow, BusUnavailable: the connection or the server has failed; what was done isn't
-                known."""
+            NotExecuted, BusUnavailable: the connection or the server has failed; what was done
+                isn't known."""
         try:
             async with asyncio.timeout(timeout or self._timeout):
                 connection = await self._connected()
@@ -401,7 +430,7 @@ class Link:
                 results = [await _replies(connection, len(call)) for call in calls]
         except (RedisError, OSError) as error:
             await self.drop()
-            raise _translated(error, self._target) from error
+            raise _told(error, self._target) from error
         except BaseException:
             # Also when the caller has gone: the replies that are still to come would be taken for
             # others'.
@@ -527,7 +556,7 @@ class Link:
         )
 
 
-def _packed(commands: Sequence[Command]) -> list[bytes]:
+def _packed(commands: Sequence[RedisCommand]) -> list[bytes]:
     # In C; what redis-py does for asyncio costs ten times that.
     return [hiredis.pack_command(tuple[Any, ...](each)) for each in commands]
 
@@ -564,11 +593,11 @@ def _is_elsewhere(error: Exception) -> bool:
     return moved or str(error).startswith("UNBLOCKED")
 
 
-def _translated(error: Exception, target: RedisTarget) -> MsgpushError:
+def _told(error: Exception, target: RedisTarget) -> MsgpushError:
     if _is_elsewhere(error) or isinstance(error, BusyLoadingError | TryAgainError | NoScriptError):
         # Those two name another server.
         words = "it is elsewhere" if isinstance(error, MovedError | AskError) else str(error)
-        return NotNow(f"Redis ({target}) has refused: {error}", f"Redis has refused: {words}")
+        return NotExecuted(f"Redis ({target}) has refused: {error}", f"Redis has refused: {words}")
     if isinstance(error, TimeoutError):
         return BusUnavailable(f"Redis ({target}) doesn't answer", public="Redis doesn't answer")
     if isinstance(error, ResponseError):
@@ -580,11 +609,6 @@ def _translated(error: Exception, target: RedisTarget) -> MsgpushError:
     )
 
 
-def unavailable(error: NotNow | BusUnavailable) -> BusUnavailable:
-    """What a caller is told who can't send the command again."""
-    return BusUnavailable(str(error), public=error.public)
-
-
 class Batcher(Generic[Q, A]):
     """Answers questions together: those which come up while others are being answered are the next
     group.
@@ -594,7 +618,7 @@ class Batcher(Generic[Q, A]):
 
     Args:
         ask: the answers to some questions, in their order; an error among them is that question's
-            alone. Raises BusUnavailable or NotNow where none could be answered.
+            alone. Raises BusUnavailable or NotExecuted where none could be answered.
         most: questions of a group.
 
     Attributes:
@@ -602,7 +626,9 @@ class Batcher(Generic[Q, A]):
             since it may have failed for how much was asked."""
 
     def __init__(
-        self, ask: Callable[[Sequence[Q]], Awaitable[Sequence[A | Exception]]], most: int = GROUP
+        self,
+        ask: Callable[[Sequence[Q]], Awaitable[Sequence[A | Exception]]],
+        most: int = QUESTIONS,
     ) -> None:
         self._ask, self.most = ask, most
         self.doubted = False
@@ -611,7 +637,7 @@ class Batcher(Generic[Q, A]):
         self._closed = False
 
     async def __call__(self, question: Q) -> A:
-        """The answer to one question. Raises BusUnavailable or NotNow."""
+        """The answer to one question. Raises BusUnavailable or NotExecuted."""
         if self._closed:
             raise BusUnavailable(ASKED_NO_MORE)
         answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
@@ -636,7 +662,7 @@ class Batcher(Generic[Q, A]):
             while group := self._next_group():
                 try:
                     answers = await self._ask([question for question, _ in group])
-                except (NotNow, BusUnavailable) as error:
+                except (NotExecuted, BusUnavailable) as error:
                     _fail(group, error)
                     # Those behind them would find the same, and have waited as long already.
                     if not self.doubted:
@@ -644,7 +670,7 @@ class Batcher(Generic[Q, A]):
                         self._waiting.clear()
                 else:
                     for (_, waiting), answer in zip(group, answers, strict=True):
-                        _settle(waiting, answer)
+                        _answer(waiting, answer)
         except BaseException:
             _fail([*group, *self._waiting], BusUnavailable(ASKED_NO_MORE))
             self._waiting.clear()
@@ -663,10 +689,10 @@ class Batcher(Generic[Q, A]):
 
 def _fail(waiting: Iterable[tuple[Any, asyncio.Future[Any]]], error: Exception) -> None:
     for _, answer in waiting:
-        _settle(answer, error)
+        _answer(answer, error)
 
 
-def _settle(waiting: asyncio.Future[A], answer: A | Exception) -> None:
+def _answer(waiting: asyncio.Future[A], answer: A | Exception) -> None:
     if waiting.done():
         return
     if isinstance(answer, Exception):
@@ -685,14 +711,14 @@ class SharedLink(Link):
 
     def __init__(self, target: RedisTarget, name: str) -> None:
         super().__init__(target, name)
-        self._together = Batcher(self._exchange_in_time, TOGETHER[0])
+        self._together = Batcher(self._exchange_in_time, CALLS_TOGETHER[0])
 
-    async def calls(self, commands: Sequence[Command]) -> list[Any]:
+    async def _calls(self, commands: Sequence[RedisCommand]) -> list[Any]:
         packed = _packed(commands)  # what can't be sent is its caller's fault alone
         try:
             return await self._together(packed)
         except ResponseError as error:
-            raise _translated(error, self._target) from error
+            raise _told(error, self._target) from error
 
     async def _exchange_in_time(
         self, calls: Sequence[list[bytes]]
@@ -706,11 +732,11 @@ class SharedLink(Link):
         began = time.monotonic()
         try:
             results = await self._exchange(calls, self._timeout / 4 if alone else None)
-        except (NotNow, BusUnavailable) as error:
+        except (NotExecuted, BusUnavailable) as error:
             together.doubted &= isinstance(error.__cause__, TimeoutError)
             raise
         quick = time.monotonic() - began < self._timeout / 8
-        together.most = min(TOGETHER[1], 2 * most) if quick else max(1, most // 2)
+        together.most = min(CALLS_TOGETHER[1], 2 * most) if quick else max(1, most // 2)
         together.doubted = False
         return results
 
@@ -719,7 +745,7 @@ class SharedLink(Link):
         await super().close()
 
 
-class Backoff:
+class RetryDelay:
     """Pauses between tries: from 50 ms, doubled each time, at most two seconds, with jitter."""
 
     def __init__(self) -> None:

@@ -1,10 +1,10 @@
 """How the log's entries are written in Redis, and how a reader knows that none is missing.
 
 An entry of a stream has two fields. `m` is made by the publishing instance: a header line and the
-message's body. `p` is made by the script: in the log, the *link* to the entry before it; in a
-history, its channel's position before it. A link is a position and a tag, eight random characters
-of the call that wrote the entry. The tag tells two entries apart that two servers have given the
-same position: one that a failover has lost, and one that came in its place.
+message's body. `p` is made by the script: in the log, which entry stands before it (an `EntryRef`);
+in a history, its channel's position before it. An entry is named by its position and a tag, eight
+random characters of the call that wrote it. The tag tells two entries apart that two servers have
+given the same position: one that a failover has lost, and one that came in its place.
 
 A later release may say more: further fields, further words of the header, and kinds of entries that
 are not known here. Instances are replaced one by one, so what isn't known is passed over, and has
@@ -38,16 +38,16 @@ KINDS = frozenset((*TYPES, CONTROL, PROBE, EPOCH))
 log = logging.getLogger("msgpush.redis")
 
 
-class Mark(NamedTuple):
-    """An entry as links name it: where it stands, and the call that wrote it."""
+class EntryRef(NamedTuple):
+    """Names an entry: by where it stands, and by the call that wrote it."""
 
     position: Position
     tag: bytes
 
-    def names(self, entry: "Mark") -> bool:
-        """Whether this is the mark of an entry, as far as it is known."""
-        return self.position == entry.position and (
-            self.tag == entry.tag or NO_TAG in (self.tag, entry.tag)
+    def names(self, other: "EntryRef") -> bool:
+        """True where both name the same entry, as far as they are known."""
+        return self.position == other.position and (
+            self.tag == other.tag or NO_TAG in (self.tag, other.tag)
         )
 
 
@@ -84,7 +84,7 @@ class _Header(NamedTuple):
 class StoredMessage(NamedTuple):
     """An entry of the log, as it is stored: `ttl` in seconds, `id` empty where there is none."""
 
-    mark: Mark
+    ref: EntryRef
     ttl: int
     service: str
     channels: tuple[str, ...]
@@ -103,35 +103,37 @@ class Decoder:
         self._headers: dict[bytes, _Header] = {}
         self._told: set[str] = set()
 
-    def log(self, items: Iterable[Any], mark: Mark) -> tuple[list[Entry], list[Mark], Mark]:
+    def log(
+        self, items: Iterable[Any], head: EntryRef
+    ) -> tuple[list[Entry], list[EntryRef], EntryRef]:
         """Entries of the log, as XREAD and XRANGE give them.
 
-        What somebody else has written there, without a link, is left out.
+        What somebody else has written there, which names none before it, is left out.
 
         Args:
-            mark: what the reader has read last.
+            head: what the reader has read last.
 
         Returns:
-            the entries, the last mark of each call in them, and the mark that the first links to.
+            the entries, the last of each call in them, and what stands before the first.
         """
         entries: list[Entry] = []
-        marks: list[Mark] = []
-        prev, tag = mark
-        first: Mark | None = None
-        link = b"%d-%d-%b" % (prev.ms, prev.seq, tag)
+        refs: list[EntryRef] = []
+        prev, tag = head
+        first: EntryRef | None = None
+        expected = b"%d-%d-%b" % (prev.ms, prev.seq, tag)
         for id, fields in items:
             if len(fields) > 3 and fields[0] == b"p" and fields[2] == b"m":
                 before, stored = fields[1], fields[3]
             else:
                 before, stored = fields_of(fields)
-            if before != link:
+            if before != expected:
                 # Only the first one, unless someone else writes to the log.
-                linked = link_of(before)
-                if linked is None:
+                named = ref_of(before)
+                if named is None:
                     self._pass_over("<no entry of msgpush>")
                     continue
-                prev, tag = linked
-                first = first or linked
+                prev, tag = named
+                first = first or named
             position = position_of(id)
             mine = stored[:TAG]
             header, body = self._read(stored)
@@ -143,16 +145,16 @@ class Decoder:
                     )
                 )
             else:
-                # It concerns nobody, and what follows links to it.
+                # It concerns nobody, and what follows names it.
                 self._pass_over(header.type)
                 entries.append(Entry(position, prev, (), header.type, "", 0, b""))
-            if mine == tag and marks:
-                marks[-1] = Mark(position, mine)
+            if mine == tag and refs:
+                refs[-1] = EntryRef(position, mine)
             else:
-                marks.append(Mark(position, mine))
+                refs.append(EntryRef(position, mine))
             prev, tag = position, mine
-            link = b"%b-%b" % (id, mine)
-        return entries, marks, first or mark
+            expected = b"%b-%b" % (id, mine)
+        return entries, refs, first or head
 
     def history(self, items: Iterable[Any]) -> list[Linked]:
         """Entries of a channel's history; those of an unknown kind have expired."""
@@ -175,15 +177,15 @@ class Decoder:
         return linked
 
     def stored(self, items: Iterable[Any]) -> list[StoredMessage]:
-        """What entries of the log say of their messages; what has no link is left out."""
+        """What entries of the log say of their messages; what isn't ours is left out."""
         found = []
         for id, fields in items:
             before, stored = fields_of(fields)
-            if link_of(before) is not None:
+            if ref_of(before) is not None:
                 header, body = self._read(stored)
-                mark = Mark(position_of(id), stored[:TAG])
+                ref = EntryRef(position_of(id), stored[:TAG])
                 found.append(
-                    StoredMessage(mark, header.ttl, header.service, header.channels, _id(body))
+                    StoredMessage(ref, header.ttl, header.service, header.channels, _id(body))
                 )
         return found
 
@@ -208,7 +210,7 @@ class Decoder:
 
 
 def fields_of(fields: Sequence[bytes]) -> tuple[bytes, bytes]:
-    """An entry's link and message, wherever they stand; both empty where it isn't one of ours."""
+    """An entry's `p` and `m`, wherever they stand; both empty where it isn't one of ours."""
     if len(fields) > 3 and fields[0] == b"p" and fields[2] == b"m":
         return fields[1], fields[3]
     named = dict(zip(fields[::2], fields[1::2], strict=True))
@@ -279,10 +281,10 @@ class Unfinished(NamedTuple):
         return cls(f"{first.decode()} {tag.decode()}", position_of(first), tag, accepted)
 
 
-def link_of(text: bytes) -> Mark | None:
-    """The entry that a link names; None where the text is no link."""
+def ref_of(text: bytes) -> EntryRef | None:
+    """The entry that a text names; None where it names none."""
     position, dash, tag = text[: -TAG - 1], text[-TAG - 1 : -TAG], text[-TAG:]
-    return Mark(position_of(position), tag) if dash == b"-" and _is_position(position) else None
+    return EntryRef(position_of(position), tag) if dash == b"-" and _is_position(position) else None
 
 
 def _is_position(text: bytes) -> bool:
@@ -296,21 +298,21 @@ class Chain:
     Both must be true of the log from then on. Where they aren't, as after a failover to a replica
     that lacked the newest entries, the log has lost its end."""
 
-    def __init__(self, head: Mark) -> None:
+    def __init__(self, head: EntryRef) -> None:
         self.begin(head)
 
-    def begin(self, head: Mark) -> None:
+    def begin(self, head: EntryRef) -> None:
         """Go on after `head`; nothing else is known."""
         self.head = head
         self.at = head.position  # read up to here, what others have written there included
         self.known = head  # the newest that is known to be in the log, read or written
-        self._read: list[Mark] = []  # the last entry of each call
+        self._read: list[EntryRef] = []  # the last entry of each call
         self._unseen = head.position  # not all up to here has been read
-        self._written: deque[Mark] = (
+        self._written: deque[EntryRef] = (
             deque()
         )  # the same, of our own calls that haven't been read yet
 
-    def skip(self, to: Mark) -> None:
+    def skip(self, to: EntryRef) -> None:
         """What comes next follows on `to`: what was between the head and that has been trimmed,
         unread.
         """
@@ -318,53 +320,49 @@ class Chain:
         while self._written and self._written[0].position <= to.position:
             self._written.popleft()
 
-    def read(self, marks: Sequence[Mark]) -> bool:
+    def read(self, refs: Sequence[EntryRef]) -> bool:
         """Take what was read after the head; False, with nothing taken, where that lacks what we
         have written.
         """
-        end = marks[-1].position if marks else self.head.position
+        end = refs[-1].position if refs else self.head.position
         while self._written and self._written[0].position <= end:
-            mark = self._written[0]
-            if not (_has(marks, mark) if mark.position > self.head.position else self._saw(mark)):
+            ref = self._written[0]
+            if not (_has(refs, ref) if ref.position > self.head.position else self._saw(ref)):
                 return False
             self._written.popleft()
-        if marks:
-            if self._read and self._read[-1].tag == marks[0].tag:
+        if refs:
+            if self._read and self._read[-1].tag == refs[0].tag:
                 self._read.pop()
-            self._read += marks
-            self.head = marks[-1]
+            self._read += refs
+            self.head = refs[-1]
             self.known = max(self.known, self.head)
             if len(self._read) > 2 * CALLS:
                 del self._read[:CALLS]
         return True
 
-    def written(self, mark: Mark) -> None:
+    def written(self, ref: EntryRef) -> None:
         """A call of ours has been answered: its last entry is in the log."""
-        self._written.append(mark)
-        self.known = max(self.known, mark)
+        self._written.append(ref)
+        self.known = max(self.known, ref)
 
     @property
-    def unread(self) -> list[Mark]:
+    def unread(self) -> list[EntryRef]:
         """What we have written and not read yet."""
-        return [mark for mark in self._written if mark.position > self.head.position]
+        return [ref for ref in self._written if ref.position > self.head.position]
 
-    def marks(self) -> list[Mark]:
+    def refs(self) -> list[EntryRef]:
         """What was read and is remembered, the oldest first."""
         return self._read or [self.head]
 
-    def _saw(self, mark: Mark) -> bool:
-        if (
-            mark.position <= self._unseen
-            or not self._read
-            or mark.position < self._read[0].position
-        ):
+    def _saw(self, ref: EntryRef) -> bool:
+        if ref.position <= self._unseen or not self._read or ref.position < self._read[0].position:
             return True  # nobody can say
-        return _has(self._read, mark)
+        return _has(self._read, ref)
 
 
-def _has(marks: Sequence[Mark], mark: Mark) -> bool:
-    index = bisect_left(marks, mark.position, key=itemgetter(0))
-    return index < len(marks) and marks[index] == mark
+def _has(refs: Sequence[EntryRef], ref: EntryRef) -> bool:
+    index = bisect_left(refs, ref.position, key=itemgetter(0))
+    return index < len(refs) and refs[index] == ref
 
 
-ORIGIN = Mark(ZERO, NO_TAG)
+ORIGIN = EntryRef(ZERO, NO_TAG)

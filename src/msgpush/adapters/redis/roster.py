@@ -19,11 +19,9 @@ import msgspec
 from msgpush.adapters.memory.roster import MemoryRoster, kinds_of, stats_of
 from msgpush.adapters.redis.link import (
     HASH_TAG,
-    NotNow,
     RedisTarget,
     Script,
     SharedLink,
-    unavailable,
 )
 from msgpush.domain.control import Close, Command
 from msgpush.domain.errors import BusUnavailable
@@ -192,11 +190,11 @@ class RedisRoster:
             args += (state.id, _encode(state))
         keys = [NODES, TOTALS, STATS, PEAK, _states_of(self._node), _ids_of(self._node)]
         try:
-            (number,) = await self._link.script(self._script, keys, args)
-        except (NotNow, BusUnavailable) as error:
+            number = await self._link.script(self._script, keys, args)
+        except BusUnavailable:
             self._anew = True
             self._forget()
-            raise unavailable(error) from error
+            raise
         # Redis may have been away for longer than the lease, or have lost what it had.
         self._anew = number != len(self._written)
         if self._anew:
@@ -282,10 +280,7 @@ class RedisRoster:
         return [states[id] for id, _ in ids if id in states]
 
     async def _call(self, *commands: Sequence[str | bytes | int]) -> list[Any]:
-        try:
-            return await self._link.calls(commands) if commands else []
-        except NotNow as error:
-            raise unavailable(error) from error
+        return await self._link.calls(commands) if commands else []
 
 
 def _read(decode: Callable[[bytes], T], text: bytes) -> T | None:
