@@ -14,7 +14,7 @@ from typing import NamedTuple
 import redis
 
 from msgpush.adapters.redis.bus import RedisBus
-from msgpush.adapters.redis.link import RedisTarget
+from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.message import Draft, draft, parse
 from msgpush.domain.ports import Stored
 

@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msgpush.adapters.redis.link import RedisTarget
+from msgpush.adapters.redis.chain import Chain
 from msgpush.adapters.redis.log import (
     NO_TAG,
     ORIGIN,
-    Chain,
     Decoder,
     EntryRef,
     id_of,
     new_tag,
     payload,
 )
+from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.position import Position
 from msgpush.entrypoints.settings import Settings, SettingsError
 from tests.support.fakes import make

@@ -40,8 +40,8 @@ from msgpush.adapters.metrics import Gauges, Metrics
 from msgpush.adapters.redis.bus import RedisBus
 from msgpush.adapters.redis.credentials import RedisCredentials
 from msgpush.adapters.redis.limiter import RedisLimiter
-from msgpush.adapters.redis.link import RedisTarget
 from msgpush.adapters.redis.roster import RedisRoster
+from msgpush.adapters.redis.target import RedisTarget
 from msgpush.adapters.sse.endpoint import Streams
 from msgpush.domain.errors import MsgpushError
 from msgpush.domain.ports import Bus, Credentials, Limiter, Roster

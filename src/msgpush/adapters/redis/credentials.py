@@ -8,10 +8,10 @@ import msgspec
 
 from msgpush.adapters.redis.link import (
     HASH_TAG,
-    RedisTarget,
     Script,
     SharedLink,
 )
+from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.credentials import MOST, Revocation, Ticket
 
 REVOKED: Final = f"{HASH_TAG}:revoked"

@@ -14,23 +14,23 @@ import logging
 import os
 import re
 from base64 import b64encode
-from bisect import bisect_left
-from collections import deque
 from collections.abc import Iterable, Sequence
-from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
+from msgpush.adapters.redis.link import HASH_TAG, Link
 from msgpush.domain.history import Linked
 from msgpush.domain.message import CONTROL, PROBE, TYPES, Draft, Entry
-from msgpush.domain.position import ZERO, Position
+from msgpush.domain.position import ZERO, Cursor, Position
 
 TAG = 8
 NO_TAG: Final = b"--------"
-CALLS = 16_384  # as many calls are remembered, to find what the log still holds of them
 HEADERS = 8_192
+
+HEAD: Final = f"{HASH_TAG}:head"
+LOG: Final = f"{HASH_TAG}:log"
 
 EPOCH = "epoch"
 KINDS = frozenset((*TYPES, CONTROL, PROBE, EPOCH))
@@ -51,6 +51,9 @@ class EntryRef(NamedTuple):
         )
 
 
+ORIGIN: Final = EntryRef(ZERO, NO_TAG)
+
+
 def new_tag() -> bytes:
     """A tag that no other call has: 48 random bits, in characters among which there is no dash."""
     return b64encode(os.urandom(6))
@@ -60,6 +63,11 @@ def payload(tag: bytes, draft: Draft) -> bytes:
     """A message as it is stored."""
     header = f" {draft.ttl} {draft.type} {draft.service} {','.join(draft.channels)}\n"
     return b"".join((tag, header.encode(), draft.body))
+
+
+def keys_of(channel: str) -> tuple[str, str]:
+    """A channel's history, and its newest position."""
+    return f"{HASH_TAG}:history:{channel}", f"{HASH_TAG}:last:{channel}"
 
 
 def id_of(position: Position) -> str:
@@ -281,6 +289,39 @@ class Unfinished(NamedTuple):
         return cls(f"{first.decode()} {tag.decode()}", position_of(first), tag, accepted)
 
 
+class Head(NamedTuple):
+    """What the log says of itself.
+
+    Attributes:
+        number: of the epoch, counted from the first.
+        cut: where the epoch before it ended.
+        unfinished: a call that was stopped halfway: see `append.lua`.
+        length: entries of the log.
+    """
+
+    epoch: str
+    number: int
+    cut: Cursor | None
+    end: EntryRef
+    unfinished: Unfinished | None
+    length: int
+
+    @classmethod
+    async def read(cls, link: Link) -> "Head":
+        """Raises BusUnavailable."""
+        fields, length = await link.calls(
+            [
+                ("HMGET", HEAD, "epoch", "number", "previous", "cut", "ms", "seq", "tag", "open"),
+                ("XLEN", LOG),
+            ]
+        )
+        epoch, number, previous, cut, ms, seq, tag, open = fields
+        end = EntryRef(Position(int(ms), int(seq)), tag) if ms is not None else ORIGIN
+        before = Cursor(previous.decode(), position_of(cut)) if previous else None
+        unfinished = Unfinished.read(open)
+        return cls((epoch or b"").decode(), int(number or 0), before, end, unfinished, length)
+
+
 def ref_of(text: bytes) -> EntryRef | None:
     """The entry that a text names; None where it names none."""
     position, dash, tag = text[: -TAG - 1], text[-TAG - 1 : -TAG], text[-TAG:]
@@ -290,79 +331,3 @@ def ref_of(text: bytes) -> EntryRef | None:
 def _is_position(text: bytes) -> bool:
     ms, _, seq = text.partition(b"-")
     return ms.isdigit() and seq.isdigit()
-
-
-class Chain:
-    """The log as this instance has seen it: what it has read, and what it was told is written.
-
-    Both must be true of the log from then on. Where they aren't, as after a failover to a replica
-    that lacked the newest entries, the log has lost its end."""
-
-    def __init__(self, head: EntryRef) -> None:
-        self.begin(head)
-
-    def begin(self, head: EntryRef) -> None:
-        """Go on after `head`; nothing else is known."""
-        self.head = head
-        self.at = head.position  # read up to here, what others have written there included
-        self.known = head  # the newest that is known to be in the log, read or written
-        self._read: list[EntryRef] = []  # the last entry of each call
-        self._unseen = head.position  # not all up to here has been read
-        self._written: deque[EntryRef] = (
-            deque()
-        )  # the same, of our own calls that haven't been read yet
-
-    def skip(self, to: EntryRef) -> None:
-        """What comes next follows on `to`: what was between the head and that has been trimmed,
-        unread.
-        """
-        self._unseen = to.position
-        while self._written and self._written[0].position <= to.position:
-            self._written.popleft()
-
-    def read(self, refs: Sequence[EntryRef]) -> bool:
-        """Take what was read after the head; False, with nothing taken, where that lacks what we
-        have written.
-        """
-        end = refs[-1].position if refs else self.head.position
-        while self._written and self._written[0].position <= end:
-            ref = self._written[0]
-            if not (_has(refs, ref) if ref.position > self.head.position else self._saw(ref)):
-                return False
-            self._written.popleft()
-        if refs:
-            if self._read and self._read[-1].tag == refs[0].tag:
-                self._read.pop()
-            self._read += refs
-            self.head = refs[-1]
-            self.known = max(self.known, self.head)
-            if len(self._read) > 2 * CALLS:
-                del self._read[:CALLS]
-        return True
-
-    def written(self, ref: EntryRef) -> None:
-        """A call of ours has been answered: its last entry is in the log."""
-        self._written.append(ref)
-        self.known = max(self.known, ref)
-
-    @property
-    def unread(self) -> list[EntryRef]:
-        """What we have written and not read yet."""
-        return [ref for ref in self._written if ref.position > self.head.position]
-
-    def refs(self) -> list[EntryRef]:
-        """What was read and is remembered, the oldest first."""
-        return self._read or [self.head]
-
-    def _saw(self, ref: EntryRef) -> bool:
-        if ref.position <= self._unseen or not self._read or ref.position < self._read[0].position:
-            return True  # nobody can say
-        return _has(self._read, ref)
-
-
-def _has(refs: Sequence[EntryRef], ref: EntryRef) -> bool:
-    index = bisect_left(refs, ref.position, key=itemgetter(0))
-    return index < len(refs) and refs[index] == ref
-
-
-ORIGIN = EntryRef(ZERO, NO_TAG)

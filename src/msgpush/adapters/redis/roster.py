@@ -19,10 +19,10 @@ import msgspec
 from msgpush.adapters.memory.roster import MemoryRoster, kinds_of, stats_of
 from msgpush.adapters.redis.link import (
     HASH_TAG,
-    RedisTarget,
     Script,
     SharedLink,
 )
+from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.control import Close, Command
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.hub import Hub

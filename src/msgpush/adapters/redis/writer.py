@@ -1,0 +1,216 @@
+"""Messages into the log: what waits is committed together, by one call of `append.lua`.
+
+What the server has refused without doing it is sent again while there is time; what may have been
+done is not, since a publisher knows whether its message has an id."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+
+from msgpush.adapters.redis.batching import Batcher
+from msgpush.adapters.redis.epochs import Epochs
+from msgpush.adapters.redis.link import (
+    HASH_TAG,
+    TIMEOUT,
+    Link,
+    NotExecuted,
+    RedisCommand,
+    RetryDelay,
+    Script,
+    no_answer,
+    translated,
+)
+from msgpush.adapters.redis.log import (
+    HEAD,
+    LOG,
+    EntryRef,
+    keys_of,
+    new_tag,
+    payload,
+    position_of,
+)
+from msgpush.adapters.redis.mending import HALFWAY, BrokenHistories, Mender
+from msgpush.adapters.redis.target import RedisTarget
+from msgpush.domain.control import CHANNEL
+from msgpush.domain.errors import BusUnavailable, Conflict
+from msgpush.domain.message import Draft
+from msgpush.domain.ports import Stored
+from msgpush.domain.position import Position
+
+GROUP_MESSAGES = 256
+GROUP_BYTES = 1024 * 1024
+GROUP_CHANNELS = 1_000
+WAIT_MS = 1000
+
+log = logging.getLogger("msgpush.redis")
+
+_body, _channels = attrgetter("body"), attrgetter("channels")
+_pack = msgspec.msgpack.Encoder().encode
+APPEND = (files("msgpush.adapters.redis") / "scripts" / "append.lua").read_text()
+
+
+class Writer:
+    """Appends to the log.
+
+    Args:
+        log_length, history_length, wait_replicas: as `RedisBus`.
+        now_ms: the time, or 0 for Redis's own.
+    """
+
+    def __init__(
+        self,
+        target: RedisTarget,
+        epochs: Epochs,
+        mender: Mender,
+        broken: BrokenHistories,
+        *,
+        log_length: int,
+        history_length: int,
+        wait_replicas: int,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self.link = Link(target, "msgpush-writer")
+        self._target, self._epochs, self._mender, self._broken = target, epochs, mender, broken
+        self._lengths = (log_length, history_length)
+        self._wait_replicas = wait_replicas
+        self._now_ms = now_ms
+        self._script = Script(APPEND)
+        self._together: Batcher[Draft, Stored | Conflict] = Batcher(
+            self._commit_safely, GROUP_MESSAGES, _room, "the bus is closed"
+        )
+        self.append = self._together.all
+
+    async def close(self) -> None:
+        await self._together.close()
+        await self.link.close()
+
+    async def _commit_safely(self, group: Sequence[Draft]) -> list[Stored | Conflict]:
+        try:
+            with translated():
+                return await self._commit(group)
+        except BusUnavailable:
+            raise
+        except Exception:
+            # Publishing must outlive a mistake.
+            log.exception("a group of messages can't be stored")
+            raise BusUnavailable("the messages can't be stored") from None
+
+    async def _commit(self, group: Sequence[Draft]) -> list[Stored | Conflict]:
+        tag, until = new_tag(), time.monotonic() + TIMEOUT
+        keys, args = self._plan(group, tag)
+        answer, *confirmed = await self._send_until(until, keys, args)
+        while answer[0] == b"open":
+            try:
+                async with asyncio.timeout(until - time.monotonic()):
+                    await self._mender.mend()
+            except TimeoutError:
+                raise BusUnavailable(HALFWAY) from None
+            answer, *confirmed = await self._send_until(until, keys, args)
+        if answer[0] != b"ok":
+            self._epochs.doubt = True
+            raise BusUnavailable(
+                "the log has begun anew, or has lost its end: this instance is finding out which"
+            )
+        self._epochs.length = answer[3]
+        self._broken.tell(keys[2 * -number] for number in answer[4::2] if number < 0)
+        results = _results(group, answer)
+        if confirmed and confirmed[0] < self._wait_replicas:
+            raise BusUnavailable(
+                f"only {confirmed[0]} of {self._wait_replicas} replicas have confirmed the message"
+            )
+        stored = [
+            each.position for each in results if isinstance(each, Stored) and not each.duplicate
+        ]
+        if stored:
+            self._epochs.chain.written(EntryRef(stored[-1], tag))
+        return results
+
+    async def _send_until(self, until: float, keys: list[str], args: list[bytes]) -> list[Any]:
+        delay = RetryDelay()
+        # Over the same connection, or it would wait for nothing.
+        wait: list[RedisCommand] = (
+            [("WAIT", self._wait_replicas, WAIT_MS)] if self._wait_replicas else []
+        )
+        refused: NotExecuted | None = None
+        try:
+            async with asyncio.timeout(until - time.monotonic()):
+                while True:
+                    try:
+                        return await self.link.try_script(self._script, keys, args, *wait)
+                    except NotExecuted as error:
+                        refused = error
+                    await delay.pause()
+        except TimeoutError:
+            raise refused or no_answer(self._target) from None
+
+    def _plan(self, group: Sequence[Draft], tag: bytes) -> tuple[list[str], list[bytes]]:
+        channels: dict[str, int] = {}
+        ids: dict[str, int] = {}
+        messages: list[object] = []
+        for draft in group:
+            number = 0
+            if draft.digest is not None:
+                number = ids.setdefault(f"{HASH_TAG}:id:{draft.service}:{draft.id}", len(ids) + 1)
+            mine = [channels.setdefault(channel, len(channels) + 1) for channel in draft.channels]
+            digest, name = (
+                ("", "")
+                if draft.digest is None
+                else (draft.digest.hex(), f"{draft.service}:{draft.id}")
+            )
+            messages.append((draft.ttl * 1000, number, digest, draft.timestamp, mine, name))
+        keys = [HEAD, LOG]
+        for channel in channels:
+            keys += keys_of(channel)
+        keys += ids
+        known = self._epochs.chain.known
+        # All of it text: Redis's MessagePack knows no binary.
+        head = (
+            self._epochs.epoch,
+            tag.decode(),
+            known.position.ms,
+            known.position.seq,
+            known.tag.decode(),
+        )
+        # Commands, without which a full Redis would keep whoever fills it from being stopped.
+        urgent = any(draft.channels == (CHANNEL,) for draft in group)
+        plan = (*head, *self._lengths, self._now_ms(), self._wait_replicas > 0, urgent, messages)
+        return keys, [_pack(plan), *(payload(tag, draft) for draft in group)]
+
+
+def _room() -> Callable[[Sequence[Draft]], int]:
+    left_bytes, left_channels = GROUP_BYTES, GROUP_CHANNELS
+
+    def take(drafts: Sequence[Draft]) -> int:
+        nonlocal left_bytes, left_channels
+        while True:
+            size, channels = (sum(map(len, map(get, drafts))) for get in (_body, _channels))
+            if size <= left_bytes and channels <= left_channels:
+                left_bytes -= size
+                left_channels -= channels
+                return len(drafts)
+            drafts = drafts[: len(drafts) // 2]
+
+    return take
+
+
+def _results(group: Sequence[Draft], answer: list[Any]) -> list[Stored | Conflict]:
+    _, ms, seq, _, *known = answer
+    before = dict(zip(known[::2], known[1::2], strict=True))
+    results: list[Stored | Conflict] = []
+    for number, draft in enumerate(group, 1):
+        found = before.get(number)
+        if found is None:
+            results.append(Stored(Position(ms, seq), draft.timestamp, False))
+            seq += 1
+        elif found:
+            id, _, timestamp = found.partition(b" ")
+            results.append(Stored(position_of(id), timestamp.decode(), True))
+        else:
+            results.append(Conflict(draft.service, draft.id))
+    return results
