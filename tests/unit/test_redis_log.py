@@ -14,9 +14,9 @@ from msgpush.adapters.redis.log import (
     ORIGIN,
     Decoder,
     EntryRef,
+    header_line,
     id_of,
     new_tag,
-    payload,
 )
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.position import Position
@@ -29,8 +29,12 @@ def ref(ms: int, tag: bytes = b"aaaaaaaa") -> EntryRef:
 
 
 def stored(before: EntryRef, at: EntryRef, *channels: str) -> list[object]:
+    draft = make("m1", *channels)
     link = f"{id_of(before.position)}-{before.tag.decode()}".encode()
-    return [id_of(at.position).encode(), [b"p", link, b"m", payload(at.tag, make("m1", *channels))]]
+    return [
+        id_of(at.position).encode(),
+        [b"p", link, b"m", header_line(at.tag, draft) + draft.body],
+    ]
 
 
 @given(
@@ -40,7 +44,10 @@ def stored(before: EntryRef, at: EntryRef, *channels: str) -> list[object]:
 def test_what_is_written_is_read_again(channels: list[str], ttl: int) -> None:
     draft = make("m1", *channels, ttl=ttl)
     at = EntryRef(Position(1_800_000_000_000, 7), new_tag())
-    item = [id_of(at.position).encode(), [b"p", b"1-2-cccccccc", b"m", payload(at.tag, draft)]]
+    item = [
+        id_of(at.position).encode(),
+        [b"p", b"1-2-cccccccc", b"m", header_line(at.tag, draft) + draft.body],
+    ]
     (entry,), refs, before = Decoder().log([item], ref(1))
     assert (entry.channels, entry.type, entry.service, entry.body) == (
         draft.channels,

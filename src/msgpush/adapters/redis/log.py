@@ -59,10 +59,9 @@ def new_tag() -> bytes:
     return b64encode(os.urandom(6))
 
 
-def payload(tag: bytes, draft: Draft) -> bytes:
-    """A message as it is stored."""
-    header = f" {draft.ttl} {draft.type} {draft.service} {','.join(draft.channels)}\n"
-    return b"".join((tag, header.encode(), draft.body))
+def header_line(tag: bytes, draft: Draft) -> bytes:
+    """What stands before a message's body where it is stored."""
+    return tag + f" {draft.ttl} {draft.type} {draft.service} {','.join(draft.channels)}\n".encode()
 
 
 def keys_of(channel: str) -> tuple[str, str]:
@@ -87,6 +86,9 @@ class _Header(NamedTuple):
     service: str
     channels: tuple[str, ...]
     known: bool = True
+
+
+UNREADABLE: Final = _Header(0, "<unreadable>", "", (), known=False)
 
 
 class StoredMessage(NamedTuple):
@@ -126,9 +128,12 @@ class Decoder:
         """
         entries: list[Entry] = []
         refs: list[EntryRef] = []
-        prev, tag = head
+        prev, tag = position, _ = head
         first: EntryRef | None = None
         expected = b"%d-%d-%b" % (prev.ms, prev.seq, tag)
+        # A call's entries stand side by side and are much alike: that is looked at once.
+        line = suffix = b""
+        header, life = UNREADABLE, 0
         for id, fields in items:
             if len(fields) > 3 and fields[0] == b"p" and fields[2] == b"m":
                 before, stored = fields[1], fields[3]
@@ -140,13 +145,17 @@ class Decoder:
                 if named is None:
                     self._pass_over("<no entry of msgpush>")
                     continue
-                prev, tag = named
+                prev = named.position
                 first = first or named
+            same, _, body = stored.partition(b"\n")
+            if same != line:
+                if entries and stored[:TAG] != tag:
+                    refs.append(EntryRef(position, tag))
+                line, tag, header = same, stored[:TAG], self._header(same[TAG:])
+                suffix, life = b"-" + tag, header.ttl * 1000
             position = position_of(id)
-            mine = stored[:TAG]
-            header, body = self._read(stored)
             if header.known:
-                expires = position.ms + header.ttl * 1000
+                expires = position.ms + life
                 entries.append(
                     Entry(
                         position, prev, header.channels, header.type, header.service, expires, body
@@ -156,12 +165,9 @@ class Decoder:
                 # It concerns nobody, and what follows names it.
                 self._pass_over(header.type)
                 entries.append(Entry(position, prev, (), header.type, "", 0, b""))
-            if mine == tag and refs:
-                refs[-1] = EntryRef(position, mine)
-            else:
-                refs.append(EntryRef(position, mine))
-            prev, tag = position, mine
-            expected = b"%b-%b" % (id, mine)
+            prev, expected = position, id + suffix
+        if entries:
+            refs.append(EntryRef(position, tag))
         return entries, refs, first or head
 
     def history(self, items: Iterable[Any]) -> list[Linked]:
@@ -198,13 +204,16 @@ class Decoder:
         return found
 
     def _read(self, stored: bytes) -> tuple[_Header, bytes]:
-        text, _, body = stored.partition(b"\n")
-        header = self._headers.get(text[TAG:])
+        line, _, body = stored.partition(b"\n")
+        return self._header(line[TAG:]), body
+
+    def _header(self, text: bytes) -> _Header:
+        header = self._headers.get(text)
         if header is None:
             if len(self._headers) >= HEADERS:
                 self._headers.clear()
-            header = self._headers[text[TAG:]] = _header(text[TAG:])
-        return header, body
+            header = self._headers[text] = _header(text)
+        return header
 
     def _pass_over(self, kind: str) -> None:
         self.unknown += 1
@@ -231,7 +240,7 @@ def _header(text: bytes) -> _Header:
         names = tuple(channels.split(",")) if channels else ()
         return _Header(int(ttl), type, service, names, type in KINDS)
     except ValueError:
-        return _Header(0, "<unreadable>", "", (), False)
+        return UNREADABLE
 
 
 class _Identified(Struct):

@@ -30,9 +30,9 @@ from msgpush.adapters.redis.log import (
     HEAD,
     LOG,
     EntryRef,
+    header_line,
     keys_of,
     new_tag,
-    payload,
     position_of,
 )
 from msgpush.adapters.redis.mending import HALFWAY, BrokenHistories, Mender
@@ -124,11 +124,10 @@ class Writer:
             raise BusUnavailable(
                 f"only {confirmed[0]} of {self._wait_replicas} replicas have confirmed the message"
             )
-        stored = [
-            each.position for each in results if isinstance(each, Stored) and not each.duplicate
-        ]
-        if stored:
-            self._epochs.chain.written(EntryRef(stored[-1], tag))
+        for last in reversed(results):
+            if isinstance(last, Stored) and not last.duplicate:
+                self._epochs.chain.written(EntryRef(last.position, tag))
+                break
         return results
 
     async def _send_until(self, until: float, keys: list[str], args: list[bytes]) -> list[Any]:
@@ -153,34 +152,36 @@ class Writer:
         channels: dict[str, int] = {}
         ids: dict[str, int] = {}
         messages: list[object] = []
+        stored: list[bytes] = []
+        # Messages of a group are much alike: what those are planned as that are is made once.
+        alike: dict[object, tuple[bytes, int, list[int], object]] = {}
         for draft in group:
-            number = 0
+            shape = (draft.channels, draft.ttl, draft.type, draft.service)
+            if (known := alike.get(shape)) is None:
+                ttl = draft.ttl * 1000
+                mine = [channels.setdefault(each, len(channels) + 1) for each in draft.channels]
+                anonymous = (ttl, 0, "", "", mine, "")
+                known = alike[shape] = (header_line(tag, draft), ttl, mine, anonymous)
+            line, ttl, mine, plan = known
             if draft.digest is not None:
-                number = ids.setdefault(f"{HASH_TAG}:id:{draft.service}:{draft.id}", len(ids) + 1)
-            mine = [channels.setdefault(channel, len(channels) + 1) for channel in draft.channels]
-            digest, name = (
-                ("", "")
-                if draft.digest is None
-                else (draft.digest.hex(), f"{draft.service}:{draft.id}")
-            )
-            messages.append((draft.ttl * 1000, number, digest, draft.timestamp, mine, name))
+                name = f"{draft.service}:{draft.id}"
+                number = ids.setdefault(f"{HASH_TAG}:id:{name}", len(ids) + 1)
+                plan = (ttl, number, draft.digest.hex(), draft.timestamp, mine, name)
+            messages.append(plan)
+            stored.append(line + draft.body)
         keys = [HEAD, LOG]
         for channel in channels:
             keys += keys_of(channel)
         keys += ids
-        known = self._epochs.chain.known
+        end = self._epochs.chain.known
         # All of it text: Redis's MessagePack knows no binary.
-        head = (
-            self._epochs.epoch,
-            tag.decode(),
-            known.position.ms,
-            known.position.seq,
-            known.tag.decode(),
-        )
+        seen = (end.position.ms, end.position.seq, end.tag.decode())
+        head = (self._epochs.epoch, tag.decode(), *seen)
         # Commands, without which a full Redis would keep whoever fills it from being stopped.
-        urgent = any(draft.channels == (CHANNEL,) for draft in group)
-        plan = (*head, *self._lengths, self._now_ms(), self._wait_replicas > 0, urgent, messages)
-        return keys, [_pack(plan), *(payload(tag, draft) for draft in group)]
+        urgent = CHANNEL in channels and any(draft.channels == (CHANNEL,) for draft in group)
+        waits = self._wait_replicas > 0
+        all = _pack((*head, *self._lengths, self._now_ms(), waits, urgent, messages))
+        return keys, [all, *stored]
 
 
 def _room() -> Callable[[Sequence[Draft]], int]:
@@ -201,6 +202,12 @@ def _room() -> Callable[[Sequence[Draft]], int]:
 
 def _results(group: Sequence[Draft], answer: list[Any]) -> list[Stored | Conflict]:
     _, ms, seq, _, *known = answer
+    if not known:
+        numbers = range(seq, seq + len(group))
+        return [
+            Stored(Position(ms, number), draft.timestamp, False)
+            for number, draft in zip(numbers, group, strict=True)
+        ]
     before = dict(zip(known[::2], known[1::2], strict=True))
     results: list[Stored | Conflict] = []
     for number, draft in enumerate(group, 1):
