@@ -132,8 +132,8 @@ class Decoder:
         first: EntryRef | None = None
         expected = b"%d-%d-%b" % (prev.ms, prev.seq, tag)
         # A call's entries stand side by side and are much alike: that is looked at once.
-        line = suffix = b""
-        header, life = UNREADABLE, 0
+        line = suffix = moment = b""
+        header, life, ms = UNREADABLE, 0, 0
         for id, fields in items:
             if len(fields) > 3 and fields[0] == b"p" and fields[2] == b"m":
                 before, stored = fields[1], fields[3]
@@ -153,14 +153,13 @@ class Decoder:
                     refs.append(EntryRef(position, tag))
                 line, tag, header = same, stored[:TAG], self._header(same[TAG:])
                 suffix, life = b"-" + tag, header.ttl * 1000
-            position = position_of(id)
+            digits, _, number = id.partition(b"-")
+            if digits != moment:
+                moment, ms = digits, int(digits)
+            position = Position(ms, int(number))
             if header.known:
-                expires = position.ms + life
-                entries.append(
-                    Entry(
-                        position, prev, header.channels, header.type, header.service, expires, body
-                    )
-                )
+                _, type, service, channels, _ = header
+                entries.append(Entry(position, prev, channels, type, service, ms + life, body))
             else:
                 # It concerns nobody, and what follows names it.
                 self._pass_over(header.type)
