@@ -1,4 +1,4 @@
-"""What the domain's ports are in this process: its own memory, or a Redis that instances share."""
+"""The two ways to fill the domain's ports: this process's memory, or a Redis that many share."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,5 +1,4 @@
-"""Several processes that serve one port: workers, and a supervisor that starts them and doesn't
-serve itself.
+"""Several processes that serve one port: workers, and a supervisor that keeps them running.
 
 Each worker accepts from a listening socket of its own, and the kernel spreads the connections over
 these sockets. The supervisor holds them all: what waits in the socket of a worker that has died
@@ -56,7 +55,7 @@ def listen_together(host: str, port: int, number: int) -> list[socket.socket]:
 
 
 def worker_command(flags: Sequence[str]) -> list[str]:
-    """What a worker runs: the service, with the modules that this process has."""
+    """The command of a worker: the service, with the modules that this process has."""
     # `-m` alone would let whatever lies in the current directory stand in for a module.
     here = {os.path.abspath(path) for path in sys.path}
     return [
@@ -70,7 +69,7 @@ def worker_command(flags: Sequence[str]) -> list[str]:
 
 
 class Worker:
-    """What a worker has of its supervisor: its number, and the socket to serve."""
+    """A worker's own side: its number, the socket to serve, and the tie to its supervisor."""
 
     def __init__(self, number: int, listener: socket.socket, tie: socket.socket) -> None:
         self.number, self.listener = number, listener
@@ -80,18 +79,14 @@ class Worker:
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str]) -> Self | None:
-        """The worker that this process was started as, if it was; takes the variable that says so
-        away.
-        """
+        """The worker that this process was started as, if it was; removes the variable for it."""
         if not (told := environ.pop(VARIABLE, "")):
             return None
         number, listener, tie = map(int, told.split(","))
         return cls(number, socket.socket(fileno=listener), socket.socket(fileno=tie))
 
     def watch(self, patience: float) -> None:
-        """From here on, drain when the supervisor has gone, and end after `patience` seconds in any
-        case.
-        """
+        """Drain once the supervisor has gone, and end `patience` seconds later in any case."""
         # A thread, since a loop that is stuck would leave the process behind for ever.
         threading.Thread(
             target=self._watch, args=(patience,), name="supervisor", daemon=True
@@ -127,7 +122,7 @@ class Worker:
 
 
 class RestartDelay:
-    """How long to wait before a worker is started anew."""
+    """The wait before a worker is started anew, longer each time that it dies soon."""
 
     def __init__(self) -> None:
         self._seconds = RESTART_SECONDS
@@ -142,7 +137,7 @@ class RestartDelay:
 
 
 class WorkerSlot:
-    """A worker as the supervisor sees it, whichever process that is at the time."""
+    """The supervisor's side of a worker, whichever process that is at the time."""
 
     def __init__(self, number: int, listener: socket.socket) -> None:
         self.number, self.listener = number, listener

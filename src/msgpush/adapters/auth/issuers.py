@@ -1,6 +1,4 @@
-"""What issuers of tokens publish on the web: their keys, and where these are (OpenID Connect
-Discovery 1.0).
-"""
+"""Fetches issuers' keys, over the metadata that says where they are (OpenID Discovery 1.0)."""
 
 import ipaddress
 import time
@@ -28,8 +26,7 @@ HEADERS = {
 
 
 def is_issuer(text: str) -> bool:
-    """Whether an issuer's keys can be found by its name: an https URL without query, fragment or
-    user.
+    """True for a name that keys can be found by: an https URL without query, fragment or user.
 
     Also http on this machine alone, where nobody is in between.
     """
@@ -42,7 +39,7 @@ def is_issuer(text: str) -> bool:
 
 
 def is_safe(url: str) -> bool:
-    """Whether nobody can be in between: it is https, or http on this machine alone."""
+    """True where nobody can be in between: it is https, or http on this machine alone."""
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -68,7 +65,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def fetch(url: str) -> bytes:
-    """What is at a URL, within a few seconds and a megabyte.
+    """Get a URL's content, within a few seconds and a megabyte.
 
     Raises:
         OSError: that can't be had.
@@ -96,7 +93,7 @@ def fetch(url: str) -> bytes:
 
 
 def discovered(issuer: str, fetch: Callable[[str], bytes] = fetch) -> bytes:
-    """The key set of an issuer, which its metadata leads to.
+    """Get the key set of an issuer, which its metadata leads to.
 
     Args:
         fetch: gets what is at a URL.
@@ -154,7 +151,5 @@ def _key_location(issuer: str, text: bytes, at: str) -> str:
 
 
 def differ_by_slash(one: str, other: str) -> bool:
-    """Whether the only difference is a slash at the end, the mistake that is made most with
-    issuers.
-    """
+    """True where only a slash at the end differs, the mistake that is made most with issuers."""
     return one != other and one.removesuffix("/") == other.removesuffix("/")

@@ -1,6 +1,4 @@
-"""The keys that tokens are verified with: a secret, a public key, or a set of keys that is fetched
-(RFC 7517).
-"""
+"""Keys to verify tokens with: a secret, a public key, or a set that is fetched (RFC 7517)."""
 
 import asyncio
 import base64
@@ -113,8 +111,10 @@ def private_key(pem: str) -> SigningKey:
 
 
 def _of_pem(pem: str, none: str) -> tuple[Asymmetric, Sequence[str]]:
-    """The key of a PEM text, and its algorithms. Raises ValueError: with `none`, or why that key
-    isn't used here.
+    """Read the key of a PEM text, and its algorithms.
+
+    Raises:
+        ValueError: with `none`, or why that key isn't used here.
     """
     for kind in (RSAKey, ECKey, OKPKey):
         if (key := _imported(kind, pem)) is not None:
@@ -133,8 +133,7 @@ class LeftOut(NamedTuple):
 
 
 def key_set(text: bytes, leave: Callable[[LeftOut], object] = lambda _: None) -> list[VerifyingKey]:
-    """The keys of a JWK Set (RFC 7517, section 5) that tokens may be verified with, each taken for
-    itself.
+    """Read the keys of a JWK Set (RFC 7517, section 5), each taken for itself.
 
     Args:
         leave: is told each of the others.
@@ -192,8 +191,10 @@ _MEMBERS: Mapping[str, tuple[type[Asymmetric], Sequence[str]]] = {
 
 
 def _jwk(given: dict[str, Any], id: str | None) -> VerifyingKey:
-    """The key that a JWK is; a member that is null or "" is absent. Raises ValueError, with what it
-    is instead.
+    """Read the key of a JWK; a member that is null or "" is absent.
+
+    Raises:
+        ValueError: with what it is instead.
     """
     said = {name: value for name, value in given.items() if value != ""}
     kty, use, operations, alg = (said.get(name) for name in ("kty", "use", "key_ops", "alg"))
@@ -262,7 +263,7 @@ def _imported(kind: type[Asymmetric], given: str | dict[str, Any]) -> Asymmetric
 
 
 def _algorithms_of(key: Asymmetric) -> Sequence[str]:
-    """What a key may be used with. Raises ValueError: nothing; its text continues "it"."""
+    """The algorithms of a key. Raises ValueError: it has none; its text continues "it"."""
     if isinstance(key, RSAKey):
         size = key.public_key.key_size
         if size < SMALLEST_RSA:
@@ -308,18 +309,18 @@ class Keys:
         return found
 
     def why_none(self, id: str | None, algorithm: str) -> str:
-        """Why there is no such key, as far as that can be told; it continues a sentence."""
+        """The reason why there is no such key, as far as it is known; it continues a sentence."""
         return "" if self._fetched is None else self._fetched.why_none(id, algorithm)
 
     async def look_again(self) -> bool:
-        """Look whether there are other keys by now; returns whether there are."""
+        """Look for other keys; returns whether there are some by now."""
         return self._fetched is not None and await self._fetched.look_again()
 
 
 class FetchedKeys:
-    """The keys at a URL. An async context manager: it fetches them while it is open, at times and
-    when one is missing.
+    """The keys at a URL. An async context manager.
 
+    While it is open it fetches them, from time to time and when one is missing.
     Keys that were fetched stay in use when they can't be fetched again.
 
     Args:
@@ -363,7 +364,7 @@ class FetchedKeys:
 
     @property
     def fetching(self) -> bool:
-        """Whether they are being fetched just now."""
+        """True while they are being fetched."""
         return self._fetching is not None
 
     async def find(self, id: str | None, algorithm: str) -> list[VerifyingKey]:
@@ -383,9 +384,7 @@ class FetchedKeys:
         return self.generation != before
 
     async def refresh(self) -> None:
-        """Fetch the keys: once, however many ask for it at the same time, and none of them waits
-        for long.
-        """
+        """Fetch the keys: once, however many ask at a time, and none of them waits for long."""
         if self._fetching is None:
             self._tried = self._monotonic()
             self._fetching = asyncio.create_task(self._refresh(), name="msgpush keys fetch")
@@ -455,9 +454,7 @@ class FetchedKeys:
 
 
 async def _in_daemon(function: Callable[[str], bytes], url: str) -> bytes:
-    """What a function returns that may block: in a thread that the process doesn't wait for when it
-    ends.
-    """
+    """Call a function that may block, in a thread that doesn't keep the process from ending."""
     done = Future[bytes]()
     done.set_running_or_notify_cancel()
 

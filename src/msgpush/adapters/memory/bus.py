@@ -1,6 +1,4 @@
-"""The embedded bus: the log and its histories in this process's memory. It needs nothing else, and
-forgets at exit.
-"""
+"""The embedded bus: the log and its histories in this process's memory, gone at exit."""
 
 import asyncio
 import heapq
@@ -42,7 +40,7 @@ class _History:
 
 
 class _Tail:
-    """What one reader of the log has still to be given."""
+    """The entries that one reader of the log has still to be given."""
 
     __slots__ = ("arrived", "entries", "size")
 

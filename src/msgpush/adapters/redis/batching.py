@@ -1,4 +1,4 @@
-"""Questions that come up while others are being answered are asked together, as the next group.
+"""Group commit: questions that come up while others are answered are asked together, next.
 
 So a group is as large as the traffic is heavy: a question that comes alone isn't held up by any
 timer, and many that come at a time cost Redis one call. So publishes are committed (`Writer`), the
@@ -23,7 +23,7 @@ A = TypeVar("A")
 
 
 class _Caller(NamedTuple, Generic[Q, A]):
-    """What somebody asks, and what was answered so far. Who has gone is done, too."""
+    """A caller's questions, and the answers so far. One that has gone is done, too."""
 
     questions: Sequence[Q]
     answers: list[A | BusUnavailable]

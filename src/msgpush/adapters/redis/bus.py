@@ -220,9 +220,7 @@ class RedisBus:
                 await delay.pause()
 
     async def _next(self) -> tuple[list[Entry], bool]:
-        """The next entries; and whether they, or their lack, show that the log isn't what this
-        instance has seen.
-        """
+        """Read the next entries; true beside them: they show that the log isn't what was seen."""
         epochs, chain = self._epochs, self._epochs.chain
         unread = chain.unread
         head = chain.head

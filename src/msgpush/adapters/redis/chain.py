@@ -1,4 +1,4 @@
-"""The log as this instance has seen it."""
+"""A memory of the log, to notice that it has lost its end."""
 
 from bisect import bisect_left
 from collections import deque
@@ -31,17 +31,13 @@ class Chain:
         )  # the same, of our own calls that haven't been read yet
 
     def skip(self, to: EntryRef) -> None:
-        """What comes next follows on `to`: what was between the head and that has been trimmed,
-        unread.
-        """
+        """Go on after `to`: what was between the head and that has been trimmed, unread."""
         self._unseen = to.position
         while self._written and self._written[0].position <= to.position:
             self._written.popleft()
 
     def read(self, refs: Sequence[EntryRef]) -> bool:
-        """Take what was read after the head; False, with nothing taken, where that lacks what we
-        have written.
-        """
+        """Take what was read after the head; False, with nothing taken, where ours is missing."""
         end = refs[-1].position if refs else self.head.position
         while self._written and self._written[0].position <= end:
             ref = self._written[0]
@@ -59,17 +55,17 @@ class Chain:
         return True
 
     def written(self, ref: EntryRef) -> None:
-        """A call of ours has been answered: its last entry is in the log."""
+        """Take the last entry of a call of ours that was answered, and so is in the log."""
         self._written.append(ref)
         self.known = max(self.known, ref)
 
     @property
     def unread(self) -> list[EntryRef]:
-        """What we have written and not read yet."""
+        """The entries that we have written and not read yet."""
         return [ref for ref in self._written if ref.position > self.head.position]
 
     def refs(self) -> list[EntryRef]:
-        """What was read and is remembered, the oldest first."""
+        """The entries read that are remembered, the oldest first."""
         return self._read or [self.head]
 
     def _saw(self, ref: EntryRef) -> bool:

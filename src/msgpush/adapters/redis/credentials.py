@@ -84,7 +84,7 @@ _decode = msgspec.json.Decoder(Ticket).decode
 
 
 class RedisCredentials:
-    """What instances share of credentials. An async context manager.
+    """Tickets and revocations that instances share. An async context manager.
 
     Args:
         lifetime: seconds for which a revocation stands.

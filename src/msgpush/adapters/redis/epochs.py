@@ -1,4 +1,4 @@
-"""Which log this is: the same that this instance has seen, or one that has lost its end.
+"""The log's epochs: one ends, and the next begins, where the log has lost its end.
 
 An epoch is a log's name, as long as nothing of it is lost. A position alone doesn't tell: after a
 failover to a server that lacks the newest entries, another entry may come to stand where a lost one
@@ -66,13 +66,13 @@ class Epochs:
         self._script = Script(BEGIN)
 
     async def read(self) -> Head:
-        """What the log says of itself. Raises BusUnavailable."""
+        """Ask the log for its head. Raises BusUnavailable."""
         head = await Head.read(self._link)
         self.length = head.length
         return head
 
     async def ref_at(self, position: Position) -> EntryRef:
-        """Names the entry at a position, as far as the log still has it. Raises BusUnavailable."""
+        """Ask which entry stands at a position, if one still does. Raises BusUnavailable."""
         found = await self._link.call("XRANGE", LOG, id_of(position), id_of(position))
         return EntryRef(position, fields_of(found[0][1])[1][:TAG] if found else NO_TAG)
 
@@ -141,17 +141,13 @@ class Epochs:
         return bool(await self._link.script(self._script, [HEAD, LOG], args))
 
     async def _newest_common(self, head: Head) -> EntryRef:
-        """The newest entry that this instance has read and the log still holds, or has trimmed
-        since.
-        """
+        """The newest entry read that the log still holds, or has trimmed since."""
         refs = self.chain.refs()
         number = await self._holding(refs, head)
         return refs[number - 1] if number else ORIGIN
 
     async def _holding(self, refs: Sequence[EntryRef], head: Head) -> int:
-        """How many of these entries, which follow one another, the log still holds, or has trimmed
-        since.
-        """
+        """The number of these entries, in their order, that the log holds or has trimmed since."""
         low, high = 0, len(refs)  # it holds refs[:low], and doesn't hold refs[high:]
         while low < high:
             middle = (low + high) // 2

@@ -1,5 +1,4 @@
-"""Connections to the Redis that has the log now: one server, the master that Sentinels name, or a
-Cluster's primary.
+"""Connections to the Redis that has the log now, wherever that is.
 
 A `Link` is one connection, used by one part of the service; a `SharedLink` is one that many callers
 use at a time. Whatever goes wrong with it, it is dropped, and the next call looks for the server
@@ -176,8 +175,7 @@ class Link:
     async def _exchange(
         self, calls: Sequence[list[bytes]], timeout: float | None = None
     ) -> list[list[Any] | ResponseError]:
-        """Send some calls together; what each comes to is its replies, or the first error among
-        them.
+        """Send some calls together; each comes to its replies, or the first error among them.
 
         Time is counted from when they are sent.
 
@@ -377,9 +375,9 @@ def _told(error: Exception, target: RedisTarget) -> MsgpushError:
 
 
 class SharedLink(Link):
-    """One connection for many callers: what waits is sent together, and nobody's going disturbs the
-    others.
+    """One connection for many callers, whose calls are sent together.
 
+    Nobody's going disturbs the others.
     How long a call waits for those before it has no limit of its own: while they are answered the
     server is well, and when they aren't, all that wait fail with them."""
 

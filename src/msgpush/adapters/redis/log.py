@@ -1,4 +1,4 @@
-"""How the log's entries are written in Redis, and how a reader knows that none is missing.
+"""The log's entries and its head as Redis keeps them.
 
 An entry of a stream has two fields. `m` is made by the publishing instance: a header line and the
 message's body. `p` is made by the script: in the log, which entry stands before it (an `EntryRef`);
@@ -39,7 +39,7 @@ log = logging.getLogger("msgpush.redis")
 
 
 class EntryRef(NamedTuple):
-    """Names an entry: by where it stands, and by the call that wrote it."""
+    """An entry's name: where it stands, and the call that wrote it."""
 
     position: Position
     tag: bytes
@@ -60,7 +60,7 @@ def new_tag() -> bytes:
 
 
 def header_line(tag: bytes, draft: Draft) -> bytes:
-    """What stands before a message's body where it is stored."""
+    """The line before a message's body where it is stored."""
     return tag + f" {draft.ttl} {draft.type} {draft.service} {','.join(draft.channels)}\n".encode()
 
 
@@ -190,7 +190,7 @@ class Decoder:
         return linked
 
     def stored(self, items: Iterable[Any]) -> list[StoredMessage]:
-        """What entries of the log say of their messages; what isn't ours is left out."""
+        """The messages of the log's entries, as far as they are ours."""
         found = []
         for id, fields in items:
             before, stored = fields_of(fields)
@@ -298,7 +298,7 @@ class Unfinished(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What the log says of itself.
+    """The log's head: its name, its end, and what is unfinished there.
 
     Attributes:
         number: of the epoch, counted from the first.
@@ -316,7 +316,7 @@ class Head(NamedTuple):
 
     @classmethod
     async def read(cls, link: Link) -> "Head":
-        """Raises BusUnavailable."""
+        """Ask for it. Raises BusUnavailable."""
         fields, length = await link.calls(
             [
                 ("HMGET", HEAD, "epoch", "number", "previous", "cut", "ms", "seq", "tag", "open"),

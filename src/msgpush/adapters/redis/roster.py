@@ -52,7 +52,7 @@ SYNC_SCRIPT = (files("msgpush.adapters.redis") / "scripts" / "roster.lua").read_
 
 
 class _Written(NamedTuple):
-    """What was last written down of a connection, as far as it changes or is counted."""
+    """A connection as it was last written down, as far as it changes or is counted."""
 
     messages: int
     live: bool
@@ -250,9 +250,7 @@ class RedisRoster:
         ]
 
     async def _ids_after(self, nodes: Sequence[str], after: str) -> list[tuple[str, str | None]]:
-        """The next ids of all instances, in order, each with the instance that has it; None: this
-        one.
-        """
+        """The next ids of all instances, in order, each with its instance (None: this one)."""
         start = f"({after}" if after else "-"
         replies = await self._call(
             *(("ZRANGEBYLEX", _ids_of(node), start, "+", "LIMIT", 0, CHUNK) for node in nodes)

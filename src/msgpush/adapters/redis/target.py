@@ -1,4 +1,4 @@
-"""Which Redis a URL means: one server, the master that Sentinels name, or a Cluster's primary."""
+"""Reads a REDIS_URL: one server, the master that Sentinels name, or a Cluster's primary."""
 
 import difflib
 import ipaddress
@@ -15,7 +15,7 @@ Address = tuple[str, int]
 
 
 class RedisTarget(Struct, frozen=True):
-    """Which Redis: where to look, and what each connection needs.
+    """A Redis: where to look for it, and what each connection needs.
 
     Args:
         hosts: the server; or those that know where it is.
@@ -183,7 +183,7 @@ _ELSEWHERE = {
 
 
 def _read_options(query: str, scheme: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a query says of TLS, and for Sentinels."""
+    """Read the options in a query: those for TLS, and those for Sentinels."""
     known = _TLS | _SENTINEL if scheme == "redis+sentinel" else _TLS
     read: dict[str, Any] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):

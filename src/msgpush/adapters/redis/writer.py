@@ -1,4 +1,4 @@
-"""Messages into the log: what waits is committed together, by one call of `append.lua`.
+"""Writes messages into the log: what waits is committed together, by one call of `append.lua`.
 
 What the server has refused without doing it is sent again while there is time; what may have been
 done is not, since a publisher knows whether its message has an id."""
