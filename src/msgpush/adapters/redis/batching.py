@@ -6,13 +6,15 @@ calls of many are sent over one connection (`SharedLink`), and rates are asked f
 
 A task of its own asks, so that nobody's going disturbs the others. A caller may bring several
 questions; a group that is full takes some of them, and the next one the others. So the queue is of
-callers, the oldest first, each with the answers that it has so far; and a group is of those at its
-front."""
+callers, the oldest first, each with the answers that it has so far: one of whose questions some are
+still to be asked stays at its front."""
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from msgspec import Struct
 
 from msgpush.domain.errors import BusUnavailable
 
@@ -22,12 +24,22 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 
-class _Caller(NamedTuple, Generic[Q, A]):
-    """A caller's questions, and the answers so far. One that has gone is done, too."""
+class _Caller(Struct, Generic[Q, A], eq=False, gc=False):
+    """A caller's questions, and the answers so far.
+
+    Attributes:
+        stays: whether they are asked even where the caller goes.
+        done: cancelled where it has gone.
+    """
 
     questions: Sequence[Q]
+    stays: bool
     answers: list[A | BusUnavailable]
     done: asyncio.Future[None]
+
+    @property
+    def missing(self) -> int:
+        return len(self.questions) - len(self.answers)
 
 
 class Batcher(Generic[Q, A]):
@@ -55,6 +67,8 @@ class Batcher(Generic[Q, A]):
         self._ask, self.most, self._room, self._ended = ask, most, room, ended
         self.doubted = False
         self._callers: deque[_Caller[Q, A]] = deque()
+        self._asking: list[tuple[_Caller[Q, A], int]] = []  # with how many of their questions
+        self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -64,17 +78,20 @@ class Batcher(Generic[Q, A]):
         Raises:
             BusUnavailable: there is none.
         """
-        caller = self._queued([question])
+        caller = self._queued([question], stays=False)
         await caller.done
-        (answer,) = caller.answers
+        answer = caller.answers.pop()
         if isinstance(answer, BusUnavailable):
-            raise answer
+            try:
+                raise answer
+            finally:
+                del answer  # else it and this frame would keep each other
         return answer
 
     async def all(self, questions: Sequence[Q]) -> list[A | BusUnavailable]:
         """The answers to some questions; they are asked even where the caller goes."""
-        caller = self._queued(questions)
-        await asyncio.shield(caller.done)
+        caller = self._queued(questions, stays=True)
+        await caller.done
         return caller.answers
 
     async def close(self) -> None:
@@ -83,65 +100,76 @@ class Batcher(Generic[Q, A]):
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._refuse(self._callers, BusUnavailable(self._ended))  # of a task that had no turn yet
+        self._refuse(BusUnavailable(self._ended))
 
-    def _queued(self, questions: Sequence[Q]) -> _Caller[Q, A]:
-        caller: _Caller[Q, A] = _Caller(questions, [], asyncio.get_running_loop().create_future())
-        if self._closed:
-            self._refuse([caller], BusUnavailable(self._ended))
+    def _queued(self, questions: Sequence[Q], *, stays: bool) -> _Caller[Q, A]:
+        done = asyncio.get_running_loop().create_future()
+        caller: _Caller[Q, A] = _Caller(questions, stays, [], done)
+        if self._closed or not questions:
+            caller.answers.extend([BusUnavailable(self._ended)] * len(questions))
+            done.set_result(None)
             return caller
         self._callers.append(caller)
-        if self._task is None:
+        if not self._arrived.is_set():
+            self._arrived.set()
+        if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="msgpush redis batcher")
         return caller
 
     async def _run(self) -> None:
         try:
-            while group := self._next_group():
+            while True:
+                while not (group := self._next_group()):
+                    self._arrived.clear()
+                    await self._arrived.wait()
                 try:
-                    answers = await self._ask([each for _, some in group for each in some])
+                    self._hand_out(await self._ask(group))
                 except BusUnavailable as error:
                     # As a value it would keep the frames that it came through, and so the
                     # questions, in a circle.
                     error.__cause__ = error.__context__ = None
                     # Those behind would find the same, and have waited as long already.
-                    failed = [caller for caller, _ in group] if self.doubted else self._callers
-                    self._refuse(failed, error.with_traceback(None))
-                else:
-                    _hand_out(group, answers)
+                    self._refuse(error.with_traceback(None), all=not self.doubted)
         finally:
-            self._task = None
-            self._refuse(self._callers, BusUnavailable(self._ended))
+            self._refuse(BusUnavailable(self._ended))
 
-    def _next_group(self) -> list[tuple[_Caller[Q, A], Sequence[Q]]]:
-        while self._callers and self._callers[0].done.done():
-            self._callers.popleft()
-        group: list[tuple[_Caller[Q, A], Sequence[Q]]] = []
-        left, room = self.most, self._room()
-        for caller in self._callers:
-            if caller.done.done():
+    def _next_group(self) -> list[Q]:
+        group: list[Q] = []
+        left, room, callers = self.most, self._room(), self._callers
+        while callers and left:
+            caller = callers[0]
+            if caller.done.done() and not (caller.stays and caller.missing):
+                callers.popleft()
                 continue
-            asked = caller.questions[len(caller.answers) :]
-            some = asked[:left]
-            some = some[: room(some) or (0 if group else 1)]
-            if some:
-                group.append((caller, some))
-            left -= len(some)
-            if not left or len(some) < len(asked):
+            asked = caller.questions[len(caller.answers) :] if caller.answers else caller.questions
+            number = room(asked[:left])
+            if not number:
+                if group:
+                    break
+                number, left = 1, 1
+            group += asked[:number]
+            left -= number
+            self._asking.append((caller, number))
+            if number < len(asked):
                 break
+            callers.popleft()
         return group
 
-    def _refuse(self, callers: Iterable[_Caller[Q, A]], error: BusUnavailable) -> None:
-        for caller in callers:
-            if not caller.done.done():
-                caller.answers.extend([error] * (len(caller.questions) - len(caller.answers)))
+    def _hand_out(self, answers: Sequence[A]) -> None:
+        given = 0
+        for caller, number in self._asking:
+            caller.answers.extend(answers[given : given + number])
+            given += number
+            if len(caller.answers) == len(caller.questions) and not caller.done.done():
                 caller.done.set_result(None)
+        self._asking.clear()
 
-
-def _hand_out(group: Sequence[tuple[_Caller[Q, A], Sequence[Q]]], answers: Sequence[A]) -> None:
-    given = 0
-    for caller, some in group:
-        caller.answers.extend(answers[given : given + len(some)])
-        given += len(some)
-        if len(caller.answers) == len(caller.questions) and not caller.done.done():
-            caller.done.set_result(None)
+    def _refuse(self, error: BusUnavailable, *, all: bool = True) -> None:
+        """Fail those who were asked for, and all who wait behind them."""
+        for caller in [*(caller for caller, _ in self._asking), *(self._callers if all else ())]:
+            caller.answers.extend([error] * caller.missing)
+            if not caller.done.done():
+                caller.done.set_result(None)
+        self._asking.clear()
+        if all:
+            self._callers.clear()

@@ -9,16 +9,8 @@ from typing import Any, Self
 
 from msgpush.adapters.redis.epochs import Epochs
 from msgpush.adapters.redis.link import TIMEOUT, Link, RedisCommand, RetryDelay, SharedLink
-from msgpush.adapters.redis.log import (
-    EPOCH,
-    LOG,
-    Decoder,
-    EntryRef,
-    id_of,
-    keys_of,
-    position_of,
-)
-from msgpush.adapters.redis.mending import BrokenHistories, Mender
+from msgpush.adapters.redis.log import EPOCH, LOG, Decoder, EntryRef, id_of, keys_of, position_of
+from msgpush.adapters.redis.mending import Mender
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.adapters.redis.writer import Writer
 from msgpush.domain.errors import BusUnavailable, Conflict
@@ -64,14 +56,12 @@ class RedisBus:
         asker = SharedLink(target, "msgpush-asker")
         self._tail_link = Link(target, "msgpush-tail", BLOCK + TIMEOUT)
         self._decoder = Decoder()
-        broken = BrokenHistories()
-        mender = Mender(asker, self._decoder, broken, self._now_ms)
+        mender = Mender(asker, self._decoder, self._now_ms)
         self._epochs = Epochs(asker, mender, log_length=log_length, now_ms=self._now_ms)
         self._writer = Writer(
             target,
             self._epochs,
             mender,
-            broken,
             log_length=log_length,
             history_length=history_length,
             wait_replicas=wait_replicas,
@@ -112,7 +102,7 @@ class RedisBus:
     async def append(self, drafts: Sequence[Draft]) -> list[Stored | Conflict | BusUnavailable]:
         if not self._open:
             return [BusUnavailable("the bus is not open")] * len(drafts)
-        return await self._writer.append(drafts) if drafts else []
+        return await self._writer.append(drafts)
 
     def _now_ms(self) -> int:
         return 0 if self._clock is None else int(self._clock() * 1000)

@@ -6,11 +6,7 @@ from typing import Final, Self
 
 import msgspec
 
-from msgpush.adapters.redis.link import (
-    HASH_TAG,
-    Script,
-    SharedLink,
-)
+from msgpush.adapters.redis.link import HASH_TAG, Script, SharedLink
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.credentials import MOST, Revocation, Ticket
 

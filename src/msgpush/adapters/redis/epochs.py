@@ -10,10 +10,9 @@ Then all readers are told where the log goes on."""
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 
 from msgpush.adapters.redis.chain import Chain
-from msgpush.adapters.redis.link import Link, Script
+from msgpush.adapters.redis.link import Link, Script, lua
 from msgpush.adapters.redis.log import (
     HEAD,
     LOG,
@@ -34,16 +33,15 @@ from msgpush.domain.position import ZERO, Cursor, Position, new_epoch
 
 log = logging.getLogger("msgpush.redis")
 
-BEGIN = (files("msgpush.adapters.redis") / "scripts" / "begin.lua").read_text()
+BEGIN = lua("begin")
 
 
 class Epochs:
     """The epoch that this instance is in, and how it gets to the next.
 
     Args:
-        link: what the log is asked over.
+        link, now_ms: as `Mender`.
         log_length: entries that the log keeps.
-        now_ms: the time, or 0 for Redis's own.
 
     Attributes:
         epoch: empty before the log was found.

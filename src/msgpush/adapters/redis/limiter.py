@@ -1,16 +1,15 @@
 """A rate for each subject that all instances share, in Redis."""
 
 from collections.abc import Sequence
-from importlib.resources import files
 from math import ceil
 from typing import Self
 
 from msgpush.adapters.redis.batching import Batcher
-from msgpush.adapters.redis.link import HASH_TAG, Link, Script
+from msgpush.adapters.redis.link import HASH_TAG, Link, Script, lua
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.rates import Allowance, allowance
 
-RATE = (files("msgpush.adapters.redis") / "scripts" / "rate.lua").read_text()
+RATE = lua("rate")
 
 
 class RedisLimiter:

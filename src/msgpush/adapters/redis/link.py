@@ -12,6 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
 import hiredis
@@ -71,6 +72,11 @@ def translated() -> Iterator[None]:
         yield
     except NotExecuted as error:
         raise BusUnavailable(str(error), public=error.public) from error
+
+
+def lua(name: str) -> str:
+    """The text of one of our scripts."""
+    return (files("msgpush.adapters.redis") / "scripts" / f"{name}.lua").read_text()
 
 
 class Script:

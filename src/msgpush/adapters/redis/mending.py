@@ -10,11 +10,10 @@ already. `mend.lua` looks before each step whether it was done, so that mending 
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from importlib.resources import files
 
 import msgspec
 
-from msgpush.adapters.redis.link import HASH_TAG, Link, Script
+from msgpush.adapters.redis.link import HASH_TAG, Link, Script, lua
 from msgpush.adapters.redis.log import (
     HEAD,
     LOG,
@@ -37,20 +36,7 @@ HALFWAY = "a message that was stored halfway can't be completed now"
 log = logging.getLogger("msgpush.redis")
 
 _pack = msgspec.msgpack.Encoder().encode
-MEND = (files("msgpush.adapters.redis") / "scripts" / "mend.lua").read_text()
-
-
-class BrokenHistories:
-    """Histories that nothing can be written to, as far as it was told; each is logged once."""
-
-    def __init__(self) -> None:
-        self._told: set[str] = set()
-
-    def tell(self, histories: Iterable[str]) -> None:
-        for history in histories:
-            if history not in self._told and len(self._told) < BROKEN_TOLD:
-                self._told.add(history)
-                log.error("a history can't be written, since its key is no stream: %s", history)
+MEND = lua("mend")
 
 
 class Mender:
@@ -61,11 +47,10 @@ class Mender:
         now_ms: the time, or 0 for Redis's own.
     """
 
-    def __init__(
-        self, link: Link, decoder: Decoder, broken: BrokenHistories, now_ms: Callable[[], int]
-    ) -> None:
-        self._link, self._decoder, self._broken, self._now_ms = link, decoder, broken, now_ms
+    def __init__(self, link: Link, decoder: Decoder, now_ms: Callable[[], int]) -> None:
+        self._link, self._decoder, self._now_ms = link, decoder, now_ms
         self._script = Script(MEND)
+        self._broken: set[str] = set()
 
     async def mend(self) -> None:
         """Complete all that there are.
@@ -121,4 +106,11 @@ class Mender:
                 "Redis had stopped a call halfway; it has been completed, with %d messages",
                 answer[0],
             )
-        self._broken.tell(keys_of([*channels][number - 1])[0] for number in answer[1:])
+        self.tell_broken(keys_of([*channels][number - 1])[0] for number in answer[1:])
+
+    def tell_broken(self, histories: Iterable[str]) -> None:
+        """Log, once each, the histories that can't be written."""
+        for history in histories:
+            if history not in self._broken and len(self._broken) < BROKEN_TOLD:
+                self._broken.add(history)
+                log.error("a history can't be written, since its key is no stream: %s", history)

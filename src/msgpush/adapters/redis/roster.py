@@ -10,18 +10,13 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from heapq import merge
-from importlib.resources import files
 from itertools import islice
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import msgspec
 
 from msgpush.adapters.memory.roster import MemoryRoster, kinds_of, stats_of
-from msgpush.adapters.redis.link import (
-    HASH_TAG,
-    Script,
-    SharedLink,
-)
+from msgpush.adapters.redis.link import HASH_TAG, Script, SharedLink, lua
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.control import Close, Command
 from msgpush.domain.errors import BusUnavailable
@@ -48,7 +43,7 @@ log = logging.getLogger("msgpush.redis")
 _encode = msgspec.json.Encoder().encode
 _state = msgspec.json.Decoder(ConnectionState).decode
 _stats = msgspec.json.Decoder(ConnectionStats).decode
-SYNC_SCRIPT = (files("msgpush.adapters.redis") / "scripts" / "roster.lua").read_text()
+SYNC_SCRIPT = lua("roster")
 
 
 class _Written(NamedTuple):

@@ -7,7 +7,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from operator import attrgetter
 from typing import Any
 
@@ -23,6 +22,7 @@ from msgpush.adapters.redis.link import (
     RedisCommand,
     RetryDelay,
     Script,
+    lua,
     no_answer,
     translated,
 )
@@ -35,7 +35,7 @@ from msgpush.adapters.redis.log import (
     new_tag,
     position_of,
 )
-from msgpush.adapters.redis.mending import HALFWAY, BrokenHistories, Mender
+from msgpush.adapters.redis.mending import HALFWAY, Mender
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.control import CHANNEL
 from msgpush.domain.errors import BusUnavailable, Conflict
@@ -52,7 +52,7 @@ log = logging.getLogger("msgpush.redis")
 
 _body, _channels = attrgetter("body"), attrgetter("channels")
 _pack = msgspec.msgpack.Encoder().encode
-APPEND = (files("msgpush.adapters.redis") / "scripts" / "append.lua").read_text()
+APPEND = lua("append")
 
 
 class Writer:
@@ -68,7 +68,6 @@ class Writer:
         target: RedisTarget,
         epochs: Epochs,
         mender: Mender,
-        broken: BrokenHistories,
         *,
         log_length: int,
         history_length: int,
@@ -76,7 +75,7 @@ class Writer:
         now_ms: Callable[[], int],
     ) -> None:
         self.link = Link(target, "msgpush-writer")
-        self._target, self._epochs, self._mender, self._broken = target, epochs, mender, broken
+        self._target, self._epochs, self._mender = target, epochs, mender
         self._lengths = (log_length, history_length)
         self._wait_replicas = wait_replicas
         self._now_ms = now_ms
@@ -92,8 +91,7 @@ class Writer:
 
     async def _commit_safely(self, group: Sequence[Draft]) -> list[Stored | Conflict]:
         try:
-            with translated():
-                return await self._commit(group)
+            return await self._commit(group)
         except BusUnavailable:
             raise
         except Exception:
@@ -118,7 +116,7 @@ class Writer:
                 "the log has begun anew, or has lost its end: this instance is finding out which"
             )
         self._epochs.length = answer[3]
-        self._broken.tell(keys[2 * -number] for number in answer[4::2] if number < 0)
+        self._mender.tell_broken(keys[2 * -number] for number in answer[4::2] if number < 0)
         results = _results(group, answer)
         if confirmed and confirmed[0] < self._wait_replicas:
             raise BusUnavailable(
@@ -146,7 +144,8 @@ class Writer:
                         refused = error
                     await delay.pause()
         except TimeoutError:
-            raise refused or no_answer(self._target) from None
+            with translated():
+                raise refused or no_answer(self._target) from None
 
     def _plan(self, group: Sequence[Draft], tag: bytes) -> tuple[list[str], list[bytes]]:
         channels: dict[str, int] = {}
@@ -190,7 +189,8 @@ def _room() -> Callable[[Sequence[Draft]], int]:
     def take(drafts: Sequence[Draft]) -> int:
         nonlocal left_bytes, left_channels
         while True:
-            size, channels = (sum(map(len, map(get, drafts))) for get in (_body, _channels))
+            size = sum(map(len, map(_body, drafts)))
+            channels = sum(map(len, map(_channels, drafts)))
             if size <= left_bytes and channels <= left_channels:
                 left_bytes -= size
                 left_channels -= channels
