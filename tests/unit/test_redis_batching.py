@@ -52,7 +52,7 @@ async def test_what_has_no_room_waits_for_the_next_group_and_never_for_ever() ->
     asked.let.set()
     batcher = Batcher(asked, room=room)
     answers = await asyncio.gather(batcher.all([1]), batcher.all([20]), batcher.all([3, 4]))
-    assert answers == [[2], [40], [6, 8]]
+    assert list(answers) == [[2], [40], [6, 8]]
     assert asked.groups == [[1], [20], [3, 4]]
     await batcher.close()
 
