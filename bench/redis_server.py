@@ -15,7 +15,7 @@ import redis
 
 from bench.servers import free_port
 from msgpush.adapters.redis.bus import RedisBus
-from msgpush.adapters.redis.link import RedisTarget
+from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.message import Draft, draft, parse
 from msgpush.domain.ports import Stored
 

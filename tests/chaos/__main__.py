@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from msgpush.adapters.redis.bus import LOG
 from msgpush.adapters.redis.link import HASH_TAG
+from msgpush.adapters.redis.log import LOG
 from tests.support.load import Load
 from tests.support.redis_servers import ClusterGroup, RedisServer, SentinelGroup
 from tests.support.service import ServiceProcess

@@ -8,8 +8,10 @@ from typing import ClassVar
 
 import pytest
 
-from msgpush.adapters.redis.bus import LOG, RedisBus
-from msgpush.adapters.redis.link import HASH_TAG, RedisTarget
+from msgpush.adapters.redis.bus import RedisBus
+from msgpush.adapters.redis.link import HASH_TAG
+from msgpush.adapters.redis.log import LOG
+from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.connection import Connection, Subscription
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.ports import Bus, Stored

@@ -10,7 +10,8 @@ import pytest
 
 from msgpush.adapters.redis.credentials import RedisCredentials
 from msgpush.adapters.redis.limiter import RedisLimiter
-from msgpush.adapters.redis.link import HASH_TAG, RedisTarget
+from msgpush.adapters.redis.link import HASH_TAG
+from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.credentials import Revocation, Ticket, digest_of, new_ticket
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.ports import Limiter

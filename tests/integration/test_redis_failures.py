@@ -14,8 +14,8 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from msgpush.adapters.redis.bus import LOG
 from msgpush.adapters.redis.link import HASH_TAG
+from msgpush.adapters.redis.log import LOG
 from msgpush.domain import delivery
 from msgpush.domain.errors import BusUnavailable
 from tests.support.client import SseClient

@@ -9,8 +9,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from msgpush.adapters.redis.bus import APPEND, BEGIN, LOG, MEND, RedisBus
-from msgpush.adapters.redis.link import HASH_TAG, RedisTarget, Script
+from msgpush.adapters.redis.bus import RedisBus
+from msgpush.adapters.redis.epochs import BEGIN
+from msgpush.adapters.redis.link import HASH_TAG, Script
+from msgpush.adapters.redis.log import LOG
+from msgpush.adapters.redis.mending import MEND
+from msgpush.adapters.redis.target import RedisTarget
+from msgpush.adapters.redis.writer import APPEND
 from msgpush.domain import delivery
 from msgpush.domain.connection import Connection, Subscription
 from msgpush.domain.control import Close, control
@@ -147,9 +152,9 @@ async def test_an_append_that_was_stopped_at_any_of_its_writes_is_completed_by_t
         async with opened(server) as pair:
             one, following = pair.buses[0], pair.buses[other]
             await one.append(drafts("before"))
-            script, one._append_script = one._append_script, stopped_at(APPEND, number)
+            script, one._writer._script = one._writer._script, stopped_at(APPEND, number)
             refused = await one.append(drafts("half"))
-            one._append_script = script
+            one._writer._script = script
             if all(isinstance(each, Stored) for each in refused):
                 break
             assert all(STOPPED in str(each) for each in refused)
@@ -173,12 +178,15 @@ async def test_completing_a_call_may_be_stopped_at_any_write_and_begun_again(
             client.flushall()
         async with opened(server) as pair:
             one = pair.buses[0]
-            script, one._append_script = one._append_script, stopped_at(APPEND, first_stop)
+            script, one._writer._script = one._writer._script, stopped_at(APPEND, first_stop)
             await one.append(drafts("half"))
-            one._append_script = script
-            script, one._mend_script = one._mend_script, stopped_at(MEND, number)
+            one._writer._script = script
+            script, one._epochs._mender._script = (
+                one._epochs._mender._script,
+                stopped_at(MEND, number),
+            )
             (result,) = await one.append([make("m1", "a", "b")])
-            one._mend_script = script
+            one._epochs._mender._script = script
             await one.append([*drafts("half"), make("m1", "a", "b")])
             await pair.have("half0", "half1", "half2", "m1")
             if isinstance(result, Stored):
@@ -236,13 +244,13 @@ async def test_an_epoch_that_was_half_begun_is_begun(server: RedisServer) -> Non
         with server.client() as client:
             client.flushall()
         async with RedisBus(RedisTarget.from_url(server.url)) as bus:
-            script, bus._begin_script = bus._begin_script, stopped_at(BEGIN, number)
+            script, bus._epochs._script = bus._epochs._script, stopped_at(BEGIN, number)
             try:
                 await bus.end()
                 break
             except BusUnavailable as error:
                 assert STOPPED in error.detail
-            bus._begin_script = script
+            bus._epochs._script = script
             async with Push(bus):
                 assert isinstance((await bus.append([make("m1", "a")]))[0], Stored)
     assert number == 3
@@ -262,9 +270,9 @@ async def test_a_channel_whose_keys_are_broken_stops_no_other_and_is_told_as_a_g
             make(f"m{n}", "broken", "a") if n == 3 else make(f"m{n}", "a") for n in range(6)
         ]
         if halfway:
-            script, one._append_script = one._append_script, stopped_at(APPEND, 22)
+            script, one._writer._script = one._writer._script, stopped_at(APPEND, 22)
             assert STOPPED in str((await one.append(drafts_of_many))[3])
-            one._append_script = script
+            one._writer._script = script
         results = await asyncio.gather(*(one.append([each]) for each in drafts_of_many))
         assert all(isinstance(each, Stored) for (each,) in results)
         assert all(isinstance(each, Stored) for each in await two.append(drafts("after")))
@@ -287,9 +295,9 @@ async def test_a_redis_that_refuses_to_complete_a_call_can_be_read_and_commanded
     async with opened(server) as pair:
         one, two = pair.buses
         await one.append(drafts("before"))
-        script, one._append_script = one._append_script, stopped_at(APPEND, 8)
+        script, one._writer._script = one._writer._script, stopped_at(APPEND, 8)
         await one.append(drafts("half"))
-        one._append_script = script
+        one._writer._script = script
         with server.client() as client:
             client.config_set("maxmemory", "1")
             try:

@@ -13,8 +13,9 @@ import pytest
 from msgpush.adapters.redis.bus import RedisBus
 from msgpush.adapters.redis.credentials import RedisCredentials
 from msgpush.adapters.redis.limiter import RedisLimiter
-from msgpush.adapters.redis.link import RedisTarget, SharedLink
+from msgpush.adapters.redis.link import SharedLink
 from msgpush.adapters.redis.roster import RedisRoster
+from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.ports import ConnectionFilter
 from msgpush.domain.service import Push

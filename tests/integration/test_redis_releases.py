@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from msgpush.adapters.redis.bus import APPEND, LOG, RedisBus
-from msgpush.adapters.redis.link import HASH_TAG, RedisTarget, Script
-from msgpush.adapters.redis.log import TAG
+from msgpush.adapters.redis.bus import RedisBus
+from msgpush.adapters.redis.link import HASH_TAG, Script
+from msgpush.adapters.redis.log import LOG, TAG
+from msgpush.adapters.redis.target import RedisTarget
+from msgpush.adapters.redis.writer import APPEND
 from msgpush.domain.connection import Connection, Subscription
 from msgpush.domain.message import Draft
 from msgpush.domain.ports import Stored
@@ -47,13 +49,16 @@ class LaterBus(RedisBus):
         super().__init__(target)
         more = self.more
         assert APPEND.count("'m', stored") == 2
-        self._append_script = Script(
+        self._writer._script = Script(
             APPEND.replace("'m', stored", more).replace("'open', '')", "'open', '', 'z', 1)")
         )
+        known = self._writer._plan
 
-    def _plan(self, group: list[Draft], tag: bytes) -> tuple[list[str], list[bytes]]:
-        keys, (plan, *stored) = super()._plan(group, tag)
-        return keys, [plan, *(each.replace(b"\n", MORE_WORDS + b"\n", 1) for each in stored)]
+        def plan(group: Sequence[Draft], tag: bytes) -> tuple[list[str], list[bytes]]:
+            keys, (plan, *stored) = known(group, tag)
+            return keys, [plan, *(each.replace(b"\n", MORE_WORDS + b"\n", 1) for each in stored)]
+
+        self._writer._plan = plan  # type: ignore[method-assign]
 
 
 class FirstBus(LaterBus):
@@ -63,8 +68,8 @@ class FirstBus(LaterBus):
 
     def __init__(self, target: RedisTarget) -> None:
         super().__init__(target)
-        self._append_script = Script(
-            self._append_script.text.replace("id, 'p',", "id, 'later', 'm', 'p',")
+        self._writer._script = Script(
+            self._writer._script.text.replace("id, 'p',", "id, 'later', 'm', 'p',")
         )
 
 

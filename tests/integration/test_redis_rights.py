@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from msgpush.adapters.redis import credentials as redis_credentials
-from msgpush.adapters.redis.bus import APPEND, RedisBus
+from msgpush.adapters.redis.bus import RedisBus
 from msgpush.adapters.redis.credentials import RedisCredentials
 from msgpush.adapters.redis.limiter import RedisLimiter
-from msgpush.adapters.redis.link import RedisTarget, Script
+from msgpush.adapters.redis.link import Script
 from msgpush.adapters.redis.roster import RedisRoster
+from msgpush.adapters.redis.target import RedisTarget
+from msgpush.adapters.redis.writer import APPEND
 from msgpush.domain.connection import Connection, Subscription
 from msgpush.domain.control import Close, control
 from msgpush.domain.credentials import Revocation, Ticket
@@ -112,14 +114,14 @@ async def do_everything(url: str) -> None:
 async def publish(bus: RedisBus) -> None:
     (unconfirmed,) = await bus.append([make("m0", "a")])
     assert "replicas" in str(unconfirmed)
-    bus._wait_replicas = 0
-    script, bus._append_script = (
-        bus._append_script,
+    bus._writer._wait_replicas = 0
+    script, bus._writer._script = (
+        bus._writer._script,
         Script(APPEND.replace("call('SET', KEYS", "call('NOSUCH', KEYS")),
     )
     (stopped,) = await bus.append([make("m1", "a", ttl=600_000)])
     assert isinstance(stopped, BusUnavailable)
-    bus._append_script = script
+    bus._writer._script = script
     for _ in range(2):
         (stored,) = await bus.append([make("m1", "a", ttl=600_000)])
         assert isinstance(stored, Stored)

@@ -10,8 +10,9 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 import httpx
 import pytest
 
-from msgpush.adapters.redis.link import HASH_TAG, RedisTarget
+from msgpush.adapters.redis.link import HASH_TAG
 from msgpush.adapters.redis.roster import LEASE, RedisRoster
+from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.control import Command
 from msgpush.domain.ports import ConnectionFilter
 from tests.contracts.roster import Opened, RosterContract, join

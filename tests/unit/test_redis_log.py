@@ -8,20 +8,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msgpush.adapters.redis.link import RedisTarget
-from msgpush.adapters.redis.log import NO_TAG, ORIGIN, Chain, Decoder, Mark, id_of, new_tag, payload
+from msgpush.adapters.redis.chain import Chain
+from msgpush.adapters.redis.log import (
+    NO_TAG,
+    ORIGIN,
+    Decoder,
+    EntryRef,
+    header_line,
+    id_of,
+    new_tag,
+)
+from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.position import Position
 from msgpush.entrypoints.settings import Settings, SettingsError
 from tests.support.fakes import make
 
 
-def mark(ms: int, tag: bytes = b"aaaaaaaa") -> Mark:
-    return Mark(Position(ms, 0), tag)
+def ref(ms: int, tag: bytes = b"aaaaaaaa") -> EntryRef:
+    return EntryRef(Position(ms, 0), tag)
 
 
-def stored(before: Mark, at: Mark, *channels: str) -> list[object]:
+def stored(before: EntryRef, at: EntryRef, *channels: str) -> list[object]:
+    draft = make("m1", *channels)
     link = f"{id_of(before.position)}-{before.tag.decode()}".encode()
-    return [id_of(at.position).encode(), [b"p", link, b"m", payload(at.tag, make("m1", *channels))]]
+    return [
+        id_of(at.position).encode(),
+        [b"p", link, b"m", header_line(at.tag, draft) + draft.body],
+    ]
 
 
 @given(
@@ -30,9 +43,12 @@ def stored(before: Mark, at: Mark, *channels: str) -> list[object]:
 )
 def test_what_is_written_is_read_again(channels: list[str], ttl: int) -> None:
     draft = make("m1", *channels, ttl=ttl)
-    at = Mark(Position(1_800_000_000_000, 7), new_tag())
-    item = [id_of(at.position).encode(), [b"p", b"1-2-cccccccc", b"m", payload(at.tag, draft)]]
-    (entry,), marks, before = Decoder().log([item], mark(1))
+    at = EntryRef(Position(1_800_000_000_000, 7), new_tag())
+    item = [
+        id_of(at.position).encode(),
+        [b"p", b"1-2-cccccccc", b"m", header_line(at.tag, draft) + draft.body],
+    ]
+    (entry,), refs, before = Decoder().log([item], ref(1))
     assert (entry.channels, entry.type, entry.service, entry.body) == (
         draft.channels,
         draft.type,
@@ -40,52 +56,52 @@ def test_what_is_written_is_read_again(channels: list[str], ttl: int) -> None:
         draft.body,
     )
     assert entry.expires == 1_800_000_000_000 + ttl * 1000
-    assert marks == [at]
-    assert before == Mark(Position(1, 2), b"cccccccc")
+    assert refs == [at]
+    assert before == EntryRef(Position(1, 2), b"cccccccc")
 
 
 def test_entries_of_one_call_leave_one_mark() -> None:
-    first, second, third = mark(1), mark(2), mark(3, b"bbbbbbbb")
+    first, second, third = ref(1), ref(2), ref(3, b"bbbbbbbb")
     items = [stored(ORIGIN, first), stored(first, second), stored(second, third)]
-    entries, marks, before = Decoder().log(items, ORIGIN)
+    entries, refs, before = Decoder().log(items, ORIGIN)
     assert [entry.prev.ms for entry in entries] == [0, 1, 2]
-    assert marks == [second, third]
+    assert refs == [second, third]
     assert before == ORIGIN
 
 
 def test_a_chain_that_reads_what_was_written_is_whole() -> None:
     chain = Chain(ORIGIN)
-    chain.written(mark(2))
-    assert chain.unread == [mark(2)]
-    assert chain.read([mark(1, b"anothers"), mark(2)])
+    chain.written(ref(2))
+    assert chain.unread == [ref(2)]
+    assert chain.read([ref(1, b"anothers"), ref(2)])
     assert chain.unread == []
-    chain.written(mark(1, b"anothers"))  # its answer came after it was read
-    assert chain.read([mark(3, b"cccccccc")])
+    chain.written(ref(1, b"anothers"))  # its answer came after it was read
+    assert chain.read([ref(3, b"cccccccc")])
 
 
-@pytest.mark.parametrize("read", [mark(2, b"anothers"), mark(3)])
-def test_a_chain_that_passes_what_was_written_without_seeing_it_is_broken(read: Mark) -> None:
+@pytest.mark.parametrize("read", [ref(2, b"anothers"), ref(3)])
+def test_a_chain_that_passes_what_was_written_without_seeing_it_is_broken(read: EntryRef) -> None:
     chain = Chain(ORIGIN)
-    chain.read([mark(1, b"earlier0")])
-    chain.written(mark(2))
+    chain.read([ref(1, b"earlier0")])
+    chain.written(ref(2))
     assert not chain.read([read])
 
 
 def test_the_newest_that_is_known_is_what_was_read_or_written() -> None:
-    chain = Chain(mark(5))
-    chain.written(mark(9))
-    assert chain.known == mark(9)
-    chain.read([mark(7)])
-    assert chain.known == mark(9)
-    chain.read([mark(9), mark(12)])
-    assert chain.known == mark(12)
+    chain = Chain(ref(5))
+    chain.written(ref(9))
+    assert chain.known == ref(9)
+    chain.read([ref(7)])
+    assert chain.known == ref(9)
+    chain.read([ref(9), ref(12)])
+    assert chain.known == ref(12)
 
 
 def test_a_mark_without_a_tag_names_whatever_stands_there() -> None:
-    assert mark(1).names(mark(1, NO_TAG))
-    assert mark(1, NO_TAG).names(mark(1))
-    assert not mark(1).names(mark(1, b"bbbbbbbb"))
-    assert not mark(1, NO_TAG).names(mark(2))
+    assert ref(1).names(ref(1, NO_TAG))
+    assert ref(1, NO_TAG).names(ref(1))
+    assert not ref(1).names(ref(1, b"bbbbbbbb"))
+    assert not ref(1, NO_TAG).names(ref(2))
 
 
 def test_a_url_says_everything_that_connections_need() -> None:
@@ -302,28 +318,28 @@ def test_a_url_that_asks_for_what_there_is_not_is_refused(url: str) -> None:
 
 
 def test_what_was_trimmed_before_it_was_read_is_no_break() -> None:
-    chain = Chain(mark(1, b"earlier0"))
-    chain.written(mark(2))
-    chain.written(mark(4))
-    chain.skip(mark(3, b"another0"))
-    assert chain.unread == [mark(4)]
-    assert chain.read([mark(4)])
-    chain.written(mark(3))  # its answer came late
-    assert chain.read([mark(5)])
+    chain = Chain(ref(1, b"earlier0"))
+    chain.written(ref(2))
+    chain.written(ref(4))
+    chain.skip(ref(3, b"another0"))
+    assert chain.unread == [ref(4)]
+    assert chain.read([ref(4)])
+    chain.written(ref(3))  # its answer came late
+    assert chain.read([ref(5)])
 
 
 def test_a_break_takes_nothing_of_what_was_read() -> None:
-    chain = Chain(mark(1, b"earlier0"))
-    chain.written(mark(2))
-    assert not chain.read([mark(3, b"anothers")])
-    assert chain.head == mark(1, b"earlier0")
-    assert chain.unread == [mark(2)]
+    chain = Chain(ref(1, b"earlier0"))
+    chain.written(ref(2))
+    assert not chain.read([ref(3, b"anothers")])
+    assert chain.head == ref(1, b"earlier0")
+    assert chain.unread == [ref(2)]
 
 
 def test_what_was_read_before_its_answer_came_is_not_waited_for() -> None:
-    chain = Chain(mark(1, b"earlier0"))
-    chain.read([mark(2)])
-    chain.written(mark(2))
+    chain = Chain(ref(1, b"earlier0"))
+    chain.read([ref(2)])
+    chain.written(ref(2))
     assert chain.unread == []
 
 
@@ -334,5 +350,5 @@ def test_tags_differ_and_have_no_dash() -> None:
 
 
 def test_the_first_entry_of_all_links_to_no_call() -> None:
-    (entry,), _, before = Decoder().log([stored(ORIGIN, mark(5), "a")], mark(3))
+    (entry,), _, before = Decoder().log([stored(ORIGIN, ref(5), "a")], ref(3))
     assert (before, entry.prev) == (ORIGIN, ORIGIN.position)

@@ -16,7 +16,7 @@ from joserfc.errors import SecurityWarning
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from msgpush import __version__
-from msgpush.adapters.auth.issuers import discovered, fetched
+from msgpush.adapters.auth.issuers import discovered, fetch
 from msgpush.adapters.auth.keys import (
     MIN_INTERVAL,
     FetchedKeys,
@@ -826,7 +826,7 @@ async def test_where_the_keys_are_is_looked_up_anew(caplog: pytest.LogCaptureFix
 
 def test_whoever_is_asked_for_keys_is_told_who_asks() -> None:
     with KeyServer(public_jwk(RSA, "one")) as keys:
-        fetched(keys.url)
+        fetch(keys.url)
         keys.documents[METADATA] = {"issuer": keys.origin, "jwks_uri": keys.url}
         discovered(keys.origin)
         assert (keys.agents, keys.fetches) == ({f"msgpush/{__version__}"}, 3)
@@ -834,7 +834,7 @@ def test_whoever_is_asked_for_keys_is_told_who_asks() -> None:
         with pytest.raises(
             OSError, match="the answer's status is 302, and redirects aren't followed"
         ):
-            fetched(keys.url)
+            fetch(keys.url)
 
 
 def reading(keys: FetchedKeys) -> Callable[[str], Any]:

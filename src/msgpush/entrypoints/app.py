@@ -29,23 +29,15 @@ from msgpush.adapters.http.origins import Origins
 from msgpush.adapters.http.pages import page_routes
 from msgpush.adapters.http.permissions import PermissionsApi
 from msgpush.adapters.http.publish import Publish, PublishBatch
-from msgpush.adapters.memory.bus import MemoryBus
-from msgpush.adapters.memory.credentials import MemoryCredentials
 from msgpush.adapters.memory.limiter import MemoryLimiter
-from msgpush.adapters.memory.roster import MemoryRoster
 from msgpush.adapters.metrics import Gauges, Metrics
 from msgpush.adapters.openapi import openapi
-from msgpush.adapters.redis.bus import RedisBus
-from msgpush.adapters.redis.credentials import RedisCredentials
-from msgpush.adapters.redis.limiter import RedisLimiter
-from msgpush.adapters.redis.link import RedisTarget
-from msgpush.adapters.redis.roster import RedisRoster
 from msgpush.adapters.sse.endpoint import Streams
 from msgpush.domain.ports import Bus, Credentials, Limiter, Roster
 from msgpush.domain.service import Push
+from msgpush.entrypoints.backends import backend_of
 from msgpush.entrypoints.settings import Settings
 
-HOUR = 3_600  # seconds
 API = "/api/v1"
 
 # Of one subject, at one instance: enough for a service that asks for all of its users, and no way
@@ -59,33 +51,17 @@ def create_app(settings: Settings) -> Service:
 
     An application that mounts it must enter `lifespan(app)` in its own lifespan: Starlette runs
     that of the outermost application alone."""
-    # What has to be opened, in this order, and closed again.
-    resources: list[AbstractAsyncContextManager[object]] = []
-    bus: Bus
-    roster: Roster
-    credentials: Credentials
-    limiter: Limiter | None = None
-    rate = settings.publish_rate
+    backend = backend_of(settings)
+    bus, limiter = backend.bus, backend.limiter
+    push = _push(settings, bus, backend.credentials)
     # No other process has this name, nor has this one had it before it was started anew.
-    node = f"{socket.gethostname()}-{secrets.token_hex(3)}"
-    target = settings.redis
-    if target is None:
-        bus = MemoryBus(history_length=settings.history_length, size=settings.memory_bus_bytes)
-        credentials = MemoryCredentials(lifetime=_revocation_lifetime(settings))
-        push = _push(settings, bus, credentials)
-        roster = MemoryRoster(push.hub, node)
-        resources = [push]
-        if rate:
-            limiter = MemoryLimiter(rate)
-    else:
-        bus = _redis_bus(settings, target)
-        credentials = RedisCredentials(target, lifetime=_revocation_lifetime(settings))
-        push = _push(settings, bus, credentials)
-        roster = RedisRoster(target, push.hub, push.command, node=node)
-        resources = [bus, credentials, push, roster]
-        if rate:
-            limiter = RedisLimiter(target, rate)
-            resources.append(limiter)
+    roster = backend.roster(push, f"{socket.gethostname()}-{secrets.token_hex(3)}")
+    # Opened in this order, as far as there is anything to open, and closed again.
+    resources: list[AbstractAsyncContextManager[object]] = [
+        each
+        for each in (bus, backend.credentials, push, roster, limiter)
+        if isinstance(each, AbstractAsyncContextManager)
+    ]
     rules = CorsRules(
         Origins(settings.cors_origins, loopback=settings.mode == "local"), settings.cors_headers
     )
@@ -168,21 +144,6 @@ async def lifespan(app: Service) -> AsyncIterator[None]:
         for resource in app.state.resources:
             await opened.enter_async_context(resource)
         yield
-
-
-def _redis_bus(settings: Settings, target: RedisTarget) -> RedisBus:
-    return RedisBus(
-        target,
-        log_length=settings.log_length,
-        history_length=settings.history_length,
-        wait_replicas=settings.redis_wait_replicas,
-    )
-
-
-def _revocation_lifetime(settings: Settings) -> float:
-    # No shorter than at the instances, whose clocks may differ, or they would put back what has had
-    # its time.
-    return settings.max_token_lifetime + 2 * settings.jwt_leeway + HOUR
 
 
 def _push(settings: Settings, bus: Bus, credentials: Credentials) -> Push:

@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgpush.adapters.auth.keys import KINDS, public_key, secret_key
 from msgpush.adapters.http.addresses import Proxy, read_address, read_network
 from msgpush.adapters.http.origins import read_origins
-from msgpush.adapters.redis.link import RedisTarget
+from msgpush.adapters.redis.target import RedisTarget
 from msgpush.adapters.sse.endpoint import read_events
 from msgpush.domain.errors import Malformed
 from msgpush.domain.message import MAX_TTL, TYPES

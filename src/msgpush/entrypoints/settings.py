@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from msgpush.adapters.auth.issuers import is_issuer
 from msgpush.adapters.http.addresses import read_address
-from msgpush.adapters.redis.link import RedisTarget
+from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.errors import MsgpushError
 from msgpush.domain.quoting import short_repr
 from msgpush.entrypoints.health import SERVICE_LINK

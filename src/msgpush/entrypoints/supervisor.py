@@ -1,4 +1,4 @@
-"""Several processes that serve one port: workers, and a supervisor, which only starts them.
+"""Several processes that serve one port: workers, and a supervisor that keeps them running.
 
 Each worker accepts from a listening socket of its own, and the kernel spreads the connections over
 these sockets. The supervisor holds them all: what waits in the socket of a worker that has died
@@ -69,7 +69,7 @@ def worker_command(flags: Sequence[str]) -> list[str]:
 
 
 class Worker:
-    """A worker's ties to its supervisor: its number, and the socket to serve."""
+    """A worker's own side: its number, the socket to serve, and the tie to its supervisor."""
 
     def __init__(self, number: int, listener: socket.socket, tie: socket.socket) -> None:
         self.number, self.listener = number, listener
@@ -79,16 +79,14 @@ class Worker:
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str]) -> Self | None:
-        """The worker that this process was started as, if it was.
-
-        Takes the variable that says so away."""
+        """The worker that this process was started as, if it was; removes the variable for it."""
         if not (told := environ.pop(VARIABLE, "")):
             return None
         number, listener, tie = map(int, told.split(","))
         return cls(number, socket.socket(fileno=listener), socket.socket(fileno=tie))
 
     def watch(self, patience: float) -> None:
-        """Drain when the supervisor has gone, and end after `patience` seconds in any case."""
+        """Drain once the supervisor has gone, and end `patience` seconds later in any case."""
         # A thread, since a loop that is stuck would leave the process behind for ever.
         threading.Thread(
             target=self._watch, args=(patience,), name="supervisor", daemon=True
@@ -124,7 +122,7 @@ class Worker:
 
 
 class RestartDelay:
-    """The time to wait before a worker is started anew."""
+    """The wait before a worker is started anew, longer each time that it dies soon."""
 
     def __init__(self) -> None:
         self._seconds = RESTART_SECONDS
@@ -138,8 +136,8 @@ class RestartDelay:
         return wait
 
 
-class Post:
-    """A worker as the supervisor sees it, whichever process that is at the time."""
+class WorkerSlot:
+    """The supervisor's side of a worker, whichever process that is at the time."""
 
     def __init__(self, number: int, listener: socket.socket) -> None:
         self.number, self.listener = number, listener
@@ -184,7 +182,7 @@ class Supervisor:
     ) -> None:
         self._command, self._environ, self._patience = command, environ, patience
         self._on_ready, self._on_exit = on_ready, on_exit
-        self._posts = [Post(number, listener) for number, listener in enumerate(listeners, 1)]
+        self._slots = [WorkerSlot(number, listener) for number, listener in enumerate(listeners, 1)]
         self._stopping = asyncio.Event()
         self._status = 0
 
@@ -201,23 +199,23 @@ class Supervisor:
         for number in ending_signals():
             loop.add_signal_handler(number, self._signalled, number)
         async with asyncio.TaskGroup() as tasks:
-            for post in self._posts:
-                tasks.create_task(self._keep(post))
+            for slot in self._slots:
+                tasks.create_task(self._keep(slot))
         log.info("all workers have stopped")
         return self._status
 
-    async def _keep(self, post: Post) -> None:
+    async def _keep(self, slot: WorkerSlot) -> None:
         """Run a worker, and again whenever it has ended, until all are to stop."""
         delay = RestartDelay()
         while not self._stopping.is_set():
             began = time.monotonic()
-            status = await self._work(post)
-            self._on_exit(post.number)
+            status = await self._work(slot)
+            self._on_exit(slot.number)
             if self._stopping.is_set():
                 return
-            if status in (1, 2) and not any(each.ready for each in self._posts):
-                post.hopeless = True
-                if all(each.hopeless for each in self._posts):
+            if status in (1, 2) and not any(each.ready for each in self._slots):
+                slot.hopeless = True
+                if all(each.hopeless for each in self._slots):
                     log.error("no worker can start", status=status)
                     self._status = status
                     self._stop(signal.SIGTERM)
@@ -225,8 +223,8 @@ class Supervisor:
             wait = delay.after(time.monotonic() - began)
             log.warning(
                 "a worker has ended",
-                worker=post.number,
-                pid=post.pid,
+                worker=slot.number,
+                pid=slot.pid,
                 status=status,
                 wait=round(wait, 1),
             )
@@ -234,39 +232,39 @@ class Supervisor:
                 await asyncio.wait_for(self._stopping.wait(), wait)
                 return
 
-    async def _work(self, post: Post) -> int:
+    async def _work(self, slot: WorkerSlot) -> int:
         """Run a worker's process to its end; returns its status, or less than 0 for a signal."""
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
-        fds = (post.listener.fileno(), theirs.fileno())
-        post.process = None
+        fds = (slot.listener.fileno(), theirs.fileno())
+        slot.process = None
         with ours, theirs:
             try:
-                post.process = await create_subprocess_exec(
+                slot.process = await create_subprocess_exec(
                     *self._command,
-                    env={**self._environ, VARIABLE: f"{post.number},{fds[0]},{fds[1]}"},
+                    env={**self._environ, VARIABLE: f"{slot.number},{fds[0]},{fds[1]}"},
                     stdin=DEVNULL,
                     pass_fds=fds,
                     start_new_session=True,  # a terminal's Ctrl-C is for the supervisor alone
                 )
             except OSError as error:
-                log.error("a worker can't be started", worker=post.number, error=str(error))
+                log.error("a worker can't be started", worker=slot.number, error=str(error))
                 return 1
             theirs.close()
             if self._stopping.is_set():
-                post.send(signal.SIGKILL)
-            loop.add_reader(ours, self._heard, post, ours)
+                slot.send(signal.SIGKILL)
+            loop.add_reader(ours, self._heard, slot, ours)
             try:
-                return await post.process.wait()
+                return await slot.process.wait()
             finally:
                 loop.remove_reader(ours)
 
-    def _heard(self, post: Post, tie: socket.socket) -> None:
+    def _heard(self, slot: WorkerSlot, tie: socket.socket) -> None:
         asyncio.get_running_loop().remove_reader(tie)
-        if not tie.recv(1) or post.ready:
+        if not tie.recv(1) or slot.ready:
             return
-        post.ready = True
-        if all(each.ready for each in self._posts):
+        slot.ready = True
+        if all(each.ready for each in self._slots):
             self._on_ready()
 
     def _signalled(self, number: int) -> None:
@@ -278,14 +276,14 @@ class Supervisor:
 
     def _stop(self, number: int) -> None:
         self._stopping.set()
-        for post in self._posts:
+        for slot in self._slots:
             # There will be no successor: from the end of its worker on, a socket must take no
             # connection.
-            post.listener.close()
-            post.send(number)
+            slot.listener.close()
+            slot.send(number)
         asyncio.get_running_loop().call_later(self._patience, self._kill)
 
     def _kill(self) -> None:
         log.warning("ending the workers at once")
-        for post in self._posts:
-            post.send(signal.SIGKILL)
+        for slot in self._slots:
+            slot.send(signal.SIGKILL)

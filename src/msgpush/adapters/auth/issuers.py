@@ -1,4 +1,4 @@
-"""Issuers' keys on the web, and where these are (OpenID Connect Discovery 1.0)."""
+"""Fetches issuers' keys, over the metadata that says where they are (OpenID Discovery 1.0)."""
 
 import ipaddress
 import time
@@ -26,7 +26,7 @@ HEADERS = {
 
 
 def is_issuer(text: str) -> bool:
-    """True if keys can be found by an issuer's name: an https URL without query, fragment or user.
+    """True for a name that keys can be found by: an https URL without query, fragment or user.
 
     Also http on this machine alone, where nobody is in between."""
     try:
@@ -38,7 +38,7 @@ def is_issuer(text: str) -> bool:
 
 
 def is_safe(url: str) -> bool:
-    """True if nobody can be in between: it is https, or http on this machine alone."""
+    """True where nobody can be in between: it is https, or http on this machine alone."""
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -57,8 +57,42 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def discovered(issuer: str, fetch: Callable[[str], bytes] | None = None) -> bytes:
-    """The key set of an issuer, which its metadata leads to.
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    # Whoever is sent elsewhere for keys might take a stranger's.
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def fetch(url: str) -> bytes:
+    """Get a URL's content, within a few seconds and a megabyte.
+
+    Raises:
+        OSError: that can't be had.
+    """
+    until = time.monotonic() + FETCH_SECONDS
+    opener = urllib.request.build_opener(_NoRedirects)
+    request = urllib.request.Request(url, headers=HEADERS)
+    parts, size = [], 0
+    try:
+        with opener.open(request, timeout=FETCH_SECONDS) as response:
+            while part := response.read1(65_536):
+                parts.append(part)
+                size += len(part)
+                if size > FETCH_BYTES:
+                    raise OSError(f"the answer is larger than {FETCH_BYTES} bytes")
+                if time.monotonic() > until:
+                    raise TimeoutError("the answer takes too long")
+    except urllib.error.HTTPError as error:
+        error.close()
+        redirect = ", and redirects aren't followed" if 300 <= error.code < 400 else ""
+        raise OSError(f"the answer's status is {error.code}{redirect}") from None
+    except (HTTPException, ValueError) as error:
+        raise OSError(f"the answer can't be read: {error!r}") from None
+    return b"".join(parts)
+
+
+def discovered(issuer: str, fetch: Callable[[str], bytes] = fetch) -> bytes:
+    """Get the key set of an issuer, which its metadata leads to.
 
     Args:
         fetch: gets what is at a URL.
@@ -67,7 +101,6 @@ def discovered(issuer: str, fetch: Callable[[str], bytes] | None = None) -> byte
         OSError: that can't be had.
         ValueError: the metadata isn't this issuer's, or leads nowhere.
     """
-    fetch = fetch or fetched
     at = get_well_known_url(issuer, external=True)
     try:
         text = fetch(at)
@@ -118,39 +151,5 @@ def _key_location(issuer: str, text: bytes, at: str) -> str:
 
 
 def differ_by_slash(one: str, other: str) -> bool:
-    """True if they differ by a slash at the end alone, the mistake made most with issuers."""
+    """True where only a slash at the end differs, the mistake that is made most with issuers."""
     return one != other and one.removesuffix("/") == other.removesuffix("/")
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    # Whoever is sent elsewhere for keys might take a stranger's.
-    def redirect_request(self, *_: object) -> None:
-        return None
-
-
-def fetched(url: str) -> bytes:
-    """Fetch what is at a URL, within a few seconds and a megabyte.
-
-    Raises:
-        OSError: that can't be had.
-    """
-    until = time.monotonic() + FETCH_SECONDS
-    opener = urllib.request.build_opener(_NoRedirects)
-    request = urllib.request.Request(url, headers=HEADERS)
-    parts, size = [], 0
-    try:
-        with opener.open(request, timeout=FETCH_SECONDS) as response:
-            while part := response.read1(65_536):
-                parts.append(part)
-                size += len(part)
-                if size > FETCH_BYTES:
-                    raise OSError(f"the answer is larger than {FETCH_BYTES} bytes")
-                if time.monotonic() > until:
-                    raise TimeoutError("the answer takes too long")
-    except urllib.error.HTTPError as error:
-        error.close()
-        redirect = ", and redirects aren't followed" if 300 <= error.code < 400 else ""
-        raise OSError(f"the answer's status is {error.code}{redirect}") from None
-    except (HTTPException, ValueError) as error:
-        raise OSError(f"the answer can't be read: {error!r}") from None
-    return b"".join(parts)

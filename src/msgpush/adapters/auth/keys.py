@@ -1,4 +1,4 @@
-"""The keys that verify tokens: a secret, a public key, or a set that is fetched (RFC 7517)."""
+"""Keys to verify tokens with: a secret, a public key, or a set that is fetched (RFC 7517)."""
 
 import asyncio
 import base64
@@ -15,7 +15,7 @@ from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 from msgspec import Struct
 
-from msgpush.adapters.auth.issuers import fetched
+from msgpush.adapters.auth.issuers import fetch
 from msgpush.domain.errors import KeysUnavailable
 from msgpush.domain.json_text import flatten, json_words, mask_surrogates
 from msgpush.domain.quoting import short_repr
@@ -111,9 +111,11 @@ def private_key(pem: str) -> SigningKey:
 
 
 def _of_pem(pem: str, none: str) -> tuple[Asymmetric, Sequence[str]]:
-    """The key of a PEM text, and its algorithms.
+    """Read the key of a PEM text, and its algorithms.
 
-    Raises ValueError: with `none`, or why that key isn't used here."""
+    Raises:
+        ValueError: with `none`, or why that key isn't used here.
+    """
     for kind in (RSAKey, ECKey, OKPKey):
         if (key := _imported(kind, pem)) is not None:
             try:
@@ -131,7 +133,7 @@ class LeftOut(NamedTuple):
 
 
 def key_set(text: bytes, leave: Callable[[LeftOut], object] = lambda _: None) -> list[VerifyingKey]:
-    """The keys of a JWK Set (RFC 7517, section 5) that may verify tokens, each taken for itself.
+    """Read the keys of a JWK Set (RFC 7517, section 5), each taken for itself.
 
     Args:
         leave: is told each of the others.
@@ -189,9 +191,11 @@ _MEMBERS: Mapping[str, tuple[type[Asymmetric], Sequence[str]]] = {
 
 
 def _jwk(given: dict[str, Any], id: str | None) -> VerifyingKey:
-    """The key that a JWK is; a member that is null or "" is absent.
+    """Read the key of a JWK; a member that is null or "" is absent.
 
-    Raises ValueError, with what it is instead."""
+    Raises:
+        ValueError: with what it is instead.
+    """
     said = {name: value for name, value in given.items() if value != ""}
     kty, use, operations, alg = (said.get(name) for name in ("kty", "use", "key_ops", "alg"))
     if kty == "oct":
@@ -259,9 +263,7 @@ def _imported(kind: type[Asymmetric], given: str | dict[str, Any]) -> Asymmetric
 
 
 def _algorithms(key: Asymmetric) -> Sequence[str]:
-    """The algorithms that a key may be used with.
-
-    Raises ValueError: there are none; its text continues "it"."""
+    """The algorithms of a key. Raises ValueError: it has none; its text continues "it"."""
     if isinstance(key, RSAKey):
         size = key.public_key.key_size
         if size < SMALLEST_RSA:
@@ -311,15 +313,14 @@ class Keys:
         return "" if self._fetched is None else self._fetched.why_none(id, algorithm)
 
     async def look_again(self) -> bool:
-        """Look whether there are other keys by now; returns whether there are."""
+        """Look for other keys; returns whether there are some by now."""
         return self._fetched is not None and await self._fetched.look_again()
 
 
 class FetchedKeys:
-    """The keys at a URL, fetched at times and when one is missing.
+    """The keys at a URL. An async context manager.
 
-    An async context manager: it fetches them while it is open.
-
+    While it is open it fetches them, from time to time and when one is missing.
     Keys that were fetched stay in use when they can't be fetched again.
 
     Args:
@@ -335,16 +336,12 @@ class FetchedKeys:
         url: str,
         *,
         setting: str = "JWKS_URL",
-        fetch: Callable[[str], bytes] | None = None,
+        fetch: Callable[[str], bytes] = fetch,
         monotonic: Callable[[], float] = time.monotonic,
         patience: float = PATIENCE,
     ) -> None:
-        self._url, self._fetch, self._monotonic, self._patience = (
-            url,
-            fetch or fetched,
-            monotonic,
-            patience,
-        )
+        self._url, self._fetch = url, fetch
+        self._monotonic, self._patience = monotonic, patience
         self.setting = setting
         self.generation = 0
         self.problem = ""  # why they couldn't be fetched, last time
@@ -387,7 +384,7 @@ class FetchedKeys:
         return self.generation != before
 
     async def refresh(self) -> None:
-        """Fetch the keys: once, however many ask at the same time; none of them waits for long."""
+        """Fetch the keys: once, however many ask at a time, and none of them waits for long."""
         if self._fetching is None:
             self._tried = self._monotonic()
             self._fetching = asyncio.create_task(self._refresh(), name="msgpush keys fetch")
@@ -458,7 +455,7 @@ class FetchedKeys:
 
 
 async def _in_daemon(function: Callable[[str], bytes], url: str) -> bytes:
-    """Call a function that may block, in a thread that the process doesn't wait for at its end."""
+    """Call a function that may block, in a thread that doesn't keep the process from ending."""
     done = Future[bytes]()
     done.set_running_or_notify_cancel()
 

@@ -1,6 +1,4 @@
-"""The embedded bus: the log and its histories in this process's memory. It needs nothing else, and
-forgets at exit.
-"""
+"""The embedded bus: the log and its histories in this process's memory, gone at exit."""
 
 import asyncio
 import heapq
@@ -19,8 +17,8 @@ DAY = 86_400
 OVERHEAD = (
     400  # bytes that an entry costs in a history beyond its body, and about what a channel costs
 )
-REMEMBERED = 600
-REMEMBERED_IDS = 1_000_000
+ID_SECONDS = 600
+MOST_IDS = 1_000_000
 TAIL_LENGTH = 65_536
 TAIL_BYTES = 64 * 1024 * 1024
 
@@ -41,7 +39,7 @@ class _History:
 
 
 class _Tail:
-    """What one reader of the log has still to be given."""
+    """The entries that one reader of the log has still to be given."""
 
     __slots__ = ("arrived", "entries", "size")
 
@@ -269,7 +267,7 @@ class MemoryBus:
         if len(self._oldest) + len(self._dues) > 128 + 4 * len(self._histories):
             self._drop_stale()
         ids = self._ids_by_age
-        while ids and (ids[0][0] <= ms - REMEMBERED * 1000 or len(ids) > REMEMBERED_IDS):
+        while ids and (ids[0][0] <= ms - ID_SECONDS * 1000 or len(ids) > MOST_IDS):
             del self._ids[ids.popleft()[1]]
 
     def _drop_stale(self) -> None:

@@ -16,7 +16,7 @@ class _Kept(Struct):
 
 
 class MemoryCredentials:
-    """Forgets at exit, as the bus beside it does.
+    """Tickets and revocations in memory, gone at exit as the bus beside it.
 
     Args:
         lifetime: seconds for which a revocation stands.

@@ -55,14 +55,12 @@ class MemoryRoster:
 
 
 def kinds_of(channels: frozenset[str]) -> set[str]:
-    """What channels are named for: `user` for `user:123`; a plain channel's kind is its name."""
+    """The kinds of channels: `user` of `user:123`; a plain channel's kind is its name."""
     return {name.partition(":")[0] for name in channels}
 
 
 def stats_of(hub: Hub, node: str, transports: Counter[str], kinds: Counter[str]) -> ConnectionStats:
-    """The statistics of one process, whose connections have been counted by transport and by kind
-    of channel.
-    """
+    """The statistics of one process, from what was counted of its transports and channels."""
     total = len(hub.connections)
     states = Counter("live" if each.live else "behind" for each in hub.connections.values())
     by_node = {node: total} if total else {}

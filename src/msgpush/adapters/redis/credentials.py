@@ -1,21 +1,13 @@
 """Tickets and standing revocations in Redis, where all instances find them."""
 
 import logging
-from collections.abc import Sequence
 from math import ceil
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import msgspec
 
-from msgpush.adapters.redis.link import (
-    HASH_TAG,
-    Command,
-    NotNow,
-    RedisTarget,
-    Script,
-    SharedLink,
-    unavailable,
-)
+from msgpush.adapters.redis.link import HASH_TAG, Script, SharedLink
+from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.credentials import MOST, Revocation, Ticket
 
 REVOKED: Final = f"{HASH_TAG}:revoked"
@@ -88,7 +80,7 @@ _decode = msgspec.json.Decoder(Ticket).decode
 
 
 class RedisCredentials:
-    """What instances share of credentials. An async context manager.
+    """Tickets and revocations that instances share. An async context manager.
 
     Args:
         lifetime: seconds for which a revocation stands.
@@ -110,20 +102,17 @@ class RedisCredentials:
 
     async def add_ticket(self, digest: str, ticket: Ticket, seconds: float) -> None:
         args: list[str | bytes | int] = [digest, _encode(ticket), max(1, int(seconds * 1000)), MOST]
-        dropped = await self._run(self._add, _keys(digest, ticket.subject), args)
+        dropped = await self._link.script(self._add, _keys(digest, ticket.subject), args)
         if dropped:
-            await self._call(("DEL", *(_key(each.decode()) for each in dropped)))
+            await self._link.call("DEL", *(_key(each.decode()) for each in dropped))
 
     async def ticket(self, digest: str) -> Ticket | None:
-        try:
-            found = await self._finder.call("HGET", _key(digest), "ticket")
-        except NotNow as error:
-            raise unavailable(error) from error
+        found = await self._finder.call("HGET", _key(digest), "ticket")
         return None if found is None else _decode(found)
 
     async def holder(self, digest: str) -> str | None:
-        there, found = await self._call(
-            ("EXISTS", _key(digest)), ("HGET", _key(digest), "connection")
+        there, found = await self._link.calls(
+            [("EXISTS", _key(digest)), ("HGET", _key(digest), "connection")]
         )
         return str(found or b"", "ascii") if there else None
 
@@ -131,7 +120,7 @@ class RedisCredentials:
         self, digest: str, subject: str | None, *, connection: str, before: str, until: float
     ) -> bool:
         args: list[str | bytes | int] = [digest, connection, before, int(until * 1000)]
-        return bool(await self._run(self._claim, _keys(digest, subject), args))
+        return bool(await self._link.script(self._claim, _keys(digest, subject), args))
 
     async def revoke(self, *revocations: Revocation) -> None:
         for start in range(0, len(revocations), REVOKED_AT_ONCE):
@@ -139,31 +128,16 @@ class RedisCredentials:
             for each in revocations[start : start + REVOKED_AT_ONCE]:
                 # Rounded up: what was issued at that very moment is refused, too.
                 args += (ceil(each.at * 1000), f"{each.kind}:{each.value}")
-            await self._run(self._revoke, [REVOKED], args)
+            await self._link.script(self._revoke, [REVOKED], args)
 
     async def revocations(self) -> list[Revocation]:
-        (found,) = await self._call(("ZRANGE", REVOKED, 0, -1, "WITHSCORES"))
+        found = await self._link.call("ZRANGE", REVOKED, 0, -1, "WITHSCORES")
         pairs = zip(found[::2], found[1::2], strict=True)
         made = (
             _revocation(member.decode(errors="surrogateescape"), float(at) / 1000)
             for member, at in pairs
         )
         return [each for each in made if each is not None]
-
-    async def _run(
-        self, script: Script, keys: Sequence[str | bytes], args: Sequence[str | bytes | int]
-    ) -> Any:
-        try:
-            (answer,) = await self._link.script(script, keys, args)
-        except NotNow as error:
-            raise unavailable(error) from error
-        return answer
-
-    async def _call(self, *commands: Command) -> list[Any]:
-        try:
-            return await self._link.calls(commands)
-        except NotNow as error:
-            raise unavailable(error) from error
 
 
 def _key(digest: str) -> str:

@@ -1,22 +1,15 @@
 """A rate for each subject that all instances share, in Redis."""
 
 from collections.abc import Sequence
-from importlib.resources import files
 from math import ceil
 from typing import Self
 
-from msgpush.adapters.redis.link import (
-    HASH_TAG,
-    Batcher,
-    Link,
-    NotNow,
-    RedisTarget,
-    Script,
-    unavailable,
-)
+from msgpush.adapters.redis.batching import Batcher
+from msgpush.adapters.redis.link import HASH_TAG, Link, Script, lua
+from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.rates import Allowance, allowance
 
-RATE = (files("msgpush.adapters.redis") / "scripts" / "rate.lua").read_text()
+RATE = lua("rate")
 
 
 class RedisLimiter:
@@ -41,17 +34,14 @@ class RedisLimiter:
         await self._link.close()
 
     async def take(self, subject: str, wanted: int) -> Allowance:
-        try:
-            return await self._take((subject, wanted))
-        except NotNow as error:
-            raise unavailable(error) from error
+        return await self._take((subject, wanted))
 
     async def _take_all(self, asking: Sequence[tuple[str, int]]) -> list[Allowance]:
         keys = [
             f"{HASH_TAG}:rate:{subject}".encode(errors="surrogatepass") for subject, _ in asking
         ]
         args: list[str | int] = [repr(self.rate), self.burst, *(wanted for _, wanted in asking)]
-        (answers,) = await self._link.script(self._script, keys, args)
+        answers = await self._link.script(self._script, keys, args)
         return [
             allowance(granted, left, self.rate, self.burst)
             for granted, left in zip(answers[::2], map(float, answers[1::2]), strict=True)

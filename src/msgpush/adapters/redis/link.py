@@ -1,5 +1,4 @@
-"""Connections to the Redis that has the log now: one server, the master that Sentinels name, or a
-Cluster's primary.
+"""Connections to the Redis that has the log now, wherever that is.
 
 A `Link` is one connection, used by one part of the service; a `SharedLink` is one that many callers
 use at a time. Whatever goes wrong with it, it is dropped, and the next call looks for the server
@@ -8,20 +7,15 @@ a command may be sent twice."""
 
 import asyncio
 import contextlib
-import difflib
 import hashlib
-import ipaddress
 import logging
 import random
-import re
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, Literal, TypeVar
-from urllib.parse import parse_qsl, unquote
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from typing import Any
 
 import hiredis
-from msgspec import Struct
 from redis.asyncio.connection import Connection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -40,32 +34,27 @@ from redis.exceptions import (
 )
 from redis.maint_notifications import MaintNotificationsConfig
 
+from msgpush.adapters.redis.batching import Batcher
+from msgpush.adapters.redis.target import Address, RedisTarget
 from msgpush.domain.errors import BusUnavailable, MsgpushError
-from msgpush.domain.quoting import short_repr
 
 HASH_TAG = "{msgpush}"  # all keys have it, so that a Cluster keeps them on one primary
 TIMEOUT = 1.5  # seconds; less than the two in which a publisher is promised an answer
 CLOSING = 0.5
-GROUP = 256  # questions that a batcher puts together, at most
-TOGETHER = (
-    4,
-    32,
-)  # calls that a shared link has under way at most: to begin with, and on a server that is quick
-ASKED_NO_MORE = "Redis is not asked any more"
+# Calls that a shared link has under way at most: to begin with, and on a server that is quick.
+CALLS_TOGETHER = (4, 32)
 ASK_TIMEOUT = 0.4  # for each server that is asked where the log is
 
-Address = tuple[str, int]
-Command = Sequence[str | bytes | int]
+RedisCommand = Sequence[str | bytes | int]
 
 
 log = logging.getLogger("msgpush.redis")
 
-Q = TypeVar("Q")
-A = TypeVar("A")
 
-
-class NotNow(MsgpushError):
+class NotExecuted(MsgpushError):
     """The server has refused the command without doing it: here or elsewhere, it may be sent again.
+
+    Who can't send it again is told `BusUnavailable` instead.
 
     Args:
         public: what strangers are told of it, who aren't to know where Redis is.
@@ -76,228 +65,18 @@ class NotNow(MsgpushError):
         self.public = public
 
 
-class RedisTarget(Struct, frozen=True):
-    """Which Redis: where to look, and what each connection needs.
-
-    Args:
-        hosts: the server; or those that know where it is.
-        master: the name that Sentinels know it by.
-        options: for redis-py's connections: database, password, certificates.
-        sentinel_options: for connections to Sentinels.
-    """
-
-    kind: Literal["server", "sentinel", "cluster"]
-    hosts: tuple[Address, ...]
-    options: Mapping[str, Any]
-    master: str = ""
-    sentinel_options: Mapping[str, Any] = {}
-
-    @classmethod
-    def from_url(cls, url: str) -> "RedisTarget":
-        """The target that a URL names.
-
-        `redis://[[user]:password@]host[:port][/database]`, `rediss://` with TLS,
-        `redis+sentinel://host[:port],.../master[/database]`, `redis+cluster://host[:port],...`.
-        Parameters are `ssl=true` for Sentinel and Cluster, then, or with `rediss://`, those of
-        redis-py for TLS (`ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`, `ssl_cert_reqs`,
-        `ssl_check_hostname`), and `sentinel_username`, `sentinel_password`.
-
-        Raises:
-            ValueError: it says which part is wrong, and what is allowed there; never a user nor a
-                password."""
-        scheme, authority, path, query = _parts(url.strip())
-        login, _, hosts = authority.rpartition("@")
-        found = _hosts(hosts, 26379 if scheme == "redis+sentinel" else 6379)
-        tls, sentinel = _read_options(query, scheme)
-        options: dict[str, Any] = tls | _login(login)
-        if scheme == "redis+cluster":
-            if path:
-                raise ValueError("a Cluster has no databases: its path must be empty")
-            return cls("cluster", found, options)
-        if scheme == "redis+sentinel":
-            if not path:
-                raise ValueError(
-                    "its path must begin with the master's name: redis+sentinel://host,host/name"
-                )
-            options["db"] = _database(path[1:])
-            return cls("sentinel", found, options, path[0], tls | sentinel)
-        options["db"] = _database(path)
-        if len(found) != 1:
-            raise ValueError(
-                "it names several hosts, and they take redis+sentinel:// or redis+cluster://"
-            )
-        return cls("server", found, options)
-
-    def __str__(self) -> str:
-        hosts = ",".join(f"{host}:{port}" for host, port in self.hosts)
-        return f"{self.kind} {hosts}" + (f" ({self.master})" if self.master else "")
-
-
-SCHEMES = ("redis", "rediss", "redis+sentinel", "redis+cluster")
-
-
-def _parts(url: str) -> tuple[str, str, list[str], str]:
-    """A URL's scheme, authority, steps of its path, and query (RFC 3986, section 3)."""
-    scheme, separator, rest = url.partition("://")
-    scheme = scheme.lower()
-    if not separator or scheme not in SCHEMES:
-        tls = scheme in ("rediss+sentinel", "rediss+cluster")
-        hint = f"; TLS is {scheme.replace('rediss', 'redis')}://...?ssl=true" if tls else ""
-        raise ValueError(
-            f"it must begin with {', '.join(f'{each}://' for each in SCHEMES[:-1])} or"
-            f" {SCHEMES[-1]}://{hint}"
-        )
-    before, hash, fragment = rest.partition("#")
-    where, _, query = before.partition("?")
-    authority, _, path = where.partition("/")
-    # What comes before the host ends at the first of / ? #, and the host's @ is then behind it.
-    name = query.partition("=")[0]
-    cut_short = "@" in query and "@" not in authority and name not in _TLS | _SENTINEL
-    if "@" in path or "@" in fragment or "@" in name or cut_short:
-        raise ValueError(
-            "its user or password has a character that ends it: percent-encode them, / as %2F, ? as"
-            " %3F, # as %23 and @ as %40"
-        )
-    if hash:
-        raise ValueError(
-            "it has a fragment (#), and there is none in such a URL: in a password # is %23"
-        )
-    return scheme, authority, [unquote(step) for step in path.split("/") if step], query
-
-
-def _login(text: str) -> dict[str, Any]:
-    username, colon, password = text.partition(":")
-    if username and not password:
-        raise ValueError(
-            "it has a user without a password before the @: it must be user:password@host, or"
-            " :password@host" + (" where there is no user" if not colon else "")
-        )
-    given = {"username": unquote(username), "password": unquote(password)}
-    return {name: value for name, value in given.items() if value}
-
-
-def _hosts(text: str, default_port: int) -> tuple[Address, ...]:
-    several = text.split(",")
-    found = []
-    for each in several:
-        if not each or re.fullmatch(":[^:]*", each):
-            place = " between its commas" if len(several) > 1 else ""
-            raise ValueError(f"a host is missing{place}: it must be host or host:port")
-        address = re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?", each, re.DOTALL)
-        if address is None and ("[" in each or each.count(":") > 1):
-            raise ValueError(
-                "a host is no name: an IPv6 address has brackets around it, as in [::1]:6379"
-            )
-        host, _, port = (
-            each.partition(":") if address is None else (address[1], "", address[2] or "")
-        )
-        if address is not None:
-            _check_ipv6(host)
-        elif not re.fullmatch(r"[A-Za-z0-9._-]+", host):
-            raise ValueError(
-                "a host is no name: it must be of letters, digits, '.', '-' and '_', or [IPv6"
-                " address]"
-            )
-        if port and not (re.fullmatch("[0-9]{1,5}", port) and 1 <= int(port) <= 65535):
-            # The port isn't shown: redis://user:password is a URL whose host was forgotten.
-            raise ValueError(
-                f"the port of the host {short_repr(host)} must be a number from 1 to 65535, and a"
-                " login ends with an @"
-            )
-        found.append((host.lower(), int(port or default_port)))
-    return tuple(found)
-
-
-def _check_ipv6(text: str) -> None:
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Raises `BusUnavailable` in the place of `NotExecuted`."""
     try:
-        ipaddress.IPv6Address(text)
-    except ValueError:
-        raise ValueError("what is between the brackets of a host is no IPv6 address") from None
+        yield
+    except NotExecuted as error:
+        raise BusUnavailable(str(error), public=error.public) from error
 
 
-def _database(path: list[str]) -> int:
-    if len(path) > 1:
-        raise ValueError("its path has more than the database's number in it")
-    if path and not (re.fullmatch("[0-9]{1,5}", path[0]) and int(path[0]) <= 65535):
-        raise ValueError("the database in its path must be a number from 0 to 65535")
-    return int(path[0]) if path else 0
-
-
-_TRUTH = {"true": True, "false": False}
-# Each parameter, and what its value may be; None: any text.
-_TLS: dict[str, Mapping[str, Any] | None] = {
-    "ssl": _TRUTH,
-    "ssl_ca_certs": None,
-    "ssl_certfile": None,
-    "ssl_keyfile": None,
-    "ssl_cert_reqs": {each: each for each in ("none", "optional", "required")},
-    "ssl_check_hostname": _TRUTH,
-}
-_SENTINEL: dict[str, Mapping[str, Any] | None] = {
-    "sentinel_username": None,
-    "sentinel_password": None,
-}
-_ELSEWHERE = {
-    "db": "the database is the end of the path, as in redis://host/2",
-    "username": "it stands before the host, as in redis://user:password@host",
-    "password": "it stands before the host, as in redis://:password@host",
-}
-
-
-def _read_options(query: str, scheme: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a query says of TLS, and for Sentinels."""
-    known = _TLS | _SENTINEL if scheme == "redis+sentinel" else _TLS
-    read: dict[str, Any] = {}
-    for name, value in parse_qsl(query, keep_blank_values=True):
-        if name not in known:
-            raise ValueError(_no_parameter(name, known))
-        if name in read:
-            raise ValueError(f"its parameter {name} is there twice")
-        allowed = known[name]
-        if not value or (allowed and value not in allowed):
-            raise ValueError(
-                f"its parameter {name} must be {_either(allowed) if allowed else 'some text'}"
-            )
-        read[name] = allowed[value] if allowed else value
-    if scheme == "rediss" and read.setdefault("ssl", True) is False:
-        raise ValueError(
-            "its parameter ssl is false, and rediss:// is with TLS: redis:// is without"
-        )
-    tls = {name: value for name, value in read.items() if name in _TLS}
-    _check_tls(tls, scheme)
-    return tls, {
-        name.removeprefix("sentinel_"): value for name, value in read.items() if name in _SENTINEL
-    }
-
-
-def _either(words: Mapping[str, Any]) -> str:
-    *others, last = words
-    return f"{', '.join(others)} or {last}"
-
-
-def _check_tls(tls: dict[str, Any], scheme: str) -> None:
-    if (used := [name for name in tls if name != "ssl"]) and not tls.get("ssl"):
-        needed = "rediss:// instead of redis://" if scheme == "redis" else "ssl=true as well"
-        raise ValueError(f"its parameter {used[0]} is for TLS, which needs {needed}")
-    if "ssl_keyfile" in tls and "ssl_certfile" not in tls:
-        raise ValueError(
-            "its parameter ssl_keyfile needs ssl_certfile, the certificate of that key"
-        )
-    if tls.get("ssl_check_hostname") and tls.get("ssl_cert_reqs") == "none":
-        raise ValueError(
-            "its parameter ssl_check_hostname=true needs a certificate that is checked, not"
-            " ssl_cert_reqs=none"
-        )
-
-
-def _no_parameter(name: str, known: Mapping[str, object]) -> str:
-    if name in _SENTINEL:
-        return f"its parameter {name} is for redis+sentinel:// alone"
-    if name in _ELSEWHERE:
-        return f"it has no parameter {name}: {_ELSEWHERE[name]}"
-    near = difflib.get_close_matches(name.lower(), known, 1)
-    advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-    return f"it has no parameter {short_repr(name)}: {advice}"
+def lua(name: str) -> str:
+    """The text of one of our scripts."""
+    return (files("msgpush.adapters.redis") / "scripts" / f"{name}.lua").read_text()
 
 
 class Script:
@@ -328,38 +107,56 @@ class Link:
         """A command's reply; bytes stay bytes.
 
         Raises:
-            NotNow: it was refused, and not done.
             BusUnavailable: no answer, or an error; whether it was done isn't known.
         """
         (reply,) = await self.calls([command])
         return reply
 
-    async def calls(self, commands: Sequence[Command]) -> list[Any]:
+    async def calls(self, commands: Sequence[RedisCommand]) -> list[Any]:
         """The replies of commands that are sent together; as `call`, where one of them fails."""
-        async with self._lock:
-            (reply,) = await self._exchange([_packed(commands)])
-        if isinstance(reply, ResponseError):
-            raise _translated(reply, self._target) from reply
-        return reply
+        with translated():
+            return await self._calls(commands)
 
     async def script(
         self,
         script: Script,
         keys: Sequence[str | bytes],
         args: Sequence[str | bytes | int],
-        *then: Command,
+    ) -> Any:
+        """A script's reply. Raises as `call` does."""
+        with translated():
+            (reply,) = await self.try_script(script, keys, args)
+        return reply
+
+    async def _calls(self, commands: Sequence[RedisCommand]) -> list[Any]:
+        async with self._lock:
+            (reply,) = await self._exchange([_packed(commands)])
+        if isinstance(reply, ResponseError):
+            raise _told(reply, self._target) from reply
+        return reply
+
+    async def try_script(
+        self,
+        script: Script,
+        keys: Sequence[str | bytes],
+        args: Sequence[str | bytes | int],
+        *then: RedisCommand,
     ) -> list[Any]:
         """A script's reply, and those of commands that follow it over the same connection.
 
-        Its text is sent where the server doesn't know it. Raises as `call` does.
+        Its text is sent where the server doesn't know it.
+
+        Raises:
+            NotExecuted: it was refused, and not done.
+            BusUnavailable: as `call`.
         """
         try:
             if script.known:
-                return await self.calls([("EVALSHA", script.sha, len(keys), *keys, *args), *then])
-        except NotNow as error:
+                return await self._calls([("EVALSHA", script.sha, len(keys), *keys, *args), *then])
+        except NotExecuted as error:
             if not isinstance(error.__cause__, NoScriptError):
                 raise
-        replies = await self.calls([("EVAL", script.text, len(keys), *keys, *args), *then])
+        replies = await self._calls([("EVAL", script.text, len(keys), *keys, *args), *then])
         script.known = True
         return replies
 
@@ -384,14 +181,13 @@ class Link:
     async def _exchange(
         self, calls: Sequence[list[bytes]], timeout: float | None = None
     ) -> list[list[Any] | ResponseError]:
-        """Send some calls together; what each comes to is its replies, or the first error among
-        them.
+        """Send some calls together; each comes to its replies, or the first error among them.
 
         Time is counted from when they are sent.
 
         Raises:
-            NotNow, BusUnavailable: the connection or the server has failed; what was done isn't
-                known."""
+            NotExecuted, BusUnavailable: the connection or the server has failed; what was done
+                isn't known."""
         try:
             async with asyncio.timeout(timeout or self._timeout):
                 connection = await self._connected()
@@ -401,7 +197,7 @@ class Link:
                 results = [await _replies(connection, len(call)) for call in calls]
         except (RedisError, OSError) as error:
             await self.drop()
-            raise _translated(error, self._target) from error
+            raise _told(error, self._target) from error
         except BaseException:
             # Also when the caller has gone: the replies that are still to come would be taken for
             # others'.
@@ -527,7 +323,7 @@ class Link:
         )
 
 
-def _packed(commands: Sequence[Command]) -> list[bytes]:
+def _packed(commands: Sequence[RedisCommand]) -> list[bytes]:
     # In C; what redis-py does for asyncio costs ten times that.
     return [hiredis.pack_command(tuple[Any, ...](each)) for each in commands]
 
@@ -564,13 +360,17 @@ def _is_elsewhere(error: Exception) -> bool:
     return moved or str(error).startswith("UNBLOCKED")
 
 
-def _translated(error: Exception, target: RedisTarget) -> MsgpushError:
+def no_answer(target: RedisTarget) -> BusUnavailable:
+    return BusUnavailable(f"Redis ({target}) doesn't answer", public="Redis doesn't answer")
+
+
+def _told(error: Exception, target: RedisTarget) -> MsgpushError:
     if _is_elsewhere(error) or isinstance(error, BusyLoadingError | TryAgainError | NoScriptError):
         # Those two name another server.
         words = "it is elsewhere" if isinstance(error, MovedError | AskError) else str(error)
-        return NotNow(f"Redis ({target}) has refused: {error}", f"Redis has refused: {words}")
+        return NotExecuted(f"Redis ({target}) has refused: {error}", f"Redis has refused: {words}")
     if isinstance(error, TimeoutError):
-        return BusUnavailable(f"Redis ({target}) doesn't answer", public="Redis doesn't answer")
+        return no_answer(target)
     if isinstance(error, ResponseError):
         return BusUnavailable(
             f"Redis ({target}) has failed: {error}", public=f"Redis has failed: {error}"
@@ -580,119 +380,25 @@ def _translated(error: Exception, target: RedisTarget) -> MsgpushError:
     )
 
 
-def unavailable(error: NotNow | BusUnavailable) -> BusUnavailable:
-    """What a caller is told who can't send the command again."""
-    return BusUnavailable(str(error), public=error.public)
-
-
-class Batcher(Generic[Q, A]):
-    """Answers questions together: those which come up while others are being answered are the next
-    group.
-
-    A task of its own asks, so that nobody's going disturbs the others; who has gone isn't asked for
-    any more.
-
-    Args:
-        ask: the answers to some questions, in their order; an error among them is that question's
-            alone. Raises BusUnavailable or NotNow where none could be answered.
-        most: questions of a group.
-
-    Attributes:
-        doubted: whether those behind a group that failed are to be asked all the same, one alone,
-            since it may have failed for how much was asked."""
-
-    def __init__(
-        self, ask: Callable[[Sequence[Q]], Awaitable[Sequence[A | Exception]]], most: int = GROUP
-    ) -> None:
-        self._ask, self.most = ask, most
-        self.doubted = False
-        self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
-        self._task: asyncio.Task[None] | None = None
-        self._closed = False
-
-    async def __call__(self, question: Q) -> A:
-        """The answer to one question. Raises BusUnavailable or NotNow."""
-        if self._closed:
-            raise BusUnavailable(ASKED_NO_MORE)
-        answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
-        self._waiting.append((question, answer))
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="msgpush redis batcher")
-        return await answer
-
-    async def close(self) -> None:
-        """Ask no more; who still waits is refused, and so is who comes later."""
-        self._closed = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        # Of a task that had no turn yet.
-        _fail(self._waiting, BusUnavailable(ASKED_NO_MORE))
-        self._waiting.clear()
-
-    async def _run(self) -> None:
-        group: list[tuple[Q, asyncio.Future[A]]] = []
-        try:
-            while group := self._next_group():
-                try:
-                    answers = await self._ask([question for question, _ in group])
-                except (NotNow, BusUnavailable) as error:
-                    _fail(group, error)
-                    # Those behind them would find the same, and have waited as long already.
-                    if not self.doubted:
-                        _fail(self._waiting, error)
-                        self._waiting.clear()
-                else:
-                    for (_, waiting), answer in zip(group, answers, strict=True):
-                        _settle(waiting, answer)
-        except BaseException:
-            _fail([*group, *self._waiting], BusUnavailable(ASKED_NO_MORE))
-            self._waiting.clear()
-            raise
-        finally:
-            self._task = None
-
-    def _next_group(self) -> list[tuple[Q, asyncio.Future[A]]]:
-        group: list[tuple[Q, asyncio.Future[A]]] = []
-        while self._waiting and len(group) < self.most:
-            question, answer = self._waiting.popleft()
-            if not answer.done():
-                group.append((question, answer))
-        return group
-
-
-def _fail(waiting: Iterable[tuple[Any, asyncio.Future[Any]]], error: Exception) -> None:
-    for _, answer in waiting:
-        _settle(answer, error)
-
-
-def _settle(waiting: asyncio.Future[A], answer: A | Exception) -> None:
-    if waiting.done():
-        return
-    if isinstance(answer, Exception):
-        waiting.set_exception(answer)
-        waiting.exception()  # it is no mistake if nobody waits for it any more
-    else:
-        waiting.set_result(answer)
-
-
 class SharedLink(Link):
-    """One connection for many callers: what waits is sent together, and nobody's going disturbs the
-    others.
+    """One connection for many callers, whose calls are sent together.
 
+    Nobody's going disturbs the others.
     How long a call waits for those before it has no limit of its own: while they are answered the
     server is well, and when they aren't, all that wait fail with them."""
 
     def __init__(self, target: RedisTarget, name: str) -> None:
         super().__init__(target, name)
-        self._together = Batcher(self._exchange_in_time, TOGETHER[0])
+        self._together: Batcher[list[bytes], list[Any] | ResponseError] = Batcher(
+            self._exchange_in_time, CALLS_TOGETHER[0]
+        )
 
-    async def calls(self, commands: Sequence[Command]) -> list[Any]:
-        packed = _packed(commands)  # what can't be sent is its caller's fault alone
-        try:
-            return await self._together(packed)
-        except ResponseError as error:
-            raise _translated(error, self._target) from error
+    async def _calls(self, commands: Sequence[RedisCommand]) -> list[Any]:
+        # What can't be sent is its caller's fault alone.
+        found = await self._together(_packed(commands))
+        if isinstance(found, ResponseError):
+            raise _told(found, self._target) from found
+        return found
 
     async def _exchange_in_time(
         self, calls: Sequence[list[bytes]]
@@ -704,13 +410,14 @@ class SharedLink(Link):
         most, alone = together.most, together.doubted
         together.most, together.doubted = 1, len(calls) > 1
         began = time.monotonic()
-        try:
-            results = await self._exchange(calls, self._timeout / 4 if alone else None)
-        except (NotNow, BusUnavailable) as error:
-            together.doubted &= isinstance(error.__cause__, TimeoutError)
-            raise
+        with translated():
+            try:
+                results = await self._exchange(calls, self._timeout / 4 if alone else None)
+            except (NotExecuted, BusUnavailable) as error:
+                together.doubted &= isinstance(error.__cause__, TimeoutError)
+                raise
         quick = time.monotonic() - began < self._timeout / 8
-        together.most = min(TOGETHER[1], 2 * most) if quick else max(1, most // 2)
+        together.most = min(CALLS_TOGETHER[1], 2 * most) if quick else max(1, most // 2)
         together.doubted = False
         return results
 
@@ -719,7 +426,7 @@ class SharedLink(Link):
         await super().close()
 
 
-class Backoff:
+class RetryDelay:
     """Pauses between tries: from 50 ms, doubled each time, at most two seconds, with jitter."""
 
     def __init__(self) -> None:

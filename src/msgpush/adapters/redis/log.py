@@ -1,10 +1,10 @@
-"""How the log's entries are written in Redis, and how a reader knows that none is missing.
+"""The log's entries and its head as Redis keeps them.
 
 An entry of a stream has two fields. `m` is made by the publishing instance: a header line and the
-message's body. `p` is made by the script: in the log, the *link* to the entry before it; in a
-history, its channel's position before it. A link is a position and a tag, eight random characters
-of the call that wrote the entry. The tag tells two entries apart that two servers have given the
-same position: one that a failover has lost, and one that came in its place.
+message's body. `p` is made by the script: in the log, which entry stands before it (an `EntryRef`);
+in a history, its channel's position before it. An entry is named by its position and a tag, eight
+random characters of the call that wrote it. The tag tells two entries apart that two servers have
+given the same position: one that a failover has lost, and one that came in its place.
 
 A later release may say more: further fields, further words of the header, and kinds of entries that
 are not known here. Instances are replaced one by one, so what isn't known is passed over, and has
@@ -14,23 +14,23 @@ import logging
 import os
 import re
 from base64 import b64encode
-from bisect import bisect_left
-from collections import deque
 from collections.abc import Iterable, Sequence
-from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
+from msgpush.adapters.redis.link import HASH_TAG, Link
 from msgpush.domain.history import Linked
 from msgpush.domain.message import CONTROL, PROBE, TYPES, Draft, Entry
-from msgpush.domain.position import ZERO, Position
+from msgpush.domain.position import ZERO, Cursor, Position
 
 TAG = 8
 NO_TAG: Final = b"--------"
-CALLS = 16_384  # as many calls are remembered, to find what the log still holds of them
 HEADERS = 8_192
+
+HEAD: Final = f"{HASH_TAG}:head"
+LOG: Final = f"{HASH_TAG}:log"
 
 EPOCH = "epoch"
 KINDS = frozenset((*TYPES, CONTROL, PROBE, EPOCH))
@@ -38,17 +38,20 @@ KINDS = frozenset((*TYPES, CONTROL, PROBE, EPOCH))
 log = logging.getLogger("msgpush.redis")
 
 
-class Mark(NamedTuple):
-    """An entry as links name it: where it stands, and the call that wrote it."""
+class EntryRef(NamedTuple):
+    """An entry's name: where it stands, and the call that wrote it."""
 
     position: Position
     tag: bytes
 
-    def names(self, entry: "Mark") -> bool:
-        """Whether this is the mark of an entry, as far as it is known."""
-        return self.position == entry.position and (
-            self.tag == entry.tag or NO_TAG in (self.tag, entry.tag)
+    def names(self, other: "EntryRef") -> bool:
+        """True where both name the same entry, as far as they are known."""
+        return self.position == other.position and (
+            self.tag == other.tag or NO_TAG in (self.tag, other.tag)
         )
+
+
+ORIGIN: Final = EntryRef(ZERO, NO_TAG)
 
 
 def new_tag() -> bytes:
@@ -56,10 +59,14 @@ def new_tag() -> bytes:
     return b64encode(os.urandom(6))
 
 
-def payload(tag: bytes, draft: Draft) -> bytes:
-    """A message as it is stored."""
-    header = f" {draft.ttl} {draft.type} {draft.service} {','.join(draft.channels)}\n"
-    return b"".join((tag, header.encode(), draft.body))
+def header_line(tag: bytes, draft: Draft) -> bytes:
+    """The line before a message's body where it is stored."""
+    return tag + f" {draft.ttl} {draft.type} {draft.service} {','.join(draft.channels)}\n".encode()
+
+
+def keys_of(channel: str) -> tuple[str, str]:
+    """A channel's history, and its newest position."""
+    return f"{HASH_TAG}:history:{channel}", f"{HASH_TAG}:last:{channel}"
 
 
 def id_of(position: Position) -> str:
@@ -81,10 +88,13 @@ class _Header(NamedTuple):
     known: bool = True
 
 
+UNREADABLE: Final = _Header(0, "<unreadable>", "", (), known=False)
+
+
 class StoredMessage(NamedTuple):
     """An entry of the log, as it is stored: `ttl` in seconds, `id` empty where there is none."""
 
-    mark: Mark
+    ref: EntryRef
     ttl: int
     service: str
     channels: tuple[str, ...]
@@ -103,56 +113,61 @@ class Decoder:
         self._headers: dict[bytes, _Header] = {}
         self._told: set[str] = set()
 
-    def log(self, items: Iterable[Any], mark: Mark) -> tuple[list[Entry], list[Mark], Mark]:
+    def log(
+        self, items: Iterable[Any], head: EntryRef
+    ) -> tuple[list[Entry], list[EntryRef], EntryRef]:
         """Entries of the log, as XREAD and XRANGE give them.
 
-        What somebody else has written there, without a link, is left out.
+        What somebody else has written there, which names none before it, is left out.
 
         Args:
-            mark: what the reader has read last.
+            head: what the reader has read last.
 
         Returns:
-            the entries, the last mark of each call in them, and the mark that the first links to.
+            the entries, the last of each call in them, and what stands before the first.
         """
         entries: list[Entry] = []
-        marks: list[Mark] = []
-        prev, tag = mark
-        first: Mark | None = None
-        link = b"%d-%d-%b" % (prev.ms, prev.seq, tag)
+        refs: list[EntryRef] = []
+        prev, tag = position, _ = head
+        first: EntryRef | None = None
+        expected = b"%d-%d-%b" % (prev.ms, prev.seq, tag)
+        # A call's entries stand side by side and are much alike: that is looked at once.
+        line = suffix = moment = b""
+        header, life, ms = UNREADABLE, 0, 0
         for id, fields in items:
             if len(fields) > 3 and fields[0] == b"p" and fields[2] == b"m":
                 before, stored = fields[1], fields[3]
             else:
                 before, stored = fields_of(fields)
-            if before != link:
+            if before != expected:
                 # Only the first one, unless someone else writes to the log.
-                linked = link_of(before)
-                if linked is None:
+                named = ref_of(before)
+                if named is None:
                     self._pass_over("<no entry of msgpush>")
                     continue
-                prev, tag = linked
-                first = first or linked
-            position = position_of(id)
-            mine = stored[:TAG]
-            header, body = self._read(stored)
+                prev = named.position
+                first = first or named
+            same, _, body = stored.partition(b"\n")
+            if same != line:
+                if entries and stored[:TAG] != tag:
+                    refs.append(EntryRef(position, tag))
+                line, tag, header = same, stored[:TAG], self._header(same[TAG:])
+                suffix, life = b"-" + tag, header.ttl * 1000
+            digits, _, number = id.partition(b"-")
+            if digits != moment:
+                moment, ms = digits, int(digits)
+            position = Position(ms, int(number))
             if header.known:
-                expires = position.ms + header.ttl * 1000
-                entries.append(
-                    Entry(
-                        position, prev, header.channels, header.type, header.service, expires, body
-                    )
-                )
+                _, type, service, channels, _ = header
+                entries.append(Entry(position, prev, channels, type, service, ms + life, body))
             else:
-                # It concerns nobody, and what follows links to it.
+                # It concerns nobody, and what follows names it.
                 self._pass_over(header.type)
                 entries.append(Entry(position, prev, (), header.type, "", 0, b""))
-            if mine == tag and marks:
-                marks[-1] = Mark(position, mine)
-            else:
-                marks.append(Mark(position, mine))
-            prev, tag = position, mine
-            link = b"%b-%b" % (id, mine)
-        return entries, marks, first or mark
+            prev, expected = position, id + suffix
+        if entries:
+            refs.append(EntryRef(position, tag))
+        return entries, refs, first or head
 
     def history(self, items: Iterable[Any]) -> list[Linked]:
         """Entries of a channel's history; those of an unknown kind have expired."""
@@ -175,26 +190,29 @@ class Decoder:
         return linked
 
     def stored(self, items: Iterable[Any]) -> list[StoredMessage]:
-        """What entries of the log say of their messages; what has no link is left out."""
+        """The messages of the log's entries, as far as they are ours."""
         found = []
         for id, fields in items:
             before, stored = fields_of(fields)
-            if link_of(before) is not None:
+            if ref_of(before) is not None:
                 header, body = self._read(stored)
-                mark = Mark(position_of(id), stored[:TAG])
+                ref = EntryRef(position_of(id), stored[:TAG])
                 found.append(
-                    StoredMessage(mark, header.ttl, header.service, header.channels, _id(body))
+                    StoredMessage(ref, header.ttl, header.service, header.channels, _id(body))
                 )
         return found
 
     def _read(self, stored: bytes) -> tuple[_Header, bytes]:
-        text, _, body = stored.partition(b"\n")
-        header = self._headers.get(text[TAG:])
+        line, _, body = stored.partition(b"\n")
+        return self._header(line[TAG:]), body
+
+    def _header(self, text: bytes) -> _Header:
+        header = self._headers.get(text)
         if header is None:
             if len(self._headers) >= HEADERS:
                 self._headers.clear()
-            header = self._headers[text[TAG:]] = _header(text[TAG:])
-        return header, body
+            header = self._headers[text] = _header(text)
+        return header
 
     def _pass_over(self, kind: str) -> None:
         self.unknown += 1
@@ -208,7 +226,7 @@ class Decoder:
 
 
 def fields_of(fields: Sequence[bytes]) -> tuple[bytes, bytes]:
-    """An entry's link and message, wherever they stand; both empty where it isn't one of ours."""
+    """An entry's `p` and `m`, wherever they stand; both empty where it isn't one of ours."""
     if len(fields) > 3 and fields[0] == b"p" and fields[2] == b"m":
         return fields[1], fields[3]
     named = dict(zip(fields[::2], fields[1::2], strict=True))
@@ -221,7 +239,7 @@ def _header(text: bytes) -> _Header:
         names = tuple(channels.split(",")) if channels else ()
         return _Header(int(ttl), type, service, names, type in KINDS)
     except ValueError:
-        return _Header(0, "<unreadable>", "", (), False)
+        return UNREADABLE
 
 
 class _Identified(Struct):
@@ -279,92 +297,45 @@ class Unfinished(NamedTuple):
         return cls(f"{first.decode()} {tag.decode()}", position_of(first), tag, accepted)
 
 
-def link_of(text: bytes) -> Mark | None:
-    """The entry that a link names; None where the text is no link."""
+class Head(NamedTuple):
+    """The log's head: its name, its end, and what is unfinished there.
+
+    Attributes:
+        number: of the epoch, counted from the first.
+        cut: where the epoch before it ended.
+        unfinished: a call that was stopped halfway: see `append.lua`.
+        length: entries of the log.
+    """
+
+    epoch: str
+    number: int
+    cut: Cursor | None
+    end: EntryRef
+    unfinished: Unfinished | None
+    length: int
+
+    @classmethod
+    async def read(cls, link: Link) -> "Head":
+        """Ask for it. Raises BusUnavailable."""
+        fields, length = await link.calls(
+            [
+                ("HMGET", HEAD, "epoch", "number", "previous", "cut", "ms", "seq", "tag", "open"),
+                ("XLEN", LOG),
+            ]
+        )
+        epoch, number, previous, cut, ms, seq, tag, open = fields
+        end = EntryRef(Position(int(ms), int(seq)), tag) if ms is not None else ORIGIN
+        before = Cursor(previous.decode(), position_of(cut)) if previous else None
+        unfinished = Unfinished.read(open)
+        return cls((epoch or b"").decode(), int(number or 0), before, end, unfinished, length)
+
+
+def ref_of(text: bytes) -> EntryRef | None:
+    """The entry that a text names; None where it names none."""
     position, dash, tag = text[: -TAG - 1], text[-TAG - 1 : -TAG], text[-TAG:]
-    return Mark(position_of(position), tag) if dash == b"-" and _is_position(position) else None
+    return EntryRef(position_of(position), tag) if dash == b"-" and _is_position(position) else None
 
 
 def _is_position(text: bytes) -> bool:
     ms, _, seq = text.partition(b"-")
     return ms.isdigit() and seq.isdigit()
-
-
-class Chain:
-    """The log as this instance has seen it: what it has read, and what it was told is written.
-
-    Both must be true of the log from then on. Where they aren't, as after a failover to a replica
-    that lacked the newest entries, the log has lost its end."""
-
-    def __init__(self, head: Mark) -> None:
-        self.begin(head)
-
-    def begin(self, head: Mark) -> None:
-        """Go on after `head`; nothing else is known."""
-        self.head = head
-        self.at = head.position  # read up to here, what others have written there included
-        self.known = head  # the newest that is known to be in the log, read or written
-        self._read: list[Mark] = []  # the last entry of each call
-        self._unseen = head.position  # not all up to here has been read
-        self._written: deque[Mark] = (
-            deque()
-        )  # the same, of our own calls that haven't been read yet
-
-    def skip(self, to: Mark) -> None:
-        """What comes next follows on `to`: what was between the head and that has been trimmed,
-        unread.
-        """
-        self._unseen = to.position
-        while self._written and self._written[0].position <= to.position:
-            self._written.popleft()
-
-    def read(self, marks: Sequence[Mark]) -> bool:
-        """Take what was read after the head; False, with nothing taken, where that lacks what we
-        have written.
-        """
-        end = marks[-1].position if marks else self.head.position
-        while self._written and self._written[0].position <= end:
-            mark = self._written[0]
-            if not (_has(marks, mark) if mark.position > self.head.position else self._saw(mark)):
-                return False
-            self._written.popleft()
-        if marks:
-            if self._read and self._read[-1].tag == marks[0].tag:
-                self._read.pop()
-            self._read += marks
-            self.head = marks[-1]
-            self.known = max(self.known, self.head)
-            if len(self._read) > 2 * CALLS:
-                del self._read[:CALLS]
-        return True
-
-    def written(self, mark: Mark) -> None:
-        """A call of ours has been answered: its last entry is in the log."""
-        self._written.append(mark)
-        self.known = max(self.known, mark)
-
-    @property
-    def unread(self) -> list[Mark]:
-        """What we have written and not read yet."""
-        return [mark for mark in self._written if mark.position > self.head.position]
-
-    def marks(self) -> list[Mark]:
-        """What was read and is remembered, the oldest first."""
-        return self._read or [self.head]
-
-    def _saw(self, mark: Mark) -> bool:
-        if (
-            mark.position <= self._unseen
-            or not self._read
-            or mark.position < self._read[0].position
-        ):
-            return True  # nobody can say
-        return _has(self._read, mark)
-
-
-def _has(marks: Sequence[Mark], mark: Mark) -> bool:
-    index = bisect_left(marks, mark.position, key=itemgetter(0))
-    return index < len(marks) and marks[index] == mark
-
-
-ORIGIN = Mark(ZERO, NO_TAG)

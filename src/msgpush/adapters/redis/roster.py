@@ -10,21 +10,14 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from heapq import merge
-from importlib.resources import files
 from itertools import islice
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import msgspec
 
 from msgpush.adapters.memory.roster import MemoryRoster, kinds_of, stats_of
-from msgpush.adapters.redis.link import (
-    HASH_TAG,
-    NotNow,
-    RedisTarget,
-    Script,
-    SharedLink,
-    unavailable,
-)
+from msgpush.adapters.redis.link import HASH_TAG, Script, SharedLink, lua
+from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.control import Close, Command
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.hub import Hub
@@ -50,11 +43,11 @@ log = logging.getLogger("msgpush.redis")
 _encode = msgspec.json.Encoder().encode
 _state = msgspec.json.Decoder(ConnectionState).decode
 _stats = msgspec.json.Decoder(ConnectionStats).decode
-SYNC_SCRIPT = (files("msgpush.adapters.redis") / "scripts" / "roster.lua").read_text()
+SYNC_SCRIPT = lua("roster")
 
 
 class _Written(NamedTuple):
-    """What was last written down of a connection, as far as it changes or is counted."""
+    """A connection as it was last written down, as far as it changes or is counted."""
 
     messages: int
     live: bool
@@ -192,11 +185,11 @@ class RedisRoster:
             args += (state.id, _encode(state))
         keys = [NODES, TOTALS, STATS, PEAK, _states_of(self._node), _ids_of(self._node)]
         try:
-            (number,) = await self._link.script(self._script, keys, args)
-        except (NotNow, BusUnavailable) as error:
+            number = await self._link.script(self._script, keys, args)
+        except BusUnavailable:
             self._anew = True
             self._forget()
-            raise unavailable(error) from error
+            raise
         # Redis may have been away for longer than the lease, or have lost what it had.
         self._anew = number != len(self._written)
         if self._anew:
@@ -252,9 +245,7 @@ class RedisRoster:
         ]
 
     async def _ids_after(self, nodes: Sequence[str], after: str) -> list[tuple[str, str | None]]:
-        """The next ids of all instances, in order, each with the instance that has it; None: this
-        one.
-        """
+        """The next ids of all instances, in order, each with its instance (None: this one)."""
         start = f"({after}" if after else "-"
         replies = await self._call(
             *(("ZRANGEBYLEX", _ids_of(node), start, "+", "LIMIT", 0, CHUNK) for node in nodes)
@@ -282,10 +273,7 @@ class RedisRoster:
         return [states[id] for id, _ in ids if id in states]
 
     async def _call(self, *commands: Sequence[str | bytes | int]) -> list[Any]:
-        try:
-            return await self._link.calls(commands) if commands else []
-        except NotNow as error:
-            raise unavailable(error) from error
+        return await self._link.calls(commands) if commands else []
 
 
 def _read(decode: Callable[[bytes], T], text: bytes) -> T | None:

@@ -20,7 +20,7 @@
 -- where the log lacks what the writer knows to be in it.
 
 local DAY = 86400000
-local REMEMBERED = 600000
+local ID_LIFETIME = 600000
 local UNKNOWN = '--------'
 
 local call, format, sub = redis.call, string.format, string.sub
@@ -77,7 +77,7 @@ for i = 1, #messages do
   local message = messages[i]
   local ttl, key, digest = message[1], message[2], message[3]
   local before = key > 0 and ids[key]
-  if before and now - tonumber(string.match(before, '^(%d+)-', 33)) >= REMEMBERED then before = nil end
+  if before and now - tonumber(string.match(before, '^(%d+)-', 33)) >= ID_LIFETIME then before = nil end
   if before then
     answer[#answer + 1] = i
     answer[#answer + 1] = sub(before, 1, 32) == digest and sub(before, 33) or ''
@@ -104,7 +104,7 @@ for i = 1, #messages do
     end
     if key > 0 then
       ids[key] = digest .. id .. ' ' .. message[4]
-      call('SET', KEYS[offset + key], ids[key], 'PX', REMEMBERED)
+      call('SET', KEYS[offset + key], ids[key], 'PX', ID_LIFETIME)
     end
   end
 end

@@ -14,7 +14,7 @@
 -- isn't as it was seen.
 
 local DAY = 86400000
-local REMEMBERED = 600000
+local ID_LIFETIME = 600000
 
 local call = redis.call
 local ms, seq, open, now, entries = unpack(cmsgpack.unpack(ARGV[1]))
@@ -80,7 +80,7 @@ for _, entry in ipairs(entries) do
       if later(id, known) then call('SET', last, id, 'PX', math.max(DAY, left)) end
     end
     if key > 0 and call('EXISTS', KEYS[2 + 2 * channels + key]) == 0 then
-      call('SET', KEYS[2 + 2 * channels + key], entry[7], 'PX', REMEMBERED)
+      call('SET', KEYS[2 + 2 * channels + key], entry[7], 'PX', ID_LIFETIME)
     end
     if entry[2] > ms or (entry[2] == ms and entry[3] > seq) then
       ms, seq = entry[2], entry[3]

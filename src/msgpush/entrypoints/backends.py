@@ -1,0 +1,69 @@
+"""The two ways to fill the domain's ports: this process's memory, or a Redis that many share."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from msgpush.adapters.memory.bus import MemoryBus
+from msgpush.adapters.memory.credentials import MemoryCredentials
+from msgpush.adapters.memory.limiter import MemoryLimiter
+from msgpush.adapters.memory.roster import MemoryRoster
+from msgpush.adapters.redis.bus import RedisBus
+from msgpush.adapters.redis.credentials import RedisCredentials
+from msgpush.adapters.redis.limiter import RedisLimiter
+from msgpush.adapters.redis.roster import RedisRoster
+from msgpush.adapters.redis.target import RedisTarget
+from msgpush.domain.ports import Bus, Credentials, Limiter, Roster
+from msgpush.domain.service import Push
+from msgpush.entrypoints.settings import Settings
+
+HOUR = 3_600  # seconds
+
+
+class Backend(NamedTuple):
+    """The ports' adapters that belong together. Those that are context managers have to be opened.
+
+    Attributes:
+        roster: makes that of a `Push`, at an instance that has this name.
+        limiter: None where publishing has no rate.
+    """
+
+    bus: Bus
+    credentials: Credentials
+    roster: Callable[[Push, str], Roster]
+    limiter: Limiter | None
+
+
+def backend_of(settings: Settings) -> Backend:
+    """The backend that these settings name."""
+    return _memory(settings) if settings.redis is None else _redis(settings, settings.redis)
+
+
+def _memory(settings: Settings) -> Backend:
+    rate = settings.publish_rate
+    return Backend(
+        bus=MemoryBus(history_length=settings.history_length, size=settings.memory_bus_bytes),
+        credentials=MemoryCredentials(lifetime=_revocation_lifetime(settings)),
+        roster=lambda push, node: MemoryRoster(push.hub, node),
+        limiter=MemoryLimiter(rate) if rate else None,
+    )
+
+
+def _redis(settings: Settings, target: RedisTarget) -> Backend:
+    rate = settings.publish_rate
+    return Backend(
+        bus=RedisBus(
+            target,
+            log_length=settings.log_length,
+            history_length=settings.history_length,
+            wait_replicas=settings.redis_wait_replicas,
+        ),
+        credentials=RedisCredentials(target, lifetime=_revocation_lifetime(settings)),
+        roster=lambda push, node: RedisRoster(target, push.hub, push.command, node=node),
+        limiter=RedisLimiter(target, rate) if rate else None,
+    )
+
+
+def _revocation_lifetime(settings: Settings) -> float:
+    # No shorter than at the instances, whose clocks may differ, or they would put back what has had
+    # its time.
+    return settings.max_token_lifetime + 2 * settings.jwt_leeway + HOUR
