@@ -119,9 +119,11 @@ class Batcher(Generic[Q, A]):
     async def _run(self) -> None:
         try:
             while True:
-                while not (group := self._next_group()):
+                while not self._callers:
                     self._arrived.clear()
                     await self._arrived.wait()
+                if not (group := self._next_group()):
+                    continue
                 try:
                     self._hand_out(await self._ask(group))
                 except BusUnavailable as error:

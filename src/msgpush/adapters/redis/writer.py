@@ -144,7 +144,7 @@ class Writer:
                         refused = error
                     await delay.pause()
         except TimeoutError:
-            with translated():
+            with translated:
                 raise refused or no_answer(self._target) from None
 
     def _plan(self, group: Sequence[Draft], tag: bytes) -> tuple[list[str], list[bytes]]:
