@@ -336,7 +336,7 @@ def seen_by(origin: str, service: ThreadedService, profile: Path) -> str:
     """What the page has become, after a message for alice, one for bob, and the stream's end."""
 
     def act() -> None:
-        (id,) = eventually(lambda: list(service.push.hub.connections), 30)
+        (id,) = eventually(lambda: list(service.push.connections), 30)
         for user in ("bob", "alice"):
             assert say(service, user, f"for {user}").status == 202
         assert (

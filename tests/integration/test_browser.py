@@ -55,7 +55,7 @@ def test_a_page_gets_everything_once_across_a_reconnect_and_stops_when_it_is_tol
             publish(service, "progress", '{"progress":65}')
             publish(service, "error", '{"text":"while it is open"}')
             close(service, first, "true")
-            eventually(lambda: not service.push.hub.connections)
+            eventually(lambda: not service.push.connections)
             publish(service, "info", '{"text":"while it is away"}')
             close(service, connected(service), "false")
 
@@ -63,7 +63,7 @@ def test_a_page_gets_everything_once_across_a_reconnect_and_stops_when_it_is_tol
         actor.start()
         page = dom(f"http://127.0.0.1:{service.port}/", tmp_path)
         actor.join()
-        assert service.push.hub.connections == {}, "the browser has not come back"
+        assert service.push.connections == {}, "the browser has not come back"
     shown = [
         "before the page",
         'value="65"',
@@ -80,7 +80,7 @@ def test_a_page_gets_everything_once_across_a_reconnect_and_stops_when_it_is_tol
 
 
 def connected(service: ThreadedService) -> str:
-    (id,) = eventually(lambda: list(service.push.hub.connections))
+    (id,) = eventually(lambda: list(service.push.connections))
     return id
 
 

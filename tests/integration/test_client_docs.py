@@ -68,11 +68,11 @@ def test_a_page_renews_its_credential_and_misses_and_doubles_nothing(
     tmp_path: Path, credential: str
 ) -> None:
     def act() -> None:
-        (first,) = eventually(lambda: list(service.push.hub.connections), 30)
+        (first,) = eventually(lambda: list(service.push.connections), 30)
         say(service, "before")
-        eventually(lambda: first not in service.push.hub.connections, 30)
+        eventually(lambda: first not in service.push.connections, 30)
         say(service, "between")
-        (second,) = eventually(lambda: list(service.push.hub.connections), 30)
+        (second,) = eventually(lambda: list(service.push.connections), 30)
         say(service, "after")
         closed = request(
             service.port, "DELETE", f"/api/v1/connections/{second}?reconnect=false", headers=ADMIN

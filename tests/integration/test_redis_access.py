@@ -103,7 +103,7 @@ def test_a_revocation_that_is_made_while_an_instance_has_lost_redis_reaches_it(
     ):
         for service in (away, here):
             eventually(lambda service=service: service.push.ready)  # type: ignore[misc]
-        link: Any = away.push.bus._tail_link  # type: ignore[attr-defined]
+        link: Any = away.push._bus._tail_link  # type: ignore[attr-defined]
         call, cut = link.call, True
 
         async def failing(*command: str | bytes | int) -> object:
@@ -114,7 +114,7 @@ def test_a_revocation_that_is_made_while_an_instance_has_lost_redis_reaches_it(
 
         with listen(away, "carol") as stream:
             link.call = failing
-            eventually(lambda: not away.push.bus.reachable)
+            eventually(lambda: not away.push._bus.reachable)
             assert post_revocation(here, "carol").status == 201
             with pytest.raises(TimeoutError):
                 stream.next(0.5)
@@ -130,7 +130,7 @@ def test_revocations_outlive_a_log_that_has_lost_its_end(redis: RedisServer) -> 
     with ThreadedService(redis_url=redis.url, jwt_secret=SECRET) as service:
         eventually(lambda: service.push.ready)
         with listen(service, "dave") as stream:
-            credentials: Any = service.push.permissions._credentials
+            credentials: Any = service.push._permissions._credentials
             # Kept, while its command went down with the end of the log.
             service.call(lambda: credentials.revoke(Revocation("subject", "dave", time.time())))
             with redis.client() as client:

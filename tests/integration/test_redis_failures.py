@@ -150,7 +150,7 @@ def test_an_instance_whose_tail_is_held_back_still_gives_everything_in_order(
         ThreadedService(redis_url=valkey.url) as slow,
         ServiceProcess(REDIS_URL=valkey.url) as other,
     ):
-        link = slow.push.bus._tail_link  # type: ignore[attr-defined]
+        link = slow.push._bus._tail_link  # type: ignore[attr-defined]
         call = link.call
 
         async def late(*command: str | bytes | int) -> object:
@@ -378,7 +378,7 @@ def test_a_close_that_is_sent_while_an_instance_has_lost_redis_reaches_it(
         base = f"http://127.0.0.1:{other.port}/api/v1/connections"
         eventually(lambda: any(each["id"] == id for each in httpx.get(base).json()["connections"]))
         # Its connection is down; a command is sent; the connection comes back.
-        link = cut_off.push.bus._tail_link  # type: ignore[attr-defined]
+        link = cut_off.push._bus._tail_link  # type: ignore[attr-defined]
         call, back = link.call, threading.Event()
 
         async def cut(*command: str | bytes | int) -> object:
@@ -388,7 +388,7 @@ def test_a_close_that_is_sent_while_an_instance_has_lost_redis_reaches_it(
             return await call(*command)
 
         link.call = cut
-        eventually(lambda: not cut_off.push.bus.reachable)
+        eventually(lambda: not cut_off.push._bus.reachable)
         assert httpx.delete(f"{base}/{id}", params={"reconnect": "false"}).status_code == 204
         back.set()
         last = stream.rest()[-1]

@@ -51,7 +51,7 @@ class Everything:
         self.bus = RedisBus(target)
         self.credentials = RedisCredentials(target, lifetime=60)
         self.push = Push(self.bus, credentials=self.credentials)
-        self.roster = RedisRoster(target, self.push.hub, self.push.command, node="n1")
+        self.roster = RedisRoster(target, self.push.listing("n1"), self.push.command)
         self.limiter = RedisLimiter(target, 1000)
 
 

@@ -73,8 +73,8 @@ async def do_everything(url: str) -> None:
         push = await stack.enter_async_context(Push(bus, credentials=credentials))
         other = await stack.enter_async_context(Push(other_bus))
         roster, others = (
-            RedisRoster(target, push.hub, push.command, node="n1"),
-            RedisRoster(target, other.hub, other.command, node="n2"),
+            RedisRoster(target, push.listing("n1"), push.command),
+            RedisRoster(target, other.listing("n2"), other.command),
         )
         for each in (roster, others):
             await stack.enter_async_context(each)
@@ -106,7 +106,7 @@ async def do_everything(url: str) -> None:
         assert (await roster.stats()).by_node
         assert await roster.close("c1", reconnect=True)
         async with asyncio.timeout(10):
-            while other.hub.connections:  # noqa: ASYNC110 - the command comes by the log
+            while other.connections:  # noqa: ASYNC110 - the command comes by the log
                 await asyncio.sleep(0.005)
         await others.sync()
 

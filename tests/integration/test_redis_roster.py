@@ -14,6 +14,7 @@ from msgpush.adapters.redis.link import HASH_TAG
 from msgpush.adapters.redis.roster import LEASE, RedisRoster
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.control import Command
+from msgpush.domain.listing import Listing
 from msgpush.domain.ports import ConnectionFilter
 from tests.contracts.roster import Opened, RosterContract, join
 from tests.support.client import SseClient
@@ -53,7 +54,9 @@ async def instances(server: RedisServer, number: int = INSTANCES) -> AsyncIterat
     async with AsyncExitStack() as stack:
         target = RedisTarget.from_url(server.url)
         rosters = [
-            await stack.enter_async_context(RedisRoster(target, hub, no_command, node=f"node{n}"))
+            await stack.enter_async_context(
+                RedisRoster(target, Listing(hub, f"node{n}"), no_command)
+            )
             for n, hub in enumerate(hubs)
         ]
         opened = Instances(rosters[0], hubs)

@@ -61,7 +61,7 @@ def test_a_disconnect_is_noticed_within_a_second(service: ThreadedService) -> No
     for go in ("close", "reset", "half_close"):
         stream = SseClient(service.port, "/sse/stream/gone")
         stream.next()
-        eventually(lambda: len(service.push.hub.connections) == 1)
+        eventually(lambda: len(service.push.connections) == 1)
         gone = time.monotonic()
         if go == "reset":
             stream.connection.reset()
@@ -69,14 +69,14 @@ def test_a_disconnect_is_noticed_within_a_second(service: ThreadedService) -> No
             stream.connection.half_close()
         else:
             stream.close()
-        eventually(lambda: len(service.push.hub.connections) == 0)
+        eventually(lambda: len(service.push.connections) == 0)
         assert time.monotonic() - gone < 1.0
         stream.close()
 
 
 def test_a_thousand_connects_and_disconnects_leave_nothing_behind(service: ThreadedService) -> None:
-    eventually(lambda: len(service.push.hub.connections) == 0)
-    tasks, leftovers = service.tasks(), service.push.hub.leftovers()
+    eventually(lambda: len(service.push.connections) == 0)
+    tasks, leftovers = service.tasks(), service.push._hub.leftovers()
     for n in range(1000):
         with RawConnection(service.port) as connection:
             # Streams, streams with a request pipelined behind, headers half sent, and nothing at
@@ -84,9 +84,9 @@ def test_a_thousand_connects_and_disconnects_leave_nothing_behind(service: Threa
             connection.send((STREAM, STREAM + GET, STREAM[:30], b"")[n % 4])
             if n % 4 == 0:
                 connection.read_until(b"\n\n")
-    eventually(lambda: len(service.push.hub.connections) == 0)
+    eventually(lambda: len(service.push.connections) == 0)
     eventually(lambda: service.tasks() <= tasks)
-    assert service.push.hub.leftovers() == leftovers
+    assert service.push._hub.leftovers() == leftovers
 
 
 def test_a_request_pipelined_behind_a_stream_ends_it(service: ThreadedService) -> None:
@@ -131,13 +131,13 @@ def test_a_reader_that_never_reads_is_told_if_it_can_be_and_cut(service: Threade
             publish(service.port, f"n{n}", "never", {"x": "y" * 5000})
         eventually(
             lambda: (
-                not any("never" in service.push.hub.channels_of(c) for c in connections(service))
+                not any("never" in service.push._hub.channels_of(c) for c in connections(service))
             )
         )
 
 
 def connections(service: ThreadedService) -> list[Connection]:
-    return list(service.push.hub.connections.values())
+    return list(service.push.connections.values())
 
 
 def test_a_reader_that_the_log_has_left_behind_is_told(service: ThreadedService) -> None:
@@ -328,14 +328,14 @@ def test_a_client_that_half_closes_after_its_request_gets_its_answer(
 
 
 def test_a_stream_whose_client_half_closed_at_once_ends(service: ThreadedService) -> None:
-    eventually(lambda: not service.push.hub.connections)
+    eventually(lambda: not service.push.connections)
     tasks = service.tasks()
     with RawConnection(service.port) as connection:
         connection.send(STREAM)
         connection.half_close()
         with contextlib.suppress(ConnectionError):
             connection.read_all()
-    eventually(lambda: not service.push.hub.connections)
+    eventually(lambda: not service.push.connections)
     eventually(lambda: service.tasks() <= tasks)
 
 

@@ -14,6 +14,7 @@ from msgpush.domain.message import Draft, Entry
 from msgpush.domain.ports import Stored, View
 from msgpush.domain.position import EARLIEST, Cursor, Position, parse_cursor
 from tests.support.fakes import FakeClock, FakeSink, PlainView
+from tests.support.observer import Recorder
 
 T = TypeVar("T")
 
@@ -43,12 +44,14 @@ class Driver:
     ) -> None:
         self.clock = FakeClock()
         self.bus = MemoryBus(history_length=history_length, clock=self.clock.now)
+        self.observer = Recorder()
         self.hub = Hub(
             clock=self.clock.now,
             monotonic=self.clock.monotonic,
             heartbeat=heartbeat,
             write_timeout=30.0,
             ring=Ring(ring_length),
+            observer=self.observer,
         )
         self.hub.begin(self.bus.epoch, at_once(self.bus.end()))
         self.waiting: list[Entry] = []

@@ -233,7 +233,7 @@ async def test_a_bus_that_is_away_fails_health_and_readiness_but_not_liveness(
     async def away() -> None:
         raise BusUnavailable("the bus is away")
 
-    monkeypatch.setattr(app_of(client).state.push.bus, "end", away)
+    monkeypatch.setattr(app_of(client).state.push._bus, "end", away)
     answer = await client.request("GET", "/health")
     assert (answer.status, answer.json()) == (
         503,
@@ -247,7 +247,7 @@ async def test_a_bus_that_is_away_fails_health_and_readiness_but_not_liveness(
 
 
 def cursor_of_tomorrow(client: AsgiDriver) -> str:
-    return f"1{app_of(client).state.push.bus.epoch}.9999999999999-0"
+    return f"1{app_of(client).state.push._bus.epoch}.9999999999999-0"
 
 
 async def test_a_delivery_that_has_died_fails_liveness(client: AsgiDriver) -> None:
@@ -301,7 +301,7 @@ async def test_a_mistake_of_the_server_is_told_without_its_details(
     async def broken(*_: object) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(app_of(client).state.push.bus, "append", broken)
+    monkeypatch.setattr(app_of(client).state.push._bus, "append", broken)
     exchange = Exchange()
     exchange.incoming.put_nowait(
         {"type": "http.request", "body": b'{"type":"info","service":"s"}', "more_body": False}

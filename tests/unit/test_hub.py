@@ -438,15 +438,13 @@ def test_a_socket_that_takes_a_little_is_slow_but_not_cut() -> None:
 
 def test_only_what_a_client_has_taken_live_counts_as_delivered() -> None:
     driver = Driver()
-    delivered: list[str] = []
-    driver.hub.on_delivered = lambda entries: delivered.extend(entry.type for entry in entries)
     internal = Connection("internal", FakeSink(), listed=False)
     driver.hub.attach(
         internal, Subscription(frozenset({"/control"}), PlainView("internal")), NOW, lambda _: b""
     )
     full, other = driver.connect("a"), driver.connect("b")
     driver.say(make("m1", "a"), make("m2", "b", type="status"))
-    assert delivered == ["info", "status"]
+    assert driver.observer.deliveries == [["info"], ["status"]]
     full.sink.full = True
     driver.say(make("m3", "a"))  # nobody takes it
     driver.say(control(Close("c1", True)), make("m5"), make("m6", "nobody"))
@@ -454,25 +452,23 @@ def test_only_what_a_client_has_taken_live_counts_as_delivered() -> None:
     driver.settle()
     assert full.sink.ids == ["m1", "m3"]  # by catching up
     driver.connect("a", after="earliest")
-    assert delivered == ["info", "status"]
+    assert driver.observer.deliveries == [["info"], ["status"]]
     mixed = driver.connect("b")
     mixed.sink.full = True
     driver.say(make("m7", "b", type="error"))
     assert (other.sink.ids[-1], mixed.sink.ids) == ("m7", [])
-    assert delivered == ["info", "status", "error"]
+    assert driver.observer.deliveries == [["info"], ["status"], ["error"]]
 
 
 def test_a_chunk_that_reaches_a_reader_in_a_later_turn_counts_as_delivered_once() -> None:
     driver = Driver()
-    delivered: list[int] = []
-    driver.hub.on_delivered = lambda entries: delivered.append(len(entries))
     readers = [driver.connect("a") for _ in range(100)]
     driver.publish(make("m1", "a"))
     driver.tail()
     turns = 1
     while driver.hub.sweep(0):
         turns += 1
-    assert (turns > 2, delivered) == (True, [1])
+    assert (turns > 2, driver.observer.deliveries) == (True, [["info"]])
     assert all(reader.sink.ids == ["m1"] for reader in readers)
 
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from msgpush.adapters.memory.roster import MemoryRoster
+from msgpush.domain.listing import Listing
 from tests.contracts.roster import Opened, RosterContract
 from tests.support.driver import Driver
 
@@ -12,4 +13,4 @@ class TestMemoryRoster(RosterContract):
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Opened]:
         hub = Driver().hub
-        yield Opened(MemoryRoster(hub, "here"), [hub])
+        yield Opened(MemoryRoster(Listing(hub, "here")), [hub])

@@ -49,9 +49,9 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 def test_every_worker_tells_the_sum_of_all_counters(directory: Path) -> None:
     one, two = Process(directory, 1), Process(directory, 2)
-    one.metrics.sent([make("1", "a"), make("2", "a")])
-    two.metrics.sent([make("3", "a"), make("4", "a", service="others")])
-    two.metrics.failed(Malformed("no"), None)
+    one.metrics.accepted([make("1", "a"), make("2", "a")])
+    two.metrics.accepted([make("3", "a"), make("4", "a", service="others")])
+    two.metrics.rejected(Malformed("no"), None)
     for asked in (one, two):
         assert asked.value("message_push_messages_sent_total", service="tests", type="info") == 3
         assert asked.value("message_push_messages_sent_total") == 4
@@ -73,12 +73,12 @@ def test_gauges_are_of_the_workers_that_run(directory: Path) -> None:
 def test_a_successor_goes_on_where_its_predecessor_ended(directory: Path) -> None:
     one, former = Process(directory, 1), Process(directory, 2)
     former.connections = 5
-    former.metrics.sent([make("1", "a")])
+    former.metrics.accepted([make("1", "a")])
     former.shared.refresh()
     Shared.forget(str(directory), 2)
     assert one.value("message_push_messages_sent_total") == 1
     successor = Process(directory, 2)
-    successor.metrics.sent([make("2", "a")])
+    successor.metrics.accepted([make("2", "a")])
     for asked in (one, successor):
         assert asked.value("message_push_messages_sent_total") == 2
         assert asked.value("message_push_connections_total") == 0
@@ -88,7 +88,7 @@ def test_a_successor_goes_on_where_its_predecessor_ended(directory: Path) -> Non
 def test_successors_do_not_bring_services_without_end(directory: Path) -> None:
     for life in range(3):
         metrics = Process(directory, 1).metrics
-        metrics.sent(make(None, "a", service=f"s{life}-{n}") for n in range(MAX_SERVICES))
+        metrics.accepted([make(None, "a", service=f"s{life}-{n}") for n in range(MAX_SERVICES)])
     process = Process(directory, 2)
     assert process.value("message_push_messages_sent_total") == 3 * MAX_SERVICES
     assert process.value("message_push_messages_sent_total", service="other") == 2 * MAX_SERVICES

@@ -75,7 +75,7 @@ class Service:
 
     @property
     def connections(self) -> set[str]:
-        return set(self.push.hub.connections)
+        return set(self.push.connections)
 
 
 @pytest.fixture
@@ -132,13 +132,13 @@ async def test_a_stream_ends_when_its_token_does_not_when_its_leeway_begins(
 ) -> None:
     sink, other = service.open(service.grant(lifetime=100)), service.open(EVERYTHING)
     service.clock.advance(100 + LEEWAY - 1)
-    service.push.hub.beat()
+    service.push._hub.beat()
     assert not sink.ended
     service.clock.advance(1)
-    service.push.hub.beat()
+    service.push._hub.beat()
     assert sink.lines[-1].startswith("close expired True")
     service.clock.advance(1e9)
-    service.push.hub.beat()
+    service.push._hub.beat()
     assert not other.ended, "nobody asked that one for a token"
 
 
@@ -171,7 +171,7 @@ async def test_a_revocation_ends_the_streams_that_it_means_for_good_and_no_other
     }
     sinks = {name: service.open(grant, id=name) for name, grant in grants.items()}
     kind, value, at = revocation
-    await service.push.permissions.revoke(Revocation(kind, value, now + at))
+    await service.push.revoke(Revocation(kind, value, now + at))
     await until(lambda: service.connections == grants.keys() - ended)
     for name, sink in sinks.items():
         assert sink.ended == (name in ended)
@@ -180,18 +180,18 @@ async def test_a_revocation_ends_the_streams_that_it_means_for_good_and_no_other
     for name, grant in grants.items():
         if name in ended:
             with pytest.raises(Unauthorized, match="revoked"):
-                service.push.permissions.check(grant)
+                service.push.check(grant)
         else:
-            service.push.permissions.check(grant)
+            service.push.check(grant)
 
 
 async def test_a_stream_that_was_about_to_open_when_its_token_was_revoked_is_ended(
     service: Service,
 ) -> None:
     grant = service.grant()
-    service.push.permissions.check(grant)
-    await service.push.permissions.revoke(Revocation("subject", "bob", service.clock.now()))
-    await until(lambda: service.push.permissions.revoked(grant))
+    service.push.check(grant)
+    await service.push.revoke(Revocation("subject", "bob", service.clock.now()))
+    await until(lambda: service.push._permissions.revoked(grant))
     assert service.open(grant).lines[-1].startswith("close revoked False")
     assert service.connections == set()
 
@@ -201,10 +201,10 @@ async def test_what_was_revoked_before_the_start_is_known_before_anything_is_ser
     await service.credentials.revoke(Revocation("subject", "bob", service.clock.now()))
     grant = service.grant()
     with pytest.raises(BusUnavailable):
-        service.push.permissions.check(grant)
+        service.push.check(grant)
     async with service.push:
         with pytest.raises(Unauthorized):
-            service.push.permissions.check(grant)
+            service.push.check(grant)
 
 
 async def test_while_revocations_cannot_be_loaded_nothing_is_served_and_then_everything_is() -> (
@@ -222,13 +222,13 @@ async def test_while_revocations_cannot_be_loaded_nothing_is_served_and_then_eve
     service.credentials.revocations = revocations  # type: ignore[method-assign]
     async with service.push:
         with pytest.raises(BusUnavailable):
-            service.push.permissions.check(service.grant())
+            service.push.check(service.grant())
         with pytest.raises(Overloaded):
             service.open(service.grant())
         assert not service.push.ready
         away = False
         await until(lambda: service.push.ready)
-        service.push.permissions.check(service.grant())
+        service.push.check(service.grant())
         service.open(service.grant())
 
 
@@ -238,55 +238,55 @@ async def test_an_instance_that_may_have_missed_commands_asks_what_was_revoked(
     sink = service.open(service.grant())
     # Kept by another instance, whose command was lost with the log's end.
     await service.credentials.revoke(Revocation("subject", "bob", service.clock.now()))
-    service.push.hub.cut("2abcdefgh", service.push.hub.head)
+    service.push._hub.cut("2abcdefgh", service.push._hub.head)
     await until(lambda: sink.ended)
     assert sink.lines[-1].startswith("close revoked False")
 
 
 async def test_what_the_store_has_lost_is_kept_again_by_those_who_know_it(service: Service) -> None:
     now = service.clock.now()
-    await service.push.permissions.revoke(Revocation("subject", "bob", now))
-    service.push.permissions._credentials = lost = MemoryCredentials(
+    await service.push.revoke(Revocation("subject", "bob", now))
+    service.push._permissions._credentials = lost = MemoryCredentials(
         lifetime=HOUR, clock=service.clock.now
     )
-    service.push.hub.cut("2abcdefgh", service.push.hub.head)
+    service.push._hub.cut("2abcdefgh", service.push._hub.head)
     await until(lambda: list(lost._revoked))
     assert await lost.revocations() == [Revocation("subject", "bob", now)]
 
 
 async def test_what_the_store_has_fallen_behind_with_is_kept_again(service: Service) -> None:
     now = service.clock.now()
-    await service.push.permissions.revoke(Revocation("subject", "bob", now))
-    service.push.permissions._credentials = behind = MemoryCredentials(
+    await service.push.revoke(Revocation("subject", "bob", now))
+    service.push._permissions._credentials = behind = MemoryCredentials(
         lifetime=HOUR, clock=service.clock.now
     )
     await behind.revoke(Revocation("subject", "bob", now - 10))
-    service.push.hub.cut("2abcdefgh", service.push.hub.head)
+    service.push._hub.cut("2abcdefgh", service.push._hub.head)
     await until(lambda: list(behind._revoked) == [Revocation("subject", "bob", now)])
 
 
 async def test_an_instance_that_has_begun_before_the_store_was_whole_again_reads_it_again() -> None:
     old, new = Service(), Service()
     new.push = Push(
-        old.push.bus,
+        old.push._bus,
         clock=old.clock.now,
         monotonic=old.clock.monotonic,
         credentials=old.credentials,
     )
     async with old.push:
-        await old.push.permissions.revoke(Revocation("subject", "bob", old.clock.now()))
+        await old.push.revoke(Revocation("subject", "bob", old.clock.now()))
         empty = MemoryCredentials(lifetime=HOUR, clock=old.clock.now)
         for push in (old.push, new.push):
-            push.permissions._credentials = empty
+            push._permissions._credentials = empty
         async with new.push:
-            new.push.permissions.check(old.grant())  # nobody could know
-            old.push.hub.cut(old.push.hub.epoch, old.push.hub.head)
-            await until(lambda: new.push.permissions.revoked(old.grant()))
+            new.push.check(old.grant())  # nobody could know
+            old.push._hub.cut(old.push._hub.epoch, old.push._hub.head)
+            await until(lambda: new.push._permissions.revoked(old.grant()))
 
 
 async def test_what_could_not_be_told_is_told_later(service: Service) -> None:
-    await service.push.permissions.revoke(Revocation("subject", "bob", service.clock.now()))
-    service.push.permissions._credentials = MemoryCredentials(
+    await service.push.revoke(Revocation("subject", "bob", service.clock.now()))
+    service.push._permissions._credentials = MemoryCredentials(
         lifetime=HOUR, clock=service.clock.now
     )
     told: list[Command] = []
@@ -296,8 +296,8 @@ async def test_what_could_not_be_told_is_told_later(service: Service) -> None:
         if len(told) == 1:
             raise BusUnavailable("gone", 0)
 
-    service.push.permissions._command = command
-    service.push.hub.cut("2abcdefgh", service.push.hub.head)
+    service.push._permissions._command = command
+    service.push._hub.cut("2abcdefgh", service.push._hub.head)
     await until(lambda: told == [Restored(), Restored()])
 
 
@@ -309,10 +309,10 @@ async def test_a_revocation_that_cannot_be_kept_holds_where_it_was_made(service:
 
     service.credentials.revoke = full  # type: ignore[method-assign]
     with pytest.raises(BusUnavailable):
-        await service.push.permissions.revoke(Revocation("subject", "bob", service.clock.now()))
+        await service.push.revoke(Revocation("subject", "bob", service.clock.now()))
     assert sink.lines[-1].startswith("close revoked False")
     with pytest.raises(Unauthorized):
-        service.push.permissions.check(service.grant())
+        service.push.check(service.grant())
 
 
 async def test_a_stream_whose_ticket_has_gone_to_another_ends_though_the_command_was_missed(
@@ -322,14 +322,14 @@ async def test_a_stream_whose_ticket_has_gone_to_another_ends_though_the_command
         "d", Ticket("bob", ("a",), service.clock.now() + 600, None, None), 60
     )
     grant = service.grant(ticket="d")
-    await service.push.permissions.claim(grant, "c1")
+    await service.push.claim(grant, "c1")
     sink, other = service.open(grant, id="c1"), service.open(service.grant(), id="c2")
-    service.push.hub.cut("2abcdefgh", service.push.hub.head)
+    service.push._hub.cut("2abcdefgh", service.push._hub.head)
     await until(lambda: len(sink.gaps) == 1)
     # At another instance, whose command went down with the log's end.
     end = service.clock.now() + 600
     assert await service.credentials.claim("d", "bob", connection="c9", before="c1", until=end)
-    service.push.hub.cut("3abcdefgh", service.push.hub.head)
+    service.push._hub.cut("3abcdefgh", service.push._hub.head)
     await until(lambda: sink.ended)
     assert sink.lines[-1].startswith("close disconnected False")
     assert not other.ended
@@ -347,13 +347,11 @@ async def test_many_who_open_a_stream_with_one_ticket_at_once_make_one_command_e
         told.append(given)
         await asyncio.sleep(0)
 
-    service.push.permissions._command = command
+    service.push._permissions._command = command
     grant = service.grant(ticket="d")
-    await asyncio.gather(
-        *(service.push.permissions.claim(grant, f"c{number}") for number in range(100))
-    )
+    await asyncio.gather(*(service.push.claim(grant, f"c{number}") for number in range(100)))
     assert told == [Close(f"c{number}", False) for number in range(99)]
-    assert not service.push.permissions._claiming, "nothing stays of it"
+    assert not service.push._permissions._claiming, "nothing stays of it"
 
 
 async def test_nobody_waits_for_long_for_others_who_use_the_same_ticket(
@@ -370,23 +368,23 @@ async def test_nobody_waits_for_long_for_others_who_use_the_same_ticket(
         return ""
 
     monkeypatch.setattr(service.credentials, "holder", holder)
-    first = asyncio.create_task(service.push.permissions.claim(service.grant(ticket="d"), "c1"))
+    first = asyncio.create_task(service.push.claim(service.grant(ticket="d"), "c1"))
     await asyncio.sleep(0)
     with pytest.raises(BusUnavailable, match="the same ticket"):
-        await service.push.permissions.claim(service.grant(ticket="d"), "c2")
+        await service.push.claim(service.grant(ticket="d"), "c2")
     goes_on.set()
     await first
 
 
 async def test_thousands_of_streams_are_ended_some_at_a_time(service: Service) -> None:
     sinks = [service.open(service.grant("eve", lifetime=100)) for _ in range(1_200)]
-    await service.push.permissions.revoke(Revocation("subject", "eve", service.clock.now()))
+    await service.push.revoke(Revocation("subject", "eve", service.clock.now()))
     assert sum(sink.ended for sink in sinks) == 500
     await until(lambda: all(sink.ended for sink in sinks))
     sinks = [service.open(service.grant("bob", lifetime=100)) for _ in range(1_200)]
     service.clock.advance(100 + LEEWAY)
     for ended in (500, 1_000, 1_200):
-        service.push.hub.beat()
+        service.push._hub.beat()
         assert sum(sink.ended for sink in sinks) == ended
 
 
@@ -458,9 +456,9 @@ async def test_a_subject_has_as_many_streams_as_it_may_and_one_more_when_one_has
         service.open(service.grant("alice"))
         for _ in range(5):
             service.open(EVERYTHING)  # nobody in particular
-        service.push.unsubscribe(service.push.hub.connections["b1"])
+        service.push.unsubscribe(service.push.connections["b1"])
         service.open(bob, id="b3")
-        service.push.hub.close(service.push.hub.connections["b2"], "slow", reconnect=True)
+        service.push._hub.close(service.push.connections["b2"], "slow", reconnect=True)
         service.open(bob, id="b4")
         with pytest.raises(Overloaded):
             service.open(bob)
@@ -482,9 +480,9 @@ async def test_an_address_has_as_many_streams_as_it_may() -> None:
 async def test_nothing_is_counted_of_those_who_have_gone(service: Service) -> None:
     for number in range(100):
         service.open(service.grant(f"s{number}"), f"192.0.2.{number}", id=f"c{number}")
-    for connection in list(service.push.hub.connections.values()):
+    for connection in list(service.push.connections.values()):
         service.push.unsubscribe(connection)
-    places = service.push.hub.places
+    places = service.push._hub.places
     assert (places.total, places.subjects, places.addresses) == (0, {}, {})
 
 
@@ -774,13 +772,13 @@ async def test_streams_that_wait_behind_an_unread_answer_are_counted_when_they_o
     async with lifespan(made):
         app, bob = AsgiDriver(made, wire=True), bearer(token("bob"))
         waiting = [await begin(app, "/sse/user/bob", bob) for _ in range(10)]
-        assert len(made.state.push.hub.connections) == 0
+        assert len(made.state.push.connections) == 0
         for exchange in waiting:
             exchange.full = False
             exchange.room.set()
         for exchange in waiting:
             await exchange.read_until(b"\n\n")
-        assert len(made.state.push.hub.connections) == 2
+        assert len(made.state.push.connections) == 2
         assert sum(b'"overload"' in exchange.body for exchange in waiting) == 8
         for exchange in waiting:
             await exchange.disconnect()
@@ -875,7 +873,7 @@ async def test_a_request_that_is_refused_while_it_waits_does_not_end_its_ticket_
         elif why == "draining":
             push.draining = True
         else:
-            monkeypatch.setattr(push.bus, "reachable", False)
+            monkeypatch.setattr(push._bus, "reachable", False)
         read_on(newer)
         body = await newer.closed()
         assert (b'"overload"' in body) == (why != "gone")
@@ -901,8 +899,8 @@ async def test_a_request_that_is_refused_at_once_does_not_end_its_ticket_s_older
         assert (await crowded.request("GET", f"/sse/stream/b?token={text}")).status == 403
         assert (await crowded.request("GET", f"/sse/stream/a?token={text}&x=1")).status == 400
         with monkeypatch.context() as patch:
-            patch.setattr(push.bus, "end", away)
-            elsewhere = str(Cursor(push.bus.epoch, Position(1 << 45, 0)))
+            patch.setattr(push._bus, "end", away)
+            elsewhere = str(Cursor(push._bus.epoch, Position(1 << 45, 0)))
             refused = await crowded.request(
                 "GET", f"/sse/stream/a?token={text}&last_event_id={elsewhere}"
             )
@@ -917,7 +915,7 @@ async def test_a_ticket_that_ends_while_its_request_waits_is_told_and_then_refus
 ) -> None:
     text = await ticket(app, "a")
     waiting = await begin(app, f"/sse/stream/a?token={text}", {})
-    permissions = push_of(app).permissions
+    permissions = push_of(app)._permissions
     assert isinstance(permissions._credentials, MemoryCredentials)
     permissions._credentials._drop(digest_of(text))
     read_on(waiting)
@@ -931,7 +929,7 @@ async def test_while_a_ticket_is_claimed_nobody_gets_its_place_and_nobody_gets_o
     made = create_app(Settings(jwt_secret=SECRET, max_connections_per_subject=2))
     async with lifespan(made):
         app, push = AsgiDriver(made, wire=True), made.state.push
-        credentials, answer = push.permissions._credentials, asyncio.Event()
+        credentials, answer = push._permissions._credentials, asyncio.Event()
         real = credentials.claim
 
         async def slow(*args: Any, **more: Any) -> bool:
@@ -957,10 +955,10 @@ async def test_while_a_ticket_is_claimed_nobody_gets_its_place_and_nobody_gets_o
         ] == [True] * 2
         for exchange in waiting[:2]:
             await opened(exchange)
-        assert len(push.hub.connections) == push.hub.places.total == 2
+        assert len(push.connections) == push._hub.places.total == 2
         for exchange in waiting:
             await exchange.disconnect()
-        assert push.hub.places.total == 0
+        assert push._hub.places.total == 0
 
 
 async def test_all_streams_of_a_ticket_have_one_place_and_one_at_each_address() -> None:

@@ -514,7 +514,7 @@ async def test_a_bus_that_is_away_is_told_with_retry_after(
     client: AsgiDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(client.app, Starlette)
-    bus = client.app.state.push.bus
+    bus = client.app.state.push._bus
 
     async def away(drafts: list[Any]) -> list[BusUnavailable]:
         return [BusUnavailable("the bus is away")] * len(drafts)

@@ -21,13 +21,14 @@ from msgpush.domain import (
 )
 from msgpush.domain.connection import NOW, Connection, Subscription
 from msgpush.domain.control import Close
-from msgpush.domain.errors import BusUnavailable
+from msgpush.domain.errors import BusUnavailable, Conflict
 from msgpush.domain.history import Page
 from msgpush.domain.position import Position
 from msgpush.entrypoints.app import create_app, lifespan
 from msgpush.entrypoints.settings import Settings
 from tests.support.asgi import AsgiDriver
 from tests.support.fakes import FakeClock, FakeSink, PlainView, make
+from tests.support.observer import Recorder
 
 PATIENCE = 5.0
 
@@ -68,18 +69,18 @@ async def test_a_listener_gets_what_is_published_and_resumes(push: Push) -> None
         assert isinstance(item, Message)
         assert item.id == "m2"
         break
-    assert push.hub.connections == {} or await gone(push)
+    assert push.connections == {} or await gone(push)
 
 
 async def gone(push: Push) -> bool:
-    await until(lambda: not push.hub.connections)
+    await until(lambda: not push.connections)
     return True
 
 
 async def test_a_listener_that_lags_gets_everything_or_is_told(push: Push) -> None:
     listener = push.listen("a")
     first = asyncio.ensure_future(anext(listener))
-    await until(lambda: push.hub.connections)
+    await until(lambda: push.connections)
     for n in range(300):
         await push.publish(
             parse(
@@ -116,10 +117,10 @@ async def test_those_that_fall_behind_are_not_forgotten_when_another_comes(push:
     await until(lambda: sink.ids == ["m1"])
     # The tail loses an entry: the reader falls behind, and before anybody sees to it another one
     # connects.
-    assert isinstance(push.bus, MemoryBus)
-    await push.bus.append([make("m2", "a"), make("m3", "a")])
-    (tail,) = push.bus._tails
-    push.hub.append(tail.take()[1:])
+    assert isinstance(push._bus, MemoryBus)
+    await push._bus.append([make("m2", "a"), make("m3", "a")])
+    (tail,) = push._bus._tails
+    push._hub.append(tail.take()[1:])
     join(push, "b", id="c2")
     await until(lambda: sink.ids == ["m1", "m2", "m3"])
 
@@ -127,8 +128,8 @@ async def test_those_that_fall_behind_are_not_forgotten_when_another_comes(push:
 async def test_a_catch_up_waits_for_a_bus_that_is_away(
     push: Push, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert isinstance(push.bus, MemoryBus)
-    real, calls = push.bus.history, 0
+    assert isinstance(push._bus, MemoryBus)
+    real, calls = push._bus.history, 0
 
     async def flaky(channels: list[str], after: Position | None, limit: int) -> list[Page]:
         nonlocal calls
@@ -137,7 +138,7 @@ async def test_a_catch_up_waits_for_a_bus_that_is_away(
             raise BusUnavailable("away", retry_after=0)
         return await real(channels, after, limit)
 
-    monkeypatch.setattr(push.bus, "history", flaky)
+    monkeypatch.setattr(push._bus, "history", flaky)
     await push.publish(message("m1"))
     sink = FakeSink()
     start = await push.start_at("earliest")
@@ -158,7 +159,7 @@ async def test_a_mistake_in_one_catch_up_closes_that_connection_alone(
     async def broken(*_: object) -> list[Page]:
         raise RuntimeError
 
-    monkeypatch.setattr(push.bus, "history", broken)
+    monkeypatch.setattr(push._bus, "history", broken)
     sink = FakeSink()
     start = await push.start_at("earliest")
     push.subscribe(
@@ -251,7 +252,7 @@ async def test_a_listener_that_reads_slowly_but_on_and_on_is_never_closed() -> N
             while len(got) < 400:
                 got.append(await anext(items))
                 clock.advance(0.02)
-                push.hub.beat()
+                push._hub.beat()
                 await asyncio.sleep(0)
         assert [item.id for item in got if isinstance(item, Message)] == [
             f"m{number}" for number in range(400)
@@ -270,12 +271,12 @@ async def test_a_listener_that_has_stopped_gets_what_it_took_then_the_reason_and
         for number in range(400):
             await push.publish(large(number))
         got = [await anext(stopped)]
-        await until(lambda: push.hub._blocked)
+        await until(lambda: push._hub._blocked)
         clock.advance(1)
-        push.hub.beat()
-        assert not push.hub.connections
+        push._hub.beat()
+        assert not push.connections
         clock.advance(10)
-        push.hub.beat()  # what the hub has closed it cuts after a while
+        push._hub.beat()  # what the hub has closed it cuts after a while
         with pytest.raises(Closed) as caught:  # noqa: PT012 - after these
             async for item in stopped:
                 got.append(item)  # noqa: PERF401
@@ -293,8 +294,8 @@ async def test_a_listener_that_has_stopped_gets_what_it_took_then_the_reason_and
 @pytest.mark.parametrize("reconnect", [True, False])
 async def test_a_listener_that_is_closed_on_request_is_told(push: Push, reconnect: bool) -> None:
     listener = Listener(push, "a")
-    await until(lambda: push.hub.connections)
-    (id,) = push.hub.connections
+    await until(lambda: push.connections)
+    (id,) = push.connections
     await push.publish(message("m1"))
     await until(lambda: listener.ids == ["m1"])
     await push.command(Close(id, reconnect))
@@ -308,7 +309,7 @@ async def test_a_listener_that_is_closed_on_request_is_told(push: Push, reconnec
 
 async def test_a_drain_tells_listeners_after_all_that_was_published(push: Push) -> None:
     listener = Listener(push, "a")
-    await until(lambda: push.hub.connections)
+    await until(lambda: push.connections)
     cursor = (await push.publish(message("m1"))).cursor
     await push.drain(0.1)
     closed = await listener.end()
@@ -320,7 +321,7 @@ async def test_a_listener_that_never_got_anything_is_told_the_cursor_that_it_cam
 ) -> None:
     cursor = (await push.publish(message("m1"))).cursor
     listener = Listener(push, "b", after=cursor)
-    await until(lambda: push.hub.connections)
+    await until(lambda: push.connections)
     await push.drain(0)
     assert (await listener.end()).cursor == cursor
 
@@ -345,7 +346,7 @@ async def test_leaving_ends_every_listener_and_every_stream_after_what_was_publi
                 Listener(push, "b", after="earliest"),
                 Listener(push, "a", "b"),
             ]
-            await until(lambda: len(push.hub.connections) == 3)
+            await until(lambda: len(push.connections) == 3)
             _, stream = join(push, "a")
             _, stalled = join(push, "a", id="c2")
             stalled.full = True
@@ -358,7 +359,7 @@ async def test_leaving_ends_every_listener_and_every_stream_after_what_was_publi
     assert stream.lines[-1].startswith("close drain True")
     assert stalled.ended
     await until(lambda: asyncio.all_tasks() == before)
-    assert not push.hub.connections
+    assert not push.connections
     # The bus is the same: another one goes on from where each was.
     async with Push(bus) as anew:
         await anew.publish(message("m2"))
@@ -376,8 +377,8 @@ async def test_leaving_does_not_wait_for_a_bus_that_does_not_answer(
     monkeypatch.setattr(delivery, "LEAVING", 0.01)
     async with Push(MemoryBus()) as push:
         listener = Listener(push, "a")
-        await until(lambda: push.hub.connections)
-        monkeypatch.setattr(push.bus, "end", never)
+        await until(lambda: push.connections)
+        monkeypatch.setattr(push._bus, "end", never)
     assert (await listener.end()).reason == "drain"
 
 
@@ -389,7 +390,7 @@ async def test_a_socket_that_is_full_when_everything_ends_is_cut(
         _, stalled = join(push, "a")
         stalled.full = True
     await until(lambda: stalled.aborted)
-    assert push.hub.leftovers() == 0
+    assert push._hub.leftovers() == 0
 
 
 async def test_who_comes_after_the_end_is_refused_and_does_not_wait_for_ever() -> None:
@@ -402,7 +403,7 @@ async def test_who_comes_after_the_end_is_refused_and_does_not_wait_for_ever() -
         push.admit()
     _, sink = join(push, "a")
     assert sink.ended
-    assert not push.hub.connections
+    assert not push.connections
 
 
 async def test_who_was_about_to_listen_when_it_ended_is_refused(
@@ -410,14 +411,14 @@ async def test_who_was_about_to_listen_when_it_ended_is_refused(
 ) -> None:
     asked = asyncio.Event()
     async with Push(MemoryBus()) as push:
-        real = push.bus.end
+        real = push._bus.end
 
         async def slow() -> Position:
             await asked.wait()
             return await real()
 
-        monkeypatch.setattr(push.bus, "end", slow)
-        future = str(Cursor(push.bus.epoch, Position(1 << 40, 0)))
+        monkeypatch.setattr(push._bus, "end", slow)
+        future = str(Cursor(push._bus.epoch, Position(1 << 40, 0)))
         listener = asyncio.ensure_future(anext(push.listen("a", after=future)))
         await asyncio.sleep(0)
     asked.set()
@@ -430,7 +431,7 @@ async def test_one_that_was_left_can_be_opened_again() -> None:
     for number in range(3):
         async with push:
             listener = Listener(push, "a")
-            await until(lambda: push.hub.connections)
+            await until(lambda: push.connections)
             await push.publish(message(f"m{number}"))
         assert (await listener.end()).reason == "drain"
         assert listener.ids == [f"m{number}"]
@@ -455,3 +456,33 @@ async def test_streams_over_http_end_when_the_service_is_left(
         assert stalled or b'{"reason":"drain","reconnect":true}' in stream.body
         refused = await client.request("GET", "/sse/stream/a")
         assert b'{"reason":"overload","reconnect":true}' in refused.body
+
+
+async def test_an_observer_is_told_what_happens_to_messages_and_clients() -> None:
+    observer = Recorder()
+    async with Push(MemoryBus(), observer=observer) as push:
+        connection, _ = join(push, "a", id="c1")
+        join(push, "b", id="c2")
+        await push.publish(message("m1"))
+        await push.publish(message("m1"))  # for the second time
+        other = parse(b'{"type":"status","service":"s","id":"m1","channels":["a"]}')
+        with pytest.raises(Conflict):
+            await push.publish(other)
+        await until(lambda: observer.deliveries == [["info"]])
+        push.unsubscribe(connection)
+        lost = Connection("c3", FakeSink())
+        after = await push.start_at("1aaaaaaaa.1-1")  # another log's
+        push.subscribe(lost, Subscription(frozenset("a"), PlainView()), after, lambda _: b"open\n")
+        await until(lambda: lost.live)
+    assert observer.events == [
+        ("opened", "c1"),
+        ("opened", "c2"),
+        ("accepted", "m1"),
+        ("rejected", "Conflict"),
+        ("closed", "c1 gone"),
+        ("opened", "c3"),
+        ("gap", "c3 reset"),
+        ("draining", ""),
+        ("closed", "c2 drain"),
+        ("closed", "c3 drain"),
+    ]

@@ -408,7 +408,7 @@ async def test_a_reader_that_takes_nothing_is_cut_after_the_write_timeout(wire: 
             for n in range(200):
                 await client.send(message(id=f"m{n}", data='{"x":"%s"}' % ("y" * 1000)))
             async with asyncio.timeout(5):
-                while len(app.state.push.hub.connections) > 1:  # noqa: ASYNC110 - the service's own clock decides
+                while len(app.state.push.connections) > 1:  # noqa: ASYNC110 - the service's own clock decides
                     await asyncio.sleep(0.01)
                 assert stalled.task is not None
                 await asyncio.wait([stalled.task])
@@ -418,11 +418,11 @@ async def test_a_reader_that_takes_nothing_is_cut_after_the_write_timeout(wire: 
 async def test_streams_that_end_leave_no_task_and_no_connection(client: AsgiDriver) -> None:
     before = asyncio.all_tasks()
     push = app_of(client).state.push
-    leftovers = push.hub.leftovers()
+    leftovers = push._hub.leftovers()
     for _ in range(20):
         async with client.stream("/sse/stream/a") as stream:
             await stream.read_until(b"\n\n")
-    assert push.hub.leftovers() == leftovers
+    assert push._hub.leftovers() == leftovers
     assert asyncio.all_tasks() == before
 
 

@@ -4,7 +4,7 @@ services.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -26,6 +26,7 @@ from msgpush.domain.errors import (
     Unauthorized,
 )
 from msgpush.domain.message import Draft, Entry
+from msgpush.domain.observer import Observer
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_SERVICES = 100
@@ -125,7 +126,7 @@ class Shared:
         return generate_latest(self._registry)
 
 
-class Metrics:
+class Metrics(Observer):
     """The service's counters, in a registry of their own: an application that embeds the service
     keeps its.
 
@@ -173,8 +174,7 @@ class Metrics:
         self._sent_children: dict[tuple[str, str], Counter] = {}
         self._duration_children: dict[tuple[str, str], Histogram] = {}
 
-    def sent(self, drafts: Iterable[Draft]) -> None:
-        """Messages were accepted."""
+    def accepted(self, drafts: Sequence[Draft]) -> None:
         counts: dict[tuple[str, str], int] = {}
         for draft in drafts:
             key = (draft.service, draft.type)
@@ -187,7 +187,7 @@ class Metrics:
                     self._sent_children[key] = child
             child.inc(count)
 
-    def failed(self, error: MsgpushError, draft: Draft | None) -> None:
+    def rejected(self, error: MsgpushError, draft: Draft | None) -> None:
         """A message was refused or not stored; without a draft, before its service and type were
         known.
         """

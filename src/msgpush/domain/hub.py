@@ -14,7 +14,7 @@ of ids: no id is written to a connection before everything of its subscription a
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum, auto
 from itertools import count
 from math import inf
@@ -26,6 +26,7 @@ from msgpush.domain.errors import Ending
 from msgpush.domain.history import Gap, Page, Reason, Replay, reset_after
 from msgpush.domain.log import Ring
 from msgpush.domain.message import Entry
+from msgpush.domain.observer import IGNORANT, Observer
 from msgpush.domain.places import Places
 from msgpush.domain.ports import Sink
 from msgpush.domain.position import TERMINAL, ZERO, Cursor, Position
@@ -76,6 +77,7 @@ class Hub:
         heartbeat: seconds without a write after which a connection gets a heartbeat.
         write_timeout: seconds for which a connection's socket may take nothing.
         ring: the entries that are at hand.
+        observer: told what clients get, and that they come and go.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Hub:
         heartbeat: float = 30.0,
         write_timeout: float = 30.0,
         ring: Ring | None = None,
+        observer: Observer = IGNORANT,
     ) -> None:
         self._clock, self._monotonic = clock, monotonic
         self._heartbeat, self._write_timeout = heartbeat, write_timeout
@@ -94,9 +97,7 @@ class Hub:
         self.connections: dict[str, Connection] = {}
         self.peak = 0
         self.places = Places()
-        # Told what clients have taken live: not what is caught up on, nor what this instance reads
-        # itself.
-        self.on_delivered: Callable[[Sequence[Entry]], None] | None = None
+        self._observer = observer
         self._ring = ring if ring is not None else Ring()
         self._cohorts: dict[Subscription, Cohort] = {}
         self._listening: dict[str, dict[Cohort, None]] = {}
@@ -207,6 +208,7 @@ class Hub:
             self.peak = max(self.peak, len(self.connections))
             self.places.take(connection.info, connection.grant.ticket)
             self._next_end = min(self._next_end, connection.ends)
+            self._observer.opened(connection)
         connection.asked = start.asked
         if start.asked is None:
             connection.cursor = self._floor(cohort)
@@ -239,6 +241,7 @@ class Hub:
         self._wheel.remove(connection)
         if self.connections.pop(connection.id, None) is not None:
             self.places.leave(connection.info, connection.grant.ticket)
+            self._observer.closed(connection)
         if not cohort.live and not cohort.behind:
             del self._cohorts[cohort.subscription]
             self._frames.leave(cohort.frames)
@@ -423,8 +426,8 @@ class Hub:
         cohort = round.cohort
         cohort.written = self._monotonic()
         self._round = None
-        if round.taken and self.on_delivered is not None:
-            self.on_delivered(round.entries)
+        if round.taken:
+            self._observer.delivered(round.entries)
         if cohort.pending and not cohort.marked:
             cohort.marked = True
             self._marked.append(cohort)
@@ -521,15 +524,15 @@ class Hub:
         assert replay is not None
         view = cohort.subscription.view
         before = self.cursor_of(connection)
-        frames = [view.gap(gap) for gap in connection.gaps]
-        frames += [view.gap(Gap(channel, before, reason)) for channel, reason in missing]
+        gaps = [*connection.gaps, *(Gap(channel, before, reason) for channel, reason in missing)]
+        frames = [view.gap(gap) for gap in gaps]
         frames += [cohort.frames.of(entry, self._prefix) for entry in entries]
         if frames:
             chunk = view.chunk(frames)
             if not connection.sink.offer(chunk):
                 self._block(connection)
                 return Advance.BLOCKED
-            connection.gaps.clear()
+            self._told(connection, gaps)
             connection.messages_sent += len(entries)
             connection.bytes_sent += len(chunk)
             connection.written = self._monotonic()
@@ -540,6 +543,11 @@ class Hub:
             self._join(connection)
             return Advance.LIVE
         return Advance.WROTE
+
+    def _told(self, connection: Connection, gaps: list[Gap]) -> None:
+        for gap in gaps:
+            self._observer.gap(connection, gap)
+        connection.gaps.clear()
 
     def _block(self, connection: Connection) -> None:
         if connection not in self._blocked:
@@ -604,7 +612,7 @@ class Hub:
         # What is missing comes first: the cursor is after it.
         frames = [*map(view.gap, connection.gaps), view.heartbeat(self.cursor_of(connection))]
         if connection.sink.offer(view.chunk(frames)):
-            connection.gaps.clear()
+            self._told(connection, connection.gaps)
         elif connection.live:
             self._fall_behind(connection, self.position_of(connection))
         elif not connection.sink.writable:

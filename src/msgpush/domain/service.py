@@ -4,7 +4,7 @@ does the HTTP API.
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Self
 
@@ -22,12 +22,15 @@ from msgpush.domain.errors import (
     MsgpushError,
     Overloaded,
 )
+from msgpush.domain.grant import Grant
 from msgpush.domain.history import Gap, Reason, Replay, reset_after
 from msgpush.domain.hub import Hub
 from msgpush.domain.inbox import LINES, Inbox
+from msgpush.domain.listing import Listing
 from msgpush.domain.message import Draft, Message, draft
+from msgpush.domain.observer import IGNORANT, Observer
 from msgpush.domain.permissions import Permissions
-from msgpush.domain.ports import UNKNOWN, Bus, ClientInfo, Credentials
+from msgpush.domain.ports import UNKNOWN, Bus, ClientInfo, Credentials, Stored
 from msgpush.domain.position import (
     EARLIEST,
     LATEST,
@@ -81,6 +84,7 @@ class Push:
         credentials: tickets and revocations; without them there are neither.
         leeway: seconds of grace for a connection whose permissions have ended.
         max_token_lifetime: seconds that a token is valid for at most.
+        observer: told what happens.
     """
 
     def __init__(
@@ -98,10 +102,15 @@ class Push:
         credentials: Credentials | None = None,
         leeway: float = 30.0,
         max_token_lifetime: float = 30 * 86_400,
+        observer: Observer = IGNORANT,
     ) -> None:
-        self.bus = bus
-        self.hub = Hub(
-            clock=clock, monotonic=monotonic, heartbeat=heartbeat, write_timeout=write_timeout
+        self._bus, self._observer = bus, observer
+        self._hub = Hub(
+            clock=clock,
+            monotonic=monotonic,
+            heartbeat=heartbeat,
+            write_timeout=write_timeout,
+            observer=observer,
         )
         self.heartbeat = heartbeat
         self.draining = False
@@ -112,16 +121,16 @@ class Push:
             max_connections_per_subject,
             max_connections_per_address,
         )
-        self.permissions = Permissions(
+        self._permissions = Permissions(
             credentials,
-            self.hub,
+            self._hub,
             self.command,
             clock=clock,
             leeway=leeway,
             lifetime=max_token_lifetime,
         )
         self._delivery = Delivery(
-            bus, self.hub, monotonic=monotonic, prepare=self.permissions.load, obey=self._obey
+            bus, self._hub, monotonic=monotonic, prepare=self._permissions.load, obey=self._obey
         )
         self._ids = _Ids()
         self._closed: dict[str, bool] = {}  # connections that were to be closed, and were not here
@@ -143,13 +152,26 @@ class Push:
         """
         return self._delivery.trouble
 
+    @property
+    def connections(self) -> Mapping[str, Connection]:
+        """The clients' connections that are open now, by their ids."""
+        return self._hub.connections
+
+    def listing(self, node: str) -> Listing:
+        """The connections, as a roster lists those of a process of this name."""
+        return Listing(self._hub, node)
+
+    async def ask_bus(self) -> None:
+        """Raise BusUnavailable where the bus doesn't answer now."""
+        await self._bus.end()
+
     async def __aenter__(self) -> Self:
         self.draining = False
         await self._delivery.__aenter__()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        self.draining = True
+        self._admit_no_more()
         await self._delivery.__aexit__(*exc)
 
     # Publishing
@@ -166,21 +188,27 @@ class Push:
 
     async def store(self, drafts: Sequence[Draft]) -> list[Receipt | Conflict | BusUnavailable]:
         """Put drafts in the bus, in order, each by itself: readable by all once this returns."""
-        prefix = Cursor(self.bus.epoch, ZERO).prefix
-        return [
-            (
-                Receipt(
-                    each.id,
-                    stored.timestamp,
-                    each.channels,
-                    f"{prefix}{stored.position.ms}-{stored.position.seq}",
-                    stored.duplicate,
-                )
-                if not isinstance(stored, MsgpushError)
-                else stored
+        prefix = Cursor(self._bus.epoch, ZERO).prefix
+        results: list[Receipt | Conflict | BusUnavailable] = []
+        new: list[Draft] = []
+        for each, stored in zip(drafts, await self._bus.append(drafts), strict=True):
+            if not isinstance(stored, Stored):
+                self._observer.rejected(stored, each)
+                results.append(stored)
+                continue
+            if not stored.duplicate:
+                new.append(each)
+            cursor = f"{prefix}{stored.position.ms}-{stored.position.seq}"
+            results.append(
+                Receipt(each.id, stored.timestamp, each.channels, cursor, stored.duplicate)
             )
-            for each, stored in zip(drafts, await self.bus.append(drafts), strict=True)
-        ]
+        if new:
+            self._observer.accepted(new)
+        return results
+
+    def rejected(self, error: MsgpushError, draft: Draft | None = None) -> None:
+        """Have it counted that a message was refused before it could be stored."""
+        self._observer.rejected(error, draft)
 
     async def publish(self, message: Message, *, broadcast: bool = False) -> Receipt:
         """Publish one message: readable by all once this returns.
@@ -202,15 +230,15 @@ class Push:
         Raises:
             BusUnavailable: nothing is known to be stored.
         """
-        (result,) = await self.bus.append([control(command)])
+        (result,) = await self._bus.append([control(command)])
         if isinstance(result, MsgpushError):
             raise result
 
     def _obey(self, command: Close | Revocation) -> None:
         if isinstance(command, Revocation):
-            self.permissions.end(command)
-        elif (connection := self.hub.connections.get(command.id)) is not None:
-            self.hub.close(connection, "disconnected", reconnect=command.reconnect)
+            self._permissions.end(command)
+        elif (connection := self._hub.connections.get(command.id)) is not None:
+            self._hub.close(connection, "disconnected", reconnect=command.reconnect)
         else:
             # It may be about to open here.
             self._closed[command.id] = command.reconnect
@@ -232,22 +260,26 @@ class Push:
             return NOW
         if cursor == EARLIEST:
             return Start(EARLIEST)
-        epoch, cut = self.bus.epoch, self.bus.cut
+        epoch, cut = self._bus.epoch, self._bus.cut
         position = parse_cursor(cursor, epoch)
         former = None if cut is None else parse_cursor(cursor, cut.epoch)
-        if position is not None and position <= self.hub.head:
+        if position is not None and position <= self._hub.head:
             return Start(cursor, position)
         if former is None:
             # It may come from another instance, which is further, or has learnt of a new epoch
             # before this one.
-            end = await self.bus.end()
-            if self.bus.epoch != epoch:
+            end = await self._bus.end()
+            if self._bus.epoch != epoch:
                 return await self.start_at(cursor)
             if position is not None and position <= end:
                 return Start(cursor, position)
         if cut is None or former is None or cut.position == ZERO:
             return Start(cursor, reset=True)
         return Start(cursor, min(former, cut.position), reset=True)
+
+    def refused(self, reason: str) -> None:
+        """Have it counted that a stream was refused."""
+        self._observer.refused(reason)
 
     def admit(self, info: ClientInfo = UNKNOWN, ticket: str | None = None) -> None:
         """Raise `Overloaded` where no further stream can be served, or none of this client's.
@@ -257,9 +289,9 @@ class Push:
                 its place to it."""
         if self.draining:
             raise Overloaded("draining")
-        if not (self._delivery.begun and self.bus.reachable):
+        if not (self._delivery.begun and self._bus.reachable):
             raise Overloaded("bus")
-        places = self.hub.places
+        places = self._hub.places
         new, elsewhere = places.needed(info, ticket)
         if new and places.total >= self._max_connections:
             raise Overloaded("connections")
@@ -284,11 +316,11 @@ class Push:
         Whatever is irrevocable, as the claim of its ticket is, may be done meanwhile: nobody else
         gets the place."""
         self.admit(info, ticket)
-        self.hub.places.take(info, ticket)
+        self._hub.places.take(info, ticket)
         try:
             yield
         finally:
-            self.hub.places.leave(info, ticket)
+            self._hub.places.leave(info, ticket)
 
     def subscribe(
         self,
@@ -298,15 +330,15 @@ class Push:
         opening: Callable[[str], bytes],
     ) -> None:
         """Serve a connection from now on; all after `start` reaches its sink, in order, once."""
-        connection.ends = self.permissions.end_of(connection.grant)
-        self.hub.attach(connection, subscription, start, opening)
+        connection.ends = self._permissions.end_of(connection.grant)
+        self._hub.attach(connection, subscription, start, opening)
         # Meanwhile it may have become too late.
-        if self.permissions.revoked(connection.grant):
-            self.hub.close(connection, "revoked", reconnect=False)
+        if self._permissions.revoked(connection.grant):
+            self._hub.close(connection, "revoked", reconnect=False)
         elif (reconnect := self._closed.pop(connection.id, None)) is not None:
-            self.hub.close(connection, "disconnected", reconnect=reconnect)
+            self._hub.close(connection, "disconnected", reconnect=reconnect)
         elif self._delivery.ended:
-            self.hub.close(connection, "drain", reconnect=True)
+            self._hub.close(connection, "drain", reconnect=True)
         else:
             self._delivery.start(connection)
 
@@ -318,8 +350,13 @@ class Push:
         """Take no new streams, and end those that are open, once they have what was published, over
         `seconds`.
         """
-        self.draining = True
+        self._admit_no_more()
         await self._delivery.drain(seconds)
+
+    def _admit_no_more(self) -> None:
+        if not self.draining:
+            self.draining = True
+            self._observer.draining()
 
     async def listen(
         self, *channels: str, after: str | None = None, broadcast: bool = True
@@ -354,6 +391,28 @@ class Push:
         if (end := connection.end) is not None:
             raise Closed(end.reason, end.reconnect, end.cursor)
 
+    # Permissions
+
+    def check(self, grant: Grant) -> None:
+        """Raise `Unauthorized` where a grant has ended or was revoked: see `Permissions`."""
+        self._permissions.check(grant)
+
+    async def revoke(self, revocation: Revocation) -> None:
+        """Refuse tokens from now on, and end their connections, at all instances."""
+        await self._permissions.revoke(revocation)
+
+    async def new_ticket(self, grant: Grant, channels: Iterable[str]) -> tuple[str, float]:
+        """Make a ticket for some channels; returns it, and until when it serves."""
+        return await self._permissions.new_ticket(grant, channels)
+
+    async def ticket(self, ticket: str) -> Grant | None:
+        """Find out what a ticket allows; None: it isn't valid."""
+        return await self._permissions.ticket(ticket)
+
+    async def claim(self, grant: Grant, connection: str) -> None:
+        """Use the ticket of a grant, if it is one's, for a connection; its older one ends."""
+        await self._permissions.claim(grant, connection)
+
     # Reading
 
     async def history(self, channel: str, after: str | None, limit: int) -> History:
@@ -364,7 +423,7 @@ class Push:
             BusUnavailable: the bus can't be read now.
         """
         start = await self.start_at(after or EARLIEST)
-        head = await self.bus.end()
+        head = await self._bus.end()
         position: Position | None = head if start is NOW else start.after
         now = int(self._clock() * 1000)
         replay = Replay(position, now)
@@ -373,7 +432,7 @@ class Push:
         left, size = limit, 0
         while True:
             # A few at a time: they may be large, and an answer is no larger than it has to be.
-            (page,) = await self.bus.history([channel], replay.after, min(left, HISTORY_STEP))
+            (page,) = await self._bus.history([channel], replay.after, min(left, HISTORY_STEP))
             newest = page.entries[-1].entry.position if page.entries else head
             found = replay.step(
                 {channel: page}, max(newest, head), now, max(1, HISTORY_BYTES - size)
@@ -389,7 +448,7 @@ class Push:
             gap = reset_after(after or "")
         elif missing is not None:
             gap = Gap(channel, after or "", missing)
-        return History(bodies, str(Cursor(self.bus.epoch, found.end)), gap)
+        return History(bodies, str(Cursor(self._bus.epoch, found.end)), gap)
 
 
 class _Ids:

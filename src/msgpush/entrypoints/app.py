@@ -33,6 +33,7 @@ from msgpush.adapters.memory.limiter import MemoryLimiter
 from msgpush.adapters.metrics import Gauges, Metrics
 from msgpush.adapters.openapi import openapi
 from msgpush.adapters.sse.endpoint import Streams
+from msgpush.domain.observer import Observer
 from msgpush.domain.ports import Bus, Credentials, Limiter, Roster
 from msgpush.domain.service import Push
 from msgpush.entrypoints.backends import backend_of
@@ -53,7 +54,8 @@ def create_app(settings: Settings) -> Service:
     that of the outermost application alone."""
     backend = backend_of(settings)
     bus, limiter = backend.bus, backend.limiter
-    push = _push(settings, bus, backend.credentials)
+    metrics = Metrics()
+    push = _push(settings, bus, backend.credentials, metrics)
     # No other process has this name, nor has this one had it before it was started anew.
     roster = backend.roster(push, f"{socket.gethostname()}-{secrets.token_hex(3)}")
     # Opened in this order, as far as there is anything to open, and closed again.
@@ -71,22 +73,20 @@ def create_app(settings: Settings) -> Service:
         if fetched is not None:
             resources.append(fetched)
         auth = TokenAuthenticator(
-            token_reader(settings, token_keys(settings, fetched)), push.permissions, rules.origins
+            token_reader(settings, token_keys(settings, fetched)), push, rules.origins
         )
-    metrics = Metrics()
-    push.hub.on_delivered = metrics.delivered
     metrics.registry.register(
         Gauges(
-            connections=lambda: {"sse": len(push.hub.connections)},
+            connections=lambda: {"sse": len(push.connections)},
             bus_length=lambda: bus.length,
             unknown=lambda: bus.unknown,
             up=lambda: push.trouble is None,
         )
     )
-    publish = _publish_endpoints(settings, push, auth, limiter=limiter, metrics=metrics)
+    publish = _publish_endpoints(settings, push, auth, limiter=limiter)
     routes = [
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in publish.items()),
-        *_routes(settings, push, auth, roster=roster, metrics=metrics),
+        *_routes(settings, push, auth, roster=roster, metrics=metrics, bus=backend.name),
     ]
     prefix = settings.root_path
     app = Service(
@@ -146,10 +146,11 @@ async def lifespan(app: Service) -> AsyncIterator[None]:
         yield
 
 
-def _push(settings: Settings, bus: Bus, credentials: Credentials) -> Push:
+def _push(settings: Settings, bus: Bus, credentials: Credentials, observer: Observer) -> Push:
     return Push(
         bus,
         credentials=credentials,
+        observer=observer,
         message_ttl=settings.message_ttl,
         heartbeat=settings.heartbeat_interval,
         write_timeout=settings.write_timeout,
@@ -173,17 +174,15 @@ def _publish_endpoints(
     auth: Authenticator,
     *,
     limiter: Limiter | None,
-    metrics: Metrics,
 ) -> dict[str, ASGIApp]:
     one = settings.max_message_bytes
-    publish = partial(Publish, push, auth, metrics, max_bytes=one, limiter=limiter)
+    publish = partial(Publish, push, auth, max_bytes=one, limiter=limiter)
     return {
         f"{API}/messages/send": publish(),
         f"{API}/messages/broadcast": publish(broadcast=True),
         f"{API}/messages/batch": PublishBatch(
             push,
             auth,
-            metrics,
             max_message_bytes=one,
             max_batch_bytes=settings.max_batch_bytes,
             limiter=limiter,
@@ -198,21 +197,20 @@ def _routes(
     *,
     roster: Roster,
     metrics: Metrics,
+    bus: str,
 ) -> list[BaseRoute]:
     """Every path of the service, and its handler."""
     history = HistoryApi(push, auth)
     connections = ConnectionsApi(roster, auth)
-    health = HealthApi(push, metrics, metrics_token=settings.metrics_token)
+    health = HealthApi(push, metrics, bus=bus, metrics_token=settings.metrics_token)
     permissions = PermissionsApi(
-        push.permissions,
+        push,
         auth,
         MemoryLimiter(TICKETS_PER_SECOND, TICKETS_AT_ONCE),
         max_lifetime=settings.max_token_lifetime,
         leeway=settings.jwt_leeway,
     )
-    streams = partial(
-        Streams, push=push, auth=auth, metrics=metrics, default_events=settings.default_events
-    )
+    streams = partial(Streams, push=push, auth=auth, default_events=settings.default_events)
     register_url_convertor("rest", _Rest())
     return [
         Route("/sse/stream/{channel:rest}", streams("stream")),

@@ -23,10 +23,12 @@ class Backend(NamedTuple):
     """The ports' adapters that belong together. Those that are context managers have to be opened.
 
     Attributes:
+        name: as it is told.
         roster: makes that of a `Push`, at an instance that has this name.
         limiter: None where publishing has no rate.
     """
 
+    name: str
     bus: Bus
     credentials: Credentials
     roster: Callable[[Push, str], Roster]
@@ -41,9 +43,10 @@ def backend_of(settings: Settings) -> Backend:
 def _memory(settings: Settings) -> Backend:
     rate = settings.publish_rate
     return Backend(
+        name="memory",
         bus=MemoryBus(history_length=settings.history_length, size=settings.memory_bus_bytes),
         credentials=MemoryCredentials(lifetime=_revocation_lifetime(settings)),
-        roster=lambda push, node: MemoryRoster(push.hub, node),
+        roster=lambda push, node: MemoryRoster(push.listing(node)),
         limiter=MemoryLimiter(rate) if rate else None,
     )
 
@@ -51,6 +54,7 @@ def _memory(settings: Settings) -> Backend:
 def _redis(settings: Settings, target: RedisTarget) -> Backend:
     rate = settings.publish_rate
     return Backend(
+        name="redis",
         bus=RedisBus(
             target,
             log_length=settings.log_length,
@@ -58,7 +62,7 @@ def _redis(settings: Settings, target: RedisTarget) -> Backend:
             wait_replicas=settings.redis_wait_replicas,
         ),
         credentials=RedisCredentials(target, lifetime=_revocation_lifetime(settings)),
-        roster=lambda push, node: RedisRoster(target, push.hub, push.command, node=node),
+        roster=lambda push, node: RedisRoster(target, push.listing(node), push.command),
         limiter=RedisLimiter(target, rate) if rate else None,
     )
 

@@ -11,7 +11,8 @@ from msgpush.adapters.http.requests import header
 from msgpush.domain.credentials import PREFIX
 from msgpush.domain.errors import Denied, Unauthorized
 from msgpush.domain.grant import EVERYTHING, Grant
-from msgpush.domain.permissions import NO_TICKET, Permissions
+from msgpush.domain.permissions import NO_TICKET
+from msgpush.domain.service import Push
 
 
 class OpenAuthenticator:
@@ -30,10 +31,8 @@ class TokenAuthenticator:
         origins: further origins whose pages may have a browser send the cookie.
     """
 
-    def __init__(
-        self, tokens: Tokens, permissions: Permissions, origins: Container[str] = ()
-    ) -> None:
-        self._tokens, self._permissions = tokens, permissions
+    def __init__(self, tokens: Tokens, push: Push, origins: Container[str] = ()) -> None:
+        self._tokens, self._push = tokens, push
         self._origins = origins
 
     async def authenticate(self, scope: Scope, token: str | None = None) -> Grant:
@@ -50,11 +49,11 @@ class TokenAuthenticator:
                 raise Denied(_FOREIGN_COOKIE)
         else:
             raise Unauthorized("there is no token: send it as `Authorization: Bearer <token>`")
-        self._permissions.check(grant)
+        self._push.check(grant)
         return grant
 
     async def _ticket(self, ticket: str) -> Grant:
-        grant = await self._permissions.ticket(ticket)
+        grant = await self._push.ticket(ticket)
         if grant is None:
             raise Unauthorized(NO_TICKET)
         return grant

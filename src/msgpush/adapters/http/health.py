@@ -58,11 +58,15 @@ class HealthApi:
     """Serves the state of health, and the metrics.
 
     Args:
+        bus: the bus's name.
         metrics_token: what who asks for the metrics has to show; None: nothing.
     """
 
-    def __init__(self, push: Push, metrics: Metrics, *, metrics_token: str | None = None) -> None:
+    def __init__(
+        self, push: Push, metrics: Metrics, *, bus: str, metrics_token: str | None = None
+    ) -> None:
         self._push, self._metrics, self._metrics_token = push, metrics, metrics_token
+        self._bus = bus
         self._asking = asyncio.Lock()
         self._known_until = 0.0
         self._bus_trouble: str | None = None
@@ -73,8 +77,8 @@ class HealthApi:
             return _unavailable(reason)
         details = {
             "status": "ok",
-            "bus": type(self._push.bus).__name__.removesuffix("Bus").lower(),
-            "connections": len(self._push.hub.connections),
+            "bus": self._bus,
+            "connections": len(self._push.connections),
         }
         return json_response(details)
 
@@ -112,7 +116,7 @@ class HealthApi:
 
     async def _ask_bus(self) -> str | None:
         try:
-            await self._push.bus.end()
+            await self._push.ask_bus()
         except BusUnavailable as error:
             return error.public
         return None

@@ -28,9 +28,9 @@ from msgpush.domain.credentials import Revocation
 from msgpush.domain.errors import Fault, Invalid, RateExceeded
 from msgpush.domain.json_text import check_utf8, escape, unreadable, without_bom
 from msgpush.domain.message import format_ms, normal_timestamp
-from msgpush.domain.permissions import Permissions
 from msgpush.domain.ports import Limiter
 from msgpush.domain.quoting import short_repr
+from msgpush.domain.service import Push
 
 MAX_BYTES = 16 * 1024
 
@@ -121,7 +121,7 @@ class PermissionsApi:
 
     def __init__(
         self,
-        permissions: Permissions,
+        push: Push,
         auth: Authenticator,
         limiter: Limiter,
         *,
@@ -129,26 +129,26 @@ class PermissionsApi:
         leeway: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._permissions, self._auth, self._limiter = permissions, auth, limiter
+        self._push, self._auth, self._limiter = push, auth, limiter
         self._max_lifetime, self._leeway, self._clock = max_lifetime, leeway, clock
 
     async def ticket(self, request: Request) -> Response:
         grant = await self._auth.authenticate(request.scope)
         channels = _channels(await _read(request))
-        self._permissions.check(grant)  # a body may take long
+        self._push.check(grant)  # a body may take long
         grant.check_listen(channels)
         allowance = await self._limiter.take(grant.subject or "", 1)
         if not allowance.granted:
             raise RateExceeded("tickets", allowance)
-        ticket, expires = await self._permissions.new_ticket(grant, channels)
+        ticket, expires = await self._push.new_ticket(grant, channels)
         return json_response(NewTicket(ticket, _moment(expires)), 201)
 
     async def revoke(self, request: Request) -> Response:
         grant = await self._auth.authenticate(request.scope)
         grant.check_admin()
         revocation = self._revocation(await _read(request))
-        self._permissions.check(grant)
-        await self._permissions.revoke(revocation)
+        self._push.check(grant)
+        await self._push.revoke(revocation)
         what = {revocation.kind: revocation.value or _moment(revocation.at)}
         by = "an admin" if grant.subject is None else short_repr(grant.subject)
         log.info("tokens are revoked by %s: %s", by, _meant(revocation))

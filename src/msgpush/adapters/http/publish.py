@@ -31,7 +31,6 @@ from msgpush.adapters.http.problems import (
     respond,
 )
 from msgpush.adapters.http.requests import body_headers, body_parts, read_body
-from msgpush.adapters.metrics import Metrics
 from msgpush.domain.errors import (
     BusUnavailable,
     Invalid,
@@ -112,13 +111,12 @@ class Publish:
         self,
         push: Push,
         auth: Authenticator,
-        metrics: Metrics,
         *,
         max_bytes: int,
         limiter: Limiter | None = None,
         broadcast: bool = False,
     ) -> None:
-        self._push, self._auth, self._metrics = push, auth, metrics
+        self._push, self._auth = push, auth
         self._limiter = limiter
         self._max_bytes, self._broadcast = max_bytes, broadcast
 
@@ -128,20 +126,18 @@ class Publish:
             grant = await self._auth.authenticate(scope)
             headers = body_headers(scope, self._max_bytes, "the message")
             message = _parse(await read_body(receive, self._max_bytes, "the message"))
-            self._push.permissions.check(grant)  # a body may take long
+            self._push.check(grant)  # a body may take long
             if message.id is None and headers.idempotency_key is not None:
                 message.id = _id_of(headers.idempotency_key)
             draft = self._push.draft(message, broadcast=self._broadcast)
             grant.check_publish(draft.channels)
             rate = () if self._limiter is None else await self._take(self._limiter, grant)
-            (result,) = await self._push.store([draft])
-            if isinstance(result, MsgpushError):
-                raise result
         except MsgpushError as error:
-            self._metrics.failed(error, draft)
+            self._push.rejected(error, draft)
             raise
-        if not result.duplicate:
-            self._metrics.sent([draft])
+        (result,) = await self._push.store([draft])
+        if isinstance(result, MsgpushError):
+            raise result
         await respond(send, 202, encode(result), headers=rate)
 
     async def _take(self, limiter: Limiter, grant: Grant) -> Iterable[tuple[bytes, bytes]]:
@@ -244,13 +240,12 @@ class PublishBatch:
         self,
         push: Push,
         auth: Authenticator,
-        metrics: Metrics,
         *,
         max_message_bytes: int,
         max_batch_bytes: int,
         limiter: Limiter | None = None,
     ) -> None:
-        self._push, self._auth, self._metrics = push, auth, metrics
+        self._push, self._auth = push, auth
         self._limiter = limiter
         self._max_message_bytes, self._max_batch_bytes = max_message_bytes, max_batch_bytes
 
@@ -259,7 +254,7 @@ class PublishBatch:
         try:
             limit = await self._publish(scope, receive, results)
         except MsgpushError as error:
-            self._metrics.failed(error, None)
+            self._push.rejected(error)
             raise
         await self._respond(send, results, limit)
 
@@ -278,7 +273,7 @@ class PublishBatch:
             try:
                 await self._store_lines(receive, grant, results)
             except TooLarge as error:
-                self._metrics.failed(error, None)
+                self._push.rejected(error)
                 return Problem.of(error)
             return None
         body_headers(scope, self._max_batch_bytes, "the batch")
@@ -330,20 +325,18 @@ class PublishBatch:
             outcomes = await self._within_rate(self._limiter, grant, outcomes)
         drafts = [each for each in outcomes if isinstance(each, Draft)]
         answers = await self._push.store(drafts) if drafts else []
-        new = [
-            draft
-            for draft, answer in zip(drafts, answers, strict=True)
-            if isinstance(answer, Receipt) and not answer.duplicate
-        ]
-        self._metrics.sent(new)
         receipts = [answer for answer in answers if isinstance(answer, Receipt)]
         if len(receipts) == len(outcomes):
             results += receipts
             return
-        remaining = zip(drafts, answers, strict=True)
+        remaining = iter(answers)
         for outcome in outcomes:
-            draft, answer = next(remaining) if isinstance(outcome, Draft) else (None, outcome)
-            results.append(answer if isinstance(answer, Receipt) else self._failed(answer, draft))
+            if isinstance(outcome, Draft):
+                answer = next(remaining)
+                results.append(answer if isinstance(answer, Receipt) else _failed(answer))
+            else:
+                self._push.rejected(outcome)
+                results.append(_failed(outcome))
 
     async def _within_rate(
         self, limiter: Limiter, grant: Grant, outcomes: Sequence[Draft | MsgpushError]
@@ -366,13 +359,9 @@ class PublishBatch:
             )
         return kept
 
-    def _failed(self, error: MsgpushError, draft: Draft | None) -> Failed:
-        self._metrics.failed(error, draft)
-        return Failed(Problem.of(error))
-
     async def _drafts(self, items: Sequence[bytes], grant: Grant) -> list[Draft | MsgpushError]:
         try:
-            self._push.permissions.check(grant)  # since the last ones came
+            self._push.check(grant)  # since the last ones came
         except MsgpushError as error:
             return [error] * len(items)
         sizes = [*map(len, items)]
@@ -436,6 +425,10 @@ class PublishBatch:
         elif told.status == 429 and self._limiter is not None:
             headers.append((b"retry-after", b"%d" % ceil(1 / self._limiter.rate)))
         await respond(send, told.status, encode(body), b"application/problem+json", headers)
+
+
+def _failed(error: MsgpushError) -> Failed:
+    return Failed(Problem.of(error))
 
 
 def _kept(error: MsgpushError) -> MsgpushError:

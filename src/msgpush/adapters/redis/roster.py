@@ -15,12 +15,11 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import msgspec
 
-from msgpush.adapters.memory.roster import MemoryRoster, kinds_of, stats_of
 from msgpush.adapters.redis.link import HASH_TAG, Script, SharedLink, lua
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.control import Close, Command
 from msgpush.domain.errors import BusUnavailable
-from msgpush.domain.hub import Hub
+from msgpush.domain.listing import Listing, kinds_of
 from msgpush.domain.ports import ConnectionFilter, ConnectionState, ConnectionStats
 
 SYNC = 0.5  # seconds between two writes
@@ -59,20 +58,17 @@ class RedisRoster:
     """The live connections of all instances. An async context manager.
 
     Args:
+        listing: this instance's, whose name no other has.
         command: has a command obeyed by all instances.
-        node: this instance's name, which no other has.
     """
 
     def __init__(
         self,
         target: RedisTarget,
-        hub: Hub,
+        listing: Listing,
         command: Callable[[Command], Awaitable[None]],
-        *,
-        node: str,
     ) -> None:
-        self._hub, self._command, self._node = hub, command, node
-        self._local = MemoryRoster(hub, node)
+        self._listing, self._command, self._node = listing, command, listing.node
         self._link = SharedLink(target, "msgpush-roster")
         self._script = Script(SYNC_SCRIPT)
         self._written: dict[str, _Written] = {}
@@ -123,7 +119,7 @@ class RedisRoster:
             ("GET", PEAK), *(("HGET", STATS, node) for node in others)
         )
         parts = [
-            await self._local.stats(),
+            self._listing.stats(*self._listing.count()),
             *filter(None, (_read(_stats, text) for text in written if text is not None)),
         ]
         total = sum(part.total for part in parts)
@@ -137,7 +133,7 @@ class RedisRoster:
         )
 
     async def close(self, id: str, *, reconnect: bool) -> bool:
-        if await self._local.close(id, reconnect=reconnect):
+        if self._listing.close(id, reconnect=reconnect):
             return True
         nodes = await self._others()
         if not any(await self._call(*(("HEXISTS", _states_of(node), id) for node in nodes))):
@@ -167,11 +163,11 @@ class RedisRoster:
             return await self._sync()
 
     async def _sync(self) -> bool:
-        connections = self._hub.connections
+        connections = self._listing.connections
         removed = [id for id in self._written if id not in connections]
-        states = self._local.states(self._changed())
+        states = self._listing.states(self._changed())
         self._count(removed, states)
-        stats = stats_of(self._hub, self._node, self._transports, self._kinds)
+        stats = self._listing.stats(self._transports, self._kinds)
         head = (
             self._node,
             int(LEASE * 1000),
@@ -197,7 +193,7 @@ class RedisRoster:
         return len(self._written) < len(connections)
 
     def _changed(self) -> list[str]:
-        connections, written = self._hub.connections, self._written
+        connections, written = self._listing.connections, self._written
         stale = (
             id
             for id, (messages, live, _, _) in written.items()
@@ -217,7 +213,7 @@ class RedisRoster:
             # To the end of the order: the others' turn comes first.
             before = self._written.pop(state.id, None)
             if before is None:
-                kinds = kinds_of(frozenset(state.channels))
+                kinds = kinds_of(state.channels)
                 self._transports[state.transport] += 1
                 self._kinds.update(kinds)
                 before = _Written(0, False, state.transport, kinds)
@@ -250,7 +246,7 @@ class RedisRoster:
         replies = await self._call(
             *(("ZRANGEBYLEX", _ids_of(node), start, "+", "LIMIT", 0, CHUNK) for node in nodes)
         )
-        mine = sorted(id for id in self._hub.connections if id > after)
+        mine = sorted(id for id in self._listing.connections if id > after)
         lists: list[list[tuple[str, str | None]]] = [[(id, None) for id in mine]]
         for node, ids in zip(nodes, replies, strict=True):
             lists.append([(id.decode(), node) for id in ids])
@@ -266,7 +262,7 @@ class RedisRoster:
         )
         states = {
             state.id: state
-            for state in self._local.states([id for id, node in ids if node is None])
+            for state in self._listing.states([id for id, node in ids if node is None])
         }
         others = (_read(_state, text) for texts in replies for text in texts if text is not None)
         states |= {state.id: state for state in others if state is not None}

@@ -21,7 +21,6 @@ from msgpush.adapters.http.subscribing import (
     read_types,
     stream_parameters,
 )
-from msgpush.adapters.metrics import Metrics
 from msgpush.adapters.sse.stream import HEADERS, EventStream, EventView, refusal
 from msgpush.domain.channel import (
     NAME_CHARACTER,
@@ -159,11 +158,9 @@ class Streams:
         push: Push,
         auth: Authenticator,
         *,
-        metrics: Metrics,
         default_events: frozenset[str],
     ) -> None:
         self._kind, self._push, self._auth = kind, push, auth
-        self._metrics = metrics
         self._default_events = default_events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -195,7 +192,7 @@ class Streams:
             start = await admitted(self._push, client, grant, cursor)
         except REFUSED as error:
             # Never a 5xx or 429: a native EventSource would give up for good.
-            self._metrics.refused(error.reason)
+            self._push.refused(error.reason)
             await _answer(send, refusal(error.reason))
             return None
         return EventStream(
@@ -205,7 +202,6 @@ class Streams:
             grant=grant,
             subscription=subscription,
             start=start,
-            on_refused=self._metrics.refused,
         )
 
     def _subscription(self, scope: Scope, query: StreamQuery) -> Subscription:

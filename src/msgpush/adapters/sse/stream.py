@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -246,12 +246,11 @@ class EventStream(StreamingResponse):
         grant: Grant,
         subscription: Subscription,
         start: Start,
-        on_refused: Callable[[Refusal], None],
     ) -> None:
         # Not StreamingResponse's own: there is nothing to iterate over.
         self.status_code, self.raw_headers, self.background = 200, HEADERS, None
         self._push, self._id, self._info, self._grant = push, connection_id, info, grant
-        self._subscription, self._start, self._on_refused = subscription, start, on_refused
+        self._subscription, self._start = subscription, start
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
@@ -283,13 +282,13 @@ class EventStream(StreamingResponse):
                 if ticket is not None:
                     if await _has_gone(receive):
                         return b""
-                    await self._push.permissions.claim(self._grant, self._id)
+                    await self._push.claim(self._grant, self._id)
         except Unauthorized:
             # It was valid when the response began. Who comes back is told 401.
             return closing("expired", True)
         except (Overloaded, BusUnavailable) as error:
             reason = error.reason if isinstance(error, Overloaded) else "bus"
-            self._on_refused(reason)
+            self._push.refused(reason)
             return refusal(reason)
         return None
 

@@ -1,0 +1,41 @@
+"""The observer: told what happens, so that it can be counted."""
+
+from collections.abc import Sequence
+
+from msgpush.domain.connection import Connection
+from msgpush.domain.errors import MsgpushError
+from msgpush.domain.history import Gap
+from msgpush.domain.message import Draft, Entry
+
+
+class Observer:
+    """Is told what happens, and ignores it; others count. Nothing here waits, or raises."""
+
+    def accepted(self, drafts: Sequence[Draft]) -> None:
+        """Messages are in the bus, none of them for the second time."""
+
+    def rejected(self, error: MsgpushError, draft: Draft | None) -> None:
+        """A message was refused, or not stored; without a draft, before it was known as one."""
+
+    def delivered(self, entries: Sequence[Entry]) -> None:
+        """One or more of a set of like connections have taken these entries, live.
+
+        Not what is caught up on, nor what this instance reads itself."""
+
+    def refused(self, reason: str) -> None:
+        """A stream was refused."""
+
+    def opened(self, connection: Connection) -> None:
+        """A client's connection is served from now on."""
+
+    def closed(self, connection: Connection) -> None:
+        """A client's connection is served no longer; its `end` says why, if that is known here."""
+
+    def gap(self, connection: Connection, gap: Gap) -> None:
+        """A client was told that messages are missing."""
+
+    def draining(self) -> None:
+        """No new streams are taken, and those that are open end."""
+
+
+IGNORANT = Observer()
