@@ -94,8 +94,8 @@ class Revocations:
 
     def reason(self, grant: Grant) -> str | None:
         """Why what a token or ticket grants is refused; None: it isn't."""
-        if grant.subject is None:
-            return None  # nobody asked for a token
+        if not self._at or grant.subject is None:
+            return None  # there are none, or nobody asked for a token
         issued = grant.issued_at
         at = self._at.get(("subject", grant.subject))
         if at is not None and (issued is None or issued <= at):

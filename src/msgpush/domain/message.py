@@ -371,7 +371,11 @@ def normal_timestamp(text: str) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds}Z".rjust(24, "0")
 
 
-@lru_cache(maxsize=8)
 def format_ms(ms: int) -> str:
     """A moment, in milliseconds since 1970, as RFC 3339."""
-    return f"{_EPOCH + timedelta(milliseconds=ms):%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+    return f"{_format_second(ms // 1000)}.{ms % 1000:03d}Z"
+
+
+@lru_cache(maxsize=8)
+def _format_second(second: int) -> str:
+    return f"{_EPOCH + timedelta(seconds=second):%Y-%m-%dT%H:%M:%S}"

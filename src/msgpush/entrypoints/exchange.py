@@ -8,6 +8,7 @@ import asyncio
 import logging
 import re
 from collections.abc import MutableMapping
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,13 @@ _NO_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BODILESS = (204, 304)  # RFC 9112, section 6.3
 
 log = logging.getLogger("msgpush.server")
+
+
+@lru_cache(maxsize=256)
+def _header_line(name: bytes, value: bytes) -> bytes:
+    if _NO_NAME.search(name) or _NO_VALUE.search(value):
+        raise RuntimeError(f"no valid header: {name!r}: {value!r}")
+    return b"%b: %b\r\n" % (name.lower(), value)
 
 
 class Exchange:
@@ -176,14 +184,12 @@ class Exchange:
         ]
         closes = False
         for name, value in headers:
-            if _NO_NAME.search(name) or _NO_VALUE.search(value):
-                raise RuntimeError(f"no valid header: {name!r}: {value!r}")
-            lower = name.lower()
-            if lower == b"content-length":
+            line = _header_line(name, value)
+            parts.append(line)
+            if line.startswith(b"content-length:"):
                 self._framing = int(value)
-            elif lower == b"connection" and b"close" in value.lower():
+            elif line.startswith(b"connection:") and b"close" in value.lower():
                 closes = True
-            parts += (lower, b": ", value, b"\r\n")
         self.started = True
         if self.scope["method"] == "HEAD" or status in _BODILESS:
             self._framing = 0

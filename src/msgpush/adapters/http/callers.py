@@ -30,14 +30,12 @@ class Authenticator(Protocol):
 
 def bearer(scope: Scope) -> str | None:
     """A request's bearer token (RFC 6750, section 2.1); other schemes are for others."""
-    given = [
-        value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"
-    ]
-    tokens = [
-        token.strip()
-        for scheme, _, token in (value.partition(" ") for value in given)
-        if scheme.lower() == "bearer"
-    ]
+    tokens = []
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            scheme, _, token = value.decode("latin-1").partition(" ")
+            if scheme.lower() == "bearer":
+                tokens.append(token.strip())
     if len(tokens) > 1:
         raise Unauthorized("there is more than one token")
     return tokens[0] if tokens else None
