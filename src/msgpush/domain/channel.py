@@ -93,13 +93,11 @@ def route(
 
 
 def _size(channels: tuple[str, ...], target: tuple[tuple[str, object], ...]) -> float:
-    size = 0
+    size = sum(map(len, channels))
     for key, value in target:
         if not isinstance(value, str):
             return inf  # it is no name, and may not even be hashable
         size += len(key) + len(value)
-    for name in channels:
-        size += len(name)
     return size
 
 

@@ -1,7 +1,7 @@
 """What can go wrong, as a small tree. Errors carry fields; nobody parses their text."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Self
 
 from msgspec import Struct
 
@@ -22,6 +22,14 @@ class Fault(Struct, frozen=True):
 
 class MsgpushError(Exception):
     """Every error that this package raises on purpose."""
+
+    def as_value(self) -> Self:
+        """The same, to be kept among results.
+
+        A raised error keeps the frames that it came through, and what they had, a body maybe: in a
+        circle, until the garbage collector comes, and that is rarely."""
+        self.__context__ = None
+        return self.with_traceback(None)
 
 
 class Malformed(MsgpushError):

@@ -6,6 +6,7 @@ that needs JSON."""
 
 import hashlib
 import re
+from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -172,13 +173,13 @@ def parse_all(bodies: Sequence[bytes]) -> list[Message] | None:
     one has a fault, or a form that is read otherwise.
     """
     try:
-        for body in bodies:
-            _decode_raw(body)  # else the end of one and the start of the next could be a third
+        deque(map(_decode_raw, bodies), 0)  # or an end and a start could be one more together
         lines = b"\n".join(bodies)
         check_utf8(lines)
         messages = _decode_lines(lines)
+        several = lines.count(b"\n") >= len(bodies) or lines.find(b"\r") >= 0
         for message in messages:
-            _check(message)
+            _check(message, several)
     except (Malformed, Invalid, msgspec.DecodeError, RecursionError):
         return None
     return messages
@@ -243,8 +244,11 @@ def data_of(entry: Entry) -> bytes:
     return bytes(_decode_data(entry.body).data)
 
 
-def _check(message: Message) -> None:
+def _check(message: Message, several: bool = True) -> None:
     """Raise what is wrong with a message that the decoder has read.
+
+    Args:
+        several: whether its text may have several lines.
 
     Raises:
         RecursionError: its data is nested too deeply.
@@ -262,7 +266,7 @@ def _check(message: Message) -> None:
             raise Invalid(Fault("/data", "it must be a JSON object"))
         text = b"{}"
         message.data = Raw(text)
-    if text.find(b"\n") >= 0 or text.find(b"\r") >= 0:
+    if several and (text.find(b"\n") >= 0 or text.find(b"\r") >= 0):
         # JSON allows line ends between tokens; on the stream they would end the line that carries
         # the message.
         text = msgspec.json.format(text, indent=-1)
@@ -371,6 +375,7 @@ def normal_timestamp(text: str) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds}Z".rjust(24, "0")
 
 
+@lru_cache(maxsize=8)
 def format_ms(ms: int) -> str:
     """A moment, in milliseconds since 1970, as RFC 3339."""
     return f"{_format_second(ms // 1000)}.{ms % 1000:03d}Z"

@@ -186,6 +186,17 @@ class Push:
         new_id = self._ids.next(now) if message.id is None else message.id
         return draft(message, now, new_id, self._message_ttl, broadcast=broadcast)
 
+    def drafts(self, messages: Sequence[Message]) -> list[Draft | MsgpushError]:
+        """As `draft`, of several messages; an error stands in the place of one that it has."""
+        now, ids = int(self._clock() * 1000), self._ids
+        drafts: list[Draft | MsgpushError] = []
+        for each in messages:
+            try:
+                drafts.append(draft(each, now, each.id or ids.next(now), self._message_ttl))
+            except MsgpushError as error:
+                drafts.append(error.as_value())
+        return drafts
+
     async def store(self, drafts: Sequence[Draft]) -> list[Receipt | Conflict | BusUnavailable]:
         """Put drafts in the bus, in order, each by itself: readable by all once this returns."""
         prefix = Cursor(self._bus.epoch, ZERO).prefix

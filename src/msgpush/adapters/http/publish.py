@@ -368,32 +368,23 @@ class PublishBatch:
         if max(sizes) <= self._max_message_bytes and sum(sizes) <= READ_AT_ONCE:
             messages = parse_all(items)
             if messages is not None:
-                return [self._draft(message, grant) for message in messages]
+                return _allowed(self._push.drafts(messages), grant)
         outcomes: list[Draft | MsgpushError] = []
         until = time.monotonic() + BUDGET
         for item in items:
-            outcomes.append(self._read(item, grant))
+            outcomes.append(self._draft(item))
             if time.monotonic() >= until:
                 await asyncio.sleep(0)
                 until = time.monotonic() + BUDGET
-        return outcomes
+        return _allowed(outcomes, grant)
 
-    def _read(self, item: bytes, grant: Grant) -> Draft | MsgpushError:
+    def _draft(self, item: bytes) -> Draft | MsgpushError:
         try:
             if len(item) > self._max_message_bytes:
                 raise TooLarge("the message", self._max_message_bytes)
-            message = parse(item)
+            return self._push.draft(parse(item))
         except MsgpushError as error:
-            return _kept(error)
-        return self._draft(message, grant)
-
-    def _draft(self, message: Message, grant: Grant) -> Draft | MsgpushError:
-        try:
-            draft = self._push.draft(message)
-            grant.check_publish(draft.channels)
-        except MsgpushError as error:
-            return _kept(error)
-        return draft
+            return error.as_value()
 
     async def _respond(
         self, send: Send, results: list[Receipt | Failed], limit: Problem | None = None
@@ -431,12 +422,17 @@ def _failed(error: MsgpushError) -> Failed:
     return Failed(Problem.of(error))
 
 
-def _kept(error: MsgpushError) -> MsgpushError:
-    # A raised error keeps the frames that it came through, and so the body; as a value among the
-    # results it would stay with them, in a circle, until the garbage collector comes, and that is
-    # rarely.
-    error.__context__ = None
-    return error.with_traceback(None)
+def _allowed(drafts: list[Draft | MsgpushError], grant: Grant) -> list[Draft | MsgpushError]:
+    """The same, with an error in the place of those that the grant doesn't allow."""
+    denied: dict[tuple[str, ...], MsgpushError] = {}
+    for channels in {each.channels for each in drafts if isinstance(each, Draft)}:
+        try:
+            grant.check_publish(channels)
+        except MsgpushError as error:
+            denied[channels] = error.as_value()
+    if not denied:
+        return drafts
+    return [denied.get(each.channels, each) if isinstance(each, Draft) else each for each in drafts]
 
 
 def _parse(body: bytes) -> Message:

@@ -180,7 +180,20 @@ class MemoryBus:
             draft.body,
         )
         self._last = position
-        self._record(entry)
+        for channel in entry.channels:
+            history = self._histories.get(channel)
+            if history is None:
+                history = self._histories[channel] = _History(self._forgotten)
+                self._used += OVERHEAD
+            retained = history.entries
+            if not retained:
+                self._begin(channel, history, entry)
+            retained.append(entry)
+            history.last = position
+            history.expires = max(history.expires, entry.expires)
+            if len(retained) > self._most:
+                self._drop(history, len(retained) - self._history_length, "trimmed")
+        self._used += (len(entry.body) + OVERHEAD) * len(entry.channels)
         if draft.digest is not None:
             key = (draft.service, draft.id)
             self._ids[key] = (draft.digest, position, draft.timestamp)
@@ -189,22 +202,6 @@ class MemoryBus:
             self._fit()
         entries.append(entry)
         return Stored(position, draft.timestamp, False)
-
-    def _record(self, entry: Entry) -> None:
-        for channel in entry.channels:
-            history = self._histories.get(channel)
-            if history is None:
-                history = self._histories[channel] = _History(self._forgotten)
-                self._used += OVERHEAD
-            entries = history.entries
-            if not entries:
-                self._begin(channel, history, entry)
-            entries.append(entry)
-            history.last = entry.position
-            history.expires = max(history.expires, entry.expires)
-            if len(entries) > self._most:
-                self._drop(history, len(entries) - self._history_length, "trimmed")
-        self._used += (len(entry.body) + OVERHEAD) * len(entry.channels)
 
     def _begin(self, channel: str, history: _History, entry: Entry) -> None:
         history.prev = history.last
