@@ -5,9 +5,9 @@ import pytest
 from msgpush.adapters.memory.bus import MemoryBus
 from msgpush.domain import hub as hub_module
 from msgpush.domain.connection import NOW, Connection, End, Subscription
-from msgpush.domain.control import Close, control
+from msgpush.domain.control import Close, command_draft
 from msgpush.domain.history import Gap
-from msgpush.domain.hub import Advance
+from msgpush.domain.hub import Step
 from msgpush.domain.message import Entry
 from msgpush.domain.position import ZERO, Position, parse_cursor
 from tests.support.driver import Driver, at_once
@@ -216,7 +216,7 @@ def test_a_refused_chunk_of_a_catch_up_is_offered_again() -> None:
     cursors = driver.say(*[make(f"m{n}", "a") for n in range(10)])
     reader = driver.connect("a", after=cursors[0], settle=False)
     refuse, reader.sink.offer = reader.sink.offer, lambda chunk: False  # type: ignore[method-assign]
-    assert driver.advance(reader.connection) is Advance.BLOCKED
+    assert driver.advance(reader.connection) is Step.BLOCKED
     reader.sink.offer = refuse  # type: ignore[method-assign]
     driver.settle()
     assert reader.sink.ids == [f"m{n}" for n in range(1, 10)]
@@ -449,7 +449,7 @@ def test_only_what_a_client_has_taken_live_counts_as_delivered() -> None:
     assert delivered == ["info", "status"]
     full.sink.full = True
     driver.say(make("m3", "a"))  # nobody takes it
-    driver.say(control(Close("c1", True)), make("m5"), make("m6", "nobody"))
+    driver.say(command_draft(Close("c1", True)), make("m5"), make("m6", "nobody"))
     full.sink.drain()
     driver.settle()
     assert full.sink.ids == ["m1", "m3"]  # by catching up
@@ -539,7 +539,7 @@ def test_a_blocked_connection_says_so() -> None:
     reader = driver.connect("a")
     reader.sink.full = True
     driver.say(make("m1", "a"))
-    assert driver.hub.advance(reader.connection) is Advance.BLOCKED
+    assert driver.hub.advance(reader.connection) is Step.BLOCKED
 
 
 def heartbeats(lines: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from msgpush.domain.grant import EVERYTHING, Grant
 from msgpush.domain.history import Gap, Replay
 from msgpush.domain.message import Entry
 from msgpush.domain.ports import UNKNOWN, ClientInfo, Sink, View
-from msgpush.domain.position import ZERO, Position
+from msgpush.domain.position import ZERO, Position, cursor_text
 
 FRAMES = 16 * 1024 * 1024  # bytes
 
@@ -32,11 +32,12 @@ class Subscription(Struct, frozen=True):
 class Start(Struct, frozen=True):
     """Where a connection begins to read.
 
-    `asked` is the cursor as the client gave it; without one it begins now. `after` None is the
-    earliest retained. `reset` says that the log didn't make this cursor, which the reader is told.
+    `last_event_id` is the cursor as the client gave it; without one it begins now. `after` None is
+    the earliest retained. `reset` says that the log didn't make this cursor, which the reader is
+    told.
     """
 
-    asked: str | None = None
+    last_event_id: str | None = None
     after: Position | None = None
     reset: bool = False
 
@@ -62,7 +63,6 @@ class Connection:
     """
 
     __slots__ = (
-        "asked",
         "bytes_sent",
         "cohort",
         "cursor",
@@ -72,6 +72,7 @@ class Connection:
         "grant",
         "id",
         "info",
+        "last_event_id",
         "listed",
         "live",
         "messages_sent",
@@ -99,7 +100,7 @@ class Connection:
         self.live = False
         self.cursor: Position = ZERO
         self.end: End | None = None  # once it has been closed
-        self.asked: str | None = None  # the cursor it came with, until it has moved on
+        self.last_event_id: str | None = None  # the cursor it came with, until it has moved on
         self.replay: Replay | None = None
         self.gaps: list[Gap] = []
         self.messages_sent = 0
@@ -126,8 +127,7 @@ class Frames:
         """The frame of an entry; `prefix` is what its cursor begins with."""
         frame = self._made.get(entry)
         if frame is None:
-            position = entry.position
-            frame = self.view.message(entry, f"{prefix}{position.ms}-{position.seq}")
+            frame = self.view.message(entry, cursor_text(prefix, entry.position))
             self._cache.make_room(len(frame))
             self._made[entry] = frame
         return frame

@@ -28,7 +28,7 @@ from msgpush.domain.log import Ring
 from msgpush.domain.message import Entry
 from msgpush.domain.places import Places
 from msgpush.domain.ports import Sink
-from msgpush.domain.position import TERMINAL, ZERO, Cursor, Position
+from msgpush.domain.position import TERMINAL, ZERO, Cursor, Position, cursor_text
 from msgpush.domain.wheel import Wheel
 
 CHUNK = 128 * 1024
@@ -40,7 +40,7 @@ ENDED_AT_ONCE = 500  # connections whose permissions have ended, in one turn
 CLOSING = 1.0  # seconds in which a cut reader may still take the closing block
 
 
-class Advance(Enum):
+class Step(Enum):
     """What a step of a catch-up came to."""
 
     WROTE = auto()
@@ -89,7 +89,7 @@ class Hub:
     ) -> None:
         self._clock, self._monotonic = clock, monotonic
         self._heartbeat, self._write_timeout = heartbeat, write_timeout
-        self.epoch = ""
+        self.epoch = self._prefix = ""
         self.head = ZERO
         self.connections: dict[str, Connection] = {}
         self.peak = 0
@@ -104,7 +104,7 @@ class Hub:
         self._pending = 0
         self._marked: deque[Cohort] = deque()
         self._round: _Round | None = None
-        self._fallen: list[Connection] = []
+        self._newly_behind: list[Connection] = []
         self._blocked: dict[Connection, tuple[float, int]] = {}
         self._closing: dict[Sink, float] = {}
         self._wheel: Wheel[Connection] = Wheel(heartbeat / 300)
@@ -138,7 +138,7 @@ class Hub:
     def _restart(self, connection: Connection, after: Position) -> None:
         if not any(gap.reason == "reset" for gap in connection.gaps):
             connection.gaps.append(Gap(None, self.cursor_of(connection), "reset"))
-        connection.asked = None
+        connection.last_event_id = None
         self._fall_behind(connection, after)
 
     def append(self, entries: Iterable[Entry]) -> None:
@@ -207,24 +207,24 @@ class Hub:
             self.peak = max(self.peak, len(self.connections))
             self.places.take(connection.info, connection.grant.ticket)
             self._next_end = min(self._next_end, connection.ends)
-        connection.asked = start.asked
-        if start.asked is None:
+        connection.last_event_id = start.last_event_id
+        if start.last_event_id is None:
             connection.cursor = self._floor(cohort)
         else:
             connection.cursor = start.after or ZERO
             connection.replay = Replay(start.after, self._now_ms(), subscription.types)
             if start.reset:
-                connection.gaps.append(reset_after(start.asked))
+                connection.gaps.append(reset_after(start.last_event_id))
         taken = connection.sink.offer(opening(self.cursor_of(connection)))
         connection.written = self._monotonic()
         self._schedule(connection)
-        if start.asked is None and taken:
+        if start.last_event_id is None and taken:
             self._join(connection)
             return
         if connection.replay is None:
             connection.replay = Replay(connection.cursor, self._now_ms(), subscription.types)
         cohort.behind.add(connection)
-        self._fallen.append(connection)
+        self._newly_behind.append(connection)
 
     def detach(self, connection: Connection) -> None:
         """Forget a connection; nothing is written to it any more."""
@@ -258,8 +258,8 @@ class Hub:
 
     def cursor_of(self, connection: Connection) -> str:
         """The cursor up to which a connection has been given everything."""
-        if connection.asked is not None:
-            return connection.asked
+        if connection.last_event_id is not None:
+            return connection.last_event_id
         return self._text(self.position_of(connection))
 
     def position_of(self, connection: Connection) -> Position:
@@ -280,7 +280,7 @@ class Hub:
         connection needs.
         """
         by_connection = (
-            len(self._wheel) + len(self._blocked) + len(self._closing) + len(self._fallen)
+            len(self._wheel) + len(self._blocked) + len(self._closing) + len(self._newly_behind)
         )
         return by_connection + len(self._cohorts) + len(self._listening) + len(self._frames)
 
@@ -294,10 +294,10 @@ class Hub:
         """What a connection listens to."""
         return connection.cohort.subscription.channels if connection.cohort else frozenset()
 
-    def take_fallen(self) -> list[Connection]:
+    def take_newly_behind(self) -> list[Connection]:
         """The connections that have fallen behind since the last call: each needs `advance`."""
-        fallen, self._fallen = self._fallen, []
-        return fallen
+        connections, self._newly_behind = self._newly_behind, []
+        return connections
 
     def _cohort(self, subscription: Subscription) -> Cohort:
         cohort = self._cohorts.get(subscription)
@@ -317,7 +317,7 @@ class Hub:
         cohort.behind.discard(connection)
         connection.live = True
         connection.replay = None
-        connection.asked = None
+        connection.last_event_id = None
         if not cohort.live:
             for channel in cohort.subscription.channels:
                 self._listening.setdefault(channel, {})[cohort] = None
@@ -349,7 +349,7 @@ class Hub:
             cursor if cursor > ZERO else None, self._now_ms(), cohort.subscription.types
         )
         cohort.behind.add(connection)
-        self._fallen.append(connection)
+        self._newly_behind.append(connection)
 
     # The sweep
 
@@ -431,24 +431,24 @@ class Hub:
 
     # Catching up
 
-    def advance(self, connection: Connection) -> Advance:
+    def advance(self, connection: Connection) -> Step:
         """Bring a connection that is behind a step nearer to the head, from the ring.
 
         HISTORY is returned where the ring doesn't reach back far enough: read the bus's histories
         of its channels after `connection.replay.after`, and pass them to `deliver`."""
         cohort, replay = connection.cohort, connection.replay
         if cohort is None:
-            return Advance.GONE
+            return Step.GONE
         if connection.live or replay is None:
-            return Advance.LIVE
+            return Step.LIVE
         if not connection.sink.writable:
             self._block(connection)
-            return Advance.BLOCKED
+            return Step.BLOCKED
         floor = self._floor(cohort)
         if replay.after is None or replay.after < self._ring.floor:
-            return Advance.HISTORY
+            return Step.HISTORY
         if replay.after > floor:
-            return Advance.AHEAD
+            return Step.AHEAD
         now, missing, entries = self._now_ms(), dict[str, Reason](), list[Entry]()
         last, end, size = replay.after, floor, 0
         for scanned, entry in enumerate(
@@ -486,26 +486,24 @@ class Hub:
             else min(self._floor(connection.cohort), self._ring.floor)
         )
 
-    def deliver(
-        self, connection: Connection, pages: Mapping[str, Page], limit: Position
-    ) -> Advance:
+    def deliver(self, connection: Connection, pages: Mapping[str, Page], limit: Position) -> Step:
         """Go on with `advance`, with pages of the bus's histories, read after `floor_of` gave
         `limit`.
         """
         replay = connection.replay
         if connection.cohort is None:
-            return Advance.GONE
+            return Step.GONE
         if replay is None:
-            return Advance.LIVE
+            return Step.LIVE
         if not connection.sink.writable:
             self._block(connection)
-            return Advance.BLOCKED
+            return Step.BLOCKED
         if replay.after is not None and replay.after > limit:
-            return Advance.AHEAD
+            return Step.AHEAD
         start, now = replay.after, self._now_ms()
         entries, missing, end = replay.step(pages, limit, now, CATCH_UP_CHUNK)
         written = self._write(connection, entries, missing, end)
-        if written is Advance.BLOCKED:
+        if written is Step.BLOCKED:
             connection.replay = Replay(start, now, connection.cohort.subscription.types)
         return written
 
@@ -515,7 +513,7 @@ class Hub:
         entries: list[Entry],
         missing: list[tuple[str, Reason]],
         end: Position,
-    ) -> Advance:
+    ) -> Step:
         cohort, replay = connection.cohort, connection.replay
         assert cohort is not None
         assert replay is not None
@@ -528,18 +526,18 @@ class Hub:
             chunk = view.chunk(frames)
             if not connection.sink.offer(chunk):
                 self._block(connection)
-                return Advance.BLOCKED
+                return Step.BLOCKED
             connection.gaps.clear()
             connection.messages_sent += len(entries)
             connection.bytes_sent += len(chunk)
             connection.written = self._monotonic()
         self._blocked.pop(connection, None)
-        connection.asked = None
+        connection.last_event_id = None
         connection.cursor = replay.after = end
         if end == self._floor(cohort):
             self._join(connection)
-            return Advance.LIVE
-        return Advance.WROTE
+            return Step.LIVE
+        return Step.WROTE
 
     def _block(self, connection: Connection) -> None:
         if connection not in self._blocked:
@@ -620,4 +618,4 @@ class Hub:
         return int(self._clock() * 1000)
 
     def _text(self, position: Position) -> str:
-        return str(Cursor(self.epoch, position))
+        return cursor_text(self._prefix, position)
