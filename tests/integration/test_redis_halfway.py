@@ -104,7 +104,9 @@ class Pair:
         async with asyncio.timeout(10):
             while True:
                 end = await self.buses[0].end()
-                if self.buses[0].length >= 3 and all(push.hub.head >= end for push in self.pushes):
+                if self.buses[0].length >= 3 and all(
+                    push.hub.log.head >= end for push in self.pushes
+                ):
                     return
                 await asyncio.sleep(0.002)
 

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
 from msgpush.adapters.memory.bus import MemoryBus
+from msgpush.domain.catch_up import Step
 from msgpush.domain.connection import Connection, Start, Subscription
-from msgpush.domain.hub import Hub, Step
+from msgpush.domain.hub import Hub
 from msgpush.domain.log import Ring
 from msgpush.domain.message import Draft, Entry
 from msgpush.domain.ports import Stored, View
@@ -52,7 +53,7 @@ class Driver:
         )
         self.hub.begin(self.bus.epoch, at_once(self.bus.end()))
         self.waiting: list[Entry] = []
-        self._tail = self.bus.tail(self.hub.head)
+        self._tail = self.bus.tail(self.hub.log.head)
         self._names = itertools.count()
 
     def publish(self, *drafts: Draft) -> list[str]:

@@ -3,11 +3,11 @@
 import pytest
 
 from msgpush.adapters.memory.bus import MemoryBus
-from msgpush.domain import hub as hub_module
+from msgpush.domain import fan_out
+from msgpush.domain.catch_up import Step
 from msgpush.domain.connection import NOW, Connection, End, Subscription
 from msgpush.domain.control import Close, command_draft
 from msgpush.domain.history import Gap
-from msgpush.domain.hub import Step
 from msgpush.domain.message import Entry
 from msgpush.domain.position import ZERO, Position, parse_cursor
 from tests.support.driver import Driver, at_once
@@ -201,7 +201,7 @@ def test_an_expired_message_is_told_once_however_many_chunks_the_rest_takes() ->
 def test_beyond_a_limit_of_pending_entries_readers_go_on_from_the_log(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(hub_module, "PENDING", 20)
+    monkeypatch.setattr(fan_out, "PENDING", 20)
     driver = Driver()
     readers = [driver.connect("broadcast", f"user:{n}") for n in range(10)]
     driver.publish(*[make(f"m{n}", "broadcast") for n in range(50)])
@@ -304,7 +304,7 @@ def test_no_cursor_is_ahead_of_what_a_connection_has_got_in_the_middle_of_a_swee
     driver.tail()
     driver.hub.sweep(0)
     for each in readers:
-        behind = driver.hub.cursor_of(each.connection) < cursors[0]
+        behind = each.connection.cursor_in(driver.hub.log) < cursors[0]
         assert behind == (each.sink.ids == [])
 
 
@@ -439,7 +439,9 @@ def test_a_socket_that_takes_a_little_is_slow_but_not_cut() -> None:
 def test_only_what_a_client_has_taken_live_counts_as_delivered() -> None:
     driver = Driver()
     delivered: list[str] = []
-    driver.hub.on_delivered = lambda entries: delivered.extend(entry.type for entry in entries)
+    driver.hub.fan_out.on_delivered = lambda entries: delivered.extend(
+        entry.type for entry in entries
+    )
     internal = Connection("internal", FakeSink(), listed=False)
     driver.hub.attach(
         internal, Subscription(frozenset({"/control"}), PlainView("internal")), NOW, lambda _: b""
@@ -465,7 +467,7 @@ def test_only_what_a_client_has_taken_live_counts_as_delivered() -> None:
 def test_a_chunk_that_reaches_a_reader_in_a_later_turn_counts_as_delivered_once() -> None:
     driver = Driver()
     delivered: list[int] = []
-    driver.hub.on_delivered = lambda entries: delivered.append(len(entries))
+    driver.hub.fan_out.on_delivered = lambda entries: delivered.append(len(entries))
     readers = [driver.connect("a") for _ in range(100)]
     driver.publish(make("m1", "a"))
     driver.tail()
@@ -494,7 +496,7 @@ def test_a_gap_that_could_not_be_told_before_a_close_is_told_to_who_goes_on_from
     reader = driver.connect("a")
     (cursor,) = driver.say(make("m1", "a"))
     reader.sink.full = True
-    driver.hub.cut("other", driver.hub.head)
+    driver.hub.cut("other", driver.hub.log.head)
     driver.hub.close(reader.connection, "slow", reconnect=True)
     assert reader.connection.end == End("slow", True, cursor)
     foreign = driver.connect("a", after="foreign", settle=False)
@@ -550,7 +552,7 @@ def lost_end(driver: Driver, kept: str) -> None:
     """The log goes on under another name after a cursor of it, as after a failover to a replica
     that lagged.
     """
-    position = parse_cursor(kept, driver.hub.epoch)
+    position = parse_cursor(kept, driver.hub.log.epoch)
     assert position is not None
     driver.hub.cut("newepoch", position)
     driver.waiting.clear()
@@ -558,7 +560,7 @@ def lost_end(driver: Driver, kept: str) -> None:
 
 def follow(driver: Driver, *ids: str) -> None:
     """The log's next entries, after its new end."""
-    prev = driver.hub.head
+    prev = driver.hub.log.head
     for number, id in enumerate(ids, 1):
         position = Position(prev.ms + 1000 + number, 0)
         draft = make(id, "a")
@@ -604,7 +606,7 @@ def test_a_log_that_loses_its_end_twice_is_told_once_to_a_reader_that_was_not_th
     kept, newest = driver.say(make("m1", "a"), make("m2", "a"))
     reader.sink.full = True
     lost_end(driver, kept)
-    driver.hub.cut("another1", driver.hub.head)
+    driver.hub.cut("another1", driver.hub.log.head)
     reader.sink.drain()
     driver.settle()
     assert reader.sink.gaps == [Gap(None, newest, "reset")]

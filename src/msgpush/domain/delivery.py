@@ -11,11 +11,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Self
 
+from msgpush.domain.catch_up import CATCH_UP_CHUNK, Step
 from msgpush.domain.connection import NOW, Connection, Subscription
 from msgpush.domain.control import CHANNEL, Close, Command, Commands, Restored
 from msgpush.domain.credentials import Revocation
 from msgpush.domain.errors import BusUnavailable
-from msgpush.domain.hub import CATCH_UP_CHUNK, CLOSING, Hub, Step
+from msgpush.domain.hub import Hub
+from msgpush.domain.liveness import CLOSING
 from msgpush.domain.message import PROBE, Draft
 from msgpush.domain.ports import Bus, Cut
 
@@ -88,7 +90,7 @@ class Delivery:
     @property
     def begun(self) -> bool:
         """Whether the log has been reached: before that there is nothing to deliver."""
-        return bool(self._hub.epoch)
+        return bool(self._hub.log.epoch)
 
     @property
     def trouble(self) -> str | None:
@@ -192,7 +194,7 @@ class Delivery:
             end = await self._bus.end()
         except BusUnavailable:
             return
-        while self._hub.head < end and self._monotonic() < deadline:
+        while self._hub.log.head < end and self._monotonic() < deadline:
             await self._next_move(deadline)
 
     async def _flush(self, deadline: float) -> None:
@@ -236,7 +238,7 @@ class Delivery:
             await asyncio.sleep(random.uniform(0.5, 1))
             with contextlib.suppress(BusUnavailable):
                 await self._begin()
-        async with aclosing(self._bus.tail(self._hub.head)) as tail:
+        async with aclosing(self._bus.tail(self._hub.log.head)) as tail:
             async for entries in tail:
                 if isinstance(entries, Cut):
                     self._hub.cut(entries.epoch, entries.end)

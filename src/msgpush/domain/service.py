@@ -235,7 +235,7 @@ class Push:
         epoch, cut = self.bus.epoch, self.bus.cut
         position = parse_cursor(cursor, epoch)
         former = None if cut is None else parse_cursor(cursor, cut.epoch)
-        if position is not None and position <= self.hub.head:
+        if position is not None and position <= self.hub.log.head:
             return Start(cursor, position)
         if former is None:
             # It may come from another instance, which is further, or has learnt of a new epoch

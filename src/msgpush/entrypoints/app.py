@@ -74,7 +74,7 @@ def create_app(settings: Settings) -> Service:
             token_reader(settings, token_keys(settings, fetched)), push.permissions, rules.origins
         )
     metrics = Metrics()
-    push.hub.on_delivered = metrics.delivered
+    push.hub.fan_out.on_delivered = metrics.delivered
     metrics.registry.register(
         Gauges(
             connections=lambda: {"sse": len(push.hub.connections)},

@@ -36,9 +36,7 @@ class MemoryRoster:
     async def stats(self) -> ConnectionStats:
         connections = self._hub.connections.values()
         transports = Counter(each.info.transport for each in connections)
-        kinds = Counter(
-            kind for each in connections for kind in kinds_of(self._hub.channels_of(each))
-        )
+        kinds = Counter(kind for each in connections for kind in kinds_of(each.channels))
         return stats_of(self._hub, self._node, transports, kinds)
 
     def states(self, ids: Iterable[str]) -> list[ConnectionState]:
@@ -74,12 +72,12 @@ def _state(hub: Hub, connection: Connection, node: str) -> ConnectionState:
         node=node,
         subject=info.subject,
         transport=info.transport,
-        channels=tuple(sorted(hub.channels_of(connection))),
+        channels=tuple(sorted(connection.channels)),
         remote=info.remote,
         user_agent=info.user_agent,
         connected_at=format_ms(int(info.connected_at * 1000)),
         messages_sent=connection.messages_sent,
         bytes_sent=connection.bytes_sent,
         state="live" if connection.live else "behind",
-        lag=hub.lag_of(connection),
+        lag=connection.lag_in(hub.log),
     )
