@@ -376,7 +376,7 @@ async def test_a_log_that_was_emptied_and_begun_by_a_new_instance_gets_one_more_
 ) -> None:
     async with opened(server) as old, Push(old) as push:
         await store(old, make("m1", "a"))
-        await become(lambda: push._hub.head > ZERO)
+        await become(lambda: push._hub.log.head > ZERO)
         known = old.epoch
         with server.client() as client:
             client.flushall()

@@ -18,7 +18,7 @@ from msgpush.adapters.redis.target import RedisTarget
 from msgpush.adapters.redis.writer import APPEND
 from msgpush.domain import delivery
 from msgpush.domain.connection import Connection, Subscription
-from msgpush.domain.control import Close, control
+from msgpush.domain.control import Close, command_draft
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.message import Draft
 from msgpush.domain.ports import Stored
@@ -104,7 +104,9 @@ class Pair:
         async with asyncio.timeout(10):
             while True:
                 end = await self.buses[0].end()
-                if self.buses[0].length >= 3 and all(push._hub.head >= end for push in self.pushes):
+                if self.buses[0].length >= 3 and all(
+                    push._hub.log.head >= end for push in self.pushes
+                ):
                     return
                 await asyncio.sleep(0.002)
 
@@ -308,7 +310,7 @@ async def test_a_redis_that_refuses_to_complete_a_call_can_be_read_and_commanded
                     assert (await push.history("a", None, 10)).messages
                     push.admit()
                 assert not isinstance((await two.append(drafts("after")))[0], Stored)
-                (command,) = await one.append([control(Close("nobody", True))])
+                (command,) = await one.append([command_draft(Close("nobody", True))])
                 assert isinstance(command, Stored), "or whoever fills it could not be stopped"
             finally:
                 client.config_set("maxmemory", "0")

@@ -17,7 +17,7 @@ from msgpush.adapters.redis.roster import RedisRoster
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.adapters.redis.writer import APPEND
 from msgpush.domain.connection import Connection, Subscription
-from msgpush.domain.control import Close, control
+from msgpush.domain.control import Close, command_draft
 from msgpush.domain.credentials import Revocation, Ticket
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.ports import ConnectionFilter, Stored
@@ -125,4 +125,4 @@ async def publish(bus: RedisBus) -> None:
     for _ in range(2):
         (stored,) = await bus.append([make("m1", "a", ttl=600_000)])
         assert isinstance(stored, Stored)
-    await bus.append([control(Close("nobody", True))])
+    await bus.append([command_draft(Close("nobody", True))])

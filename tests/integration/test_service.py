@@ -129,11 +129,7 @@ def test_a_reader_that_never_reads_is_told_if_it_can_be_and_cut(service: Threade
         stalled.next()
         for n in range(300):
             publish(service.port, f"n{n}", "never", {"x": "y" * 5000})
-        eventually(
-            lambda: (
-                not any("never" in service.push._hub.channels_of(c) for c in connections(service))
-            )
-        )
+        eventually(lambda: not any("never" in c.channels for c in connections(service)))
 
 
 def connections(service: ThreadedService) -> list[Connection]:

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
 from msgpush.adapters.memory.bus import MemoryBus
+from msgpush.domain.catch_up import Step
 from msgpush.domain.connection import Connection, Start, Subscription
-from msgpush.domain.hub import Advance, Hub
+from msgpush.domain.hub import Hub
 from msgpush.domain.log import Ring
 from msgpush.domain.message import Draft, Entry
 from msgpush.domain.ports import Stored, View
@@ -55,7 +56,7 @@ class Driver:
         )
         self.hub.begin(self.bus.epoch, at_once(self.bus.end()))
         self.waiting: list[Entry] = []
-        self._tail = self.bus.tail(self.hub.head)
+        self._tail = self.bus.tail(self.hub.log.head)
         self._names = itertools.count()
 
     def publish(self, *drafts: Draft) -> list[str]:
@@ -86,15 +87,15 @@ class Driver:
             moved = [
                 self.advance(each) for each in list(self.hub.connections.values()) if not each.live
             ]
-            self.hub.take_fallen()
-            if not more and Advance.WROTE not in moved and Advance.LIVE not in moved:
+            self.hub.take_newly_behind()
+            if not more and Step.WROTE not in moved and Step.LIVE not in moved:
                 return
         raise AssertionError("it never settles")
 
-    def advance(self, connection: Connection) -> Advance:
+    def advance(self, connection: Connection) -> Step:
         """One step of a connection's catch-up, histories included."""
         step = self.hub.advance(connection)
-        if step is not Advance.HISTORY:
+        if step is not Step.HISTORY:
             return step
         assert connection.replay is not None
         assert connection.cohort is not None
@@ -120,7 +121,7 @@ class Driver:
         self.hub.attach(
             connection, wanted, self.start(after), lambda cursor: b"open %b\n" % cursor.encode()
         )
-        self.hub.take_fallen()
+        self.hub.take_newly_behind()
         if settle:
             self.settle()
         return Reader(connection, sink, wanted)

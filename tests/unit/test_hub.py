@@ -3,11 +3,11 @@
 import pytest
 
 from msgpush.adapters.memory.bus import MemoryBus
-from msgpush.domain import hub as hub_module
+from msgpush.domain import fan_out
+from msgpush.domain.catch_up import Step
 from msgpush.domain.connection import NOW, Connection, End, Subscription
-from msgpush.domain.control import Close, control
+from msgpush.domain.control import Close, command_draft
 from msgpush.domain.history import Gap
-from msgpush.domain.hub import Advance
 from msgpush.domain.message import Entry
 from msgpush.domain.position import ZERO, Position, parse_cursor
 from tests.support.driver import Driver, at_once
@@ -201,7 +201,7 @@ def test_an_expired_message_is_told_once_however_many_chunks_the_rest_takes() ->
 def test_beyond_a_limit_of_pending_entries_readers_go_on_from_the_log(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(hub_module, "PENDING", 20)
+    monkeypatch.setattr(fan_out, "PENDING", 20)
     driver = Driver()
     readers = [driver.connect("broadcast", f"user:{n}") for n in range(10)]
     driver.publish(*[make(f"m{n}", "broadcast") for n in range(50)])
@@ -216,7 +216,7 @@ def test_a_refused_chunk_of_a_catch_up_is_offered_again() -> None:
     cursors = driver.say(*[make(f"m{n}", "a") for n in range(10)])
     reader = driver.connect("a", after=cursors[0], settle=False)
     refuse, reader.sink.offer = reader.sink.offer, lambda chunk: False  # type: ignore[method-assign]
-    assert driver.advance(reader.connection) is Advance.BLOCKED
+    assert driver.advance(reader.connection) is Step.BLOCKED
     reader.sink.offer = refuse  # type: ignore[method-assign]
     driver.settle()
     assert reader.sink.ids == [f"m{n}" for n in range(1, 10)]
@@ -304,7 +304,7 @@ def test_no_cursor_is_ahead_of_what_a_connection_has_got_in_the_middle_of_a_swee
     driver.tail()
     driver.hub.sweep(0)
     for each in readers:
-        behind = driver.hub.cursor_of(each.connection) < cursors[0]
+        behind = each.connection.cursor_in(driver.hub.log) < cursors[0]
         assert behind == (each.sink.ids == [])
 
 
@@ -447,7 +447,7 @@ def test_only_what_a_client_has_taken_live_counts_as_delivered() -> None:
     assert driver.observer.deliveries == [["info"], ["status"]]
     full.sink.full = True
     driver.say(make("m3", "a"))  # nobody takes it
-    driver.say(control(Close("c1", True)), make("m5"), make("m6", "nobody"))
+    driver.say(command_draft(Close("c1", True)), make("m5"), make("m6", "nobody"))
     full.sink.drain()
     driver.settle()
     assert full.sink.ids == ["m1", "m3"]  # by catching up
@@ -490,7 +490,7 @@ def test_a_gap_that_could_not_be_told_before_a_close_is_told_to_who_goes_on_from
     reader = driver.connect("a")
     (cursor,) = driver.say(make("m1", "a"))
     reader.sink.full = True
-    driver.hub.cut("other", driver.hub.head)
+    driver.hub.cut("other", driver.hub.log.head)
     driver.hub.close(reader.connection, "slow", reconnect=True)
     assert reader.connection.end == End("slow", True, cursor)
     foreign = driver.connect("a", after="foreign", settle=False)
@@ -535,7 +535,7 @@ def test_a_blocked_connection_says_so() -> None:
     reader = driver.connect("a")
     reader.sink.full = True
     driver.say(make("m1", "a"))
-    assert driver.hub.advance(reader.connection) is Advance.BLOCKED
+    assert driver.hub.advance(reader.connection) is Step.BLOCKED
 
 
 def heartbeats(lines: list[str]) -> list[str]:
@@ -546,7 +546,7 @@ def lost_end(driver: Driver, kept: str) -> None:
     """The log goes on under another name after a cursor of it, as after a failover to a replica
     that lagged.
     """
-    position = parse_cursor(kept, driver.hub.epoch)
+    position = parse_cursor(kept, driver.hub.log.epoch)
     assert position is not None
     driver.hub.cut("newepoch", position)
     driver.waiting.clear()
@@ -554,7 +554,7 @@ def lost_end(driver: Driver, kept: str) -> None:
 
 def follow(driver: Driver, *ids: str) -> None:
     """The log's next entries, after its new end."""
-    prev = driver.hub.head
+    prev = driver.hub.log.head
     for number, id in enumerate(ids, 1):
         position = Position(prev.ms + 1000 + number, 0)
         draft = make(id, "a")
@@ -600,7 +600,7 @@ def test_a_log_that_loses_its_end_twice_is_told_once_to_a_reader_that_was_not_th
     kept, newest = driver.say(make("m1", "a"), make("m2", "a"))
     reader.sink.full = True
     lost_end(driver, kept)
-    driver.hub.cut("another1", driver.hub.head)
+    driver.hub.cut("another1", driver.hub.log.head)
     reader.sink.drain()
     driver.settle()
     assert reader.sink.gaps == [Gap(None, newest, "reset")]

@@ -15,7 +15,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from msgpush.domain import hub
+from msgpush.domain import catch_up, connection, fan_out
 from msgpush.domain.position import Position, parse_cursor
 from tests.support.driver import Driver, Reader
 from tests.support.fakes import make, message_id
@@ -184,8 +184,10 @@ def test_every_client_gets_exactly_its_messages_or_is_told(
 ) -> None:
     if small:
         # Bounds so small that every one of them is met all the time.
-        for name, value in (("CHUNK", 600), ("CATCH_UP_CHUNK", 500), ("SCAN", 5), ("PENDING", 12)):
-            monkeypatch.setattr(hub, name, value)
+        monkeypatch.setattr(connection, "CHUNK", 600)
+        monkeypatch.setattr(catch_up, "CATCH_UP_CHUNK", 500)
+        monkeypatch.setattr(catch_up, "SCAN", 5)
+        monkeypatch.setattr(fan_out, "PENDING", 12)
     run_state_machine_as_test(
         HubMachine,
         settings=settings(

@@ -238,7 +238,7 @@ async def test_an_instance_that_may_have_missed_commands_asks_what_was_revoked(
     sink = service.open(service.grant())
     # Kept by another instance, whose command was lost with the log's end.
     await service.credentials.revoke(Revocation("subject", "bob", service.clock.now()))
-    service.push._hub.cut("2abcdefgh", service.push._hub.head)
+    service.push._hub.cut("2abcdefgh", service.push._hub.log.head)
     await until(lambda: sink.ended)
     assert sink.lines[-1].startswith("close revoked False")
 
@@ -249,7 +249,7 @@ async def test_what_the_store_has_lost_is_kept_again_by_those_who_know_it(servic
     service.push._permissions._credentials = lost = MemoryCredentials(
         lifetime=HOUR, clock=service.clock.now
     )
-    service.push._hub.cut("2abcdefgh", service.push._hub.head)
+    service.push._hub.cut("2abcdefgh", service.push._hub.log.head)
     await until(lambda: list(lost._revoked))
     assert await lost.revocations() == [Revocation("subject", "bob", now)]
 
@@ -261,7 +261,7 @@ async def test_what_the_store_has_fallen_behind_with_is_kept_again(service: Serv
         lifetime=HOUR, clock=service.clock.now
     )
     await behind.revoke(Revocation("subject", "bob", now - 10))
-    service.push._hub.cut("2abcdefgh", service.push._hub.head)
+    service.push._hub.cut("2abcdefgh", service.push._hub.log.head)
     await until(lambda: list(behind._revoked) == [Revocation("subject", "bob", now)])
 
 
@@ -280,7 +280,7 @@ async def test_an_instance_that_has_begun_before_the_store_was_whole_again_reads
             push._permissions._credentials = empty
         async with new.push:
             new.push.check(old.grant())  # nobody could know
-            old.push._hub.cut(old.push._hub.epoch, old.push._hub.head)
+            old.push._hub.cut(old.push._hub.log.epoch, old.push._hub.log.head)
             await until(lambda: new.push._permissions.revoked(old.grant()))
 
 
@@ -297,7 +297,7 @@ async def test_what_could_not_be_told_is_told_later(service: Service) -> None:
             raise BusUnavailable("gone", 0)
 
     service.push._permissions._command = command
-    service.push._hub.cut("2abcdefgh", service.push._hub.head)
+    service.push._hub.cut("2abcdefgh", service.push._hub.log.head)
     await until(lambda: told == [Restored(), Restored()])
 
 
@@ -324,12 +324,12 @@ async def test_a_stream_whose_ticket_has_gone_to_another_ends_though_the_command
     grant = service.grant(ticket="d")
     await service.push.claim(grant, "c1")
     sink, other = service.open(grant, id="c1"), service.open(service.grant(), id="c2")
-    service.push._hub.cut("2abcdefgh", service.push._hub.head)
+    service.push._hub.cut("2abcdefgh", service.push._hub.log.head)
     await until(lambda: len(sink.gaps) == 1)
     # At another instance, whose command went down with the log's end.
     end = service.clock.now() + 600
     assert await service.credentials.claim("d", "bob", connection="c9", before="c1", until=end)
-    service.push._hub.cut("3abcdefgh", service.push._hub.head)
+    service.push._hub.cut("3abcdefgh", service.push._hub.log.head)
     await until(lambda: sink.ended)
     assert sink.lines[-1].startswith("close disconnected False")
     assert not other.ended

@@ -271,7 +271,7 @@ async def test_a_listener_that_has_stopped_gets_what_it_took_then_the_reason_and
         for number in range(400):
             await push.publish(large(number))
         got = [await anext(stopped)]
-        await until(lambda: push._hub._blocked)
+        await until(lambda: push._hub._liveness._blocked)
         clock.advance(1)
         push._hub.beat()
         assert not push.connections

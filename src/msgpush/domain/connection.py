@@ -1,5 +1,33 @@
-"""Who reads: subscriptions, connections, and the cohorts of those that share a subscription, and so
-their bytes.
+"""Readers: subscriptions, connections, and cohorts: those that share a subscription, and its bytes.
+
+A connection is in one of these states:
+
+    opening     made, and not attached yet
+    live        at its cohort's head: it gets each chunk that is made for the cohort
+    behind      it reads on from its own cursor, until it is at its cohort's floor
+    blocked     behind, and its socket is full
+    ended       nothing is written to it any more
+
+    opening -> live         it begins now
+    opening -> behind       it resumes from a cursor
+    live -> behind          its sink has refused a chunk; the log has outrun its cohort, has lost
+                            entries, or its end
+    behind -> live          it has everything up to its cohort's floor
+    behind -> blocked       its sink can take nothing
+    blocked -> behind       its sink can again
+    any -> ended            its client has gone, or the hub has closed it: its permissions have
+                            ended, its socket was full for too long, an operator or a drain wants it
+
+and keeps what holds in it:
+
+    all         no id is written to it before everything of its subscription at or below it
+    live        it is in `cohort.live`, and has no `replay`. It has everything up to the cohort's
+                position or its own cursor, whichever is later: within a round some have the chunk,
+                others don't. What comes after is in the round, or pending
+    behind      it is in `cohort.behind`, and has a `replay`, which goes on from its cursor: it has
+                everything up to there, and nothing after
+    blocked     the same, and `liveness` knows since when: so long and no longer
+    ended       it has no cohort; `end` says why where the hub has closed it
 """
 
 from math import inf
@@ -7,36 +35,36 @@ from math import inf
 from msgspec import Struct
 
 from msgpush.domain.errors import Ending
+from msgpush.domain.frames import Frames
 from msgpush.domain.grant import EVERYTHING, Grant
 from msgpush.domain.history import Gap, Replay
+from msgpush.domain.log import Log
 from msgpush.domain.message import Entry
 from msgpush.domain.ports import UNKNOWN, ClientInfo, Sink, View
 from msgpush.domain.position import ZERO, Position
 
-FRAMES = 16 * 1024 * 1024  # bytes
+CHUNK = 128 * 1024  # bytes of frames after which no more are joined
 
 
 class Subscription(Struct, frozen=True):
-    """What a connection listens to, and how it is shown: connections with equal subscriptions share
-    their bytes.
-    """
+    """The channels and types that a connection listens to, and how it is shown them.
+
+    Connections with equal subscriptions share their bytes."""
 
     channels: frozenset[str]
     view: View
     types: frozenset[str] | None = None
 
-    def wants(self, entry: Entry) -> bool:
-        return self.types is None or entry.type in self.types
-
 
 class Start(Struct, frozen=True):
-    """Where a connection begins to read.
+    """The place where a connection begins to read.
 
-    `asked` is the cursor as the client gave it; without one it begins now. `after` None is the
-    earliest retained. `reset` says that the log didn't make this cursor, which the reader is told.
+    `last_event_id` is the cursor as the client gave it; without one it begins now. `after` None is
+    the earliest retained. `reset` says that the log didn't make this cursor, which the reader is
+    told.
     """
 
-    asked: str | None = None
+    last_event_id: str | None = None
     after: Position | None = None
     reset: bool = False
 
@@ -62,7 +90,6 @@ class Connection:
     """
 
     __slots__ = (
-        "asked",
         "bytes_sent",
         "cohort",
         "cursor",
@@ -72,6 +99,7 @@ class Connection:
         "grant",
         "id",
         "info",
+        "last_event_id",
         "listed",
         "live",
         "messages_sent",
@@ -99,9 +127,9 @@ class Connection:
         self.live = False
         self.cursor: Position = ZERO
         self.end: End | None = None  # once it has been closed
-        self.asked: str | None = None  # the cursor it came with, until it has moved on
+        self.last_event_id: str | None = None  # the cursor it came with, until it has moved on
         self.replay: Replay | None = None
-        self.gaps: list[Gap] = []
+        self.gaps: list[Gap] = []  # those that it is still to be told
         self.messages_sent = 0
         self.bytes_sent = 0
         self.written = 0.0
@@ -110,71 +138,55 @@ class Connection:
     def attached(self) -> bool:
         return self.cohort is not None
 
+    @property
+    def channels(self) -> frozenset[str]:
+        """The channels that it listens to."""
+        return self.cohort.subscription.channels if self.cohort else frozenset()
 
-class Frames:
-    """Messages as one view shows them, each made once while it is wanted."""
+    def position_in(self, log: Log) -> Position:
+        """The position up to which it has been given everything."""
+        if self.cohort is None or not self.live:
+            return self.cursor
+        return max(self.cursor, self.cohort.position(log.head))
 
-    __slots__ = ("_cache", "_made", "cohorts", "view")
+    def cursor_in(self, log: Log) -> str:
+        """The cursor up to which it has been given everything."""
+        if self.last_event_id is not None:
+            return self.last_event_id
+        return log.cursor(self.position_in(log))
 
-    def __init__(self, view: View, cache: "FrameCache") -> None:
-        self.view = view
-        self.cohorts = 0
-        self._cache = cache
-        self._made: dict[Entry, bytes] = {}
+    def lag_in(self, log: Log) -> int:
+        """Milliseconds of the log that it has still to be given; 0 where it has everything."""
+        return 0 if self.live else max(0, log.head.ms - self.position_in(log).ms)
 
-    def of(self, entry: Entry, prefix: str) -> bytes:
-        """The frame of an entry; `prefix` is what its cursor begins with."""
-        frame = self._made.get(entry)
-        if frame is None:
-            position = entry.position
-            frame = self.view.message(entry, f"{prefix}{position.ms}-{position.seq}")
-            self._cache.make_room(len(frame))
-            self._made[entry] = frame
-        return frame
+    def lose(self, log: Log) -> None:
+        """Have it told that the log has lost its end."""
+        if not any(gap.reason == "reset" for gap in self.gaps):
+            self.gaps.append(Gap(None, self.cursor_in(log), "reset"))
+        self.last_event_id = None
 
-    def clear(self) -> None:
-        self._made.clear()
+    def give(self, chunk: bytes, messages: int, now: float) -> bool:
+        """Offer it a chunk that it alone gets; its gaps are part of it. False: it takes nothing."""
+        if not self.sink.offer(chunk):
+            return False
+        self.gaps.clear()
+        self.messages_sent += messages
+        self.bytes_sent += len(chunk)
+        self.written = now
+        return True
 
-
-class FrameCache:
-    """The frames of all views that are in use, within one limit of bytes."""
-
-    def __init__(self) -> None:
-        self._by_view: dict[View, Frames] = {}
-        self._size = 0
-
-    def __len__(self) -> int:
-        return len(self._by_view)
-
-    def enter(self, view: View) -> Frames:
-        """The frames of a view, for one more cohort."""
-        frames = self._by_view.get(view)
-        if frames is None:
-            frames = self._by_view[view] = Frames(view, self)
-        frames.cohorts += 1
-        return frames
-
-    def leave(self, frames: Frames) -> None:
-        """A cohort is gone; with the last one, the view's frames go."""
-        frames.cohorts -= 1
-        if not frames.cohorts:
-            del self._by_view[frames.view]
-
-    def make_room(self, size: int) -> None:
-        self._size += size
-        if self._size > FRAMES:
-            self.clear()
-            self._size = size
-
-    def clear(self) -> None:
-        if self._size:
-            self._size = 0
-            for frames in self._by_view.values():
-                frames.clear()
+    def move_to(self, position: Position) -> None:
+        """It is behind, and has everything up to here by now."""
+        assert self.replay is not None
+        self.last_event_id = None
+        self.cursor = self.replay.after = position
 
 
 class Cohort:
-    """All connections with one subscription."""
+    """All connections with one subscription.
+
+    What the live ones are still to be given is pending, in one list for all of them. A round is
+    under way while a chunk of it has been taken, and not been offered to each of them yet."""
 
     __slots__ = (
         "behind",
@@ -182,6 +194,7 @@ class Cohort:
         "live",
         "marked",
         "pending",
+        "round_start",
         "since",
         "subscription",
         "written",
@@ -191,8 +204,95 @@ class Cohort:
         self.subscription = subscription
         self.frames = frames
         self.live: dict[Connection, None] = {}
-        self.behind: set[Connection] = set()
+        self.behind: dict[Connection, None] = {}
         self.pending: list[Entry] = []
         self.since = ZERO  # everything up to here isn't pending; holds while anything is
-        self.marked = False
+        self.round_start: Position | None = None  # what a round's chunk comes after; None: no round
+        self.marked = False  # whether the sweep will come by
         self.written = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a chunk is on its way to its live connections, or about to be."""
+        return bool(self.pending) or self.round_start is not None
+
+    def floor(self, head: Position) -> Position:
+        """The position at which a connection may become live: what is pending comes after it."""
+        return self.since if self.pending else head
+
+    def position(self, head: Position) -> Position:
+        """The position up to which all live connections have everything."""
+        return self.floor(head) if self.round_start is None else self.round_start
+
+    # Connections
+
+    def enter(self, connection: Connection, after: Position | None, now: int) -> None:
+        """Have a connection behind: it reads on after a position, or from the earliest retained.
+
+        Args:
+            now: milliseconds since 1970.
+        """
+        self._leave_live(connection)
+        connection.cohort = self
+        connection.cursor = after or ZERO
+        connection.replay = Replay(after, now, self.subscription.types)
+        self.behind[connection] = None
+
+    def join(self, connection: Connection, floor: Position) -> None:
+        """Have a connection live that has everything up to the floor."""
+        self.behind.pop(connection, None)
+        connection.cohort, connection.live, connection.cursor = self, True, floor
+        connection.replay = connection.last_event_id = None
+        self.live[connection] = None
+
+    def leave(self, connection: Connection) -> None:
+        """Forget a connection."""
+        self._leave_live(connection)
+        self.behind.pop(connection, None)
+        connection.cohort = connection.replay = None
+
+    def _leave_live(self, connection: Connection) -> None:
+        if connection.live:
+            connection.live = False
+            del self.live[connection]
+
+    # What is pending
+
+    def mark(self, entry: Entry, head: Position) -> bool:
+        """Have an entry pending, the next of the log after `head`.
+
+        Returns:
+            False: it is already, or its type isn't wanted.
+        """
+        pending, types = self.pending, self.subscription.types
+        if types is not None and entry.type not in types:
+            return False
+        if not pending:
+            self.since = head
+        elif pending[-1] is entry:
+            return False
+        pending.append(entry)
+        return True
+
+    def take(self, prefix: str) -> tuple[list[Entry], bytes]:
+        """Begin a round: take what is pending, or the first of it, as a chunk.
+
+        Args:
+            prefix: what the log's cursors begin with.
+        """
+        frames, size = [], 0
+        for entry in self.pending:
+            frame = self.frames.of(entry, prefix)
+            frames.append(frame)
+            size += len(frame)
+            if size >= CHUNK:
+                break
+        entries = self.pending[: len(frames)]
+        del self.pending[: len(frames)]
+        self.round_start, self.since = self.since, entries[-1].position
+        return entries, self.subscription.view.chunk(frames)
+
+    def served(self, now: float) -> None:
+        """The round has come to its end."""
+        self.round_start = None
+        self.written = now

@@ -38,7 +38,7 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Command | None).decode
 
 
-def control(command: Command) -> Draft:
+def command_draft(command: Command) -> Draft:
     """A command as the bus takes it."""
     return Draft("", "", (CHANNEL,), CONTROL, "msgpush", KEPT, _encode(command), None)
 

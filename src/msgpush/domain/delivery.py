@@ -11,15 +11,17 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Self
 
+from msgpush.domain.catch_up import CATCH_UP_CHUNK, Step
 from msgpush.domain.connection import NOW, Connection, Subscription
 from msgpush.domain.control import CHANNEL, Close, Command, Commands, Restored
 from msgpush.domain.credentials import Revocation
 from msgpush.domain.errors import BusUnavailable
-from msgpush.domain.hub import CATCH_UP_CHUNK, CLOSING, Advance, Hub
+from msgpush.domain.hub import Hub
+from msgpush.domain.liveness import CLOSING
 from msgpush.domain.message import PROBE, Draft
 from msgpush.domain.ports import Bus, Cut
 
-BUDGET = 0.005  # seconds of fan-out after which the loop gets its turn
+FAN_OUT_SECONDS = 0.005  # seconds of fan-out after which the loop gets its turn
 BEAT = 0.1
 PAGE = 1, 256  # entries of a channel that one read of histories asks for, at least and at most
 PAGE_BYTES = (
@@ -33,7 +35,8 @@ READING = (
     32  # connections whose histories are read at once: what they read waits for its turn, in memory
 )
 LEAVING = 1.0  # seconds in which readers may still get what has been published
-SLICE = 8  # entries of the tail between two looks at the clock: each may concern every cohort
+# Entries of the tail between two looks at the clock: each may concern every cohort.
+APPENDED_AT_ONCE = 8
 
 log = logging.getLogger("msgpush.delivery")
 
@@ -87,7 +90,7 @@ class Delivery:
     @property
     def begun(self) -> bool:
         """Whether the log has been reached: before that there is nothing to deliver."""
-        return bool(self._hub.epoch)
+        return bool(self._hub.log.epoch)
 
     @property
     def trouble(self) -> str | None:
@@ -121,7 +124,7 @@ class Delivery:
             log.warning("%s; waiting for it", error)
         self._running = [
             asyncio.create_task(work(), name=f"msgpush {work.__name__.strip('_')}")
-            for work in (self._tail, self._sweep, self._beat, self._probe, self._make_up)
+            for work in (self._tail, self._sweep, self._beat, self._probe, self._resync)
         ]
         for task in self._running:
             task.add_done_callback(_report)
@@ -155,7 +158,7 @@ class Delivery:
         if not connection.live:
             # Most resumes need one step, and no task.
             self._hub.advance(connection)
-        self._serve_fallen()
+        self._start_catch_ups()
 
     def stop(self, connection: Connection) -> None:
         """Forget a connection."""
@@ -191,11 +194,11 @@ class Delivery:
             end = await self._bus.end()
         except BusUnavailable:
             return
-        while self._hub.head < end and self._monotonic() < deadline:
+        while self._hub.log.head < end and self._monotonic() < deadline:
             await self._next_move(deadline)
 
     async def _flush(self, deadline: float) -> None:
-        while self._hub.sweep(BUDGET):
+        while self._hub.sweep(FAN_OUT_SECONDS):
             if self._monotonic() >= deadline:
                 return
             await asyncio.sleep(0)
@@ -218,7 +221,7 @@ class Delivery:
         else:
             self._obey(command)
 
-    async def _make_up(self) -> None:
+    async def _resync(self) -> None:
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -235,7 +238,7 @@ class Delivery:
             await asyncio.sleep(random.uniform(0.5, 1))
             with contextlib.suppress(BusUnavailable):
                 await self._begin()
-        async with aclosing(self._bus.tail(self._hub.head)) as tail:
+        async with aclosing(self._bus.tail(self._hub.log.head)) as tail:
             async for entries in tail:
                 if isinstance(entries, Cut):
                     self._hub.cut(entries.epoch, entries.end)
@@ -245,13 +248,13 @@ class Delivery:
                     entry.service == self._name for entry in entries
                 ):
                     self._probed = None
-                until = self._monotonic() + BUDGET
-                for start in range(0, len(entries), SLICE):
-                    self._hub.append(entries[start : start + SLICE])
+                until = self._monotonic() + FAN_OUT_SECONDS
+                for start in range(0, len(entries), APPENDED_AT_ONCE):
+                    self._hub.append(entries[start : start + APPENDED_AT_ONCE])
                     if self._monotonic() >= until:
                         self._work.set()
                         await asyncio.sleep(0)
-                        until = self._monotonic() + BUDGET
+                        until = self._monotonic() + FAN_OUT_SECONDS
                 self._work.set()
 
     async def _sweep(self) -> None:
@@ -260,8 +263,8 @@ class Delivery:
             self._work.clear()
             more = True
             while more:
-                more = self._hub.sweep(BUDGET)
-                self._serve_fallen()
+                more = self._hub.sweep(FAN_OUT_SECONDS)
+                self._start_catch_ups()
                 moved, self._moved = self._moved, asyncio.Event()
                 moved.set()
                 if more:
@@ -271,7 +274,7 @@ class Delivery:
         while True:
             await asyncio.sleep(BEAT)
             self._hub.beat()
-            self._serve_fallen()
+            self._start_catch_ups()
 
     async def _probe(self) -> None:
         # An entry that goes the way of all messages, and concerns nobody.
@@ -298,8 +301,8 @@ class Delivery:
             log.warning("the bus takes no messages: %s", refused.detail)
             self._told = refused.detail
 
-    def _serve_fallen(self) -> None:
-        for connection in self._hub.take_fallen():
+    def _start_catch_ups(self) -> None:
+        for connection in self._hub.take_newly_behind():
             self._catch_up(connection)
 
     def _catch_up(self, connection: Connection) -> None:
@@ -325,17 +328,17 @@ class Delivery:
         while True:
             async with self._turn:
                 step = self._hub.advance(connection)
-                if step is Advance.WROTE:
+                if step is Step.WROTE:
                     await asyncio.sleep(0)
             match step:
-                case Advance.LIVE | Advance.GONE:
+                case Step.LIVE | Step.GONE:
                     return
-                case Advance.BLOCKED:
+                case Step.BLOCKED:
                     if not await connection.sink.drained():
                         return
-                case Advance.AHEAD:
+                case Step.AHEAD:
                     await self._moved.wait()
-                case Advance.HISTORY:
+                case Step.HISTORY:
                     try:
                         async with self._reading:
                             size = await self._read_history(connection, size)
@@ -345,7 +348,7 @@ class Delivery:
                         size = min(
                             2 * size, PAGE_BYTES
                         )  # it may have been too much to be read in time
-                case Advance.WROTE:
+                case Step.WROTE:
                     pass
 
     async def _read_history(self, connection: Connection, size: int) -> int:

@@ -123,12 +123,12 @@ class Replay:
         missing = [
             (channel, reason)
             for channel, page in pages.items()
-            if (reason := self._settle(channel, page, end, now))
+            if (reason := self._missing(channel, page, end, now))
         ]
         self.after = end
         return Replayed(entries, missing, end)
 
-    def _settle(self, channel: str, page: Page, end: Position, now: int) -> Reason | None:
+    def _missing(self, channel: str, page: Page, end: Position, now: int) -> Reason | None:
         if self.after is None:
             self._floors[channel] = page.entries[0].prev if page.entries else page.last
             return self._expired((linked.entry for linked in page.entries), end, now)

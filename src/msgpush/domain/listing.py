@@ -42,9 +42,7 @@ class Listing:
         """How many connections there are of each transport, and to each kind of channels."""
         connections = self.connections.values()
         transports = Counter(each.info.transport for each in connections)
-        kinds = Counter(
-            kind for each in connections for kind in kinds_of(self._hub.channels_of(each))
-        )
+        kinds = Counter(kind for each in connections for kind in kinds_of(each.channels))
         return transports, kinds
 
     def close(self, id: str, *, reconnect: bool) -> bool:
@@ -62,14 +60,14 @@ class Listing:
             node=self.node,
             subject=info.subject,
             transport=info.transport,
-            channels=tuple(sorted(self._hub.channels_of(connection))),
+            channels=tuple(sorted(connection.channels)),
             remote=info.remote,
             user_agent=info.user_agent,
             connected_at=format_ms(int(info.connected_at * 1000)),
             messages_sent=connection.messages_sent,
             bytes_sent=connection.bytes_sent,
             state=_live_or_behind(connection),
-            lag=self._hub.lag_of(connection),
+            lag=connection.lag_in(self._hub.log),
         )
 
 

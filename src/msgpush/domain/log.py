@@ -1,4 +1,4 @@
-"""Entries in the log's order: finding a place among them, and the ring of the newest."""
+"""The log as a process has read it: its newest position, and the ring of its newest entries."""
 
 from bisect import bisect_right
 from collections import Counter
@@ -7,7 +7,7 @@ from heapq import merge
 from operator import attrgetter
 
 from msgpush.domain.message import Entry
-from msgpush.domain.position import ZERO, Position
+from msgpush.domain.position import ZERO, Cursor, Position, cursor_text
 
 _position = attrgetter("position")
 
@@ -85,6 +85,42 @@ class Ring:
             if channel in self._by_channel
         ]
         return found[0] if len(found) == 1 else unique(merge(*found, key=_position))
+
+
+class Log:
+    """The log as this process has read it: its name, its newest position and entries.
+
+    Attributes:
+        prefix: what its cursors begin with.
+    """
+
+    def __init__(self, ring: Ring) -> None:
+        self.ring = ring
+        self.epoch = self.prefix = ""
+        self.head = ZERO
+
+    def begin(self, epoch: str, head: Position) -> None:
+        """Follow the log of this name, from this position on."""
+        self._go_on(epoch, head)
+        self.ring.clear(head)
+
+    def cut(self, epoch: str, end: Position) -> None:
+        """Go on as another log after `end`."""
+        self._go_on(epoch, end)
+        self.ring.cut(end)
+
+    def skip(self, to: Position) -> None:
+        """Go on after entries that are missing here."""
+        self.head = to
+        self.ring.clear(to)
+
+    def cursor(self, position: Position) -> str:
+        """The text of a position's cursor."""
+        return cursor_text(self.prefix, position)
+
+    def _go_on(self, epoch: str, head: Position) -> None:
+        self.epoch, self.head = epoch, head
+        self.prefix = Cursor(epoch, head).prefix
 
 
 def _after(entries: list[Entry], after: Position) -> Iterator[Entry]:

@@ -56,7 +56,12 @@ class Cursor(NamedTuple):
         return f"1{self.epoch}."
 
     def __str__(self) -> str:
-        return f"{self.prefix}{self.position.ms}-{self.position.seq}"
+        return cursor_text(self.prefix, self.position)
+
+
+def cursor_text(prefix: str, position: Position) -> str:
+    """The text of a cursor, from what all cursors of its log begin with."""
+    return f"{prefix}{position.ms}-{position.seq}"
 
 
 def new_epoch() -> str:

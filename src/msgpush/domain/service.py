@@ -12,7 +12,7 @@ from msgspec import Raw, Struct
 
 from msgpush.domain.channel import BROADCAST, check_channel
 from msgpush.domain.connection import NOW, Connection, Start, Subscription
-from msgpush.domain.control import Close, Command, control
+from msgpush.domain.control import Close, Command, command_draft
 from msgpush.domain.credentials import Revocation
 from msgpush.domain.delivery import Delivery
 from msgpush.domain.errors import (
@@ -41,7 +41,7 @@ from msgpush.domain.position import (
     parse_cursor,
 )
 
-REMEMBERED = 10_000  # connections to be closed that weren't here
+CLOSED_ELSEWHERE = 10_000  # connections to be closed that weren't here
 HISTORY_STEP = 64  # messages of a history that are read at once
 HISTORY_BYTES = (
     4 * 1024 * 1024
@@ -241,7 +241,7 @@ class Push:
         Raises:
             BusUnavailable: nothing is known to be stored.
         """
-        (result,) = await self._bus.append([control(command)])
+        (result,) = await self._bus.append([command_draft(command)])
         if isinstance(result, MsgpushError):
             raise result
 
@@ -253,7 +253,7 @@ class Push:
         else:
             # It may be about to open here.
             self._closed[command.id] = command.reconnect
-            if len(self._closed) > REMEMBERED:
+            if len(self._closed) > CLOSED_ELSEWHERE:
                 del self._closed[next(iter(self._closed))]
 
     # Subscribing
@@ -274,7 +274,7 @@ class Push:
         epoch, cut = self._bus.epoch, self._bus.cut
         position = parse_cursor(cursor, epoch)
         former = None if cut is None else parse_cursor(cursor, cut.epoch)
-        if position is not None and position <= self._hub.head:
+        if position is not None and position <= self._hub.log.head:
             return Start(cursor, position)
         if former is None:
             # It may come from another instance, which is further, or has learnt of a new epoch

@@ -314,7 +314,7 @@ class EventStream(StreamingResponse):
             self._id,
             self._subscription.channels,
             cursor,
-            resumed=self._start.asked is not None,
+            resumed=self._start.last_event_id is not None,
             heartbeat=self._push.heartbeat,
         )
         return self._subscription.view.chunk([block])

@@ -1,0 +1,106 @@
+"""The cohorts of a process, found by subscription and by channel.
+
+Every change of a connection's state, as `connection` tells them, is made here."""
+
+from collections.abc import Callable, Iterator
+
+from msgpush.domain.connection import Cohort, Connection, Subscription
+from msgpush.domain.frames import FrameCache
+from msgpush.domain.log import Log
+from msgpush.domain.position import ZERO, Position
+
+
+class Cohorts:
+    """All cohorts of a process.
+
+    Args:
+        clock: seconds since 1970.
+
+    Attributes:
+        listening: those that have live connections, by each of their channels.
+        pending: entries that are still to be swept, counted in each cohort.
+    """
+
+    def __init__(self, log: Log, clock: Callable[[], float]) -> None:
+        self._log, self._clock = log, clock
+        self._by_subscription: dict[Subscription, Cohort] = {}
+        self._newly_behind: list[Connection] = []
+        self.listening: dict[str, dict[Cohort, None]] = {}
+        self.frames = FrameCache()
+        self.pending = 0
+
+    def __len__(self) -> int:
+        """How much is kept for connections."""
+        return (
+            len(self._by_subscription)
+            + len(self.listening)
+            + len(self.frames)
+            + len(self._newly_behind)
+        )
+
+    def __iter__(self) -> Iterator[Cohort]:
+        return iter(self._by_subscription.values())
+
+    def of(self, subscription: Subscription) -> Cohort:
+        """The cohort of a subscription, to be entered at once."""
+        cohort = self._by_subscription.get(subscription)
+        if cohort is None:
+            cohort = Cohort(subscription, self.frames.enter(subscription.view))
+            self._by_subscription[subscription] = cohort
+        return cohort
+
+    def enter(self, connection: Connection, cohort: Cohort, after: Position | None) -> None:
+        """Have a connection read on after a position or from the earliest retained.
+
+        It takes steps, for which `take_newly_behind` gives it to somebody."""
+        was_live = connection.live
+        cohort.enter(connection, after, int(self._clock() * 1000))
+        if was_live:
+            self._forsake(cohort)
+        self._newly_behind.append(connection)
+
+    def join(self, connection: Connection, cohort: Cohort, floor: Position) -> None:
+        """Have a connection live that has everything up to its cohort's floor."""
+        if not cohort.live:
+            for channel in cohort.subscription.channels:
+                self.listening.setdefault(channel, {})[cohort] = None
+        cohort.join(connection, floor)
+
+    def fall_behind(self, connection: Connection, position: Position) -> None:
+        """Have a connection read on from a position, wherever it was."""
+        assert connection.cohort is not None
+        # Before the log's first entry nothing can be missing.
+        self.enter(connection, connection.cohort, position if position > ZERO else None)
+
+    def scatter(self, cohort: Cohort) -> None:
+        """Have all live connections of a cohort read on from the log, each at its own pace."""
+        positions = [(each, each.position_in(self._log)) for each in cohort.live]
+        for connection, position in positions:
+            self.fall_behind(connection, position)
+
+    def leave(self, connection: Connection) -> None:
+        """Forget a connection, and its cohort with the last one."""
+        cohort, was_live = connection.cohort, connection.live
+        assert cohort is not None
+        cohort.leave(connection)
+        if was_live:
+            self._forsake(cohort)
+        if not cohort.live and not cohort.behind:
+            del self._by_subscription[cohort.subscription]
+            self.frames.leave(cohort.frames)
+
+    def take_newly_behind(self) -> list[Connection]:
+        """The connections that have fallen behind since the last call: each needs `advance`."""
+        connections, self._newly_behind = self._newly_behind, []
+        return connections
+
+    def _forsake(self, cohort: Cohort) -> None:
+        if cohort.live:
+            return
+        self.pending -= len(cohort.pending)
+        cohort.pending.clear()
+        for channel in cohort.subscription.channels:
+            cohorts = self.listening[channel]
+            del cohorts[cohort]
+            if not cohorts:
+                del self.listening[channel]

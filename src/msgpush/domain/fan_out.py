@@ -1,0 +1,165 @@
+"""Live delivery: each entry marks the cohorts that it concerns, a sweep gives them chunks."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import inf
+
+from msgspec import Struct
+
+from msgpush.domain.cohorts import Cohorts
+from msgpush.domain.connection import Cohort, Connection
+from msgpush.domain.log import Log
+from msgpush.domain.message import Entry
+from msgpush.domain.observer import Observer
+from msgpush.domain.position import Position
+
+# Entries waiting for a sweep, counted in each cohort; beyond it, cohorts go on from the log.
+PENDING = 1_000_000
+
+
+class _Round(Struct):
+    """One chunk on its way to a cohort's live connections.
+
+    Attributes:
+        end: the position after it.
+        taken: whether any client has taken it.
+    """
+
+    cohort: Cohort
+    entries: list[Entry]
+    chunk: bytes
+    start: Position
+    end: Position
+    readers: Iterator[Connection]
+    taken: bool = False
+
+
+class FanOut:
+    """Takes the log's entries as they come, and gives each live connection those that it wants.
+
+    One chunk is made for all of a cohort, and nothing is queued for one connection.
+
+    Args:
+        monotonic: seconds of a clock that never jumps.
+    """
+
+    def __init__(
+        self, log: Log, cohorts: Cohorts, monotonic: Callable[[], float], observer: Observer
+    ) -> None:
+        self._log, self._cohorts, self._monotonic = log, cohorts, monotonic
+        self._observer = observer
+        self._marked: deque[Cohort] = deque()
+        self._round: _Round | None = None
+
+    @property
+    def idle(self) -> bool:
+        """True: nothing is pending."""
+        return not self._marked and self._round is None
+
+    def append(self, entries: Iterable[Entry]) -> None:
+        """Take the log's next entries; `sweep` delivers them."""
+        log, listening = self._log, self._cohorts.listening
+        for entry in entries:
+            if entry.prev > log.head:
+                self._skip(entry.prev)
+            log.ring.append(entry)
+            for channel in entry.channels:
+                if channel in listening:
+                    self._mark(tuple(listening[channel]), entry)
+            log.head = entry.position
+
+    def _mark(self, concerned: Sequence[Cohort], entry: Entry) -> None:
+        cohorts, head, floor = self._cohorts, self._log.head, self._log.ring.floor
+        for cohort in concerned:
+            if not cohort.mark(entry, head):
+                continue
+            cohorts.pending += 1
+            if len(cohort.pending) == 1:
+                if not cohort.marked:
+                    self._queue(cohort)
+            elif cohort.since < floor or cohorts.pending > PENDING:
+                # The log outruns this cohort's sockets.
+                cohorts.scatter(cohort)
+
+    def _queue(self, cohort: Cohort) -> None:
+        cohort.marked = True
+        self._marked.append(cohort)
+
+    def _skip(self, to: Position) -> None:
+        # The tail has lost entries: whoever listens goes on from the histories, or is told.
+        for cohort in self._cohorts:
+            self._cohorts.scatter(cohort)
+        self._log.skip(to)
+
+    def sweep(self, budget: float = inf) -> bool:
+        """Give the marked cohorts what is pending, for about `budget` seconds.
+
+        Returns:
+            True: there is more to do.
+        """
+        deadline = self._monotonic() + budget
+        while True:
+            if self._round is None:
+                if not self._marked:
+                    break
+                self._round = self._begin_round(self._marked.popleft())
+                if self._round is None:
+                    continue
+            if not self._serve(self._round, deadline):
+                return True
+            now = self._monotonic()
+            self._end_round(self._round, now)
+            if now >= deadline:
+                break
+        if self._marked:
+            return True
+        self._cohorts.frames.clear()
+        return False
+
+    def _begin_round(self, cohort: Cohort) -> _Round | None:
+        cohort.marked = False
+        if not cohort.pending:
+            return None
+        start = cohort.since
+        entries, chunk = cohort.take(self._log.prefix)
+        self._cohorts.pending -= len(entries)
+        return _Round(cohort, entries, chunk, start, cohort.since, iter(list(cohort.live)))
+
+    def _serve(self, round: _Round, deadline: float) -> bool:
+        """Offer a round's chunk to its readers; False: time is up, and some are left."""
+        cohort, chunk, start, end = round.cohort, round.chunk, round.start, round.end
+        messages, size = len(round.entries), len(chunk)
+        served, finished, taker = 0, True, None
+        # No calls for each reader but those that give it the chunk: this is the hottest loop.
+        for connection in round.readers:
+            # It may have gone, or fallen behind, or come anew since the round began.
+            if not connection.live or connection.cohort is not cohort or connection.cursor >= end:
+                continue
+            if connection.sink.offer(chunk):
+                connection.cursor = end
+                taker = connection
+                connection.messages_sent += messages
+                connection.bytes_sent += size
+            else:
+                self._cohorts.fall_behind(connection, max(start, connection.cursor))
+            served += 1
+            if not served & 31 and self._monotonic() >= deadline:
+                finished = False
+                break
+        round.taken |= taker is not None and taker.listed
+        return finished
+
+    def _end_round(self, round: _Round, now: float) -> None:
+        cohort = round.cohort
+        cohort.served(now)
+        self._round = None
+        if round.taken:
+            self._observer.delivered(round.entries)
+        if cohort.pending and not cohort.marked:
+            self._queue(cohort)
+
+    def drop_round(self) -> None:
+        """Give the chunk that is on its way to nobody else."""
+        if self._round is not None:
+            self._round.cohort.round_start = None
+            self._round = None
