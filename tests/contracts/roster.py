@@ -28,7 +28,7 @@ def join(
     sink = FakeSink()
     info = ClientInfo(subject, "sse", "192.0.2.1:5000", "test/1", 1_800_000_000.5)
     connection = Connection(id, sink, info)
-    hub.attach(connection, Subscription(frozenset(channels), PlainView()), NOW, lambda _: b"open\n")
+    hub.attach(connection, Subscription(frozenset(channels), PlainView()), NOW)
     return connection, sink
 
 

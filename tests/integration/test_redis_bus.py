@@ -357,9 +357,7 @@ async def test_a_log_that_is_emptied_under_open_connections_begins_anew_and_is_t
     async with opened(server) as one, opened(server) as two, Push(one) as push, Push(two):
         sink = FakeSink()
         subscription = Subscription(frozenset({"a"}), PlainView())
-        push.subscribe(
-            Connection("c", sink), subscription, await push.start_at(None), lambda _: b"open\n"
-        )
+        push.subscribe(Connection("c", sink), subscription, await push.start_at(None))
         await store(two, make("m1", "a"))
         await become(lambda: sink.ids == ["m1"])
         with server.client() as client:

@@ -90,10 +90,7 @@ class Pair:
             sink = FakeSink()
             subscription = Subscription(frozenset(CHANNELS), PlainView())
             push.subscribe(
-                Connection(f"c{id(push)}", sink),
-                subscription,
-                await push.start_at(None),
-                lambda _: b"\n",
+                Connection(f"c{id(push)}", sink), subscription, await push.start_at(None)
             )
             self.sinks.append(sink)
 

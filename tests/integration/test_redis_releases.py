@@ -87,7 +87,7 @@ class Instance:
         sink = FakeSink()
         subscription = Subscription(frozenset({"a", "b"}), PlainView())
         start = await self.push.start_at(cursor)
-        self.push.subscribe(Connection(f"c{id(sink)}", sink), subscription, start, lambda _: b"\n")
+        self.push.subscribe(Connection(f"c{id(sink)}", sink), subscription, start)
         return sink
 
 

@@ -83,9 +83,7 @@ async def do_everything(url: str) -> None:
         await publish(bus)
         sink = FakeSink()
         subscription = Subscription(frozenset({"a"}), PlainView())
-        other.subscribe(
-            Connection("c1", sink), subscription, await other.start_at("earliest"), lambda _: b"\n"
-        )
+        other.subscribe(Connection("c1", sink), subscription, await other.start_at("earliest"))
         assert (await push.history("a", None, 10)).gap is None
 
         ticket = Ticket("s", ("a",), time.time() + 50, None, None)

@@ -118,9 +118,7 @@ class Driver:
             frozenset(channels), view or PlainView(), None if types is None else frozenset(types)
         )
         connection = Connection(f"c{next(self._names)}", sink)
-        self.hub.attach(
-            connection, wanted, self.start(after), lambda cursor: b"open %b\n" % cursor.encode()
-        )
+        self.hub.attach(connection, wanted, self.start(after))
         self.hub.take_newly_behind()
         if settle:
             self.settle()

@@ -35,6 +35,9 @@ class PlainView(Struct, frozen=True):
 
     name: str = "plain"
 
+    def opening(self, connection: str, channels: frozenset[str], cursor: str, **_: object) -> bytes:
+        return b"open %b\n" % cursor.encode()
+
     def message(self, entry: Entry, cursor: str) -> bytes:
         return b"%b %b\n" % (cursor.encode(), entry.body)
 

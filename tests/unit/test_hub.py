@@ -439,9 +439,7 @@ def test_a_socket_that_takes_a_little_is_slow_but_not_cut() -> None:
 def test_only_what_a_client_has_taken_live_counts_as_delivered() -> None:
     driver = Driver()
     internal = Connection("internal", FakeSink(), listed=False)
-    driver.hub.attach(
-        internal, Subscription(frozenset({"/control"}), PlainView("internal")), NOW, lambda _: b""
-    )
+    driver.hub.attach(internal, Subscription(frozenset({"/control"}), PlainView("internal")), NOW)
     full, other = driver.connect("a"), driver.connect("b")
     driver.say(make("m1", "a"), make("m2", "b", type="status"))
     assert driver.observer.deliveries == [["info"], ["status"]]

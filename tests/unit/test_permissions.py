@@ -68,9 +68,7 @@ class Service:
         info = ClientInfo(grant.subject, "sse", address, "test", self.clock.now(), address)
         self.push.admit(info)
         connection = Connection(id or f"c{self.number}", sink, info, grant=grant)
-        self.push.subscribe(
-            connection, Subscription(frozenset({"a"}), PlainView()), NOW, lambda _: b"open\n"
-        )
+        self.push.subscribe(connection, Subscription(frozenset({"a"}), PlainView()), NOW)
         return sink
 
     @property
@@ -100,7 +98,7 @@ def test_a_connection_ends_with_its_permissions_grace_included_and_may_come_back
     for number, reader in enumerate(readers):
         driver.hub.detach(reader.connection)
         reader.connection.ends = driver.clock.now() + 100 * (number + 1)
-        driver.hub.attach(reader.connection, reader.subscription, NOW, lambda _: b"open\n")
+        driver.hub.attach(reader.connection, reader.subscription, NOW)
     for ended in range(4):
         driver.clock.advance(99)
         driver.hub.beat()
@@ -118,7 +116,7 @@ def test_a_thousand_ends_cost_one_look_a_second_and_nobody_stays_longer() -> Non
     for number, reader in enumerate(readers):
         driver.hub.detach(reader.connection)
         reader.connection.ends = driver.clock.now() + number / 10
-        driver.hub.attach(reader.connection, reader.subscription, NOW, lambda _: b"open\n")
+        driver.hub.attach(reader.connection, reader.subscription, NOW)
     for tenth in range(120):
         driver.hub.beat()
         late = [reader for number, reader in enumerate(readers) if number + 10 < tenth]

@@ -42,9 +42,7 @@ async def push() -> AsyncIterator[Push]:
 def join(push: Push, *channels: str, id: str = "c1") -> tuple[Connection, FakeSink]:
     sink = FakeSink()
     connection = Connection(id, sink)
-    push.subscribe(
-        connection, Subscription(frozenset(channels), PlainView()), NOW, lambda _: b"open\n"
-    )
+    push.subscribe(connection, Subscription(frozenset(channels), PlainView()), NOW)
     return connection, sink
 
 
@@ -142,12 +140,7 @@ async def test_a_catch_up_waits_for_a_bus_that_is_away(
     await push.publish(message("m1"))
     sink = FakeSink()
     start = await push.start_at("earliest")
-    push.subscribe(
-        Connection("c1", sink),
-        Subscription(frozenset(["a"]), PlainView()),
-        start,
-        lambda _: b"open\n",
-    )
+    push.subscribe(Connection("c1", sink), Subscription(frozenset(["a"]), PlainView()), start)
     await until(lambda: sink.ids == ["m1"])
 
 
@@ -162,12 +155,7 @@ async def test_a_mistake_in_one_catch_up_closes_that_connection_alone(
     monkeypatch.setattr(push._bus, "history", broken)
     sink = FakeSink()
     start = await push.start_at("earliest")
-    push.subscribe(
-        Connection("c2", sink),
-        Subscription(frozenset(["a"]), PlainView()),
-        start,
-        lambda _: b"open\n",
-    )
+    push.subscribe(Connection("c2", sink), Subscription(frozenset(["a"]), PlainView()), start)
     await until(lambda: sink.ended)
     assert "close disconnected True" in sink.lines[-1]
     assert "a catch-up has failed" in caplog.text
@@ -192,10 +180,7 @@ async def test_a_replay_of_large_messages_reads_few_of_them_at_a_time() -> None:
         sink = FakeSink()
         connection = Connection("c1", sink)
         push.subscribe(
-            connection,
-            Subscription(frozenset({"a"}), PlainView()),
-            await push.start_at("earliest"),
-            lambda _: b"",
+            connection, Subscription(frozenset({"a"}), PlainView()), await push.start_at("earliest")
         )
         await until(lambda: len(sink.ids) == 30)
     assert set(asked[1:]) == {1}
@@ -472,7 +457,7 @@ async def test_an_observer_is_told_what_happens_to_messages_and_clients() -> Non
         push.unsubscribe(connection)
         lost = Connection("c3", FakeSink())
         after = await push.start_at("1aaaaaaaa.1-1")  # another log's
-        push.subscribe(lost, Subscription(frozenset("a"), PlainView()), after, lambda _: b"open\n")
+        push.subscribe(lost, Subscription(frozenset("a"), PlainView()), after)
         await until(lambda: lost.live)
     assert observer.events == [
         ("opened", "c1"),

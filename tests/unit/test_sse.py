@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message
 
-from msgpush.adapters.sse.stream import EventView, SendSink, closing, opening
+from msgpush.adapters.sse.stream import EventView, SendSink, closing
 from msgpush.domain.connection import NOW, Connection, Subscription
 from msgpush.domain.history import Gap
 from msgpush.domain.message import TYPES, Draft, Entry, draft, parse
@@ -81,7 +81,7 @@ def test_a_chunk_is_framed_for_the_wire() -> None:
 def test_the_blocks_of_the_server_are_events_that_onmessage_never_sees() -> None:
     view = EventView(frozenset())
     stream = (
-        opening("c1", frozenset(["a"]), "1x.0-0", resumed=True, heartbeat=0.5)
+        view.opening("c1", frozenset(["a"]), "1x.0-0", resumed=True, heartbeat=0.5)
         + view.gap(Gap("a", "1x.0-0", "trimmed"))
         + view.heartbeat("1x.1-0")
         + closing("drain", True)
@@ -153,9 +153,7 @@ async def test_a_client_over_plain_asgi_that_reads_slowly_but_on_and_on_is_not_c
     sink = SendSink(server.send)
     sink.writer = asyncio.create_task(sink.write())
     connection = Connection("c1", sink)
-    driver.hub.attach(
-        connection, Subscription(frozenset("a"), EventView(frozenset())), NOW, lambda _: b"open\n"
-    )
+    driver.hub.attach(connection, Subscription(frozenset("a"), EventView(frozenset())), NOW)
     texts = [f"m{number}" for number in range(200)]
     driver.say(*(make(text, "a", data={"x": "y" * 2000}) for text in texts))
     while not connection.live or sink.backlog:
@@ -164,9 +162,7 @@ async def test_a_client_over_plain_asgi_that_reads_slowly_but_on_and_on_is_not_c
         driver.hub.beat()
         driver.settle()
         assert connection.attached
-    events = [
-        event for event in EventStreamParser().feed(server.body[5:]) if event.type == "message"
-    ]
+    events = [event for event in EventStreamParser().feed(server.body) if event.type == "message"]
     assert [msgspec.json.decode(event.data)["id"] for event in events] == texts
     driver.hub.close(connection, "drain", reconnect=True)
     for _ in range(2):
@@ -194,4 +190,6 @@ def numbers(events: list[Event]) -> list[int]:
 
 
 def open_block(cursor: str) -> bytes:
-    return opening("c1", frozenset(["a", "b"]), cursor, resumed=True, heartbeat=30)
+    return EventView(frozenset()).opening(
+        "c1", frozenset(["a", "b"]), cursor, resumed=True, heartbeat=30
+    )

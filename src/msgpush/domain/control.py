@@ -59,6 +59,9 @@ class Commands:
     def __init__(self, obey: Callable[[Command | None], None]) -> None:
         self._obey = obey
 
+    def opening(self, connection: str, channels: frozenset[str], cursor: str, **_: object) -> bytes:
+        return b""
+
     def message(self, entry: Entry, cursor: str) -> bytes:
         return entry.body + b"\n"
 

@@ -210,9 +210,7 @@ class Delivery:
         self._hub.begin(self._bus.epoch, end)
         commands = Commands(self._command)
         self._control = Connection("control", commands, listed=False)
-        self._hub.attach(
-            self._control, Subscription(frozenset({CHANNEL}), commands), NOW, lambda _: b""
-        )
+        self._hub.attach(self._control, Subscription(frozenset({CHANNEL}), commands), NOW)
 
     def _command(self, command: Command | None) -> None:
         if command is None or isinstance(command, Restored):

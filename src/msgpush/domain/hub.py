@@ -53,6 +53,7 @@ class Hub:
         observer: Observer = IGNORANT,
     ) -> None:
         self._clock, self._monotonic, self._observer = clock, monotonic, observer
+        self._heartbeat = heartbeat
         self.log = log = Log(ring if ring is not None else Ring())
         self.connections: dict[str, Connection] = {}
         self.peak = 0
@@ -89,18 +90,8 @@ class Hub:
 
     # Connections
 
-    def attach(
-        self,
-        connection: Connection,
-        subscription: Subscription,
-        start: Start,
-        opening: Callable[[str], bytes],
-    ) -> None:
-        """Begin to serve a connection.
-
-        Args:
-            opening: makes its first bytes from the cursor that they carry.
-        """
+    def attach(self, connection: Connection, subscription: Subscription, start: Start) -> None:
+        """Begin to serve a connection."""
         if connection.listed:
             self.connections[connection.id] = connection
             self.peak = max(self.peak, len(self.connections))
@@ -109,7 +100,15 @@ class Hub:
         cohort, asked = self._cohorts.of(subscription), start.last_event_id
         floor = cohort.floor(self.log.head)
         cursor = self.log.cursor(floor) if asked is None else asked
-        taken = connection.sink.offer(opening(cursor))
+        view = subscription.view
+        opening = view.opening(
+            connection.id,
+            subscription.channels,
+            cursor,
+            resumed=asked is not None,
+            heartbeat=self._heartbeat,
+        )
+        taken = connection.sink.offer(view.chunk([opening]))
         self._liveness.begin(connection)
         if asked is None and taken:
             self._cohorts.join(connection, cohort, floor)

@@ -20,6 +20,9 @@ _encode = msgspec.json.encode
 class Lines(Struct, frozen=True):
     """The log as lines, each a message or a gap; a listener in the process needs no heartbeat."""
 
+    def opening(self, connection: str, channels: frozenset[str], cursor: str, **_: object) -> bytes:
+        return b""
+
     def message(self, entry: Entry, cursor: str) -> bytes:
         return b"m" + entry.body + b"\n"
 

@@ -92,6 +92,17 @@ class Bus(Protocol):
 class View(Protocol):
     """How a kind of client is shown the log. Equal views share every byte that is made for them."""
 
+    def opening(
+        self,
+        connection: str,
+        channels: frozenset[str],
+        cursor: str,
+        *,
+        resumed: bool,
+        heartbeat: float,
+    ) -> bytes:
+        """The first block of a connection; `heartbeat` is in seconds."""
+
     def message(self, entry: Entry, cursor: str) -> bytes:
         """One message, as this client gets it."""
 

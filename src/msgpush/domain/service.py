@@ -112,7 +112,6 @@ class Push:
             write_timeout=write_timeout,
             observer=observer,
         )
-        self.heartbeat = heartbeat
         self.draining = False
         self._clock = clock
         self._message_ttl = message_ttl
@@ -333,16 +332,10 @@ class Push:
         finally:
             self._hub.places.leave(info, ticket)
 
-    def subscribe(
-        self,
-        connection: Connection,
-        subscription: Subscription,
-        start: Start,
-        opening: Callable[[str], bytes],
-    ) -> None:
+    def subscribe(self, connection: Connection, subscription: Subscription, start: Start) -> None:
         """Serve a connection from now on; all after `start` reaches its sink, in order, once."""
         connection.ends = self._permissions.end_of(connection.grant)
-        self._hub.attach(connection, subscription, start, opening)
+        self._hub.attach(connection, subscription, start)
         # Meanwhile it may have become too late.
         if self._permissions.revoked(connection.grant):
             self._hub.close(connection, "revoked", reconnect=False)
@@ -393,7 +386,7 @@ class Push:
         start = await self.start_at(after)
         if self.draining:
             raise Overloaded("draining")
-        self.subscribe(connection, Subscription(wanted, LINES), start, lambda _: b"")
+        self.subscribe(connection, Subscription(wanted, LINES), start)
         try:
             while (item := await inbox.next()) is not None:
                 yield item

@@ -41,6 +41,23 @@ class EventView(Struct, frozen=True):
     events: frozenset[str]
     chunked: bool = False
 
+    def opening(
+        self,
+        connection: str,
+        channels: frozenset[str],
+        cursor: str,
+        *,
+        resumed: bool,
+        heartbeat: float,
+    ) -> bytes:
+        interval = int(heartbeat) if heartbeat == int(heartbeat) else heartbeat
+        # A retry that differs from stream to stream, so that a restart makes no stampede.
+        return b"retry: %d\nevent: msgpush.open\nid: %b\ndata: %b\n\n" % (
+            random.randint(2000, 5000),
+            cursor.encode(),
+            _encode(_Opening(connection, sorted(channels), resumed, interval)),
+        )
+
     def message(self, entry: Entry, cursor: str) -> bytes:
         if entry.type in self.events:
             # An event named error would fire EventSource's own onerror.
@@ -77,21 +94,6 @@ class _Opening(Struct):
 class _Close(Struct):
     reason: str
     reconnect: bool
-
-
-def opening(
-    connection: str, channels: frozenset[str], cursor: str, *, resumed: bool, heartbeat: float
-) -> bytes:
-    """The first block of a stream; `retry` differs from stream to stream, so that a restart makes
-    no stampede.
-    """
-    interval = int(heartbeat) if heartbeat == int(heartbeat) else heartbeat
-    data = _encode(_Opening(connection, sorted(channels), resumed, interval))
-    return b"retry: %d\nevent: msgpush.open\nid: %b\ndata: %b\n\n" % (
-        random.randint(2000, 5000),
-        cursor.encode(),
-        data,
-    )
 
 
 def closing(reason: str, reconnect: bool, cursor: str = "") -> bytes:
@@ -294,7 +296,7 @@ class EventStream(StreamingResponse):
 
     def _subscribe(self, sink: Sink) -> Connection:
         connection = Connection(self._id, sink, self._info, grant=self._grant)
-        self._push.subscribe(connection, self._subscription, self._start, self._opening)
+        self._push.subscribe(connection, self._subscription, self._start)
         return connection
 
     async def _serve_by_send(self, sink: SendSink, receive: Receive) -> None:
@@ -308,16 +310,6 @@ class EventStream(StreamingResponse):
             reader.cancel()
             sink.writer.cancel()
             await asyncio.gather(reader, sink.writer, return_exceptions=True)
-
-    def _opening(self, cursor: str) -> bytes:
-        block = opening(
-            self._id,
-            self._subscription.channels,
-            cursor,
-            resumed=self._start.last_event_id is not None,
-            heartbeat=self._push.heartbeat,
-        )
-        return self._subscription.view.chunk([block])
 
 
 async def _has_gone(receive: Receive) -> bool:
