@@ -72,7 +72,7 @@ def without_queries(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def _shared() -> list[Processor]:
-    """What happens to every event, whichever way it came."""
+    """The steps for every event, whichever way it came."""
     return [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,

@@ -1,6 +1,6 @@
-"""What Prometheus is told. No label takes values that a client chooses, beyond a bounded number of
-services.
-"""
+"""The metrics, for Prometheus.
+
+No label takes values that a client chooses, beyond a bounded number of services."""
 
 import contextlib
 import time
@@ -238,7 +238,7 @@ class Metrics(Observer):
 
 
 class Gauges(Collector):
-    """What is read off the service when it is asked for."""
+    """The gauges, which are read off the service when they are asked for."""
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ SCAN = 2_048  # entries that one step looks at, so that no reader holds up the o
 
 
 class Step(Enum):
-    """What a step of a catch-up came to."""
+    """The outcome of a step of a catch-up."""
 
     WROTE = auto()
     LIVE = auto()
@@ -69,7 +69,7 @@ class CatchUp:
         return self._write(connection, self._read_ring(cohort, replay, replay.after, floor))
 
     def floor_of(self, connection: Connection) -> Position:
-        """How far the bus's histories may be delivered to a connection, when they are read next.
+        """The end of what may be delivered to a connection from histories that are read next.
 
         From there on the ring has everything, and more than the histories may have.
         """
@@ -95,7 +95,7 @@ class CatchUp:
         return step
 
     def _reading(self, connection: Connection) -> tuple[Cohort, Replay] | Step:
-        """Where a connection reads, or what a step comes to that can't be taken."""
+        """The place where a connection reads, or the outcome of a step that can't be taken."""
         cohort, replay = connection.cohort, connection.replay
         if cohort is None:
             return Step.GONE

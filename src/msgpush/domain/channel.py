@@ -22,12 +22,12 @@ _NAME = re.compile(NAME_CHARACTER + "{1,200}")
 
 
 def is_channel(name: str) -> bool:
-    """Whether `name` can name a channel."""
+    """True if `name` can name a channel."""
     return _NAME.fullmatch(name) is not None
 
 
 def no_channel(name: object, advice: str = "") -> str:
-    """What to say of a value that names no channel, and what would."""
+    """The words for a value that names no channel, and for what would."""
     return f"{short_repr(name)} is no channel name: {NAME_RULE}{advice}"
 
 
@@ -62,7 +62,7 @@ def own_channel(subject: str) -> str | None:
 
 
 def encoding_advice(text: str) -> str:
-    """What to tell who has a name that can't be one, where percent-encoding makes it one."""
+    """Advice on a name that can't be one, where percent-encoding makes it one."""
     encoded = encode_name(text)
     return (
         f"; percent-encoded it is {short_repr(encoded)}"

@@ -30,7 +30,7 @@ class Cohorts:
         self.pending = 0
 
     def __len__(self) -> int:
-        """How much is kept for connections."""
+        """The amount that is kept for connections."""
         return (
             len(self._by_subscription)
             + len(self.listening)

@@ -73,7 +73,7 @@ NOW = Start()
 
 
 class End(Struct, frozen=True):
-    """How a connection was closed, and the cursor from which its reader may go on."""
+    """The way in which a connection was closed, and the cursor from which its reader may go on."""
 
     reason: Ending
     reconnect: bool
@@ -213,7 +213,7 @@ class Cohort:
 
     @property
     def busy(self) -> bool:
-        """Whether a chunk is on its way to its live connections, or about to be."""
+        """True while a chunk is on its way to its live connections, or about to be."""
         return bool(self.pending) or self.round_start is not None
 
     def floor(self, head: Position) -> Position:

@@ -1,4 +1,4 @@
-"""What outlives a request of credentials: tickets, and revocations of tokens."""
+"""Credentials that outlive a request: tickets, and revocations of tokens."""
 
 import hashlib
 import secrets
@@ -17,8 +17,7 @@ PREFIX = "ticket_"  # nobody takes it for a token
 
 
 class Ticket(Struct, frozen=True):
-    """What a ticket allows: to listen to these channels, for as long as the token that it was made
-    with.
+    """The permissions of a ticket: to listen to these channels, as long as its token is good.
 
     Attributes:
         expires, issued_at: of that token, in seconds since 1970, and so are `subject` and `id`.
@@ -48,7 +47,7 @@ def new_ticket() -> str:
 
 
 def digest_of(ticket: str) -> str:
-    """What is kept of a ticket: whoever reads that can't use it."""
+    """The digest that is kept of a ticket: whoever reads it can't use it."""
     return hashlib.sha256(ticket.encode(errors="surrogatepass")).hexdigest()
 
 
@@ -93,7 +92,7 @@ class Revocations:
             self._crowded = max(1_000, 2 * len(self._at))
 
     def reason(self, grant: Grant) -> str | None:
-        """Why what a token or ticket grants is refused; None: it isn't."""
+        """The reason why what a token or ticket grants is refused; None: it isn't."""
         if not self._at or grant.subject is None:
             return None  # there are none, or nobody asked for a token
         issued = grant.issued_at

@@ -84,17 +84,17 @@ class Delivery:
 
     @property
     def alive(self) -> bool:
-        """Whether all the tasks that everything depends on still run."""
+        """True while all the tasks that everything depends on run."""
         return bool(self._running) and not any(task.done() for task in self._running)
 
     @property
     def begun(self) -> bool:
-        """Whether the log has been reached: before that there is nothing to deliver."""
+        """True once the log has been reached: before that there is nothing to deliver."""
         return bool(self._hub.log.epoch)
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing can be published or delivered now, as far as that is known; None: all is
+        """The reason why nothing can be published or delivered now, if one is known; None: all is
         well.
         """
         if not self.alive:
@@ -109,7 +109,7 @@ class Delivery:
 
     @property
     def ready(self) -> bool:
-        """Whether the bus took something once, and what it takes comes back."""
+        """True once the bus took something, while what it takes comes back."""
         return (
             self.begun
             and self._taken

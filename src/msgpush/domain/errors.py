@@ -1,4 +1,4 @@
-"""What can go wrong, as a small tree. Errors carry fields; nobody parses their text."""
+"""The errors, as a small tree. They carry fields; nobody parses their text."""
 
 from collections.abc import Mapping
 from typing import Literal, Self

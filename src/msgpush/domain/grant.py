@@ -1,4 +1,4 @@
-"""What a caller may do, and for how long."""
+"""Grants: the things that a caller may do, and for how long."""
 
 from collections.abc import Iterable, Iterator
 
@@ -12,7 +12,7 @@ SHOWN = 5  # channels that a refusal names
 
 
 def is_pattern(text: str) -> bool:
-    """Whether this is a pattern of channels: a name, or a prefix of names that ends in `*`."""
+    """True for a pattern of channels: a name, or a prefix of names that ends in `*`."""
     return text == "*" or is_channel(text.removesuffix("*"))
 
 
@@ -46,7 +46,7 @@ class Patterns:
         return [] if self._everything else [each for each in channels if not self.cover(each)]
 
     def cover(self, channel: str) -> bool:
-        """Whether one of them is this channel's name, or a prefix of it that ends in `*`."""
+        """True if one of them is this channel's name, or a prefix of it that ends in `*`."""
         return channel in self._names or channel.startswith(self._prefixes)
 
 

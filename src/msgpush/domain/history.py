@@ -28,7 +28,7 @@ class Gap(Struct, frozen=True):
 
 
 def reset_after(cursor: str) -> Gap:
-    """What a reader is told whose cursor the log didn't make; in plain words where a program's
+    """The gap for a reader whose cursor the log didn't make; in plain words where a program's
     mistake has made it.
     """
     return Gap(None, cursor, "reset", mistake(cursor) or UNSET)
@@ -42,7 +42,7 @@ class Linked(NamedTuple):
 
 
 class Page(NamedTuple):
-    """What a bus knows of one channel after a position: facts, from which `Replay` tells what is
+    """The facts that a bus knows of one channel after a position; `Replay` tells from them what is
     missing.
 
     Attributes:
@@ -60,7 +60,7 @@ class Page(NamedTuple):
 
 
 class Replayed(NamedTuple):
-    """What a step of a replay found: entries to deliver, what is missing before them, and the
+    """The finds of a step of a replay: entries to deliver, what is missing before them, and the
     position after both.
     """
 
@@ -151,11 +151,11 @@ class Replay:
         return None
 
     def wants(self, entry: Entry) -> bool:
-        """Whether the reader asked for messages of this type."""
+        """True if the reader asked for messages of this type."""
         return self._types is None or entry.type in self._types
 
     def owes(self, entry: Entry) -> bool:
-        """Whether an entry that has expired must be told as missing."""
+        """True if an entry that has expired must be told as missing."""
         return entry.expires > self._promised_from and self.wants(entry)
 
 

@@ -161,7 +161,7 @@ class Hub:
         return self._cohorts.pending
 
     def leftovers(self) -> int:
-        """How much is kept for connections.
+        """The amount that is kept for connections.
 
         Without any, nothing but what an instance's own connection needs."""
         return len(self._cohorts) + len(self._liveness)

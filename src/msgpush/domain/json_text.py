@@ -37,7 +37,7 @@ def without_bom(body: bytes) -> bytes:
 
 
 def unreadable(body: bytes, error: Exception) -> Malformed | Invalid:
-    """Why the decoder, which has raised `error`, can't read a body.
+    """The reason why the decoder, which has raised `error`, can't read a body.
 
     Half of a surrogate pair (RFC 8259, section 8.2) is a fault of one value, not of the JSON: it
     has a pointer."""
@@ -60,7 +60,7 @@ _WORDS = {"str": "string", "int": "whole number", "float": "number", "bool": "bo
 
 
 def json_words(text: str) -> str:
-    """What msgspec says of a value, in JSON's words instead of Python's."""
+    """msgspec's words for a value, in JSON's terms instead of Python's."""
     if not text.startswith("Expected"):
         return text
     return re.sub(r"\b(?:str|int|float|bool)\b|\|", lambda found: _WORDS[found[0]], text)

@@ -39,7 +39,7 @@ class Listing:
         )
 
     def count(self) -> tuple[Counter[str], Counter[str]]:
-        """How many connections there are of each transport, and to each kind of channels."""
+        """Count the connections of each transport, and those to each kind of channels."""
         connections = self.connections.values()
         transports = Counter(each.info.transport for each in connections)
         kinds = Counter(kind for each in connections for kind in kinds_of(each.channels))

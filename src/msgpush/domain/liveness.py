@@ -45,7 +45,7 @@ class Liveness:
         self._next_end = inf
 
     def __len__(self) -> int:
-        """How much is kept for connections."""
+        """The amount that is kept for connections."""
         return len(self._wheel) + len(self._blocked) + len(self._closing)
 
     def begin(self, connection: Connection) -> None:

@@ -13,7 +13,7 @@ _position = attrgetter("position")
 
 
 def index_after(entries: Sequence[Entry], after: Position) -> int:
-    """Where the first entry after a position stands."""
+    """The index of the first entry after a position."""
     return bisect_right(entries, after, key=_position)
 
 

@@ -61,7 +61,7 @@ _RULES = {
 
 
 class Metadata(Struct, forbid_unknown_fields=True):
-    """How a message is to be treated."""
+    """The treatment that a message asks for."""
 
     priority: Priority | None = None
     ttl: Annotated[int, Meta(ge=1, le=MAX_TTL)] | None = None
@@ -136,13 +136,13 @@ _NO_METADATA = Metadata("normal")
 
 
 def is_id(text: str) -> bool:
-    """Whether the text can be a message's id."""
+    """True if the text can be a message's id."""
     return re.match(_ID, text) is not None
 
 
 @lru_cache(maxsize=1024)
 def is_service(text: str) -> bool:
-    """Whether the text can be a service's name."""
+    """True if the text can be a service's name."""
     return re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", text) is not None
 
 

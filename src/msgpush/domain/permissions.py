@@ -125,7 +125,7 @@ class Permissions:
         return inf if grant.expires is None else grant.expires + self._leeway
 
     def revoked(self, grant: Grant) -> str | None:
-        """Why a grant is refused, if it was revoked."""
+        """The reason why a grant is refused, if it was revoked."""
         return self.revocations.reason(grant)
 
     # Revocations
@@ -178,7 +178,7 @@ class Permissions:
         return ticket, expires
 
     async def ticket(self, ticket: str) -> Grant | None:
-        """What a ticket allows; None: it isn't valid.
+        """Find out what a ticket allows; None: it isn't valid.
 
         Raises:
             BusUnavailable: tickets can't be looked up now.

@@ -1,4 +1,4 @@
-"""Who has a place among the streams of one process: those that are open, and those that are about
+"""Places among the streams of one process: of those that are open, and those that are about
 to be.
 """
 
@@ -9,7 +9,7 @@ from msgpush.domain.ports import ClientInfo
 
 
 class Places:
-    """What limits of streams count by.
+    """The counts that limits of streams go by.
 
     All streams of one ticket have one place together, since a new one ends the older.
     """
@@ -45,7 +45,7 @@ class Places:
             _discount(self.addresses, info.address)
 
     def needed(self, info: ClientInfo, ticket: str | None) -> tuple[bool, bool]:
-        """Whether a stream needs a place that its ticket lacks yet, at all and at its address."""
+        """True if a stream needs a place that its ticket lacks yet: at all, and at its address."""
         has = self._tickets.get(ticket, ()) if ticket is not None else ()
         return not has, info.address not in has
 

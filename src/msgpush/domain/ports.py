@@ -1,4 +1,4 @@
-"""What the domain needs from outside."""
+"""The ports: all that the domain needs from outside."""
 
 from collections.abc import AsyncGenerator, Sequence
 from typing import Literal, Protocol
@@ -47,11 +47,11 @@ class Bus(Protocol):
 
     @property
     def reachable(self) -> bool:
-        """Whether the log could be read, the last time it was tried."""
+        """True if the log could be read, the last time it was tried."""
 
     @property
     def trouble(self) -> str | None:
-        """Why the log couldn't be read, the last time it was tried, as strangers may know it."""
+        """The reason why the log couldn't be read the last time, as strangers may know it."""
 
     @property
     def length(self) -> int:
@@ -90,7 +90,7 @@ class Bus(Protocol):
 
 
 class View(Protocol):
-    """How a kind of client is shown the log. Equal views share every byte that is made for them."""
+    """A way of showing the log to a kind of client. Equal views share all bytes made for them."""
 
     def opening(
         self,
@@ -120,11 +120,11 @@ class View(Protocol):
 
 
 class Sink(Protocol):
-    """Where a connection's bytes go. Nothing here waits, but `drained`."""
+    """The place where a connection's bytes go. Nothing here waits, but `drained`."""
 
     @property
     def writable(self) -> bool:
-        """Whether a chunk offered now would be taken."""
+        """True if a chunk offered now would be taken."""
 
     @property
     def backlog(self) -> int:
@@ -148,7 +148,7 @@ class Sink(Protocol):
 
 
 class ClientInfo(Struct, frozen=True):
-    """Who reads a stream.
+    """The reader of a stream, as far as it is known.
 
     Attributes:
         connected_at: in seconds since 1970.
@@ -206,7 +206,7 @@ class ConnectionFilter(Struct, frozen=True):
 
 
 class ConnectionStats(Struct, frozen=True):
-    """How many connections there are, and the most that there have been."""
+    """The number of connections that there are, and the most that there have been."""
 
     total: int
     peak: int

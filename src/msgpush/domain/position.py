@@ -1,4 +1,4 @@
-"""Where something stands in the log, and how a client is told.
+"""Positions in the log, and the cursors that clients are told of them.
 
 One log per deployment. A *position* is totally ordered and never reused; a *cursor* is a position
 with the log's epoch, a short random id that changes when the log does. A cursor is the same for
@@ -52,7 +52,7 @@ class Cursor(NamedTuple):
 
     @property
     def prefix(self) -> str:
-        """What all cursors of this log begin with, before the position."""
+        """The text that all cursors of this log begin with, before the position."""
         return f"1{self.epoch}."
 
     def __str__(self) -> str:
@@ -70,7 +70,7 @@ def new_epoch() -> str:
 
 
 def is_cursor(text: str) -> bool:
-    """Whether the text could be a cursor, of this log or another."""
+    """True if the text could be a cursor, of this log or another."""
     return _TEXT.fullmatch(text) is not None
 
 
@@ -89,7 +89,7 @@ def check_cursor(text: str) -> str:
 
 
 def mistake(text: str) -> str | None:
-    """What to say of a text that a program has made where it had no cursor; None: it isn't known as
+    """The words for a text that a program has made where it had no cursor; None: it isn't known as
     such.
     """
     if text not in _NO_VALUES:

@@ -21,7 +21,7 @@ class Allowance(Struct, frozen=True):
 
 
 def allowance(granted: int, left: float, rate: float, burst: int) -> Allowance:
-    """What to answer where a token bucket has `left` tokens after it has granted some."""
+    """The answer where a token bucket has `left` tokens after it has granted some."""
     # A hair more than there is, or rounding would refuse the token that has just come in.
     remaining, retry_after = max(0, int(left + 1e-6)), max(0.0, (1 - left) / rate)
     return Allowance(granted, remaining, retry_after, rate, burst)

@@ -136,17 +136,17 @@ class Push:
 
     @property
     def alive(self) -> bool:
-        """Whether everything that delivery depends on runs."""
+        """True while everything that delivery depends on runs."""
         return self._delivery.alive
 
     @property
     def ready(self) -> bool:
-        """Whether the bus has taken something, and what it takes comes back."""
+        """True once the bus has taken something, while what it takes comes back."""
         return self._delivery.ready
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing can be published or delivered now, as far as that is known without asking;
+        """The reason why nothing can be published or delivered now, as far as it is known unasked;
         None: all is well.
         """
         return self._delivery.trouble
@@ -258,7 +258,7 @@ class Push:
     # Subscribing
 
     async def start_at(self, cursor: str | None) -> Start:
-        """Where a reader begins that came with this cursor (None or empty: with none).
+        """The place where a reader begins that came with this cursor (None or empty: with none).
 
         Raises:
             Malformed: that is no cursor at all.

@@ -72,7 +72,7 @@ _LONGEST_PATH = 200  # characters of it that are told
 
 
 class Limits(Struct, frozen=True):
-    """What a client may take: bytes of a request's line and headers together, and seconds.
+    """The most that a client may take: bytes of a request's line and headers together, and seconds.
 
     `header_timeout` counts from connecting, or from the first byte of a later request on the same
     connection."""
@@ -152,7 +152,7 @@ class Wire:
 
 
 class State(ServerState):
-    """What all connections of a server share.
+    """The state that all connections of a server share.
 
     Attributes:
         on_refused: told why, whenever a request was refused before it was one.
@@ -498,7 +498,7 @@ class Protocol(asyncio.Protocol):
         return scope
 
     def _fault(self, version: str) -> str | None:
-        """Why a head of this HTTP version can't be understood, or not in one way only."""
+        """The reason why a head of this version can't be understood, or not in one way only."""
         if self._parser.should_upgrade() and self._parser.get_method() == b"CONNECT":
             return "this is no proxy"
         if version not in ("1.0", "1.1"):

@@ -1,1 +1,1 @@
-"""Whose request it is: tokens, tickets, and the keys that tokens are verified with."""
+"""Authentication: tokens, tickets, and the keys that tokens are verified with."""

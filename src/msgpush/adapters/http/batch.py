@@ -162,7 +162,7 @@ def _has_lines(body: bytes) -> bool:
 
 
 def instead_of_one(body: bytes, error: Malformed | Invalid) -> Malformed | Invalid:
-    """What to say of a body that should have been one message, and had `error`: where it is a
+    """The words for a body that should have been one message, and had `error`: where it is a
     batch, that it is.
     """
     body = without_bom(body)

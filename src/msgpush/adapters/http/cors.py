@@ -1,4 +1,4 @@
-"""What pages of other origins may send, and read (Fetch, section 3.3)."""
+"""CORS: the things that pages of other origins may send, and read (Fetch, section 3.3)."""
 
 from collections.abc import Awaitable, Iterable, Mapping
 

@@ -48,9 +48,9 @@ class NewTicket(Struct, frozen=True):
 
 
 class Revoked(Struct, frozen=True, omit_defaults=True):
-    """What was revoked: tokens of a subject or a token's id, or all tokens issued before a moment;
-    and until when.
-    """
+    """The tokens that were revoked, and until when.
+
+    Those of a subject, the one with an id, or all that were issued before a moment."""
 
     at: str
     until: str
