@@ -57,7 +57,9 @@ from msgpush.entrypoints.exchange import Exchange
 
 HIGH_WATER = 16 * 1024
 READ_AHEAD = 64 * 1024  # bytes of a body that wait for the application, after which none are read
-SLICE = 4 * 1024  # what is parsed at once, and so the most of which waiting requests are made
+PARSED_AT_ONCE = (
+    4 * 1024
+)  # what is parsed at once, and so the most of which waiting requests are made
 LINGER_SECONDS = 1.0
 HALF_SHUT_SECONDS = 1.0
 
@@ -334,8 +336,8 @@ class Protocol(asyncio.Protocol):
             and self._reading in REQUESTS
             and not self.transport.is_closing()
         ):
-            self._parse(held[at : at + SLICE] if len(held) > SLICE else held)
-            at += SLICE
+            self._parse(held[at : at + PARSED_AT_ONCE] if len(held) > PARSED_AT_ONCE else held)
+            at += PARSED_AT_ONCE
         if self._waiting:
             # Nothing more is read for now, which isn't the client's fault: its time stands still.
             self._held = held[at:]

@@ -48,8 +48,8 @@ from msgpush.domain.service import Push, Receipt
 
 MAX_ITEMS = 10_000
 MESSAGES = "messages"  # what a rate's headers call it
-BUDGET = 0.005  # seconds of a batch after which the loop gets its turn
-SLICE = 256  # messages of a batch that are stored before others get their turn
+TURN = 0.005  # seconds of a batch after which the loop gets its turn
+STORED_AT_ONCE = 256  # messages of a batch that are stored before others get their turn
 READ_AT_ONCE = 1024 * 1024  # bytes of them: a few milliseconds
 
 
@@ -313,8 +313,8 @@ class PublishBatch:
     async def _store(
         self, items: Sequence[bytes], grant: Grant, results: list[Receipt | Failed]
     ) -> None:
-        for start in range(0, len(items), SLICE):
-            await self._store_slice(items[start : start + SLICE], grant, results)
+        for start in range(0, len(items), STORED_AT_ONCE):
+            await self._store_slice(items[start : start + STORED_AT_ONCE], grant, results)
             await asyncio.sleep(0)
 
     async def _store_slice(
@@ -370,12 +370,12 @@ class PublishBatch:
             if messages is not None:
                 return _allowed(self._push.drafts(messages), grant)
         outcomes: list[Draft | MsgpushError] = []
-        until = time.monotonic() + BUDGET
+        until = time.monotonic() + TURN
         for item in items:
             outcomes.append(self._draft(item))
             if time.monotonic() >= until:
                 await asyncio.sleep(0)
-                until = time.monotonic() + BUDGET
+                until = time.monotonic() + TURN
         return _allowed(outcomes, grant)
 
     def _draft(self, item: bytes) -> Draft | MsgpushError:
