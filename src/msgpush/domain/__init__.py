@@ -1,6 +1,4 @@
-"""The framework-free core: messages, channels, the log's cursor, the fan-out. It needs msgspec and
-nothing else.
-"""
+"""The framework-free core: it needs msgspec and nothing else."""
 
 from msgpush.domain.channel import BROADCAST, is_channel, route
 from msgpush.domain.errors import (

@@ -41,8 +41,7 @@ _FOREIGN = re.compile(r"[\s,*/?#\x00-\x1f\x7f-\x9f]|%(?=[0-9A-Fa-f]{2})")
 
 
 def encode_name(text: str) -> str:
-    """A text as part of a channel's name: what no name may have, and `%` before two hex digits,
-    percent-encoded.
+    """Percent-encode what no name may have, and `%` before two hex digits.
 
     As UTF-8 (RFC 3986, section 2.1), and so that no two texts become the same. A text that may
     stand in a name, and has nothing that looks percent-encoded, stays as it is."""
@@ -54,9 +53,7 @@ def _percent_encoded(match: re.Match[str]) -> str:
 
 
 def own_channel(subject: str) -> str | None:
-    """The channel that a subject may always listen to; None where its name would be too long for
-    one.
-    """
+    """The channel that a subject may always listen to; None: its name would be too long."""
     name = f"user:{encode_name(subject)}"
     return name if is_channel(name) else None
 
@@ -78,8 +75,9 @@ def route(
     *,
     broadcast: bool = False,
 ) -> tuple[str, ...]:
-    """The channels of a message: its target's, its own, its service's, and `broadcast` where it
-    goes to all. Each once.
+    """The channels of a message, each once.
+
+    Its target's, its own, its service's, and `broadcast` where it goes to all.
 
     Raises:
         Invalid: a target or a channel makes no valid name; every one of them is named.

@@ -44,8 +44,7 @@ def command_draft(command: Command) -> Draft:
 
 
 class Commands:
-    """View and sink of an instance's own connection: each command is obeyed in the loop's next
-    turn.
+    """View and sink of an instance's own connection: each command is obeyed soon.
 
     Not at once: the hub, which would be changed, is in the middle of a sweep.
 

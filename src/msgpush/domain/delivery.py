@@ -1,6 +1,4 @@
-"""The tasks behind the hub: the tail of the log, the sweep, the beat, and one for each connection
-that catches up.
-"""
+"""The tasks behind the hub: the tail of the log, the sweep, the beat, the catch-ups."""
 
 import asyncio
 import contextlib
@@ -94,9 +92,7 @@ class Delivery:
 
     @property
     def trouble(self) -> str | None:
-        """The reason why nothing can be published or delivered now, if one is known; None: all is
-        well.
-        """
+        """The reason for which nothing can be published or delivered; None: none is known."""
         if not self.alive:
             return "delivery has stopped"
         if self.refusal is not None:
@@ -168,9 +164,9 @@ class Delivery:
             task.cancel()
 
     async def drain(self, seconds: float) -> None:
-        """Give every connection what has been published, then close it with `drain`, spread over
-        `seconds`.
-        """
+        """Give every connection what has been published, then close it.
+
+        That is spread over `seconds`."""
         deadline = self._monotonic() + seconds
         await self._reach_end(deadline)
         # Most of the time is for spreading the reconnects, the rest for those that were behind.
@@ -350,8 +346,10 @@ class Delivery:
                     pass
 
     async def _read_history(self, connection: Connection, size: int) -> int:
-        """Go on from the histories, where messages have been of about this size; returns what they
-        are.
+        """Go on from the histories; returns about how large their messages are.
+
+        Args:
+            size: the same of those before.
 
         Raises:
             BusUnavailable: they can't be read now.

@@ -17,9 +17,7 @@ def is_pattern(text: str) -> bool:
 
 
 class Patterns:
-    """Patterns of channels, arranged so that a channel is looked up among thousands of them at
-    once.
-    """
+    """Patterns of channels, among thousands of which a channel is found at once."""
 
     __slots__ = ("_everything", "_names", "_prefixes", "texts")
 
@@ -79,9 +77,7 @@ class Grant(Struct, frozen=True):
     ticket: str | None = None
 
     def check_listen(self, channels: Iterable[str]) -> None:
-        """Raise `Denied` unless all of the channels may be listened to; every caller may listen to
-        `broadcast`.
-        """
+        """Raise `Denied` unless all of the channels may be listened to; `broadcast` always may."""
         own = self.channels
         others = [each for each in channels if each != BROADCAST and each not in own]
         if missing := self.subscribe.lacking(others):

@@ -1,6 +1,4 @@
-"""Reading histories: several channels merged, each entry once, and what can't be proven complete
-told as gaps.
-"""
+"""Reading histories: channels merged, and what can't be proven complete told as gaps."""
 
 from collections.abc import Iterable, Mapping
 from heapq import merge
@@ -28,9 +26,9 @@ class Gap(Struct, frozen=True):
 
 
 def reset_after(cursor: str) -> Gap:
-    """The gap for a reader whose cursor the log didn't make; in plain words where a program's
-    mistake has made it.
-    """
+    """The gap of a reader whose cursor the log didn't make.
+
+    It says so in plain words where a program's mistake has made it."""
     return Gap(None, cursor, "reset", mistake(cursor) or UNSET)
 
 
@@ -42,8 +40,9 @@ class Linked(NamedTuple):
 
 
 class Page(NamedTuple):
-    """The facts that a bus knows of one channel after a position; `Replay` tells from them what is
-    missing.
+    """The facts that a bus knows of one channel after a position.
+
+    `Replay` tells from them what is missing.
 
     Attributes:
         entries: the oldest of those retained, in order, expired ones included.
@@ -60,9 +59,7 @@ class Page(NamedTuple):
 
 
 class Replayed(NamedTuple):
-    """The finds of a step of a replay: entries to deliver, what is missing before them, and the
-    position after both.
-    """
+    """The outcome of a step of a replay: entries, what is missing before them, and its end."""
 
     entries: list[Entry]
     missing: list[tuple[str, Reason]]

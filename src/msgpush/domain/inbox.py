@@ -43,8 +43,7 @@ LINES = Lines()
 
 
 class Inbox:
-    """Takes chunks until 256 KiB are unread: a reader that lags costs no more, and catches up from
-    the log.
+    """Takes chunks until 256 KiB are unread: a reader that lags catches up from the log.
 
     What it has taken can be read after its end, too.
     """

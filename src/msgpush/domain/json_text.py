@@ -1,6 +1,4 @@
-"""JSON texts (RFC 8259), byte by byte: what may stand before one, and what is wrong where one can't
-be read.
-"""
+"""JSON texts (RFC 8259), byte by byte: how they begin, and why one can't be read."""
 
 import json
 import re
@@ -20,9 +18,7 @@ _decode_raw = msgspec.json.Decoder(Raw).decode
 
 
 def check_utf8(body: bytes) -> None:
-    """Raise `Malformed` unless `body` is UTF-8 throughout: the decoder doesn't look inside what it
-    passes on.
-    """
+    """Raise `Malformed` unless `body` is UTF-8: the decoder doesn't look into what it passes on."""
     try:
         body.decode()
     except UnicodeDecodeError as error:
@@ -30,9 +26,7 @@ def check_utf8(body: bytes) -> None:
 
 
 def without_bom(body: bytes) -> bytes:
-    """The text without the byte order mark that may stand at its start; editors and some libraries
-    write one.
-    """
+    """The text without a byte order mark at its start, as editors write one."""
     return body.removeprefix(BOM)
 
 
@@ -71,8 +65,7 @@ def _no_json(error: Exception) -> Malformed:
 
 
 def mask_surrogates(text: bytes) -> bytes:
-    r"""A text of the same shape and length, in which no escape is half of a surrogate pair, so that
-    it can be parsed.
+    r"""A text of the same length that can be parsed: no escape is half a surrogate pair.
 
     Every `\ud...` becomes `\uf...`: whatever that was, this is a character, and none that a known
     name has."""
@@ -83,8 +76,7 @@ _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[{]+|[\]}]+', re.DOTALL)
 
 
 def flatten(text: bytes) -> bytes:
-    """A text of the same length, with nothing but spaces in what is nested more than 500 levels
-    deep.
+    """A text of the same length, with only spaces in what is nested over 500 levels deep.
 
     It takes a moment: up to half a second a MiB.
     """
@@ -157,9 +149,7 @@ def _steps(place: Place) -> list[str | int]:
 
 
 def pointer_of(steps: Iterable[str | int]) -> str:
-    """A JSON pointer (RFC 6901); where it would be longer than an answer should be, that of the
-    value around.
-    """
+    """A JSON pointer (RFC 6901); one to the value around where it would be too long."""
     pointer = ""
     for step in steps:
         longer = f"{pointer}/{escape(str(step))}"

@@ -1,6 +1,4 @@
-"""Permissions over time: tickets that carry them, revocations that end them, and the connections
-that live by them.
-"""
+"""Permissions over time: tickets, revocations, and the connections that live by them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
@@ -131,8 +129,7 @@ class Permissions:
     # Revocations
 
     async def revoke(self, revocation: Revocation) -> None:
-        """Refuse tokens from now on, and end the connections that were opened with them, at all
-        instances.
+        """Refuse tokens from now on, and end their connections, at all instances.
 
         Raises:
             BusUnavailable: it holds here, and may not be known everywhere; revoke it again.
@@ -160,8 +157,9 @@ class Permissions:
     # Tickets
 
     async def new_ticket(self, grant: Grant, channels: Iterable[str]) -> tuple[str, float]:
-        """A ticket to listen to some channels, and until when it serves once it is used, in seconds
-        since 1970.
+        """Make a ticket for some channels; returns it, and until when it serves once it is used.
+
+        That is in seconds since 1970.
 
         Raises:
             Denied: the grant doesn't allow that.
@@ -189,8 +187,7 @@ class Permissions:
         return None if found is None else found.grant(digest)
 
     async def claim(self, grant: Grant, connection: str) -> None:
-        """Use the ticket of a grant, if it is a ticket's, for a connection; the one that used it
-        before ends.
+        """Use the ticket of a grant, if it is one's, for a connection; its older one ends.
 
         Raises:
             Unauthorized: it is valid no longer.

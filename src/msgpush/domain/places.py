@@ -1,6 +1,4 @@
-"""Places among the streams of one process: of those that are open, and those that are about
-to be.
-"""
+"""The places among the streams of one process: open ones, and those about to open."""
 
 from collections import Counter
 from typing import Any

@@ -14,9 +14,9 @@ from msgpush.domain.rates import Allowance
 
 
 class Stored(Struct, frozen=True, gc=False):
-    """A message is in the bus: where, with the timestamp of its first acceptance, and whether this
-    was a repetition.
-    """
+    """A message that is in the bus.
+
+    Where, when it was accepted first, and whether this was a repetition."""
 
     position: Position
     timestamp: str
@@ -24,9 +24,7 @@ class Stored(Struct, frozen=True, gc=False):
 
 
 class Cut(Struct, frozen=True):
-    """The log goes on as `epoch` after `end`; what was read of it after that is no longer part of
-    it.
-    """
+    """The log goes on as `epoch` after `end`; what was read after that is no longer part of it."""
 
     epoch: str
     end: Position
@@ -37,9 +35,7 @@ class Bus(Protocol):
 
     @property
     def epoch(self) -> str:
-        """The log's name, part of every cursor; empty before the bus was reached for the first
-        time.
-        """
+        """The log's name, part of every cursor; empty before the bus was reached."""
 
     @property
     def cut(self) -> Cursor | None:
@@ -59,18 +55,17 @@ class Bus(Protocol):
 
     @property
     def unknown(self) -> int:
-        """Entries of the log that were passed over, since their kind is not known here: a later
-        release's.
-        """
+        """Entries of the log that were passed over: of a kind that only a later release knows."""
 
     async def append(self, drafts: Sequence[Draft]) -> list[Stored | Conflict | BusUnavailable]:
-        """Store messages in this order, each by itself; readable by all once this returns. One
-        result each.
-        """
+        """Store messages in this order, each by itself; returns one result each.
+
+        Readable by all once this returns."""
 
     def tail(self, after: Position) -> AsyncGenerator[Sequence[Entry] | Cut, None]:
-        """All entries of the log after a position, as they come, for ever, however long the bus is
-        away meanwhile.
+        """All entries of the log after a position, as they come.
+
+        For ever, however long the bus is away meanwhile.
 
         A first entry whose `prev` is later than the position last given means that the log no
         longer has those between. A `Cut` means that the log has lost its end; the entries after it
@@ -79,14 +74,12 @@ class Bus(Protocol):
     async def history(
         self, channels: Sequence[str], after: Position | None, limit: int
     ) -> list[Page]:
-        """A page of each channel's history after a position (None: from the earliest), of at most
-        `limit` entries.
-        """
+        """A page of each channel's history, of at most `limit` entries, after a position.
+
+        None: from the earliest."""
 
     async def end(self) -> Position:
-        """The log's newest position. Raises BusUnavailable where the bus doesn't answer: so it
-        serves as a probe.
-        """
+        """The log's newest position. Raises BusUnavailable where the bus doesn't answer now."""
 
 
 class View(Protocol):
@@ -128,14 +121,10 @@ class Sink(Protocol):
 
     @property
     def backlog(self) -> int:
-        """Bytes taken and not yet passed to the network, or to the reader; it falls with whatever
-        its reader takes.
-        """
+        """Bytes taken and not passed on yet; it falls with whatever its reader takes."""
 
     def offer(self, chunk: bytes) -> bool:
-        """True: taken whole. False: nothing taken, since the reader is behind; try again once
-        `drained`.
-        """
+        """Take a chunk whole, or nothing of it: False, and try again once `drained`."""
 
     def finish(self, chunk: bytes) -> None:
         """Take the last bytes, whatever the backlog, and end the stream after them."""
@@ -189,9 +178,7 @@ class ConnectionState(Struct, frozen=True):
 
 
 class ConnectionFilter(Struct, frozen=True):
-    """Which connections are meant: those that listen to all of `channels`, of this subject, at this
-    node.
-    """
+    """The connections meant: those to all of `channels`, of this subject, at this node."""
 
     channels: frozenset[str] = frozenset()
     subject: str | None = None
@@ -222,9 +209,7 @@ class Roster(Protocol):
     async def connections(
         self, wanted: ConnectionFilter, limit: int, after: str | None
     ) -> tuple[list[ConnectionState], str | None]:
-        """Connections in the order of their ids, after one, and where to continue, if there are
-        more.
-        """
+        """Connections in the order of their ids, after one, and where to continue, if anywhere."""
 
     async def stats(self) -> ConnectionStats:
         """Totals over all instances."""
@@ -234,14 +219,14 @@ class Roster(Protocol):
 
 
 class Credentials(Protocol):
-    """Tickets and standing revocations, the same for all instances. Each method raises
-    BusUnavailable, too.
-    """
+    """Tickets and standing revocations, the same for all instances.
+
+    Each method raises BusUnavailable, too."""
 
     async def add_ticket(self, digest: str, ticket: Ticket, seconds: float) -> None:
-        """Keep a ticket, for so long unless it is claimed. Of a subject's tickets the oldest go
-        that are too many.
-        """
+        """Keep a ticket, for so long unless it is claimed.
+
+        Of a subject's tickets the oldest go that are too many."""
 
     async def ticket(self, digest: str) -> Ticket | None:
         """A ticket that is still valid."""
@@ -260,18 +245,14 @@ class Credentials(Protocol):
         """
 
     async def revoke(self, *revocations: Revocation) -> None:
-        """Let revocations stand, for all that begin later: even where there is no room for anything
-        else.
-        """
+        """Let revocations stand, for all that begin later, even where nothing else has room."""
 
     async def revocations(self) -> list[Revocation]:
         """All that stand, and perhaps some that need to no longer."""
 
 
 class Limiter(Protocol):
-    """A rate for each subject, the same for all instances that share it: a token bucket of `burst`
-    tokens.
-    """
+    """A rate for each subject, the same for all instances: a token bucket of `burst` tokens."""
 
     rate: float
     burst: int

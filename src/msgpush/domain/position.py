@@ -33,9 +33,7 @@ _CURSOR = re.compile(r"1([a-z0-9]{8})\.(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})
 
 
 class Position(Struct, frozen=True, order=True, gc=False):
-    """A place in the log: milliseconds since 1970 by the bus's clock, and a number within that
-    millisecond.
-    """
+    """A place in the log: milliseconds since 1970 by the bus's clock, and a number within one."""
 
     ms: int
     seq: int
@@ -89,9 +87,7 @@ def check_cursor(text: str) -> str:
 
 
 def mistake(text: str) -> str | None:
-    """The words for a text that a program has made where it had no cursor; None: it isn't known as
-    such.
-    """
+    """The words for a text that a program's mistake has made; None: it isn't known as such."""
     if text not in _NO_VALUES:
         return None
     advice = (

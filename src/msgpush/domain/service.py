@@ -1,6 +1,6 @@
-"""The facade: publish, subscribe, read histories. Services that embed the domain use this, and so
-does the HTTP API.
-"""
+"""The facade: publish, subscribe, read histories.
+
+Services that embed the domain use this, and so does the HTTP API."""
 
 import secrets
 import time
@@ -146,9 +146,9 @@ class Push:
 
     @property
     def trouble(self) -> str | None:
-        """The reason why nothing can be published or delivered now, as far as it is known unasked;
-        None: all is well.
-        """
+        """The reason for which nothing can be published or delivered, as far as is known unasked.
+
+        None: all is well."""
         return self._delivery.trouble
 
     @property
@@ -234,8 +234,9 @@ class Push:
         return result
 
     async def command(self, command: Command) -> None:
-        """Have a command obeyed by all instances, those that are away included, once they are back
-        and find it.
+        """Have a command obeyed by all instances.
+
+        Those that are away obey it once they are back and find it.
 
         Raises:
             BusUnavailable: nothing is known to be stored.
@@ -320,8 +321,9 @@ class Push:
 
     @contextmanager
     def place(self, info: ClientInfo, ticket: str | None) -> Iterator[None]:
-        """Keep a place for a stream that will be subscribed right after this; raise `Overloaded`
-        where there is none.
+        """Keep a place for a stream that will be subscribed right after this.
+
+        `Overloaded` is raised where there is none.
 
         Whatever is irrevocable, as the claim of its ticket is, may be done meanwhile: nobody else
         gets the place."""
@@ -351,9 +353,9 @@ class Push:
         self._delivery.stop(connection)
 
     async def drain(self, seconds: float) -> None:
-        """Take no new streams, and end those that are open, once they have what was published, over
-        `seconds`.
-        """
+        """Take no new streams, and end those that are open, over `seconds`.
+
+        They get what was published first."""
         self._admit_no_more()
         await self._delivery.drain(seconds)
 

@@ -22,9 +22,9 @@ class Wheel(Generic[T]):
         return len(self._slot_of)
 
     def put(self, thing: T, when: float) -> None:
-        """Have a thing due at a moment, instead of when it was before; never early, and late by a
-        tick at most.
-        """
+        """Have a thing due at a moment, instead of when it was before.
+
+        Never early, and late by a tick at most."""
         self.remove(thing)
         slot = int(when / self._tick) + 1
         self._slot_of[thing] = slot
