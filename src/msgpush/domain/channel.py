@@ -105,6 +105,7 @@ def _route(
     target: tuple[tuple[str, object], ...],
     broadcast: bool,
 ) -> tuple[str, ...]:
+    """The channels of a message, each once; see `route`."""
     if len(channels) > MAX_CHANNELS or not all(map(is_channel, channels)):
         raise Invalid(*_channel_faults(channels))
     targets = _targets(target)

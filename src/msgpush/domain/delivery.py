@@ -228,6 +228,7 @@ class Delivery:
                 await asyncio.sleep(error.retry_after * random.uniform(0.5, 1.5))
 
     async def _tail(self) -> None:
+        """Give the hub the log's entries as they come, for ever."""
         while not self.begun:
             await asyncio.sleep(random.uniform(0.5, 1))
             with contextlib.suppress(BusUnavailable):
@@ -318,6 +319,7 @@ class Delivery:
             self._catching_up.pop(connection, None)
 
     async def _bring_to_head(self, connection: Connection) -> None:
+        """Take one step after the other, until a connection is live or gone."""
         size = TYPICAL
         while True:
             async with self._turn:

@@ -53,6 +53,7 @@ class Ring:
             self._trim()
 
     def _trim(self) -> None:
+        """Drop the oldest entries, down to what is kept."""
         number, kept = 0, len(self._all)
         while kept > self._length or self._bytes > self._size:
             self._bytes -= len(self._all[number].body)

@@ -286,6 +286,7 @@ _MISSING = re.compile(r"(?s)Object missing required field `(.*)`")
 
 
 def _fault(body: bytes, error: msgspec.ValidationError) -> Fault:
+    """The fault that msgspec has found in a body."""
     # msgspec says where only in its text, and only the first fault.
     match = _PLACE.fullmatch(str(error))
     assert match is not None

@@ -210,6 +210,7 @@ class Permissions:
     async def _claim(
         self, credentials: Credentials, ticket: str, grant: Grant, connection: str
     ) -> None:
+        """Claim a ticket from whoever holds it, however often that changes meanwhile."""
         until = self.end_of(grant)
         for _ in range(CLAIMS):
             before = await credentials.holder(ticket)

@@ -175,6 +175,7 @@ def _publish_endpoints(
     *,
     limiter: Limiter | None,
 ) -> dict[str, ASGIApp]:
+    """The hot endpoints, by their paths."""
     one = settings.max_message_bytes
     publish = partial(Publish, push, auth, max_bytes=one, limiter=limiter)
     return {

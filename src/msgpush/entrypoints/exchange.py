@@ -177,6 +177,7 @@ class Exchange:
             self._connection.transport.write(head)
 
     def _start(self, status: int, headers: Any) -> None:
+        """Make the response's head, and find out how its body is framed."""
         self._framing = None
         parts = [
             _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status,
@@ -203,6 +204,7 @@ class Exchange:
         self._head = b"".join(parts)
 
     def _write(self, body: bytes, more: bool) -> None:
+        """Write a part of the response's body, with the head where it is the first one."""
         if self.scope["method"] == "HEAD":
             body = b""
         elif self._framing is None:

@@ -348,6 +348,7 @@ class Protocol(asyncio.Protocol):
             self._start_clock()
 
     def _parse(self, data: bytes) -> None:
+        """Feed the parser, past an upgrade that isn't offered; refuse what it can't read."""
         if self._reading is Reading.BODY:
             self._framing_bytes += len(data)
         else:
@@ -478,6 +479,7 @@ class Protocol(asyncio.Protocol):
             self._reading = Reading.IDLE
 
     def _scope(self, method: str, version: str) -> dict[str, Any]:
+        """The ASGI scope of the request whose headers have just come."""
         target, _, query = self._url.partition(b"?")
         path = target.decode("ascii")
         scope: dict[str, Any] = {

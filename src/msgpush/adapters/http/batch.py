@@ -120,6 +120,7 @@ def _split_again(body: bytes) -> list[bytes]:
 
 
 def _no_batch(body: bytes) -> Malformed | Invalid:
+    """The error for JSON that is no batch, in words for what it is instead."""
     try:
         value = _decode_any(body)
     except msgspec.ValidationError:

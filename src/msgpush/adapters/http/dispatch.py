@@ -51,6 +51,7 @@ class Service(Starlette):
         await self._entrance(scope, receive, send)
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the endpoint of a request, and answer with what it raises."""
         if scope["type"] != "http":
             await self.router(scope, receive, send)
             return

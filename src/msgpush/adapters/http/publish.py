@@ -320,6 +320,7 @@ class PublishBatch:
     async def _store_slice(
         self, items: Sequence[bytes], grant: Grant, results: list[Receipt | Failed]
     ) -> None:
+        """Store some messages of a batch together, and add what became of each."""
         outcomes = await self._drafts(items, grant)
         if self._limiter is not None:
             outcomes = await self._within_rate(self._limiter, grant, outcomes)
@@ -360,6 +361,7 @@ class PublishBatch:
         return kept
 
     async def _drafts(self, items: Sequence[bytes], grant: Grant) -> list[Draft | MsgpushError]:
+        """The drafts of some items, with an error in the place of each that can't be published."""
         try:
             self._push.check(grant)  # since the last ones came
         except MsgpushError as error:
@@ -389,6 +391,7 @@ class PublishBatch:
     async def _respond(
         self, send: Send, results: list[Receipt | Failed], limit: Problem | None = None
     ) -> None:
+        """Answer with the results; where nothing was accepted, with a problem that has them."""
         statuses = [result.error.status for result in results if isinstance(result, Failed)]
         rejected, accepted = len(statuses), len(results) - len(statuses)
         if limit is None and accepted:

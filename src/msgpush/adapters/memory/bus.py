@@ -159,6 +159,7 @@ class MemoryBus:
     # Writing
 
     def _append(self, draft: Draft, now: int, entries: list[Entry]) -> Stored | Conflict:
+        """Give a message its position, and keep it in its channels' histories; repetitions aside."""
         if (
             draft.digest is not None
             and (known := self._ids.get((draft.service, draft.id))) is not None

@@ -117,6 +117,7 @@ class Batcher(Generic[Q, A]):
         return caller
 
     async def _run(self) -> None:
+        """Ask for one group after the other, and hand out the answers."""
         try:
             while True:
                 while not self._callers:
@@ -136,6 +137,7 @@ class Batcher(Generic[Q, A]):
             self._refuse(BusUnavailable(self._ended))
 
     def _next_group(self) -> list[Q]:
+        """The questions that are asked together next, in the order of their callers."""
         group: list[Q] = []
         left, room, callers = self.most, self._room(), self._callers
         while callers and left:

@@ -156,6 +156,7 @@ class Epochs:
         return low
 
     async def _holds(self, ref: EntryRef, head: Head) -> bool:
+        """True if the log still has an entry, or has had it and trimmed it since."""
         if ref.names(head.end):
             return True
         # In this order: what is trimmed between the two isn't taken for lost.

@@ -213,6 +213,7 @@ class Link:
         return results
 
     async def _connected(self) -> Connection:
+        """The connection that there is, or else a new one to where Redis is now."""
         connection = self._connection
         if connection is not None:
             # What is there to read unasked is the end: it was closed, as when the server was
@@ -256,6 +257,7 @@ class Link:
             raise ReadOnlyError(f"this server is a {role.decode()}")
 
     async def _locate(self) -> Address:
+        """Find the server that has the log: itself, by Sentinels, or in a Cluster."""
         if self._target.kind == "server":
             return self._hosts[0]
         failed: Exception = ConnectionError("nobody to ask")
@@ -276,6 +278,7 @@ class Link:
         raise failed
 
     async def _ask(self, address: Address) -> Address:
+        """Ask one Sentinel, or one node of a Cluster, where the log's server is."""
         sentinel = self._target.kind == "sentinel"
         connection = self._new(
             address, self._target.sentinel_options if sentinel else self._target.options
@@ -308,6 +311,7 @@ class Link:
         raise ClusterDownError(f"no primary has slot {slot}")
 
     def _new(self, address: Address, options: Mapping[str, Any]) -> Connection:
+        """A connection of redis-py, not connected yet, without its own timeouts and retries."""
         options = dict(options)
         kind = SSLConnection if options.pop("ssl", False) else Connection
         if self._target.kind == "cluster":
@@ -408,6 +412,7 @@ class SharedLink(Link):
     async def _exchange_in_time(
         self, calls: Sequence[list[bytes]]
     ) -> list[list[Any] | ResponseError]:
+        """Exchange calls for answers, and learn how many may go together."""
         # A server answers what it was sent together when it has done all of it: where that takes
         # long, fewer are sent. After a group that took too long one is sent alone, and for a moment
         # only: is it the server, or the group?

@@ -83,6 +83,7 @@ class Mender:
     async def _complete(
         self, end: Position, call: Unfinished | None, messages: Sequence[StoredMessage]
     ) -> None:
+        """Do what is missing of a call that was stopped halfway."""
         channels: dict[str, int] = {}
         ids: dict[str, int] = {}
         plan = []

@@ -163,6 +163,7 @@ class RedisRoster:
             return await self._sync()
 
     async def _sync(self) -> bool:
+        """Write down one portion of what has changed; see `sync`."""
         connections = self._listing.connections
         removed = [id for id in self._written if id not in connections]
         states = self._listing.states(self._changed())
@@ -204,6 +205,7 @@ class RedisRoster:
         return [*islice(new, ADDED), *islice(stale, REFRESHED)]
 
     def _count(self, removed: Sequence[str], states: Sequence[ConnectionState]) -> None:
+        """Count those that have gone, and those that will be written now."""
         # Before they are written: should that fail, everything is written anew.
         for id in removed:
             gone = self._written.pop(id)

@@ -115,6 +115,7 @@ def _login(text: str) -> dict[str, Any]:
 
 
 def _hosts(text: str, default_port: int) -> tuple[Address, ...]:
+    """The addresses in a list of hosts. Raises ValueError: what is wrong with one."""
     several = text.split(",")
     found = []
     for each in several:

@@ -100,6 +100,7 @@ class Writer:
             raise BusUnavailable("the messages can't be stored") from None
 
     async def _commit(self, group: Sequence[Draft]) -> list[Stored | Conflict]:
+        """Store a group in one call; what another call left halfway is mended before."""
         tag, until = new_tag(), time.monotonic() + TIMEOUT
         keys, args = self._plan(group, tag)
         answer, *confirmed = await self._send_until(until, keys, args)
@@ -129,6 +130,7 @@ class Writer:
         return results
 
     async def _send_until(self, until: float, keys: list[str], args: list[bytes]) -> list[Any]:
+        """Call the script until it has been executed, or the time is up."""
         delay = RetryDelay()
         # Over the same connection, or it would wait for nothing.
         wait: list[RedisCommand] = (
@@ -148,6 +150,7 @@ class Writer:
                 raise refused or no_answer(self._target) from None
 
     def _plan(self, group: Sequence[Draft], tag: bytes) -> tuple[list[str], list[bytes]]:
+        """The script's keys and arguments for a group: each key once, by its number."""
         channels: dict[str, int] = {}
         ids: dict[str, int] = {}
         messages: list[object] = []
@@ -201,6 +204,7 @@ def _room() -> Callable[[Sequence[Draft]], int]:
 
 
 def _results(group: Sequence[Draft], answer: list[Any]) -> list[Stored | Conflict]:
+    """The results of a group, from the script's answer: those known before are repetitions."""
     _, ms, seq, _, *known = answer
     if not known:
         numbers = range(seq, seq + len(group))
