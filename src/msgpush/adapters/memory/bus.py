@@ -159,7 +159,7 @@ class MemoryBus:
     # Writing
 
     def _append(self, draft: Draft, now: int, entries: list[Entry]) -> Stored | Conflict:
-        """Give a message its position, and keep it in its channels' histories; repetitions aside."""
+        """Keep a message in its channels' histories, at the next position, unless it is known."""
         if (
             draft.digest is not None
             and (known := self._ids.get((draft.service, draft.id))) is not None
