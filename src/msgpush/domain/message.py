@@ -157,6 +157,10 @@ def parse(body: bytes) -> Message:
     try:
         check_utf8(body)
         message = _decode(body)
+        if _is_deep(body):
+            # The parser takes fewer levels the more calls there are around it: what is accepted
+            # here must be readable wherever it is delivered from.
+            _decode_raw(b"[" * SPARE_DEPTH + body + b"]" * SPARE_DEPTH)
         _check(message)
     except msgspec.ValidationError as error:
         raise _invalid(body, error) from None
@@ -174,6 +178,8 @@ def parse_all(bodies: Sequence[bytes]) -> list[Message] | None:
     """
     try:
         deque(map(_decode_raw, bodies), 0)  # or an end and a start could be one more together
+        if any(map(_is_deep, bodies)):
+            return None
         lines = b"\n".join(bodies)
         check_utf8(lines)
         messages = _decode_lines(lines)
@@ -244,6 +250,10 @@ def data_of(entry: Entry) -> bytes:
     return bytes(_decode_data(entry.body).data)
 
 
+def _is_deep(body: bytes) -> bool:
+    return len(body) > DEEP and body.count(b"{") + body.count(b"[") > DEEP
+
+
 def _check(message: Message, several: bool = True) -> None:
     """Raise what is wrong with a message that the decoder has read.
 
@@ -251,16 +261,11 @@ def _check(message: Message, several: bool = True) -> None:
         several: whether its text may have several lines.
 
     Raises:
-        RecursionError: its data is nested too deeply.
         Invalid: its service or data is wrong.
     """
     if not is_service(message.service):
         raise Invalid(_wrong("/service", short_repr(message.service)))
     text = bytes(message.data)
-    if len(text) > DEEP and text.count(b"{") + text.count(b"[") > DEEP:
-        # The parser takes fewer levels the more calls there are around it: what is accepted here
-        # must be readable wherever it is delivered from.
-        _decode_raw(b"[" * SPARE_DEPTH + text + b"]" * SPARE_DEPTH)
     if text[:1] != b"{":
         if text != b"null":
             raise Invalid(Fault("/data", "it must be a JSON object"))

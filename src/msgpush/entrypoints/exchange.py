@@ -129,8 +129,11 @@ class Exchange:
             tasks.discard(asyncio.current_task())
 
     async def _fail(self) -> None:
+        if self.complete:
+            self._connection.end()
+            return
         if self.started and not self._head:
-            self._connection.transport.close()
+            self._connection.transport.close()  # what it has got isn't the whole
             return
         self.started = False
         headers = [(b"content-length", b"21"), (b"connection", b"close")]

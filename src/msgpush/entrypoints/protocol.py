@@ -263,6 +263,7 @@ class Protocol(asyncio.Protocol):
         self._server = _address(transport.get_extra_info("sockname"))
         self._client = _address(transport.get_extra_info("peername"))
         self.server_state.connections.add(self)  # type: ignore[arg-type]
+        self._timed = (Reading.HEAD, 1)  # the first headers have their time from here
         self._must_end_by(self._limits.header_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -376,7 +377,9 @@ class Protocol(asyncio.Protocol):
                 self._timed = begun
                 limits, head = self._limits, self._reading is Reading.HEAD
                 self._must_end_by(limits.header_timeout if head else limits.body_timeout)
-        elif self._timed is not None and self._answering is None:
+        elif self._reading is Reading.IDLE and self._answering is None and self._timed is not None:
+            if self._requests == 0:
+                return  # an empty line is no request
             self._timed = None
             self._must_end_by(self._limits.keep_alive)
 
@@ -562,10 +565,7 @@ class Protocol(asyncio.Protocol):
         if self.transport.is_closing():
             return
         if not exchange.keep_alive:
-            if self._reading is Reading.BODY:
-                self.linger()
-            else:
-                self.transport.close()
+            self.end()
             return
         if self._waiting:
             self._answer(self._waiting.pop(0))
@@ -602,6 +602,13 @@ class Protocol(asyncio.Protocol):
             self.transport.close()
         else:
             unanswered.keep_alive = False
+
+    def end(self) -> None:
+        """Close behind the last answer, so that it can be read though its body still comes."""
+        if self._reading is Reading.BODY:
+            self.linger()
+        else:
+            self.transport.close()
 
     def linger(self) -> None:
         """Half-close, so that the client can read the answer; then discard what it still sends."""
