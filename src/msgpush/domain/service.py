@@ -38,6 +38,7 @@ from msgpush.domain.position import (
     Cursor,
     Position,
     check_cursor,
+    cursor_text,
     parse_cursor,
 )
 
@@ -181,17 +182,19 @@ class Push:
         Raises:
             Invalid, TooLarge: it can't be published.
         """
-        now = int(self._clock() * 1000)
+        return self._draft(message, int(self._clock() * 1000), broadcast=broadcast)
+
+    def _draft(self, message: Message, now: int, *, broadcast: bool = False) -> Draft:
         new_id = self._ids.next(now) if message.id is None else message.id
         return draft(message, now, new_id, self._message_ttl, broadcast=broadcast)
 
     def drafts(self, messages: Sequence[Message]) -> list[Draft | MsgpushError]:
         """As `draft`, of several messages; an error stands in the place of one that it has."""
-        now, ids = int(self._clock() * 1000), self._ids
+        now = int(self._clock() * 1000)
         drafts: list[Draft | MsgpushError] = []
         for each in messages:
             try:
-                drafts.append(draft(each, now, each.id or ids.next(now), self._message_ttl))
+                drafts.append(self._draft(each, now))
             except MsgpushError as error:
                 drafts.append(error.as_value())
         return drafts
@@ -208,7 +211,7 @@ class Push:
                 continue
             if not stored.duplicate:
                 new.append(each)
-            cursor = f"{prefix}{stored.position.ms}-{stored.position.seq}"
+            cursor = cursor_text(prefix, stored.position)
             results.append(
                 Receipt(each.id, stored.timestamp, each.channels, cursor, stored.duplicate)
             )
