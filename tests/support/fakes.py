@@ -41,6 +41,12 @@ class PlainView(Struct, frozen=True):
     def message(self, entry: Entry, cursor: str) -> bytes:
         return b"%b %b\n" % (cursor.encode(), entry.body)
 
+    def pending(self, body: bytes) -> bytes:
+        return b"pending %b\n" % body
+
+    def acknowledged(self, body: bytes) -> bytes:
+        return b"acknowledged %b\n" % body
+
     def gap(self, gap: Gap) -> bytes:
         return b"gap %b\n" % msgspec.json.encode(gap)
 

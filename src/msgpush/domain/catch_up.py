@@ -7,6 +7,7 @@ that reaches the cohort's floor the connection is live."""
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
 
+from msgpush.domain.channel import USER
 from msgpush.domain.cohorts import Cohorts
 from msgpush.domain.connection import Cohort, Connection
 from msgpush.domain.history import Gap, Page, Reason, Replay, Replayed
@@ -14,7 +15,9 @@ from msgpush.domain.liveness import Liveness
 from msgpush.domain.log import Log
 from msgpush.domain.message import Entry
 from msgpush.domain.observer import Observer
+from msgpush.domain.openings import Opening
 from msgpush.domain.position import Position
+from msgpush.domain.reports import Reports
 
 CATCH_UP_CHUNK = 64 * 1024
 SCAN = 2_048  # entries that one step looks at, so that no reader holds up the others
@@ -47,10 +50,12 @@ class CatchUp:
         *,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
+        reports: Reports,
         observer: Observer,
     ) -> None:
         self._log, self._cohorts, self._liveness = log, cohorts, liveness
-        self._clock, self._monotonic, self._observer = clock, monotonic, observer
+        self._clock, self._monotonic = clock, monotonic
+        self._reports, self._observer = reports, observer
 
     def advance(self, connection: Connection) -> Step:
         """Bring a connection that is behind a step nearer to the head, from the ring.
@@ -147,12 +152,24 @@ class CatchUp:
                 return Step.BLOCKED
             for gap in gaps:
                 self._observer.gap(connection, gap)
+            if connection.opening is not None:
+                self._note(connection, connection.opening, found)
         self._liveness.unblock(connection)
         connection.move_to(found.end)
         if found.end == cohort.floor(log.head):
             self._cohorts.join(connection, cohort, found.end)
             return Step.LIVE
         return Step.WROTE
+
+    def _note(self, connection: Connection, opening: Opening, found: Replayed) -> None:
+        """Remember what a stream of a user has been given, and what it lacks."""
+        assert connection.cohort is not None
+        users = connection.cohort.subscription.acts_for
+        opening.lost |= any(channel.removeprefix(USER) in users for channel, _ in found.missing)
+        for entry in found.entries:
+            if entry.mark is not None and entry.mark.key:
+                self._reports.add(entry.mark, users)
+                opening.given[entry.mark.key] = entry.mark.attempt
 
     def _now(self) -> int:
         return int(self._clock() * 1000)

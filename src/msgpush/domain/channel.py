@@ -5,11 +5,14 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from math import inf
 
-from msgpush.domain.errors import Fault, Invalid, Malformed
+from msgpush.domain.errors import Denied, Fault, Invalid, Malformed
 from msgpush.domain.json_text import escape, pointer_of
 from msgpush.domain.quoting import short_repr
 
 BROADCAST = "broadcast"
+OWN_SERVICE = "msgpush"  # what the service itself publishes as
+RECEIPTS = "receipts:"  # what its channels begin with that nobody else publishes to
+USER = "user:"
 MAX_CHANNELS = 32  # of a message
 MAX_LISTENED = 64  # of a stream, without `broadcast`
 MAX_TARGETS = 8
@@ -81,6 +84,7 @@ def route(
 
     Raises:
         Invalid: a target or a channel makes no valid name; every one of them is named.
+        Denied: it would pass for one of the service's own messages.
     """
     own = tuple(channels) if channels else ()
     named = tuple(target.items()) if target else ()
@@ -118,6 +122,13 @@ def _route(
         named = (pointer_of(["target", key]) for key, _ in target[:MAX_TARGETS])
         raise Invalid(*(Fault(pointer, detail) for pointer in named))
     always = (f"service:{service}", BROADCAST) if broadcast else (f"service:{service}",)
+    reserved = tuple(each for each in (*targets, *channels) if each.startswith(RECEIPTS))
+    if service == OWN_SERVICE or reserved:
+        raise Denied(
+            f"nobody may publish as the service {OWN_SERVICE}, or to channels {RECEIPTS}*: they are"
+            " for the service's own messages",
+            channels=reserved or always,
+        )
     return tuple(dict.fromkeys((*targets, *channels, *always)))
 
 

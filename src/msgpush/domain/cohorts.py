@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from msgpush.domain.connection import Cohort, Connection, Subscription
 from msgpush.domain.frames import FrameCache
 from msgpush.domain.log import Log
+from msgpush.domain.openings import Opening
 from msgpush.domain.position import ZERO, Position
 
 
@@ -25,6 +26,7 @@ class Cohorts:
         self._log, self._clock = log, clock
         self._by_subscription: dict[Subscription, Cohort] = {}
         self._newly_behind: list[Connection] = []
+        self._opened: list[tuple[Connection, Opening]] = []
         self.listening: dict[str, dict[Cohort, None]] = {}
         self.frames = FrameCache()
         self.pending = 0
@@ -36,6 +38,7 @@ class Cohorts:
             + len(self.listening)
             + len(self.frames)
             + len(self._newly_behind)
+            + len(self._opened)
         )
 
     def __iter__(self) -> Iterator[Cohort]:
@@ -64,7 +67,11 @@ class Cohorts:
         if not cohort.live:
             for channel in cohort.subscription.channels:
                 self.listening.setdefault(channel, {})[cohort] = None
+        opening = connection.opening
         cohort.join(connection, floor)
+        if opening is not None:
+            opening.upto = floor
+            self._opened.append((connection, opening))
 
     def fall_behind(self, connection: Connection, position: Position) -> None:
         """Have a connection read on from a position, wherever it was."""
@@ -94,11 +101,19 @@ class Cohorts:
         connections, self._newly_behind = self._newly_behind, []
         return connections
 
+    def take_opened(self) -> list[tuple[Connection, Opening]]:
+        """The streams of users that have become live since the last call: each is to be shown what
+        is pending.
+        """
+        opened, self._opened = self._opened, []
+        return opened
+
     def _forsake(self, cohort: Cohort) -> None:
         if cohort.live:
             return
         self.pending -= len(cohort.pending)
         cohort.pending.clear()
+        cohort.asked = False
         for channel in cohort.subscription.channels:
             cohorts = self.listening[channel]
             del cohorts[cohort]

@@ -39,7 +39,8 @@ from msgpush.domain.frames import Frames
 from msgpush.domain.grant import EVERYTHING, Grant
 from msgpush.domain.history import Gap, Replay
 from msgpush.domain.log import Log
-from msgpush.domain.message import Entry
+from msgpush.domain.message import Entry, priority_of
+from msgpush.domain.openings import Opening
 from msgpush.domain.ports import UNKNOWN, ClientInfo, Sink, View
 from msgpush.domain.position import ZERO, Position
 
@@ -49,11 +50,24 @@ CHUNK = 128 * 1024  # bytes of frames after which no more are joined
 class Subscription(Struct, frozen=True):
     """The channels and types that a connection listens to, and how it is shown them.
 
-    Connections with equal subscriptions share their bytes."""
+    Connections with equal subscriptions share their bytes.
+
+    Attributes:
+        least: only messages of at least this priority are wanted.
+        acts_for: the users, among those whose channels these are, whose stream this is: what asks
+            for their acknowledgement and is written here counts as written, and what is pending
+            is shown to it.
+    """
 
     channels: frozenset[str]
     view: View
     types: frozenset[str] | None = None
+    least: int = 0
+    acts_for: frozenset[str] = frozenset()
+
+    def wants(self, type: str, priority: int) -> bool:
+        """True if messages of this type and priority are wanted."""
+        return priority >= self.least and (self.types is None or type in self.types)
 
 
 class Start(Struct, frozen=True):
@@ -103,6 +117,7 @@ class Connection:
         "listed",
         "live",
         "messages_sent",
+        "opening",
         "replay",
         "sink",
         "written",
@@ -130,6 +145,7 @@ class Connection:
         self.last_event_id: str | None = None  # the cursor it came with, until it has moved on
         self.replay: Replay | None = None
         self.gaps: list[Gap] = []  # those that it is still to be told
+        self.opening: Opening | None = None  # while it catches up, of a stream of a user
         self.messages_sent = 0
         self.bytes_sent = 0
         self.written = 0.0
@@ -164,6 +180,8 @@ class Connection:
         if not any(gap.reason == "reset" for gap in self.gaps):
             self.gaps.append(Gap(None, self.cursor_in(log), "reset"))
         self.last_event_id = None
+        if self.opening is not None:
+            self.opening.lost = True
 
     def give(self, chunk: bytes, messages: int, now: float) -> bool:
         """Offer it a chunk that it alone gets; its gaps are part of it. False: it takes nothing."""
@@ -173,6 +191,15 @@ class Connection:
         self.messages_sent += messages
         self.bytes_sent += len(chunk)
         self.written = now
+        return True
+
+    def show(self, chunk: bytes, messages: int, now: float) -> bool:
+        """Offer it what has no place in the log, wherever it is. False: it takes nothing."""
+        if not self.sink.offer(chunk):
+            return False
+        self.messages_sent += messages
+        self.bytes_sent += len(chunk)
+        self.written = max(self.written, now)
         return True
 
     def move_to(self, position: Position) -> None:
@@ -189,6 +216,7 @@ class Cohort:
     under way while a chunk of it has been taken, and not been offered to each of them yet."""
 
     __slots__ = (
+        "asked",
         "behind",
         "frames",
         "live",
@@ -208,6 +236,7 @@ class Cohort:
         self.pending: list[Entry] = []
         self.since = ZERO  # everything up to here isn't pending; holds while anything is
         self.round_start: Position | None = None  # what a round's chunk comes after; None: no round
+        self.asked = False  # whether what is pending may ask for an acknowledgement
         self.marked = False  # whether the sweep will come by
         self.written = 0.0
 
@@ -235,21 +264,25 @@ class Cohort:
         self._leave_live(connection)
         connection.cohort = self
         connection.cursor = after or ZERO
-        connection.replay = Replay(after, now, self.subscription.types)
+        subscription = self.subscription
+        connection.replay = Replay(after, now, subscription.types, subscription.least)
+        if subscription.acts_for and connection.opening is None:
+            connection.opening = Opening(after)
+            connection.opening.lost = bool(connection.gaps)
         self.behind[connection] = None
 
     def join(self, connection: Connection, floor: Position) -> None:
         """Have a connection live that has everything up to the floor."""
         self.behind.pop(connection, None)
         connection.cohort, connection.live, connection.cursor = self, True, floor
-        connection.replay = connection.last_event_id = None
+        connection.replay = connection.last_event_id = connection.opening = None
         self.live[connection] = None
 
     def leave(self, connection: Connection) -> None:
         """Forget a connection."""
         self._leave_live(connection)
         self.behind.pop(connection, None)
-        connection.cohort = connection.replay = None
+        connection.cohort = connection.replay = connection.opening = None
 
     def _leave_live(self, connection: Connection) -> None:
         if connection.live:
@@ -262,10 +295,12 @@ class Cohort:
         """Have an entry pending, the next of the log after `head`.
 
         Returns:
-            False: it is already, or its type isn't wanted.
+            False: it is already, or it isn't wanted.
         """
         pending, types = self.pending, self.subscription.types
         if types is not None and entry.type not in types:
+            return False
+        if self.subscription.least and priority_of(entry) < self.subscription.least:
             return False
         if not pending:
             self.since = head
@@ -273,6 +308,13 @@ class Cohort:
             return False
         pending.append(entry)
         return True
+
+    def tell(self, entry: Entry, head: Position) -> None:
+        """Have an entry pending that is no message, whatever is wanted; likewise."""
+        if not self.pending:
+            self.since = head
+        self.pending.append(entry)
+        self.asked = True
 
     def take(self, prefix: str) -> tuple[list[Entry], bytes]:
         """Begin a round: take what is pending, or the first of it, as a chunk.

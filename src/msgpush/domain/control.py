@@ -64,6 +64,11 @@ class Commands:
     def message(self, entry: Entry, cursor: str) -> bytes:
         return entry.body + b"\n"
 
+    def pending(self, body: bytes) -> bytes:
+        return b""  # it acts for nobody
+
+    acknowledged = pending
+
     def gap(self, gap: Gap) -> bytes:
         return b"null\n"
 

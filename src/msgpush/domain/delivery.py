@@ -18,6 +18,7 @@ from msgpush.domain.hub import Hub
 from msgpush.domain.liveness import CLOSING
 from msgpush.domain.message import PROBE, Draft
 from msgpush.domain.ports import Bus, Cut
+from msgpush.domain.redelivery import Redelivery
 
 FAN_OUT_SECONDS = 0.005  # seconds of fan-out after which the loop gets its turn
 BEAT = 0.1
@@ -47,6 +48,7 @@ class Delivery:
             have changed; it is told whether commands may have been missed, and raises
             BusUnavailable where it can't be done now.
         obey: carries out a command to all instances.
+        redelivery: what waits for acknowledgements.
 
     Attributes:
         refusal: why the bus took nothing, in its own words, the last time that it was tried; None:
@@ -60,9 +62,10 @@ class Delivery:
         monotonic: Callable[[], float],
         prepare: Callable[[bool], Awaitable[None]],
         obey: Callable[[Close | Revocation], None],
+        redelivery: Redelivery,
     ) -> None:
         self._bus, self._hub, self._monotonic = bus, hub, monotonic
-        self._prepare, self._obey = prepare, obey
+        self._prepare, self._obey, self._redelivery = prepare, obey, redelivery
         self._changed = asyncio.Event()
         self._missed = False
         self._work = asyncio.Event()
@@ -120,7 +123,14 @@ class Delivery:
             log.warning("%s; waiting for it", error)
         self._running = [
             asyncio.create_task(work(), name=f"msgpush {work.__name__.strip('_')}")
-            for work in (self._tail, self._sweep, self._beat, self._probe, self._resync)
+            for work in (
+                self._tail,
+                self._sweep,
+                self._beat,
+                self._probe,
+                self._resync,
+                *self._redelivery.works,
+            )
         ]
         for task in self._running:
             task.add_done_callback(_report)
@@ -138,6 +148,9 @@ class Delivery:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LEAVING):
+                    await self._redelivery.close()
 
     def _end_all(self) -> None:
         self.ended = True
@@ -159,6 +172,7 @@ class Delivery:
     def stop(self, connection: Connection) -> None:
         """Forget a connection."""
         self._hub.detach(connection)
+        self._redelivery.stop(connection)
         task = self._catching_up.pop(connection, None)
         if task is not None:
             task.cancel()

@@ -68,6 +68,30 @@ class Conflict(MsgpushError):
         self.service, self.id = service, id
 
 
+class MailboxFull(MsgpushError):
+    """A user has as many unacknowledged messages of a service as may wait."""
+
+    def __init__(self, service: str, user: str, most: int, size: int) -> None:
+        super().__init__(
+            f'user "{user}" has as many unacknowledged messages of service "{service}" as may wait:'
+            f" at most {most}, of {size} bytes together; publish again once some are acknowledged,"
+            " withdrawn or given up"
+        )
+        self.service, self.user = service, user
+
+
+class NotDue(MsgpushError):
+    """A message isn't delivered again: it was acknowledged, or somebody else was first.
+
+    Args:
+        superseded: whether a newer message has taken its place.
+    """
+
+    def __init__(self, key: str, *, superseded: bool = False) -> None:
+        super().__init__(f"{key} is not to be delivered again now")
+        self.key, self.superseded = key, superseded
+
+
 class Denied(MsgpushError):
     """The caller may not do this.
 
@@ -103,6 +127,15 @@ class BusUnavailable(MsgpushError):
         super().__init__(detail)
         self.detail, self.retry_after = detail, retry_after
         self.public = detail if public is None else public
+
+
+class PendingFull(BusUnavailable):
+    """There is no room now for one more message that waits for its acknowledgement."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "there is no room now for one more message that waits for an acknowledgement", 60
+        )
 
 
 class KeysUnavailable(MsgpushError):
@@ -160,3 +193,7 @@ class Closed(MsgpushError):
     def __init__(self, reason: Ending, reconnect: bool, cursor: str) -> None:
         super().__init__(f"the listener was closed ({reason}); continue after {cursor!r}")
         self.reason, self.reconnect, self.cursor = reason, reconnect, cursor
+
+
+# What a bus answers for a message that it doesn't store.
+Rejection = Conflict | MailboxFull | NotDue | BusUnavailable

@@ -6,12 +6,15 @@ from math import inf
 
 from msgspec import Struct
 
+from msgpush.domain.channel import USER
 from msgpush.domain.cohorts import Cohorts
 from msgpush.domain.connection import Cohort, Connection
 from msgpush.domain.log import Log
+from msgpush.domain.marks import Mark
 from msgpush.domain.message import Entry
 from msgpush.domain.observer import Observer
 from msgpush.domain.position import Position
+from msgpush.domain.reports import Reports
 
 # Entries waiting for a sweep, counted in each cohort; beyond it, cohorts go on from the log.
 PENDING = 1_000_000
@@ -23,6 +26,7 @@ class _Round(Struct):
     Attributes:
         end: the position after it.
         taken: whether any client has taken it.
+        asked: whether some of it may ask for an acknowledgement, or be word of one.
     """
 
     cohort: Cohort
@@ -31,6 +35,7 @@ class _Round(Struct):
     start: Position
     end: Position
     readers: Iterator[Connection]
+    asked: bool
     taken: bool = False
 
 
@@ -44,10 +49,16 @@ class FanOut:
     """
 
     def __init__(
-        self, log: Log, cohorts: Cohorts, monotonic: Callable[[], float], observer: Observer
+        self,
+        log: Log,
+        cohorts: Cohorts,
+        monotonic: Callable[[], float],
+        *,
+        reports: Reports,
+        observer: Observer,
     ) -> None:
         self._log, self._cohorts, self._monotonic = log, cohorts, monotonic
-        self._observer = observer
+        self._reports, self._observer = reports, observer
         self._marked: deque[Cohort] = deque()
         self._round: _Round | None = None
 
@@ -62,11 +73,36 @@ class FanOut:
         for entry in entries:
             if entry.prev > log.head:
                 self._skip(entry.prev)
-            log.ring.append(entry)
-            for channel in entry.channels:
-                if channel in listening:
-                    self._mark(tuple(listening[channel]), entry)
+            if entry.mark is not None and entry.mark.user:
+                self._append_asking(entry, entry.mark)
+            else:
+                log.ring.append(entry)
+                for channel in entry.channels:
+                    if channel in listening:
+                        self._mark(tuple(listening[channel]), entry)
             log.head = entry.position
+
+    def _append_asking(self, entry: Entry, mark: Mark) -> None:
+        """Take an entry that asks for a user's acknowledgement, or tells that it was given."""
+        log, listening = self._log, self._cohorts.listening
+        own = [
+            cohort
+            for cohort in listening.get(USER + mark.user, ())
+            if mark.user in cohort.subscription.acts_for
+        ]
+        if mark.kind == "acknowledged":
+            # Live only: whoever is behind asks what is pending when it is back.
+            for cohort in own:
+                cohort.tell(entry, log.head)
+                self._cohorts.pending += 1
+                if not cohort.marked:
+                    self._queue(cohort)
+            return
+        log.ring.append(entry)
+        for channel in entry.channels:
+            self._mark(tuple(listening.get(channel, ())), entry)
+        for cohort in own:
+            cohort.asked = True
 
     def _mark(self, concerned: Sequence[Cohort], entry: Entry) -> None:
         cohorts, head, floor = self._cohorts, self._log.head, self._log.ring.floor
@@ -120,10 +156,11 @@ class FanOut:
         cohort.marked = False
         if not cohort.pending:
             return None
-        start = cohort.since
+        start, asked = cohort.since, cohort.asked
         entries, chunk = cohort.take(self._log.prefix)
         self._cohorts.pending -= len(entries)
-        return _Round(cohort, entries, chunk, start, cohort.since, iter(list(cohort.live)))
+        cohort.asked = asked and bool(cohort.pending)
+        return _Round(cohort, entries, chunk, start, cohort.since, iter(list(cohort.live)), asked)
 
     def _serve(self, round: _Round, deadline: float) -> bool:
         """Offer a round's chunk to its readers; False: time is up, and some are left."""
@@ -154,9 +191,21 @@ class FanOut:
         cohort.served(now)
         self._round = None
         if round.taken:
-            self._observer.delivered(round.entries)
+            entries = self._report(round) if round.asked else round.entries
+            self._observer.delivered(entries)
         if cohort.pending and not cohort.marked:
             self._queue(cohort)
+
+    def _report(self, round: _Round) -> list[Entry]:
+        """Report what a round has brought to streams of its users; returns its messages."""
+        users, messages = round.cohort.subscription.acts_for, []
+        for entry in round.entries:
+            if entry.mark is not None:
+                if entry.mark.kind == "acknowledged":
+                    continue
+                self._reports.add(entry.mark, users)
+            messages.append(entry)
+        return messages
 
     def drop_round(self) -> None:
         """Give the chunk that is on its way to nobody else."""

@@ -22,7 +22,10 @@ class Frames:
         """The frame of an entry; `prefix` is what its cursor begins with."""
         frame = self._made.get(entry)
         if frame is None:
-            frame = self.view.message(entry, cursor_text(prefix, entry.position))
+            if entry.mark is not None and entry.mark.kind == "acknowledged":
+                frame = self.view.acknowledged(entry.body)
+            else:
+                frame = self.view.message(entry, cursor_text(prefix, entry.position))
             self._cache.make_room(len(frame))
             self._made[entry] = frame
         return frame

@@ -59,6 +59,8 @@ class Grant(Struct, frozen=True):
         channels: channels that may be listened to, by name; `broadcast` always may.
         subscribe: patterns of further ones.
         publish: patterns of the channels that messages may go to.
+        user: the user that it speaks for, as channels name users.
+        users: further users that it may act for: patterns of theirs, or of a ticket their names.
         admin: whether connections may be seen and closed, and tokens revoked.
         expires: until when, in seconds since 1970; None: for ever.
         issued_at: since when, in seconds since 1970, if that is known.
@@ -75,6 +77,17 @@ class Grant(Struct, frozen=True):
     issued_at: float | None = None
     id: str | None = None
     ticket: str | None = None
+    user: str | None = None
+    users: Patterns = NO_PATTERNS
+
+    def acts_for(self, user: str) -> bool:
+        """True if it may do what only this user may: acknowledge, and see what waits for that."""
+        return user == self.user or self.users.cover(user)
+
+    def check_act(self, user: str) -> None:
+        """Raise `Denied` unless it may act for a user."""
+        if not self.acts_for(user):
+            raise Denied(f"the permission to act for {short_repr(user)} is missing", "users")
 
     def check_listen(self, channels: Iterable[str]) -> None:
         """Raise `Denied` unless all of the channels may be listened to; `broadcast` always may."""
@@ -104,4 +117,4 @@ def _denied(permission: str, channels: list[str]) -> Denied:
     )
 
 
-EVERYTHING = Grant(None, frozenset(), Patterns("*"), Patterns("*"), True)
+EVERYTHING = Grant(None, frozenset(), Patterns("*"), Patterns("*"), admin=True, users=Patterns("*"))

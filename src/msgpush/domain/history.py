@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from msgspec import UNSET, Struct, UnsetType
 
 from msgpush.domain.log import unique
-from msgpush.domain.message import Entry
+from msgpush.domain.message import Entry, priority_of
 from msgpush.domain.position import ZERO, Position, mistake
 
 Reason = Literal["trimmed", "expired", "reset"]
@@ -75,15 +75,20 @@ class Replay:
         now: milliseconds since 1970. Of a read from the earliest, nothing was promised that had
             expired by then.
         types: only messages of these types are read; None reads all.
+        least: only messages of at least this priority are.
     """
 
-    __slots__ = ("_floors", "_promised_from", "_types", "after")
+    __slots__ = ("_floors", "_least", "_promised_from", "_types", "after")
 
     def __init__(
-        self, after: Position | None, now: int, types: frozenset[str] | None = None
+        self,
+        after: Position | None,
+        now: int,
+        types: frozenset[str] | None = None,
+        least: int = 0,
     ) -> None:
         self.after = after
-        self._types = types
+        self._types, self._least = types, least
         self._promised_from = now if after is None else 0
         # Up to where a channel's continuity has been settled already, where that is later than
         # `after`.
@@ -148,8 +153,10 @@ class Replay:
         return None
 
     def wants(self, entry: Entry) -> bool:
-        """True if the reader asked for messages of this type."""
-        return self._types is None or entry.type in self._types
+        """True if the reader asked for messages of this type and priority."""
+        return (self._types is None or entry.type in self._types) and (
+            not self._least or priority_of(entry) >= self._least
+        )
 
     def owes(self, entry: Entry) -> bool:
         """True if an entry that has expired must be told as missing."""

@@ -2,6 +2,7 @@
 
     attach, detach    connections come and go; `places` counts them
     append, sweep     live delivery, by cohorts: `fan_out`
+    show              what waits for an acknowledgement, to a stream that has become live
     advance           one that is behind comes a step nearer to the head: `catch_up`
     beat              heartbeats, and the end of those that may no longer be served: `liveness`
 
@@ -11,7 +12,7 @@ owns the tasks. `connection` says which states a connection has, and `cohorts` c
 The invariant of ids: no id is written to a connection before everything of its subscription at or
 below it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from msgpush.domain.catch_up import CatchUp
 from msgpush.domain.cohorts import Cohorts
@@ -22,8 +23,11 @@ from msgpush.domain.history import reset_after
 from msgpush.domain.liveness import Liveness
 from msgpush.domain.log import Log, Ring
 from msgpush.domain.observer import IGNORANT, Observer
+from msgpush.domain.openings import Opening
+from msgpush.domain.outbox import Record, Wake
 from msgpush.domain.places import Places
 from msgpush.domain.position import TERMINAL, Position
+from msgpush.domain.reports import Reports
 
 
 class Hub:
@@ -62,14 +66,22 @@ class Hub:
         self._liveness = Liveness(
             log, self._cohorts, monotonic, heartbeat, write_timeout, observer=observer
         )
-        self._fan_out = FanOut(log, self._cohorts, monotonic, observer)
+        self.reports = reports = Reports(monotonic)
+        self._fan_out = FanOut(log, self._cohorts, monotonic, reports=reports, observer=observer)
         self._catch_up = CatchUp(
-            log, self._cohorts, self._liveness, clock=clock, monotonic=monotonic, observer=observer
+            log,
+            self._cohorts,
+            self._liveness,
+            clock=clock,
+            monotonic=monotonic,
+            reports=reports,
+            observer=observer,
         )
         # What the tasks around it call, each where it is done.
         self.begin = log.begin
         self.append, self.sweep = self._fan_out.append, self._fan_out.sweep
         self.take_newly_behind = self._cohorts.take_newly_behind
+        self.take_opened = self._cohorts.take_opened
         self.advance, self.deliver = self._catch_up.advance, self._catch_up.deliver
         self.floor_of = self._catch_up.floor_of
         self.cut_closing = self._liveness.cut_closing
@@ -110,6 +122,9 @@ class Hub:
         )
         taken = connection.sink.offer(view.chunk([opening]))
         self._liveness.begin(connection)
+        if subscription.acts_for:
+            connection.opening = Opening(start.after)
+            connection.opening.lost = start.reset
         if asked is None and taken:
             self._cohorts.join(connection, cohort, floor)
             return
@@ -117,6 +132,37 @@ class Hub:
         connection.last_event_id = asked
         if start.reset:
             connection.gaps.append(reset_after(cursor))
+
+    def show(
+        self, connection: Connection, opening: Opening, records: Iterable[Record]
+    ) -> list[Wake] | None:
+        """Show a stream of a user what is pending and doesn't come by itself.
+
+        Returns:
+            those of which it missed the newest attempt; None: it takes nothing now.
+        """
+        cohort = connection.cohort
+        if cohort is None:
+            return []
+        view, frames, shown = cohort.subscription.view, list[bytes](), list[Record]()
+        wakes: list[Wake] = []
+        for record in records:
+            if not cohort.subscription.wants(record.type, record.priority):
+                continue
+            match opening.brings(record):
+                case "show":
+                    frames.append(view.pending(record.body))
+                    shown.append(record)
+                case "count":
+                    shown.append(record)
+                case "wake":
+                    wakes.append(Wake(record.user, record.key))
+        if frames and not connection.show(view.chunk(frames), len(frames), self._monotonic()):
+            self._liveness.block(connection)
+            return None
+        for record in shown:
+            self.reports.shown(record.user, record.key)
+        return wakes
 
     def detach(self, connection: Connection) -> None:
         """Forget a connection; nothing is written to it any more."""

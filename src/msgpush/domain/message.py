@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from msgpush.domain.channel import route
 from msgpush.domain.errors import Fault, Invalid, Malformed, TooLarge
@@ -26,11 +26,23 @@ from msgpush.domain.json_text import (
     unreadable,
     without_bom,
 )
+from msgpush.domain.marks import (
+    BY_PRIORITY,
+    MAX_COLLAPSE,
+    MAX_DEADLINE,
+    MAX_DELIVERIES,
+    NORMAL,
+    PRIORITIES,
+    Ack,
+    Mark,
+    Priority,
+    Terms,
+    key_of,
+)
 from msgpush.domain.position import Position
 from msgpush.domain.quoting import short_json, short_repr
 
 Type = Literal["progress", "status", "error", "success", "warning", "info", "custom"]
-Priority = Literal["low", "normal", "high", "urgent"]
 
 TYPES: tuple[str, ...] = get_args(Type)
 CONTROL, PROBE = (
@@ -53,8 +65,13 @@ _RULES = {
     "/id": ID_RULE,
     "/service": "1-64 of A-Za-z0-9_.-",
     "/type": "one of " + ", ".join(TYPES),
-    "/metadata/priority": "one of " + ", ".join(get_args(Priority)),
+    "/metadata/priority": "one of " + ", ".join(PRIORITIES),
     "/metadata/ttl": f"whole seconds, 1 to {MAX_TTL}",
+    "/metadata/ack": "true, or an object with deadline, deliveries, receipt or collapse",
+    "/metadata/ack/deadline": f"whole seconds, 1 to {MAX_DEADLINE}",
+    "/metadata/ack/deliveries": f"1 to {MAX_DELIVERIES}",
+    "/metadata/ack/receipt": "true or false",
+    "/metadata/ack/collapse": f"text of 1 to {MAX_COLLAPSE} characters",
     "/source": "text of at most 128 characters",
     "/data/progress": "a number from 0 to 100",
 }
@@ -66,6 +83,7 @@ class Metadata(Struct, forbid_unknown_fields=True):
     priority: Priority | None = None
     ttl: Annotated[int, Meta(ge=1, le=MAX_TTL)] | None = None
     retry_count: Any = 0
+    ack: Ack | bool | UnsetType | None = UNSET
 
 
 class Message(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -85,8 +103,12 @@ class Message(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=Tr
 class Draft(Struct, frozen=True, eq=False, gc=False):
     """A message ready for the bus: checked, routed, complete and encoded.
 
-    `digest` stands for the content where the publisher chose the id, so that the bus can tell a
-    retry from a mistake."""
+    Attributes:
+        digest: stands for the content where the publisher chose the id, so that the bus can tell a
+            retry from a mistake.
+        mark: what its entry will carry.
+        terms: of the acknowledgement that it asks for.
+    """
 
     id: str
     timestamp: str
@@ -96,6 +118,8 @@ class Draft(Struct, frozen=True, eq=False, gc=False):
     ttl: int
     body: bytes
     digest: bytes | None
+    mark: Mark | None = None
+    terms: Terms | None = None
 
 
 class Entry(Struct, frozen=True, eq=False, gc=False):
@@ -112,6 +136,7 @@ class Entry(Struct, frozen=True, eq=False, gc=False):
     service: str
     expires: int
     body: bytes
+    mark: Mark | None = None
 
 
 class _Progress(Struct):
@@ -192,7 +217,13 @@ def parse_all(bodies: Sequence[bytes]) -> list[Message] | None:
 
 
 def draft(
-    message: Message, now: int, new_id: str, default_ttl: int, *, broadcast: bool = False
+    message: Message,
+    now: int,
+    new_id: str,
+    default_ttl: int,
+    *,
+    broadcast: bool = False,
+    ack_ttl: int | None = None,
 ) -> Draft:
     """Complete a message for the bus: channels, id, timestamp, metadata; then encode it, once for
     all its readers.
@@ -201,16 +232,24 @@ def draft(
         now: milliseconds since 1970, for a message without a timestamp.
         new_id: the id of a message that has none.
         default_ttl: seconds, for a message that names none.
+        ack_ttl: the same, for one that asks for an acknowledgement.
 
     Raises:
-        Invalid: a target, a channel or the timestamp is wrong.
+        Invalid: a target, a channel or the timestamp is wrong, or nobody could acknowledge it.
+        Denied: it would be one of the service's own.
         TooLarge: its size times its channels is more than 4 MiB.
     """
     if broadcast and message.target:
         raise Invalid(Fault("/target", "a broadcast goes to all: it has no target"))
     channels = route(message.service, message.target, message.channels, broadcast=broadcast)
     given = message.metadata or _NO_METADATA
-    ttl = given.ttl or default_ttl
+    priority, mark, terms = given.priority or "normal", None, None
+    metadata = Metadata(priority, given.ttl or default_ttl)
+    if priority != "normal" or given.ack is not UNSET:
+        mark, terms = _marked(message, given, message.id or new_id, broadcast)
+        if terms is not None:
+            metadata = Metadata(priority, given.ttl or ack_ttl or default_ttl, ack=Ack(*terms))
+    ttl = metadata.ttl or default_ttl
     timestamp = format_ms(now) if message.timestamp is None else normal_timestamp(message.timestamp)
     body = _encode(
         Message(
@@ -222,15 +261,68 @@ def draft(
             target=message.target,
             channels=message.channels,
             data=message.data,
-            metadata=Metadata(given.priority or "normal", ttl),
+            metadata=metadata,
         )
     )
     if len(body) * len(channels) > MAX_FANOUT_BYTES:
         raise TooLarge(f"the message's size times its {len(channels)} channels", MAX_FANOUT_BYTES)
     digest = None if message.id is None else _digest(message, channels)
     return Draft(
-        message.id or new_id, timestamp, channels, message.type, message.service, ttl, body, digest
+        message.id or new_id,
+        timestamp,
+        channels,
+        message.type,
+        message.service,
+        ttl,
+        body,
+        digest,
+        mark,
+        terms,
     )
+
+
+def _marked(
+    message: Message, given: Metadata, id: str, broadcast: bool
+) -> tuple[Mark | None, Terms | None]:
+    """What a message asks for beyond being delivered.
+
+    Raises:
+        Invalid: it asks for an acknowledgement that nobody could give.
+    """
+    rank = PRIORITIES.index(given.priority or "normal")
+    terms = Terms.of(None if given.ack is UNSET else given.ack)
+    if terms is None:
+        return BY_PRIORITY[rank], None
+    user = (message.target or {}).get("user_id")
+    if broadcast or user is None:
+        raise Invalid(Fault("/metadata/ack", _NOBODY_ACKNOWLEDGES))
+    for pointer, name in (("/service", message.service), ("/id", id), ("/target/user_id", user)):
+        if name in (".", ".."):
+            raise Invalid(Fault(pointer, _NO_PATH.format(short_repr(name))))
+    return Mark(rank, "message", str(user), key_of(message.service, id), 1), terms
+
+
+_NOBODY_ACKNOWLEDGES = (
+    "nobody could acknowledge it: a message that asks for it needs target.user_id, and is no"
+    " broadcast"
+)
+_NO_PATH = (
+    "{} is not allowed where an acknowledgement is asked for: it would vanish from the path that"
+    " names the message"
+)
+
+
+def delivered_again(body: bytes, attempt: int, ttl: int) -> bytes:
+    """A message's body for one more delivery.
+
+    Args:
+        attempt: which of its deliveries that is, from 1.
+        ttl: seconds that are left to it.
+    """
+    message = _decode(body)
+    assert message.metadata is not None
+    again = msgspec.structs.replace(message.metadata, ttl=ttl, retry_count=attempt - 1)
+    return _encode(msgspec.structs.replace(message, metadata=again))
 
 
 def _digest(message: Message, channels: tuple[str, ...]) -> bytes:
@@ -239,10 +331,18 @@ def _digest(message: Message, channels: tuple[str, ...]) -> bytes:
     metadata = message.metadata and Metadata(
         message.metadata.priority or "normal", message.metadata.ttl
     )
+    if metadata and message.metadata and message.metadata.ack is not UNSET:
+        terms = Terms.of(message.metadata.ack)
+        metadata.ack = UNSET if terms is None else Ack(*terms)
     content = msgspec.structs.replace(
         message, timestamp=timestamp, metadata=metadata or _NO_METADATA
     )
     return hashlib.blake2b(_encode([content, channels]), digest_size=16).digest()
+
+
+def priority_of(entry: Entry) -> int:
+    """Its priority's place among all of them."""
+    return NORMAL if entry.mark is None else entry.mark.priority
 
 
 def data_of(entry: Entry) -> bytes:

@@ -34,6 +34,18 @@ class Observer:
     def gap(self, connection: Connection, gap: Gap) -> None:
         """A client was told that messages are missing."""
 
+    def acknowledged(self, service: str, seconds: float) -> None:
+        """A client has acknowledged a message, so long after it was accepted; once each."""
+
+    def redelivered(self, drafts: Sequence[Draft]) -> None:
+        """Messages that nobody has acknowledged were appended once more."""
+
+    def died(self, service: str, reason: str) -> None:
+        """A message was given up, and is a dead letter now; once each."""
+
+    def buried(self, service: str) -> None:
+        """A dead letter went, since its time was up, or for want of room."""
+
     def draining(self) -> None:
         """No new streams are taken, and those that are open end."""
 

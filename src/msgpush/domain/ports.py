@@ -6,9 +6,10 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from msgpush.domain.credentials import Revocation, Ticket
-from msgpush.domain.errors import BusUnavailable, Conflict
+from msgpush.domain.errors import BusUnavailable, Rejection
 from msgpush.domain.history import Gap, Page
 from msgpush.domain.message import Draft, Entry
+from msgpush.domain.outbox import Change, DeadLetters, Outcome, Pending, Place, Record
 from msgpush.domain.position import Cursor, Position
 from msgpush.domain.rates import Allowance
 
@@ -16,11 +17,17 @@ from msgpush.domain.rates import Allowance
 class Stored(Struct, frozen=True, gc=False):
     """A message that is in the bus.
 
-    Where, when it was accepted first, and whether this was a repetition."""
+    Where, when it was accepted first, and whether this was a repetition.
+
+    Attributes:
+        replaces: the key of an older message that it takes the place of, which is still to be
+            withdrawn.
+    """
 
     position: Position
     timestamp: str
     duplicate: bool
+    replaces: str | None = None
 
 
 class Cut(Struct, frozen=True):
@@ -57,10 +64,18 @@ class Bus(Protocol):
     def unknown(self) -> int:
         """Entries of the log that were passed over: of a kind that only a later release knows."""
 
-    async def append(self, drafts: Sequence[Draft]) -> list[Stored | Conflict | BusUnavailable]:
+    @property
+    def outbox(self) -> "Outbox":
+        """Those of its messages that ask for an acknowledgement, until they have it."""
+
+    async def append(self, drafts: Sequence[Draft]) -> list[Stored | Rejection]:
         """Store messages in this order, each by itself; returns one result each.
 
-        Readable by all once this returns."""
+        Readable by all once this returns. One that asks for an acknowledgement is in the outbox
+        from the same moment on. One whose mark says that it is delivered again gets into no
+        history, and is stored only where that attempt is the next one and due; with terms, only
+        where it is a dead letter, which waits again from then on. Word of an acknowledgement gets
+        into no history either."""
 
     def tail(self, after: Position) -> AsyncGenerator[Sequence[Entry] | Cut, None]:
         """All entries of the log after a position, as they come.
@@ -82,6 +97,40 @@ class Bus(Protocol):
         """The log's newest position. Raises BusUnavailable where the bus doesn't answer now."""
 
 
+class Outbox(Protocol):
+    """The messages that wait for an acknowledgement, and what became of those that did.
+
+    The bus puts them there. Each method raises BusUnavailable, but `change`, which answers it."""
+
+    @property
+    def pending(self) -> int:
+        """The number that waits, as far as is known without asking."""
+
+    async def change(self, changes: Sequence[Change]) -> list[Outcome | BusUnavailable]:
+        """Make changes, each by itself and in one step, in their order."""
+
+    async def due(self, limit: int) -> tuple[int, list[Record]]:
+        """The time by its clock, and records about which something is to be done.
+
+        They are left to the caller for some seconds; what it hasn't done by then is due again. Dead
+        letters that have had their time, or for which there is no room, are among them."""
+
+    async def find(self, key: str) -> Record | None:
+        """A record in whatever state; None: there is none, or no longer."""
+
+    async def waiting(self, users: Sequence[str]) -> list[bool]:
+        """For each of some users, whether anything is pending."""
+
+    async def page(self, user: str, after: Place | None, limit: int, size: int) -> Pending:
+        """What is pending of a user, after a place; at most so many, and about so many bytes."""
+
+    async def dead_letters(
+        self, service: str, after: str | None, limit: int, size: int
+    ) -> DeadLetters:
+        """Dead letters of a service, in the order of their deaths, after a place that a former page
+        has named; likewise."""
+
+
 class View(Protocol):
     """A way of showing the log to a kind of client. Equal views share all bytes made for them."""
 
@@ -98,6 +147,12 @@ class View(Protocol):
 
     def message(self, entry: Entry, cursor: str) -> bytes:
         """One message, as this client gets it."""
+
+    def pending(self, body: bytes) -> bytes:
+        """A message that waits for its acknowledgement, without a place in the log."""
+
+    def acknowledged(self, body: bytes) -> bytes:
+        """Word that messages were acknowledged, or withdrawn, by which they are known."""
 
     def gap(self, gap: Gap) -> bytes:
         """Word that messages are missing."""

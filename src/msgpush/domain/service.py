@@ -18,9 +18,9 @@ from msgpush.domain.delivery import Delivery
 from msgpush.domain.errors import (
     BusUnavailable,
     Closed,
-    Conflict,
     MsgpushError,
     Overloaded,
+    Rejection,
 )
 from msgpush.domain.grant import Grant
 from msgpush.domain.history import Gap, Reason, Replay, reset_after
@@ -41,6 +41,7 @@ from msgpush.domain.position import (
     cursor_text,
     parse_cursor,
 )
+from msgpush.domain.redelivery import Redelivery
 
 CLOSED_ELSEWHERE = 10_000  # connections to be closed that weren't here
 HISTORY_STEP = 64  # messages of a history that are read at once
@@ -79,6 +80,7 @@ class Push:
         clock: seconds since 1970.
         monotonic: seconds of a clock that never jumps.
         message_ttl: seconds that a message lives which doesn't say.
+        ack_ttl: the same of one that asks for an acknowledgement.
         heartbeat: seconds without a write after which a connection gets a heartbeat.
         write_timeout: seconds that a connection's socket may take nothing before it is cut.
         max_connections: streams served at once; of one subject, and from one address (0: no limit).
@@ -95,6 +97,7 @@ class Push:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         message_ttl: int = 3600,
+        ack_ttl: int = 86_400,
         heartbeat: float = 30.0,
         write_timeout: float = 30.0,
         max_connections: int = 10_000,
@@ -115,7 +118,7 @@ class Push:
         )
         self.draining = False
         self._clock = clock
-        self._message_ttl = message_ttl
+        self._message_ttl, self._ack_ttl = message_ttl, ack_ttl
         self._max_connections = max_connections
         self._max_per_subject, self._max_per_address = (
             max_connections_per_subject,
@@ -129,8 +132,14 @@ class Push:
             leeway=leeway,
             lifetime=max_token_lifetime,
         )
+        self.redelivery = Redelivery(bus, self._hub, receipt_ttl=ack_ttl, observer=observer)
         self._delivery = Delivery(
-            bus, self._hub, monotonic=monotonic, prepare=self._permissions.load, obey=self._obey
+            bus,
+            self._hub,
+            monotonic=monotonic,
+            prepare=self._permissions.load,
+            obey=self._obey,
+            redelivery=self.redelivery,
         )
         self._ids = _Ids()
         self._closed: dict[str, bool] = {}  # connections that were to be closed, and were not here
@@ -186,7 +195,14 @@ class Push:
 
     def _draft(self, message: Message, now: int, *, broadcast: bool = False) -> Draft:
         new_id = self._ids.next(now) if message.id is None else message.id
-        return draft(message, now, new_id, self._message_ttl, broadcast=broadcast)
+        return draft(
+            message,
+            now,
+            new_id,
+            self._message_ttl,
+            broadcast=broadcast,
+            ack_ttl=self._ack_ttl,
+        )
 
     def drafts(self, messages: Sequence[Message]) -> list[Draft | MsgpushError]:
         """As `draft`, of several messages; an error stands in the place of one that it has."""
@@ -199,11 +215,12 @@ class Push:
                 drafts.append(error.as_value())
         return drafts
 
-    async def store(self, drafts: Sequence[Draft]) -> list[Receipt | Conflict | BusUnavailable]:
+    async def store(self, drafts: Sequence[Draft]) -> list[Receipt | Rejection]:
         """Put drafts in the bus, in order, each by itself: readable by all once this returns."""
         prefix = Cursor(self._bus.epoch, ZERO).prefix
-        results: list[Receipt | Conflict | BusUnavailable] = []
+        results: list[Receipt | Rejection] = []
         new: list[Draft] = []
+        replaced: list[tuple[str, str]] = []
         for each, stored in zip(drafts, await self._bus.append(drafts), strict=True):
             if not isinstance(stored, Stored):
                 self._observer.rejected(stored, each)
@@ -211,12 +228,16 @@ class Push:
                 continue
             if not stored.duplicate:
                 new.append(each)
+            if stored.replaces is not None and each.mark is not None:
+                replaced.append((each.mark.user, stored.replaces))
             cursor = cursor_text(prefix, stored.position)
             results.append(
                 Receipt(each.id, stored.timestamp, each.channels, cursor, stored.duplicate)
             )
         if new:
             self._observer.accepted(new)
+        if replaced:
+            await self.redelivery.replace(replaced)
         return results
 
     def rejected(self, error: MsgpushError, draft: Draft | None = None) -> None:
@@ -228,7 +249,9 @@ class Push:
 
         Raises:
             Invalid, TooLarge: it can't be published.
+            Denied: it would pass for one of the service's own.
             Conflict: its service has published other content under its id.
+            MailboxFull: its user has too many messages of this service to acknowledge.
             BusUnavailable: nothing is known to be stored; a message with an id may be published
                 again."""
         (result,) = await self.store([self.draft(message, broadcast=broadcast)])

@@ -10,10 +10,11 @@ from starlette.types import Scope
 from msgpush.adapters.http.addresses import limited_address, with_port
 from msgpush.adapters.http.operation import CHANNEL, CURSOR, Json, parameter, repeatable
 from msgpush.adapters.http.requests import Query, header
-from msgpush.domain.channel import BROADCAST, MAX_LISTENED, check_channel
+from msgpush.domain.channel import BROADCAST, MAX_LISTENED, USER, check_channel
 from msgpush.domain.connection import Start
 from msgpush.domain.errors import BusUnavailable, KeysUnavailable, Malformed, Overloaded
 from msgpush.domain.grant import Grant
+from msgpush.domain.marks import PRIORITIES
 from msgpush.domain.message import TYPES
 from msgpush.domain.ports import ClientInfo
 from msgpush.domain.position import check_cursor
@@ -45,6 +46,14 @@ def stream_parameters(*own: Json) -> list[Json]:
         parameter("lastEventID", _RESUME_AGAIN, pattern=CURSOR),
         repeatable("channel", "A further channel.", CHANNEL),
         parameter("types", "Only these types, separated by commas.", pattern=f"^{TYPES_PATTERN}$"),
+        parameter("priority", "Only messages of at least this priority.", enum=[*PRIORITIES]),
+        parameter(
+            "passive",
+            "Whether the stream only looks on: what is written here doesn't count as written to the"
+            " user, and it isn't shown what waits for an acknowledgement.",
+            type="boolean",
+            default=False,
+        ),
         *own,
         parameter(
             "broadcast", "Whether to listen to broadcasts, too.", type="boolean", default=True
@@ -71,6 +80,18 @@ class StreamQuery(Query):
             check_cursor(asked)
         return asked
 
+    def least(self) -> int:
+        """The least priority that is wanted, as its place among all of them."""
+        text = self.one("priority")
+        if text is None:
+            return 0
+        if text not in PRIORITIES:
+            raise Malformed(
+                f"the parameter priority has {short_repr(text)}: allowed are"
+                f" {', '.join(PRIORITIES)}"
+            )
+        return PRIORITIES.index(text)
+
     def channels(self, named: Iterable[str]) -> frozenset[str]:
         """The channels that the path has named, those of the query, and broadcasts."""
         further = self.all("channel")
@@ -84,6 +105,12 @@ class StreamQuery(Query):
                 f"{len(wanted - {BROADCAST})} channels; a stream has at most {MAX_LISTENED}"
             )
         return frozenset(wanted)
+
+
+def users_served(channels: Iterable[str], grant: Grant) -> frozenset[str]:
+    """The users whose stream this is, of those whose channels it listens to."""
+    users = (each.removeprefix(USER) for each in channels if each.startswith(USER))
+    return frozenset(user for user in users if grant.acts_for(user))
 
 
 def read_types(name: str, text: str, also: str = "") -> frozenset[str]:

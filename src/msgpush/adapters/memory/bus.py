@@ -6,9 +6,11 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 
-from msgpush.domain.errors import BusUnavailable, Conflict
+from msgpush.adapters.memory.outbox import MemoryOutbox
+from msgpush.domain.errors import Conflict, Rejection
 from msgpush.domain.history import Linked, Page, Reason
 from msgpush.domain.log import index_after
+from msgpush.domain.marks import key_of
 from msgpush.domain.message import Draft, Entry
 from msgpush.domain.ports import Stored
 from msgpush.domain.position import ZERO, Cursor, Position, new_epoch
@@ -72,8 +74,9 @@ class MemoryBus:
     Args:
         history_length: messages retained a channel; a 64th more is let in before the oldest go, all
             at once.
-        size: bytes that all histories may cost together; beyond it the oldest messages go, whatever
-            their channel.
+        size: bytes that all histories may cost together, with what the outbox has; beyond it the
+            oldest messages of the histories go, whatever their channel.
+        outbox: for messages that ask for an acknowledgement.
         clock: seconds since 1970.
     """
 
@@ -82,8 +85,10 @@ class MemoryBus:
         *,
         history_length: int = 1000,
         size: int = 256 * 1024 * 1024,
+        outbox: MemoryOutbox | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.outbox = outbox or MemoryOutbox(size=size // 2, clock=clock)
         self.epoch = new_epoch()
         self.cut: Cursor | None = None
         self.reachable = True
@@ -106,14 +111,12 @@ class MemoryBus:
         self._ids_by_age: deque[tuple[int, tuple[str, str]]] = deque()
         self._tails: set[_Tail] = set()
 
-    async def append(self, drafts: Sequence[Draft]) -> list[Stored | Conflict | BusUnavailable]:
+    async def append(self, drafts: Sequence[Draft]) -> list[Stored | Rejection]:
         now = self._clock()
         self._forget(now)
         entries: list[Entry] = []
         ms = int(now * 1000)
-        results: list[Stored | Conflict | BusUnavailable] = [
-            self._append(draft, ms, entries) for draft in drafts
-        ]
+        results: list[Stored | Rejection] = [self._append(draft, ms, entries) for draft in drafts]
         size = _size(entries)
         for tail in self._tails:
             tail.put(entries, size)
@@ -158,7 +161,7 @@ class MemoryBus:
 
     # Writing
 
-    def _append(self, draft: Draft, now: int, entries: list[Entry]) -> Stored | Conflict:
+    def _append(self, draft: Draft, now: int, entries: list[Entry]) -> Stored | Rejection:
         """Keep a message in its channels' histories, at the next position, unless it is known."""
         if (
             draft.digest is not None
@@ -168,6 +171,11 @@ class MemoryBus:
             if digest != draft.digest:
                 return Conflict(draft.service, draft.id)
             return Stored(position, timestamp, True)
+        mark, kept, replaces = draft.mark, True, None
+        if mark is not None:
+            kept = mark.kind == "message"
+            if mark.key and (refusal := self.outbox.refusal(draft)) is not None:
+                return refusal
         last = self._last
         # The clock may step back; positions may not.
         position = Position(now, 0) if now > last.ms else Position(last.ms, last.seq + 1)
@@ -179,8 +187,24 @@ class MemoryBus:
             draft.service,
             position.ms + draft.ttl * 1000,
             draft.body,
+            mark,
         )
         self._last = position
+        if mark is not None and mark.key:
+            replaces = self.outbox.accept(draft, position)
+        if kept:
+            self._keep(entry)
+        if draft.digest is not None:
+            key = (draft.service, draft.id)
+            self._ids[key] = (draft.digest, position, draft.timestamp)
+            self._ids_by_age.append((now, key))
+        if self._used + self.outbox.used > self._size:
+            self._fit()
+        entries.append(entry)
+        return Stored(position, draft.timestamp, False, replaces)
+
+    def _keep(self, entry: Entry) -> None:
+        """Have an entry in its channels' histories."""
         for channel in entry.channels:
             history = self._histories.get(channel)
             if history is None:
@@ -190,19 +214,11 @@ class MemoryBus:
             if not retained:
                 self._begin(channel, history, entry)
             retained.append(entry)
-            history.last = position
+            history.last = entry.position
             history.expires = max(history.expires, entry.expires)
             if len(retained) > self._most:
                 self._drop(history, len(retained) - self._history_length, "trimmed")
         self._used += (len(entry.body) + OVERHEAD) * len(entry.channels)
-        if draft.digest is not None:
-            key = (draft.service, draft.id)
-            self._ids[key] = (draft.digest, position, draft.timestamp)
-            self._ids_by_age.append((now, key))
-        if self._used > self._size:
-            self._fit()
-        entries.append(entry)
-        return Stored(position, draft.timestamp, False)
 
     def _begin(self, channel: str, history: _History, entry: Entry) -> None:
         history.prev = history.last
@@ -223,7 +239,7 @@ class MemoryBus:
         del entries[:number]
 
     def _fit(self) -> None:
-        while self._used > self._size:
+        while self._used + self.outbox.used > self._size:
             if self._emptied:
                 self._forget_channel(next(iter(self._emptied)))
             elif self._oldest:
@@ -266,7 +282,13 @@ class MemoryBus:
             self._drop_stale()
         ids = self._ids_by_age
         while ids and (ids[0][0] <= ms - ID_SECONDS * 1000 or len(ids) > MOST_IDS):
-            del self._ids[ids.popleft()[1]]
+            _, key = ids.popleft()
+            if self.outbox.remembers(key_of(*key)):
+                ids.append((ms, key))
+                if len(ids) > MOST_IDS:
+                    break
+            else:
+                del self._ids[key]
 
     def _drop_stale(self) -> None:
         # Channels that come and go leave items behind; when they are the most, the heaps are made

@@ -5,6 +5,7 @@ import secrets
 from typing import Literal
 from urllib.parse import quote
 
+from msgspec.structs import replace
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -20,6 +21,7 @@ from msgpush.adapters.http.subscribing import (
     read_client,
     read_types,
     stream_parameters,
+    users_served,
 )
 from msgpush.adapters.sse.stream import HEADERS, EventStream, EventView, refusal
 from msgpush.domain.channel import (
@@ -60,6 +62,8 @@ alone; all others come without a name, as whole messages. (The event of `error` 
 
 - `msgpush.open`: the stream has begun; `id` is a cursor already;
 - `msgpush.heartbeat`: a sign of life, with the cursor now;
+- `msgpush.acknowledged`: `{"keys", "state"}`: a client of the user has acknowledged these \
+messages, or their publisher has withdrawn them (`acknowledged`, `withdrawn`);
 - `msgpush.gap`: `{"channel", "after", "reason"}`: messages are missing \
 (`trimmed`, `expired`, `reset`);
 - `msgpush.close`: `{"reason", "reconnect"}`: the server ends the stream \
@@ -181,10 +185,13 @@ class Streams:
         query = StreamQuery(scope)
         cursor = query.cursor()
         token = query.one("token")
+        passive = query.flag("passive", False)
         subscription = self._subscription(scope, query)
         try:
             grant = await self._auth.authenticate(scope, token)
             grant.check_listen(subscription.channels)
+            if not passive and (users := users_served(subscription.channels, grant)):
+                subscription = replace(subscription, acts_for=users)
             if scope["method"] == "HEAD":
                 await _answer(send, b"")
                 return None
@@ -206,13 +213,14 @@ class Streams:
 
     def _subscription(self, scope: Scope, query: StreamQuery) -> Subscription:
         channels = query.channels(self._named(scope))
-        types, events = query.one("types"), query.one("events")
+        types, events, least = query.one("types"), query.one("events"), query.least()
         query.done(POLYFILLS)
         view = EventView(
             self._default_events if events is None else read_events(events),
             chunked="msgpush.wire" in scope.get("extensions", {}),
         )
-        return Subscription(channels, view, None if types is None else read_types("types", types))
+        wanted = None if types is None else read_types("types", types)
+        return Subscription(channels, view, wanted, least)
 
     def _named(self, scope: Scope) -> list[str]:
         """The channels that the path names."""

@@ -59,7 +59,9 @@ class EventView(Struct, frozen=True):
         )
 
     def message(self, entry: Entry, cursor: str) -> bytes:
-        if entry.type in self.events:
+        # Whoever gets the data alone can't name what it acknowledges.
+        whole = entry.mark is not None and entry.mark.key
+        if entry.type in self.events and not whole:
             # An event named error would fire EventSource's own onerror.
             name = "message.error" if entry.type == "error" else entry.type
             return b"event: %b\ndata: %b\nid: %b\n\n" % (
@@ -68,6 +70,12 @@ class EventView(Struct, frozen=True):
                 cursor.encode(),
             )
         return b"data: %b\nid: %b\n\n" % (entry.body, cursor.encode())
+
+    def pending(self, body: bytes) -> bytes:
+        return b"data: %b\n\n" % body
+
+    def acknowledged(self, body: bytes) -> bytes:
+        return b"event: msgpush.acknowledged\ndata: %b\n\n" % body
 
     def gap(self, gap: Gap) -> bytes:
         # No id: what is missing can't be continued after.
