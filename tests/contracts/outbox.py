@@ -728,9 +728,7 @@ class OutboxContract:
 
     @pytest.mark.parametrize("end", [Acknowledge("bob", M1), Withdraw("bob", M1)])
     @pytest.mark.parametrize("receipt", [False, True])
-    async def test_what_has_ended_is_remembered_for_a_day(
-        self, end: Change, receipt: bool
-    ) -> None:
+    async def test_what_has_ended_is_remembered_for_a_day(self, end: Change, receipt: bool) -> None:
         async with self.open() as opened:
             await store(opened.bus, ask("m1", receipt=receipt))
             await change(opened, end)
