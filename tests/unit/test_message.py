@@ -572,7 +572,7 @@ def test_an_acknowledgement_that_isnt_asked_for_leaves_no_trace(ack: object) -> 
     plain = made(body(target={"user_id": "u"}, id="m"))
     without = made(asking(ack, id="m"))
     assert (without.body, without.digest) == (plain.body, plain.digest)
-    assert without.mark is without.terms is None
+    assert (without.mark, without.terms) == (None, None)
     assert made(body(metadata={"ack": ack})).mark is None
 
 
@@ -748,5 +748,8 @@ def test_nobody_publishes_receipts(fields: dict[str, Any]) -> None:
 
 
 def test_names_that_only_look_like_the_services_own_are_free() -> None:
-    assert made(body(service="msgpush-2", channels=["receipts", "my-receipts:s", "Receipts:s"]))
-    assert made(body(service="Msgpush", target={"receipt_id": "s", "service_id": "msgpush"}))
+    names = ("receipts", "my-receipts:s", "Receipts:s")
+    draft = made(body(service="msgpush-2", channels=names))
+    assert draft.channels == (*names, "service:msgpush-2")
+    draft = made(body(service="Msgpush", target={"receipt_id": "s", "service_id": "msgpush"}))
+    assert draft.channels == ("receipt:s", "service:msgpush", "service:Msgpush")
