@@ -472,7 +472,7 @@ class OutboxMachine(RuleBasedStateMachine):
             case Told() if known.owed:
                 known.owed, known.touched, known.looked = False, True, now
             case Forget() if known.state == "dead":
-                known.state = "gone"
+                known.state, known.owed = "gone", False
             case _:
                 return "unknown"
         return "made"
