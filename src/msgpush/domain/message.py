@@ -312,16 +312,17 @@ _NO_PATH = (
 )
 
 
-def delivered_again(body: bytes, attempt: int, ttl: int) -> bytes:
+def delivered_again(body: bytes, attempt: int, ttl: int | None = None) -> bytes:
     """A message's body for one more delivery.
 
     Args:
         attempt: which of its deliveries that is, from 1.
-        ttl: seconds that are left to it.
+        ttl: seconds that are left to it; None: as the body says.
     """
     message = _decode(body)
     assert message.metadata is not None
-    again = msgspec.structs.replace(message.metadata, ttl=ttl, retry_count=attempt - 1)
+    left = message.metadata.ttl if ttl is None else ttl
+    again = msgspec.structs.replace(message.metadata, ttl=left, retry_count=attempt - 1)
     return _encode(msgspec.structs.replace(message, metadata=again))
 
 

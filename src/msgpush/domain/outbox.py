@@ -39,6 +39,7 @@ from typing import Literal, NamedTuple
 from msgspec import Struct
 
 from msgpush.domain.marks import NORMAL, Mark, Terms
+from msgpush.domain.message import delivered_again
 from msgpush.domain.position import ZERO, Position
 
 State = Literal["pending", "acknowledged", "withdrawn", "dead"]
@@ -114,6 +115,11 @@ class Record(Struct):
         return len(self.body) + OVERHEAD
 
     @property
+    def message(self) -> bytes:
+        """The whole message, which says how often it was tried."""
+        return self.body if self.attempt == 1 else delivered_again(self.body, self.attempt)
+
+    @property
     def due(self) -> int:
         """The moment at which something has to be done about it, while it is pending."""
         return self.expires if self.phase == "parked" else min(self.next, self.expires)
@@ -154,6 +160,7 @@ class Record(Struct):
         """It was given up, and is tried again from the start."""
         self.state, self.reason, self.ended_at, self.owed = "pending", None, None, False
         self.deliveries = 0
+        self.terms = self.terms._replace(collapse=None)  # it is wanted, whatever came in its place
         self.accepted_at, self.expires = now, now + self.ttl * 1000
         self.send(position, now)
 
@@ -290,6 +297,9 @@ class Forget(Struct, frozen=True):
 Change = Acknowledge | Withdraw | Written | Wake | Park | GiveUp | Told | Forget
 
 
+Result = Literal["made", "before", "unknown", "acknowledged"]
+
+
 class Outcome(Struct, frozen=True):
     """What became of a change.
 
@@ -299,7 +309,7 @@ class Outcome(Struct, frozen=True):
         record: what it is now, without its body, where it was made or had been; else None.
     """
 
-    result: Literal["made", "before", "unknown", "acknowledged"]
+    result: Result
     record: Record | None = None
 
 
