@@ -7,7 +7,13 @@ from heapq import heapify, heappop, heappush
 import msgspec
 from msgspec import Struct
 
-from msgpush.domain.errors import BusUnavailable, MailboxFull, NotDue, PendingFull
+from msgpush.domain.errors import (
+    BusUnavailable,
+    Conflict,
+    MailboxFull,
+    NotDue,
+    PendingFull,
+)
 from msgpush.domain.message import Draft
 from msgpush.domain.outbox import (
     KEPT,
@@ -73,6 +79,7 @@ class MemoryOutbox:
         self._pending: dict[str, dict[str, Record]] = {}  # by user
         self._mailboxes: dict[tuple[str, str], _Mailbox] = {}  # by user and service
         self._newest: dict[tuple[str, str, str], str] = {}  # by user, service and what collapses
+        self._superseded: set[str] = set()  # replaced, and still to be withdrawn
         self._dead: dict[str, dict[str, Record]] = {}  # by service, the oldest first
         self._all_dead: dict[str, Record] = {}  # all dead letters, the oldest first
         self._by_service: dict[str, int] = {}  # bytes pending
@@ -92,29 +99,43 @@ class MemoryOutbox:
         """True while there is a record, in whatever state."""
         return key in self._records
 
-    def refusal(self, draft: Draft) -> MailboxFull | PendingFull | NotDue | None:
+    def refusal(self, draft: Draft) -> Conflict | MailboxFull | PendingFull | NotDue | None:
         """The reason why a message that asks for an acknowledgement can't be stored now."""
         mark, now = draft.mark, self._now()
         assert mark is not None
         record = self._records.get(mark.key)
         if draft.terms is None:
-            return None if record and is_due(record, mark.attempt, now) else NotDue(mark.key)
-        revived = mark.kind == "redelivery"
-        if revived and (
-            record is None or record.state != "dead" or record.attempt != mark.attempt - 1
-        ):
+            if record and mark.key not in self._superseded and is_due(record, mark.attempt, now):
+                return None
+            return NotDue(mark.key, superseded=mark.key in self._superseded)
+        if mark.kind == "message":
+            # It may have an id that was made here for another, of which the bus knows nothing.
+            if record is not None:
+                return Conflict(draft.service, draft.id)
+            return self._no_room(draft, len(draft.body) + OVERHEAD, self._replaced(draft))
+        if record is None or record.state != "dead" or record.attempt != mark.attempt - 1:
             return NotDue(mark.key)
-        size = record.size if revived and record else len(draft.body) + OVERHEAD
-        box = self._mailboxes.get((mark.user, draft.service), _Mailbox())
-        replaces = self._replaced(draft) is not None
-        if (
-            box.number - replaces >= self._max_pending
-            or box.size + size > MAX_PENDING_BYTES + replaces * size
-        ):
-            return MailboxFull(draft.service, mark.user, self._max_pending, MAX_PENDING_BYTES)
+        return self._no_room(draft, record.size, None)
+
+    def _no_room(
+        self, draft: Draft, size: int, replaced: str | None
+    ) -> MailboxFull | PendingFull | None:
+        """The reason why there is no room for so many bytes more among those that wait.
+
+        Args:
+            replaced: the key of one that gives its place to it.
+        """
+        assert draft.mark is not None
+        user, service = draft.mark.user, draft.service
+        box = self._mailboxes.get((user, service), _Mailbox())
+        number, used = box.number, box.size
+        if replaced is not None:
+            number, used = number - 1, used - self._records[replaced].size
+        if number >= self._max_pending or used + size > MAX_PENDING_BYTES:
+            return MailboxFull(service, user, self._max_pending, MAX_PENDING_BYTES)
         if (
             self._pending_size + size > self._size
-            or self._by_service.get(draft.service, 0) + size > self._size // 4
+            or self._by_service.get(service, 0) + size > self._size // 4
         ):
             return PendingFull()
         return None
@@ -154,6 +175,8 @@ class MemoryOutbox:
             newest=position,
             priority=mark.priority,
         )
+        if replaced is not None:
+            self._superseded.add(replaced)
         self._records[mark.key] = record
         self.used += record.size
         self._enter(record)
@@ -215,6 +238,7 @@ class MemoryOutbox:
         if was == "dead":
             self._exhume(record)
             return
+        self._superseded.discard(record.key)
         own = self._pending[record.user]
         del own[record.key]
         if not own:
