@@ -228,8 +228,8 @@ class Push:
                 continue
             if not stored.duplicate:
                 new.append(each)
-            if stored.replaces is not None and each.mark is not None:
-                replaced.append((each.mark.user, stored.replaces))
+                if stored.replaces is not None and each.mark is not None:
+                    replaced.append((each.mark.user, stored.replaces))
             cursor = cursor_text(prefix, stored.position)
             results.append(
                 Receipt(each.id, stored.timestamp, each.channels, cursor, stored.duplicate)

@@ -192,20 +192,7 @@ class MemoryBus:
         self._last = position
         if mark is not None and mark.key:
             replaces = self.outbox.accept(draft, position)
-        if kept:
-            self._keep(entry)
-        if draft.digest is not None:
-            key = (draft.service, draft.id)
-            self._ids[key] = (draft.digest, position, draft.timestamp)
-            self._ids_by_age.append((now, key))
-        if self._used + self.outbox.used > self._size:
-            self._fit()
-        entries.append(entry)
-        return Stored(position, draft.timestamp, False, replaces)
-
-    def _keep(self, entry: Entry) -> None:
-        """Have an entry in its channels' histories."""
-        for channel in entry.channels:
+        for channel in entry.channels if kept else ():
             history = self._histories.get(channel)
             if history is None:
                 history = self._histories[channel] = _History(self._forgotten)
@@ -214,11 +201,19 @@ class MemoryBus:
             if not retained:
                 self._begin(channel, history, entry)
             retained.append(entry)
-            history.last = entry.position
+            history.last = position
             history.expires = max(history.expires, entry.expires)
             if len(retained) > self._most:
                 self._drop(history, len(retained) - self._history_length, "trimmed")
-        self._used += (len(entry.body) + OVERHEAD) * len(entry.channels)
+            self._used += len(entry.body) + OVERHEAD
+        if draft.digest is not None:
+            key = (draft.service, draft.id)
+            self._ids[key] = (draft.digest, position, draft.timestamp)
+            self._ids_by_age.append((now, key))
+        if self._used + self.outbox.used > self._size:
+            self._fit()
+        entries.append(entry)
+        return Stored(position, draft.timestamp, False, replaces)
 
     def _begin(self, channel: str, history: _History, entry: Entry) -> None:
         history.prev = history.last

@@ -92,7 +92,7 @@ local function refused(ask)
     again[record] = true
     return nil
   end
-  local older = nil
+  local older, spared = nil, nil
   if kind == 'revive' then
     if state ~= 'dead' or tonumber(newest) ~= attempt - 1 then return 'F:due' end
     if again[record] then return 'F:due' end
@@ -101,9 +101,9 @@ local function refused(ask)
   elseif state then
     return ''
   else
-    older = outbox.replaced(mailbox, service, collapse)
+    older, spared = outbox.replaced(mailbox, service, collapse)
   end
-  local full = outbox.full(mailbox, service, size, {limits[2], limits[3], limits[4]}, older)
+  local full = outbox.full(mailbox, service, size, {limits[2], limits[3], limits[4]}, spared)
   if not full then outbox.enter(key, mailbox, service, size, collapse) end
   return full, older
 end

@@ -56,23 +56,24 @@ local function open_outbox(outbox, due, now)
     return own[service]
   end
 
-  -- The message that a new one takes the place of: its key, or nothing.
+  -- The message that a new one takes the place of: its key and its bytes, or nothing.
   function self.replaced(mailbox, service, collapse)
     if collapse == '' then return nil end
     local own = boxes[mailbox] or {}
     local field = 'c:' .. service .. ':' .. collapse
     boxes[mailbox] = own
     if own[field] == nil then own[field] = call('HGET', mailbox, field) end
-    return own[field]
+    if not own[field] then return nil end
+    local size, key = string.match(own[field], '^(%d+) (.*)$')
+    return key, tonumber(size)
   end
 
-  -- Why one more has no room; nothing where it has. `limits`: a mailbox's messages and bytes, and bytes of all.
-  function self.full(mailbox, service, size, limits, replaces)
+  -- Why one more has no room; nothing where it has. `limits`: a mailbox's messages and bytes, and bytes of all; `spared`:
+  -- the bytes of one that gives its place to it.
+  function self.full(mailbox, service, size, limits, spared)
     local box = box_of(mailbox, service)
     local most, bytes, all = unpack(limits)
-    local spared, spared_bytes = 0, 0
-    if replaces then spared, spared_bytes = 1, size end
-    if box[1] - spared >= most or box[2] + size > bytes + spared_bytes then return 'F:mailbox' end
+    if box[1] - (spared and 1 or 0) >= most or box[2] - (spared or 0) + size > bytes then return 'F:mailbox' end
     if total('bytes')[1] + size > all or total('s:' .. service)[1] + size > all / 4 then return 'F:pending' end
     return nil
   end
@@ -94,9 +95,9 @@ local function open_outbox(outbox, due, now)
   function self.enter(key, mailbox, service, size, collapse)
     self.count(mailbox, service, 1, size)
     if collapse ~= '' then
-      self.replaced(mailbox, service, collapse)
-      boxes[mailbox]['c:' .. service .. ':' .. collapse] = key
-      put('HSET', mailbox, 'c:' .. service .. ':' .. collapse, key)
+      local field, said = 'c:' .. service .. ':' .. collapse, text(size) .. ' ' .. key
+      boxes[mailbox][field] = said
+      put('HSET', mailbox, field, said)
     end
   end
 
