@@ -92,6 +92,16 @@ class Published(Result):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Told(Result):
+    """Latencies in ms from an acknowledgement's departure to word of it at another device."""
+
+    rounds: int
+    p50: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resumed(Result):
     """The time until streams that came back had all that was published while they were away."""
 
@@ -108,6 +118,26 @@ def message(number: int, channel: str = CHANNEL) -> bytes:
         b'{"task_id":"task_abc123","progress":65,"t":%d,"stage":"embedding"}}'
         % (channel.encode(), _BASE + number)
     )
+
+
+_USERS = 10_000
+
+
+def asking(number: int, ack: bool, user: int | None = None) -> bytes:
+    """A message to one user, likewise of one length, that asks for an acknowledgement or doesn't.
+
+    Services take turns, since one has only a part of the room.
+    """
+    metadata = b'{"ack":true}' if ack else b'{"ttl":3600}'
+    return (
+        b'{"id":"m-%d","type":"status","service":"bench%d","target":{"user_id":"u%05d"},"data":'
+        b'{"task_id":"task_abc123","progress":65,"stage":"embedding"},"metadata":%b}'
+        % (_BASE + number, number % 8, number % _USERS if user is None else user, metadata)
+    )
+
+
+def _key(number: int) -> bytes:
+    return b"bench%d/m-%d" % (number % 8, _BASE + number)
 
 
 def prepare(cores: set[int]) -> None:
@@ -221,8 +251,17 @@ class Publishers:
     """Keep-alive connections with at most one request under way on each."""
 
     def __init__(
-        self, poll: select.epoll, port: int, path: str, count: int, length: int, *, token: str = ""
+        self,
+        poll: select.epoll,
+        port: int,
+        path: str,
+        count: int,
+        length: int,
+        *,
+        token: str = "",
+        answer: bytes = b"HTTP/1.1 202 ",
     ) -> None:
+        self._expected, self._poll = answer, poll
         self.accepted = 0
         self.refused = 0
         self.refusal = ""
@@ -248,6 +287,12 @@ class Publishers:
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._sockets)
+
+    def close(self) -> None:
+        """Close the connections."""
+        for fd, sock in self._sockets.items():
+            self._poll.unregister(fd)
+            sock.close()
 
     def send(self, fd: int, body: bytes) -> None:
         """Publish on this connection, which has no request under way."""
@@ -279,7 +324,7 @@ class Publishers:
         return self._judge(answer, body)
 
     def _judge(self, answer: bytes, body: bytes) -> int:
-        if not answer.startswith(b"HTTP/1.1 202 "):
+        if not answer.startswith(self._expected):
             self.refused += 1
             self.refusal = self.refusal or answer[:600].decode(errors="replace")
             return 0
@@ -563,6 +608,157 @@ def publish(
             busy=window.busy,
             refusal=publishers.refusal,
         )
+
+
+def publish_asking(
+    port: int, connections: int, seconds: float, ack: bool, count: int | None = None
+) -> Published:
+    """Publish flat out, each message to a user of its own, asking for acknowledgements or not.
+
+    Args:
+        count: as many messages, however long that takes; None: as many as the time allows.
+    """
+    with select.epoll() as poll:
+        length = len(asking(0, ack))
+        publishers = Publishers(poll, port, "/api/v1/messages/send", connections, length)
+        sent = 0
+        for fd in publishers:
+            publishers.send(fd, asking(sent, ack))
+            sent += 1
+        window = _Window(seconds, lambda: publishers.accepted)
+        publishing, answers_due, rejected = True, connections, 0
+        deadline = time.monotonic() + _WARM_UP_SECONDS + seconds + 6 * _DRAIN_SECONDS
+        while publishing or answers_due:
+            running = window.running()
+            publishing = publishing and (running if count is None else sent < count)
+            for fd, _ in poll.poll(0.05):
+                if (messages := publishers.read(fd)) is None:
+                    continue
+                rejected += 1 - messages
+                answers_due -= 1
+                if publishing and (count is None or sent < count):
+                    publishers.send(fd, asking(sent, ack))
+                    sent += 1
+                    answers_due += 1
+            if time.monotonic() > deadline:
+                raise Spoiled(f"{answers_due} publishes were not answered")
+        return Published(
+            messages_per_second=window.rate,
+            accepted=publishers.accepted,
+            refused=rejected,
+            busy=window.busy,
+            refusal=publishers.refusal,
+        )
+
+
+def acknowledge(port: int, connections: int, seconds: float) -> Published:
+    """Acknowledge flat out, one message a request; each connection has a user of its own."""
+    with select.epoll() as poll:
+        numbers = _ready(port, connections, poll)
+        clients: dict[int, tuple[Publishers, Iterator[int]]] = {}
+        for user in range(connections):
+            path = f"/api/v1/users/u{user:05}/acknowledgements"
+            client = Publishers(poll, port, path, 1, len(_word(0)), answer=b"HTTP/1.1 200 ")
+            (fd,) = client
+            clients[fd] = client, iter(numbers[user])
+            client.send(fd, _word(next(clients[fd][1])))
+        window = _Window(seconds, lambda: sum(each.accepted for each, _ in clients.values()))
+        due = set(clients)
+        while due:
+            running = window.running()
+            for fd, _ in poll.poll(0.05):
+                client, left = clients[fd]
+                if client.read(fd) is None:
+                    continue
+                number = next(left, None) if running else None
+                if number is None:
+                    due.discard(fd)
+                else:
+                    client.send(fd, _word(number))
+        refused = [each.refusal for each, _ in clients.values() if each.refused]
+        return Published(
+            messages_per_second=window.rate,
+            accepted=sum(each.accepted for each, _ in clients.values()),
+            refused=len(refused),
+            refusal=refused[0] if refused else "",
+            busy=window.busy,
+        )
+
+
+_MAILBOX = 8 * 190  # messages that each user has at most, of all services together
+
+
+def _ready(port: int, users: int, poll: select.epoll) -> list[range]:
+    """Publish to each user as many messages as may wait; their numbers."""
+    numbers = [range(n * _MAILBOX, (n + 1) * _MAILBOX) for n in range(users)]
+    publishers = Publishers(
+        poll, port, "/api/v1/messages/send", users, len(asking(0, True)), token=""
+    )
+    pairs = dict(zip(publishers, ((n, iter(own)) for n, own in enumerate(numbers)), strict=True))
+    for fd, (user, own) in pairs.items():
+        publishers.send(fd, asking(next(own), True, user))
+    while pairs:
+        for fd, _ in poll.poll(1):
+            if publishers.read(fd) is None:
+                continue
+            user, own = pairs[fd]
+            if (number := next(own, None)) is None:
+                del pairs[fd]
+            else:
+                publishers.send(fd, asking(number, True, user))
+    if publishers.refused:
+        raise Spoiled(f"a publish was refused: {publishers.refusal}")
+    publishers.close()
+    return numbers
+
+
+def _word(number: int) -> bytes:
+    return b'{"keys":["%b"]}' % _key(number)
+
+
+def told(port: int, rounds: int) -> Told:
+    """Acknowledge one message at a time; how long until the user's other device knows."""
+    latencies: list[int] = []
+    with select.epoll() as poll:
+        streams = Streams(poll, port)
+        streams.open(2, lambda _: "/sse/user/u00000")
+        publishers = Publishers(poll, port, "/api/v1/messages/send", 1, len(asking(0, True)))
+        (publisher,) = publishers
+        path = "/api/v1/users/u00000/acknowledgements"
+        clients = Publishers(poll, port, path, 1, len(_word(0)), answer=b"HTTP/1.1 200 ")
+        (client,) = clients
+        for number in range(rounds):
+            publishers.send(publisher, asking(number, True, 0))
+            before = streams.received.total()
+            answered = False
+            while streams.received.total() < before + 2 or not answered:
+                for fd, _ in poll.poll(5):
+                    if fd == publisher:
+                        answered = publishers.read(fd) is not None or answered
+                    else:
+                        streams.read(fd)
+            departure = time.monotonic_ns()
+            clients.send(client, _word(number))
+            known, answered = streams.witness.count(b"msgpush.acknowledged"), False
+            while streams.witness.count(b"msgpush.acknowledged") == known or not answered:
+                for fd, _ in poll.poll(5):
+                    if fd == client:
+                        answered = clients.read(fd) is not None or answered
+                        continue
+                    streams.read(fd)
+                    if streams.witness.count(b"msgpush.acknowledged") > known:
+                        latencies.append(time.monotonic_ns() - departure)
+        refused = publishers.refused + clients.refused
+        refusal = publishers.refusal or clients.refusal
+    latencies.sort()
+    return Told(
+        rounds=rounds,
+        p50=_at(0.5, latencies),
+        p99=_at(0.99, latencies),
+        max=_at(1, latencies),
+        refused=refused,
+        refusal=refusal,
+    )
 
 
 def fill(port: int, count: int, each: int) -> str:

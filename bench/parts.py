@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from bench import load
-from bench.redis_server import NoServer, RedisProcess, memory_costs, redis_process
+from bench.redis_server import NoServer, RedisProcess, memory_costs, redis_process, used_memory
 from bench.report import Figure, Report, say
 from bench.servers import Server, free_port, serving
 from bench.tokens import SECRET, publisher_token, token_costs
@@ -234,6 +234,46 @@ class Bench:
         what = f"l  Redis: {count:,} streams resume {each} messages each"
         self._figure(what, ours.seconds, unit="s")
 
+    def asking(self) -> None:
+        """Publishes that ask for acknowledgements, and acknowledgements, on both buses."""
+        room = {"MEMORY_BUS_BYTES": str(1 << 30), "PENDING_BYTES": str(1 << 30), "ACK_RATE": "0"}
+        with self._service(16, **room) as service:
+            self._asking("m", service)
+            self._weighed("m, memory", service, service.resident)
+        with (
+            self._redis() as redis,
+            self._service(16, REDIS_URL=redis.url, **room) as service,
+        ):
+            self._asking("m, Redis", service)
+            self._weighed("m, Redis' memory", service, lambda: used_memory(redis.url))
+
+    def _asking(self, name: str, service: Server) -> None:
+        connections, seconds = self.plan.connections, self.plan.seconds
+        arguments = service.port, connections, seconds
+        without = self._measure(f"{name}, without", load.publish_asking, *arguments, False)
+        ours = self._measure(name, load.publish_asking, *arguments, True)
+        told = self._measure(f"{name}, told", load.told, service.port, 10 * self.plan.rounds)
+        # A new range of numbers: the users of those before have their mailboxes full.
+        given = self._measure(f"{name}, acknowledged", load.acknowledge, *arguments)
+        self._figure(
+            f"{name}  publishes/s that ask for acknowledgements; floor: those that don't",
+            ours.messages_per_second,
+            without.messages_per_second,
+        )
+        self._figure("   acknowledgements/s, one a request", given.messages_per_second)
+        self._figure("   from acknowledging to the other device, p50", told.p50, unit="ms")
+        self._figure("   p99", told.p99, unit="ms")
+
+    def _weighed(self, name: str, service: Server, weigh: Callable[[], int]) -> None:
+        """Bytes that one message costs more that waits, 10 for each of 10,000 users."""
+        number, connections = 10 * self.plan.idle_streams, self.plan.connections
+        weights = [weigh()]
+        for ack in (False, True):
+            self._client(load.publish_asking, service.port, connections, 0.0, ack, number)
+            weights.append(weigh())
+        more = (weights[2] - weights[1]) - (weights[1] - weights[0])
+        self._figure(f"{name}: bytes of a message more that waits", more / number)
+
     def _batches(self, name: str, service: Server, streams: int = 0) -> load.Published:
         plan = self.plan
         return self._measure(
@@ -372,6 +412,13 @@ PARTS = (
         "{plan.idle_streams:,} streams come back to an instance that has just begun, over Redis",
         Bench.resume,
         lambda plan: 4 + plan.idle_streams / 1500,
+    ),
+    Part(
+        "m",
+        "m",
+        "messages that ask for acknowledgements, on both buses",
+        Bench.asking,
+        lambda plan: 2 * (3 * (plan.seconds + 1.2) + 12 + plan.idle_streams / 150),
     ),
 )
 """In the order in which they run."""

@@ -113,11 +113,11 @@ async def _memory_costs(url: str) -> Costs:
         await bus.end()
 
         async def grown(drafts: list[Draft]) -> float:
-            before = _used(url)
+            before = used_memory(url)
             for start in range(0, len(drafts), 1000):
                 results = await bus.append(drafts[start : start + 1000])
                 assert all(isinstance(each, Stored) for each in results)
-            return (_used(url) - before) / len(drafts)
+            return (used_memory(url) - before) / len(drafts)
 
         one = await grown([_message(data, (), None) for _ in range(number)])
         two = await grown([_message(data, ("c",), None) for _ in range(number)])
@@ -134,7 +134,8 @@ def _message(data: bytes, channels: tuple[str, ...], id: str | None) -> Draft:
     return draft(message, int(time.time() * 1000), "msg_1753859400001_100001_abcdef", 3600)
 
 
-def _used(url: str) -> int:
+def used_memory(url: str) -> int:
+    """Bytes that a Redis uses."""
     with redis.Redis.from_url(url) as client:
         used: int = client.info("memory")["used_memory"]
         return used

@@ -24,6 +24,13 @@ class Server:
     pid: int
     port: int
 
+    def resident(self) -> int:
+        """Bytes of memory that the process has."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        raise Spoiled("the server has ended")
+
     def cpu_seconds(self) -> float:
         """The CPU time that the process has used."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2].split()

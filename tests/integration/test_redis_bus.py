@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -99,7 +99,7 @@ def empty(server: RedisServer) -> None:
 
 @asynccontextmanager
 async def opened(
-    server: RedisServer, clock: FakeClock | None = None, **options: int
+    server: RedisServer, clock: FakeClock | None = None, **options: Any
 ) -> AsyncIterator[RedisBus]:
     now = clock.now if clock else None
     async with RedisBus(RedisTarget.from_url(server.url), clock=now, **options) as bus:

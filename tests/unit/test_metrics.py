@@ -21,7 +21,9 @@ class Process:
         self.connections, self.up = 0, up
         self.shared = Shared.join(str(directory), number)
         self.metrics = Metrics(clock=lambda: 1_800_000_001.0)
-        gauges = Gauges(lambda: {"sse": self.connections}, lambda: 7, lambda: 0, lambda: self.up)
+        gauges = Gauges(
+            lambda: {"sse": self.connections}, lambda: 7, lambda: 0, lambda: 5, lambda: self.up
+        )
         self.metrics.registry.register(gauges)
         self.shared.refresh()
 

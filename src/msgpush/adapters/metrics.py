@@ -19,8 +19,10 @@ from msgpush.domain.errors import (
     Denied,
     Invalid,
     KeysUnavailable,
+    MailboxFull,
     Malformed,
     MsgpushError,
+    PendingFull,
     RateExceeded,
     TooLarge,
     Unauthorized,
@@ -37,6 +39,8 @@ _REASONS: dict[type[MsgpushError], str] = {
     Invalid: "invalid",
     TooLarge: "too_large",
     Conflict: "conflict",
+    MailboxFull: "mailbox_full",
+    PendingFull: "pending_full",
     Denied: "denied",
     BusUnavailable: "unavailable",
     KeysUnavailable: "unavailable",
@@ -50,6 +54,7 @@ _REFUSALS = (Denied, KeysUnavailable, RateExceeded, TooLarge, Unauthorized)
 _TOGETHER: Mapping[str, Literal["livesum", "livemostrecent", "livemin", "livemax"]] = {
     "message_push_connections_total": "livesum",
     "message_push_bus_length": "livemostrecent",
+    "message_push_pending_acknowledgements": "livemostrecent",
     "message_push_up": "livemin",
     "message_push_unknown_entries": "livemax",
 }
@@ -168,6 +173,25 @@ class Metrics(Observer):
             ["reason"],
             registry=self.registry,
         )
+        self._acknowledged = Histogram(
+            "message_push_acknowledged_seconds",
+            "From a message's acceptance to its acknowledgement by a client, once each.",
+            ["service"],
+            buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 6 * 3600, 86_400),
+            registry=self.registry,
+        )
+        self._redelivered = Counter(
+            "message_push_redeliveries_total",
+            "Messages that were delivered once more, since nobody had acknowledged them.",
+            ["service"],
+            registry=self.registry,
+        )
+        self._died = Counter(
+            "message_push_dead_letters_total",
+            "Messages that were given up, and dead letters that went.",
+            ["service", "reason"],
+            registry=self.registry,
+        )
         self._shared = Shared.joined
         # With them, a successor doesn't bring as many services again.
         self._services = self._shared.services() if self._shared else set()
@@ -226,6 +250,19 @@ class Metrics(Observer):
                     self._duration_children[service, type] = child
             child.observe(max(0.0, now - ms / 1000))
 
+    def acknowledged(self, service: str, seconds: float) -> None:
+        self._acknowledged.labels(self._service(service)).observe(seconds)
+
+    def redelivered(self, drafts: Sequence[Draft]) -> None:
+        for draft in drafts:
+            self._redelivered.labels(self._service(draft.service)).inc()
+
+    def died(self, service: str, reason: str) -> None:
+        self._died.labels(self._service(service), reason).inc()
+
+    def buried(self, service: str) -> None:
+        self._died.labels(self._service(service), "removed").inc()
+
     def text(self) -> bytes:
         return self._shared.text() if self._shared else generate_latest(self.registry)
 
@@ -245,14 +282,11 @@ class Gauges(Collector):
         connections: Callable[[], dict[str, int]],
         bus_length: Callable[[], int],
         unknown: Callable[[], int],
+        pending: Callable[[], int],
         up: Callable[[], bool],
     ) -> None:
-        self._connections, self._bus_length, self._unknown, self._up = (
-            connections,
-            bus_length,
-            unknown,
-            up,
-        )
+        self._connections, self._bus_length = connections, bus_length
+        self._unknown, self._pending, self._up = unknown, pending, up
         if Shared.joined is not None:
             Shared.joined.gauges = self
 
@@ -265,6 +299,11 @@ class Gauges(Collector):
         yield connections
         yield GaugeMetricFamily(
             "message_push_bus_length", "Messages that the bus retains.", value=self._bus_length()
+        )
+        yield GaugeMetricFamily(
+            "message_push_pending_acknowledgements",
+            "Messages that wait for acknowledgements, at all instances together.",
+            value=self._pending(),
         )
         yield GaugeMetricFamily(
             "message_push_unknown_entries",

@@ -7,7 +7,16 @@ from typing import Any
 
 import msgspec
 
-from msgpush.adapters.http import connections, health, history, pages, permissions, publish
+from msgpush.adapters.http import (
+    acknowledgements,
+    connections,
+    deliveries,
+    health,
+    history,
+    pages,
+    permissions,
+    publish,
+)
 from msgpush.adapters.http.callers import COOKIE
 from msgpush.adapters.http.operation import (
     CHANNEL,
@@ -23,12 +32,15 @@ from msgpush.adapters.sse import endpoint
 from msgpush.domain.channel import MAX_CHANNELS, MAX_TARGETS, NAME_CHARACTER, NAME_RULE
 from msgpush.domain.message import Message
 from msgpush.domain.ports import ConnectionStats
+from msgpush.domain.redelivery import Acknowledged
 from msgpush.domain.service import History, Receipt
 
 OPERATIONS = (
     *publish.OPERATIONS,
     *endpoint.OPERATIONS,
     *history.OPERATIONS,
+    *acknowledgements.OPERATIONS,
+    *deliveries.OPERATIONS,
     *permissions.OPERATIONS,
     *connections.OPERATIONS,
     *health.OPERATIONS,
@@ -146,6 +158,11 @@ def _schemas() -> Json:
         ConnectionStats,
         permissions.NewTicket,
         permissions.Revoked,
+        Acknowledged,
+        acknowledgements.PendingList,
+        deliveries.Delivery,
+        deliveries.DeadLetterList,
+        deliveries.Redelivered,
     ]
     _, schemas = msgspec.json.schema_components(types, ref_template=REF)
     _complete(schemas["Message"]["properties"])
@@ -175,7 +192,10 @@ def _schemas() -> Json:
         "allOf": [ref(Message), {"required": ["id", "timestamp", "data", "metadata"]}],
         "examples": [DELIVERED_EXAMPLE],
     }
-    schemas["History"]["properties"]["messages"] = {"type": "array", "items": ref("Delivered")}
+    delivered = {"type": "array", "items": ref("Delivered")}
+    schemas["History"]["properties"]["messages"] = delivered
+    schemas["PendingList"]["properties"]["messages"] = delivered
+    schemas["DeadLetter"]["properties"]["message"] = ref("Delivered")
     return schemas | publish.SCHEMAS | health.SCHEMAS
 
 

@@ -2,12 +2,13 @@
 
 import hashlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from msgspec import Struct
 
-from msgpush.domain.grant import Grant
+from msgpush.domain.channel import USER
+from msgpush.domain.grant import NO_PATTERNS, Grant, Patterns
 
 Kind = Literal["subject", "jti", "issued_before"]
 
@@ -16,11 +17,17 @@ UNUSED = 60  # seconds for which a ticket waits for its first use
 PREFIX = "ticket_"  # nobody takes it for a token
 
 
+def users_named(channels: Iterable[str]) -> list[str]:
+    """The users whose channels are among these."""
+    return [each.removeprefix(USER) for each in channels if each.startswith(USER)]
+
+
 class Ticket(Struct, frozen=True):
     """The permissions of a ticket: to listen to these channels, as long as its token is good.
 
     Attributes:
         expires, issued_at: of that token, in seconds since 1970, and so are `subject` and `id`.
+        acknowledge: whether it may act for the users whose channels it names, too.
     """
 
     subject: str | None
@@ -28,6 +35,7 @@ class Ticket(Struct, frozen=True):
     expires: float
     issued_at: float | None
     id: str | None
+    acknowledge: bool = False
 
     def grant(self, digest: str) -> Grant:
         """The permissions of whoever shows it."""
@@ -38,6 +46,7 @@ class Ticket(Struct, frozen=True):
             issued_at=self.issued_at,
             id=self.id,
             ticket=digest,
+            users=Patterns(*users_named(self.channels)) if self.acknowledge else NO_PATTERNS,
         )
 
 

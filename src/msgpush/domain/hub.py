@@ -151,7 +151,7 @@ class Hub:
                 continue
             match opening.brings(record):
                 case "show":
-                    frames.append(view.pending(record.body))
+                    frames.append(view.pending(record.message))
                     shown.append(record)
                 case "count":
                     shown.append(record)

@@ -242,14 +242,15 @@ def draft(
     if broadcast and message.target:
         raise Invalid(Fault("/target", "a broadcast goes to all: it has no target"))
     channels = route(message.service, message.target, message.channels, broadcast=broadcast)
-    given = message.metadata or _NO_METADATA
-    priority, mark, terms = given.priority or "normal", None, None
-    metadata = Metadata(priority, given.ttl or default_ttl)
-    if priority != "normal" or given.ack is not UNSET:
+    given, mark, terms, ttl = message.metadata, None, None, default_ttl
+    if given is None:
+        metadata = Metadata("normal", ttl)
+    else:
         mark, terms = _marked(message, given, message.id or new_id, broadcast)
+        ttl = given.ttl or (default_ttl if terms is None else ack_ttl or default_ttl)
+        metadata = Metadata(given.priority or "normal", ttl)
         if terms is not None:
-            metadata = Metadata(priority, given.ttl or ack_ttl or default_ttl, ack=Ack(*terms))
-    ttl = metadata.ttl or default_ttl
+            metadata.ack = Ack(*terms)
     timestamp = format_ms(now) if message.timestamp is None else normal_timestamp(message.timestamp)
     body = _encode(
         Message(
@@ -289,6 +290,8 @@ def _marked(
     Raises:
         Invalid: it asks for an acknowledgement that nobody could give.
     """
+    if given.ack is UNSET and given.priority in (None, "normal"):
+        return None, None
     rank = PRIORITIES.index(given.priority or "normal")
     terms = Terms.of(None if given.ack is UNSET else given.ack)
     if terms is None:
@@ -312,16 +315,17 @@ _NO_PATH = (
 )
 
 
-def delivered_again(body: bytes, attempt: int, ttl: int) -> bytes:
+def delivered_again(body: bytes, attempt: int, ttl: int | None = None) -> bytes:
     """A message's body for one more delivery.
 
     Args:
         attempt: which of its deliveries that is, from 1.
-        ttl: seconds that are left to it.
+        ttl: seconds that are left to it; None: as the body says.
     """
     message = _decode(body)
     assert message.metadata is not None
-    again = msgspec.structs.replace(message.metadata, ttl=ttl, retry_count=attempt - 1)
+    left = message.metadata.ttl if ttl is None else ttl
+    again = msgspec.structs.replace(message.metadata, ttl=left, retry_count=attempt - 1)
     return _encode(msgspec.structs.replace(message, metadata=again))
 
 

@@ -33,13 +33,17 @@ what is here; the one in Redis has it written down once more as a script, `settl
 must look and change in one step. Both run the same tests."""
 
 import random
+import re
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
+from msgpush.domain.errors import Malformed
 from msgpush.domain.marks import NORMAL, Mark, Terms
+from msgpush.domain.message import delivered_again
 from msgpush.domain.position import ZERO, Position
+from msgpush.domain.quoting import short_repr
 
 State = Literal["pending", "acknowledged", "withdrawn", "dead"]
 Phase = Literal["parked", "sent", "waiting"]
@@ -114,6 +118,11 @@ class Record(Struct):
         return len(self.body) + OVERHEAD
 
     @property
+    def message(self) -> bytes:
+        """The whole message, which says how often it was tried."""
+        return self.body if self.attempt == 1 else delivered_again(self.body, self.attempt)
+
+    @property
     def due(self) -> int:
         """The moment at which something has to be done about it, while it is pending."""
         return self.expires if self.phase == "parked" else min(self.next, self.expires)
@@ -154,6 +163,7 @@ class Record(Struct):
         """It was given up, and is tried again from the start."""
         self.state, self.reason, self.ended_at, self.owed = "pending", None, None, False
         self.deliveries = 0
+        self.terms = self.terms._replace(collapse=None)  # it is wanted, whatever came in its place
         self.accepted_at, self.expires = now, now + self.ttl * 1000
         self.send(position, now)
 
@@ -290,6 +300,9 @@ class Forget(Struct, frozen=True):
 Change = Acknowledge | Withdraw | Written | Wake | Park | GiveUp | Told | Forget
 
 
+Result = Literal["made", "before", "unknown", "acknowledged"]
+
+
 class Outcome(Struct, frozen=True):
     """What became of a change.
 
@@ -299,7 +312,7 @@ class Outcome(Struct, frozen=True):
         record: what it is now, without its body, where it was made or had been; else None.
     """
 
-    result: Literal["made", "before", "unknown", "acknowledged"]
+    result: Result
     record: Record | None = None
 
 
@@ -366,6 +379,39 @@ class Place(NamedTuple):
     rank: int
     position: Position
     key: str
+
+    def __str__(self) -> str:
+        return f"{-self.rank}.{self.position.ms}-{self.position.seq}.{self.key}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Place":
+        """The place that a text names.
+
+        Raises:
+            Malformed: it names none.
+        """
+        match = _PLACE.fullmatch(text)
+        if match is None:
+            raise Malformed(f"{short_repr(text)} is no place that an answer has named as its next")
+        return cls(-int(match[1]), Position(int(match[2]), int(match[3])), match[4])
+
+
+# A position's numbers have no more digits than Redis can count.
+_PLACE = re.compile(
+    r"([0-3])\.([0-9]{1,15})-([0-9]{1,15})\.([A-Za-z0-9_.-]{1,64}/[A-Za-z0-9_.:-]{1,128})"
+)
+_DEAD_PLACE = re.compile(r"[0-9]{1,15}-[A-Za-z0-9_.-]{1,64}/[A-Za-z0-9_.:-]{1,128}")
+
+
+def check_dead_place(text: str) -> str:
+    """The text, if it names a place among dead letters.
+
+    Raises:
+        Malformed: it names none.
+    """
+    if _DEAD_PLACE.fullmatch(text) is None:
+        raise Malformed(f"{short_repr(text)} is no place that an answer has named as its next")
+    return text
 
 
 class Pending(NamedTuple):

@@ -13,6 +13,7 @@ from msgpush.domain.credentials import (
     Ticket,
     digest_of,
     new_ticket,
+    users_named,
 )
 from msgpush.domain.errors import BusUnavailable, Unauthorized
 from msgpush.domain.grant import Grant
@@ -156,10 +157,15 @@ class Permissions:
 
     # Tickets
 
-    async def new_ticket(self, grant: Grant, channels: Iterable[str]) -> tuple[str, float]:
+    async def new_ticket(
+        self, grant: Grant, channels: Iterable[str], *, acknowledge: bool = False
+    ) -> tuple[str, float]:
         """Make a ticket for some channels; returns it, and until when it serves once it is used.
 
         That is in seconds since 1970.
+
+        Args:
+            acknowledge: whether it may act for the users whose channels these are, too.
 
         Raises:
             Denied: the grant doesn't allow that.
@@ -168,9 +174,18 @@ class Permissions:
         assert self._credentials is not None
         wanted = frozenset(channels)
         grant.check_listen(wanted)
+        for user in users_named(wanted) if acknowledge else ():
+            grant.check_act(user)
         expires = grant.expires if grant.expires is not None else self._clock() + DAY
         ticket = new_ticket()
-        kept = Ticket(grant.subject, tuple(sorted(wanted)), expires, grant.issued_at, grant.id)
+        kept = Ticket(
+            grant.subject,
+            tuple(sorted(wanted)),
+            expires,
+            grant.issued_at,
+            grant.id,
+            acknowledge,
+        )
         left = expires + self._leeway - self._clock()
         await self._credentials.add_ticket(digest_of(ticket), kept, min(UNUSED, left))
         return ticket, expires

@@ -170,6 +170,10 @@ class Push:
         """The connections, as a roster lists those of a process of this name."""
         return Listing(self._hub, node)
 
+    def cursor(self, position: Position) -> str:
+        """The cursor that names a position of the log."""
+        return str(Cursor(self._bus.epoch, position))
+
     async def ask_bus(self) -> None:
         """Raise BusUnavailable where the bus doesn't answer now."""
         await self._bus.end()
@@ -228,8 +232,8 @@ class Push:
                 continue
             if not stored.duplicate:
                 new.append(each)
-            if stored.replaces is not None and each.mark is not None:
-                replaced.append((each.mark.user, stored.replaces))
+                if stored.replaces is not None and each.mark is not None:
+                    replaced.append((each.mark.user, stored.replaces))
             cursor = cursor_text(prefix, stored.position)
             results.append(
                 Receipt(each.id, stored.timestamp, each.channels, cursor, stored.duplicate)
@@ -433,9 +437,11 @@ class Push:
         """Refuse tokens from now on, and end their connections, at all instances."""
         await self._permissions.revoke(revocation)
 
-    async def new_ticket(self, grant: Grant, channels: Iterable[str]) -> tuple[str, float]:
+    async def new_ticket(
+        self, grant: Grant, channels: Iterable[str], *, acknowledge: bool = False
+    ) -> tuple[str, float]:
         """Make a ticket for some channels; returns it, and until when it serves."""
-        return await self._permissions.new_ticket(grant, channels)
+        return await self._permissions.new_ticket(grant, channels, acknowledge=acknowledge)
 
     async def ticket(self, ticket: str) -> Grant | None:
         """Find out what a ticket allows; None: it isn't valid."""

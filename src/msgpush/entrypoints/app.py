@@ -5,6 +5,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
+from math import ceil
 
 from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.middleware import Middleware
@@ -17,10 +18,12 @@ from msgpush.adapters.auth.authenticator import OpenAuthenticator, TokenAuthenti
 from msgpush.adapters.auth.issuers import discovered
 from msgpush.adapters.auth.keys import FetchedKeys, Keys, public_key, secret_key
 from msgpush.adapters.auth.tokens import Tokens
+from msgpush.adapters.http.acknowledgements import MAX_KEYS, AcknowledgementsApi
 from msgpush.adapters.http.addresses import ProxyHeaders
 from msgpush.adapters.http.callers import Authenticator
 from msgpush.adapters.http.connections import ConnectionsApi
 from msgpush.adapters.http.cors import Cors, CorsRules
+from msgpush.adapters.http.deliveries import DeliveriesApi
 from msgpush.adapters.http.dispatch import Service
 from msgpush.adapters.http.health import HealthApi
 from msgpush.adapters.http.history import HistoryApi
@@ -80,6 +83,7 @@ def create_app(settings: Settings) -> Service:
             connections=lambda: {"sse": len(push.connections)},
             bus_length=lambda: bus.length,
             unknown=lambda: bus.unknown,
+            pending=lambda: bus.outbox.pending,
             up=lambda: push.trouble is None,
         )
     )
@@ -152,6 +156,7 @@ def _push(settings: Settings, bus: Bus, credentials: Credentials, observer: Obse
         credentials=credentials,
         observer=observer,
         message_ttl=settings.message_ttl,
+        ack_ttl=settings.ack_ttl,
         heartbeat=settings.heartbeat_interval,
         write_timeout=settings.write_timeout,
         max_connections=settings.max_connections,
@@ -211,6 +216,8 @@ def _routes(
         max_lifetime=settings.max_token_lifetime,
         leeway=settings.jwt_leeway,
     )
+    acknowledgements = AcknowledgementsApi(push, auth, _ack_limiter(settings.ack_rate))
+    deliveries = DeliveriesApi(push, auth)
     streams = partial(Streams, push=push, auth=auth, default_events=settings.default_events)
     register_url_convertor("rest", _Rest())
     return [
@@ -218,6 +225,22 @@ def _routes(
         Route("/sse/user/{user_id:rest}", streams("user")),
         Route("/sse/service/{service_name:rest}", streams("service")),
         Route(f"{API}/channels/{{channel:rest}}/messages", history.messages),
+        Route(
+            f"{API}/users/{{user_id:rest}}/acknowledgements",
+            acknowledgements.acknowledge,
+            methods=["POST"],
+        ),
+        Route(f"{API}/users/{{user_id:rest}}/pending", acknowledgements.pending),
+        Route(
+            f"{API}/messages/{{service}}/{{id}}/delivery",
+            deliveries.delivery,
+            methods=["GET", "DELETE"],
+        ),
+        Route(f"{API}/dead-letters", deliveries.dead_letters),
+        Route(f"{API}/dead-letters/{{service}}/{{id}}", deliveries.forget, methods=["DELETE"]),
+        Route(
+            f"{API}/dead-letters/{{service}}/{{id}}/redeliver", deliveries.revive, methods=["POST"]
+        ),
         Route(f"{API}/connections", connections.list),
         Route(f"{API}/connections/stats", connections.stats),
         Route(f"{API}/connections/{{id}}", connections.close, methods=["DELETE"]),
@@ -229,6 +252,10 @@ def _routes(
         Route("/metrics", health.metrics),
         *page_routes(openapi()),
     ]
+
+
+def _ack_limiter(rate: float) -> MemoryLimiter | None:
+    return MemoryLimiter(rate, max(MAX_KEYS, ceil(rate))) if rate else None
 
 
 def _under(prefix: str, routes: list[BaseRoute]) -> list[BaseRoute]:

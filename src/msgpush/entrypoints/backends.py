@@ -6,6 +6,7 @@ from typing import NamedTuple
 from msgpush.adapters.memory.bus import MemoryBus
 from msgpush.adapters.memory.credentials import MemoryCredentials
 from msgpush.adapters.memory.limiter import MemoryLimiter
+from msgpush.adapters.memory.outbox import MemoryOutbox
 from msgpush.adapters.memory.roster import MemoryRoster
 from msgpush.adapters.redis.bus import RedisBus
 from msgpush.adapters.redis.credentials import RedisCredentials
@@ -44,7 +45,16 @@ def _memory(settings: Settings) -> Backend:
     rate = settings.publish_rate
     return Backend(
         name="memory",
-        bus=MemoryBus(history_length=settings.history_length, size=settings.memory_bus_bytes),
+        bus=MemoryBus(
+            history_length=settings.history_length,
+            size=settings.memory_bus_bytes,
+            outbox=MemoryOutbox(
+                size=settings.memory_bus_bytes // 2,
+                dead_letter_size=min(settings.dead_letter_bytes, settings.memory_bus_bytes // 4),
+                max_pending=settings.max_pending,
+                dead_letter_ttl=settings.dead_letter_ttl,
+            ),
+        ),
         credentials=MemoryCredentials(lifetime=_revocation_lifetime(settings)),
         roster=lambda push, node: MemoryRoster(push.listing(node)),
         limiter=MemoryLimiter(rate) if rate else None,
@@ -60,6 +70,10 @@ def _redis(settings: Settings, target: RedisTarget) -> Backend:
             log_length=settings.log_length,
             history_length=settings.history_length,
             wait_replicas=settings.redis_wait_replicas,
+            max_pending=settings.max_pending,
+            pending_bytes=settings.pending_bytes,
+            dead_letter_bytes=settings.dead_letter_bytes,
+            dead_letter_ttl=settings.dead_letter_ttl,
         ),
         credentials=RedisCredentials(target, lifetime=_revocation_lifetime(settings)),
         roster=lambda push, node: RedisRoster(target, push.listing(node), push.command),

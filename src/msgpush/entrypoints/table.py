@@ -185,6 +185,41 @@ class SettingsTable(Struct, frozen=True, kw_only=True):
     message_ttl: Annotated[int, Setting(TTL, "How long messages are kept that don't say it.")] = (
         3600
     )
+    ack_ttl: Annotated[
+        int,
+        Setting(TTL, "The same, of messages that ask for an acknowledgement."),
+    ] = 86_400
+    max_pending: Annotated[
+        int,
+        Setting(
+            whole(1, 100_000),
+            "Messages of one service that may wait for one user's acknowledgement.",
+        ),
+    ] = 200
+    pending_bytes: Annotated[
+        int,
+        Setting(
+            BUS_SIZE,
+            "With Redis: all messages that wait for acknowledgements; of one service a quarter at"
+            " most. Without, it is half of MEMORY_BUS_BYTES.",
+            when=REDIS_BUS,
+        ),
+    ] = 256 * MIB
+    dead_letter_bytes: Annotated[
+        int,
+        Setting(BUS_SIZE, "All messages that were given up; beyond it the oldest go."),
+    ] = 64 * MIB
+    dead_letter_ttl: Annotated[
+        int, Setting(whole(1, 365 * 86_400, "seconds"), "How long those are kept.")
+    ] = 604_800
+    ack_rate: Annotated[
+        float,
+        Setting(
+            RATE,
+            "What a subject may acknowledge, at one instance; 0: no limit. 1000 at once are always"
+            " possible.",
+        ),
+    ] = 1000.0
     max_message_bytes: Annotated[
         int, Setting(whole(1024, 16 * MIB, "bytes"), "The largest message.")
     ] = 256 * 1024

@@ -81,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
         help="may publish to; repeatable",
     )
     issue.add_argument(
+        "--users",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="may acknowledge for these users, as a back end does; repeatable",
+    )
+    issue.add_argument(
         "--admin", action="store_true", help="may see and close connections, and revoke tokens"
     )
     issue.add_argument(
@@ -137,7 +144,7 @@ def _issue(asked: argparse.Namespace, environ: Mapping[str, str]) -> int:
         "subscribe": asked.subscribe,
         "publish": asked.publish,
         "admin": asked.admin,
-    }
+    } | ({"users": asked.users} if asked.users else {})
     header = {"alg": key.algorithm, "typ": "JWT"} | ({"kid": asked.kid} if asked.kid else {})
     payload = json.dumps(claims)
     token = jws.serialize_compact(header, payload, key.key, registry=registry_for({key.algorithm}))
@@ -216,12 +223,15 @@ def _show(grant: Grant) -> None:
     assert grant.expires is not None
     left = int(grant.expires - time.time())
     told = f"for {left} more seconds" if left >= 0 else "and now for as long as JWT_LEEWAY says"
+    listens = ["broadcast", *sorted(grant.channels), *grant.subscribe]
+    users = [*filter(None, [grant.user]), *grant.users]
     print(
-        f"accepted: until {format_ms(int(grant.expires * 1000))}, {told}\n  subject    "
-        f" {_printable(grant.subject or '')}\n  listens to "
-        f" {', '.join(map(_printable, ['broadcast', *sorted(grant.channels), *grant.subscribe]))}\n"
-        f"  publishes   {', '.join(map(_printable, grant.publish)) or 'nothing'}\n  admin      "
-        f" {'yes' if grant.admin else 'no'}"
+        f"accepted: until {format_ms(int(grant.expires * 1000))}, {told}\n"
+        f"  subject     {_printable(grant.subject or '')}\n"
+        f"  listens to  {', '.join(map(_printable, listens))}\n"
+        f"  publishes   {', '.join(map(_printable, grant.publish)) or 'nothing'}\n"
+        f"  acts for    {', '.join(map(_printable, users)) or 'nobody'}\n"
+        f"  admin       {'yes' if grant.admin else 'no'}"
     )
 
 

@@ -18,7 +18,9 @@ from msgpush.domain.service import Push
 class OpenAuthenticator:
     """Anybody may do anything: authentication is switched off, or the service is in local mode."""
 
-    async def authenticate(self, scope: Scope, token: str | None = None) -> Grant:
+    async def authenticate(
+        self, scope: Scope, token: str | None = None, *, by_ticket: bool = False
+    ) -> Grant:
         return EVERYTHING
 
 
@@ -35,10 +37,13 @@ class TokenAuthenticator:
         self._tokens, self._push = tokens, push
         self._origins = origins
 
-    async def authenticate(self, scope: Scope, token: str | None = None) -> Grant:
+    async def authenticate(
+        self, scope: Scope, token: str | None = None, *, by_ticket: bool = False
+    ) -> Grant:
         shown = bearer(scope)
         if shown is not None:
-            grant = await self._tokens.read(shown)
+            is_ticket = by_ticket and shown.startswith(PREFIX)
+            grant = await (self._ticket(shown) if is_ticket else self._tokens.read(shown))
         elif token is not None:
             grant = await (
                 self._ticket(token) if token.startswith(PREFIX) else self._tokens.read(token)

@@ -15,7 +15,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from msgpush.adapters.auth.issuers import differ_by_slash
 from msgpush.adapters.auth.keys import ASYMMETRIC, Keys
-from msgpush.domain.channel import own_channel
+from msgpush.domain.channel import USER, own_channel
 from msgpush.domain.errors import Unauthorized
 from msgpush.domain.grant import Grant, Patterns, is_pattern
 from msgpush.domain.json_text import json_words
@@ -31,6 +31,7 @@ class MsgpushClaim(Struct, forbid_unknown_fields=True):
 
     subscribe: tuple[str, ...] = ()
     publish: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
     admin: bool = False
 
 
@@ -187,6 +188,10 @@ class Tokens:
                         " prefix of one that ends in *"
                     )
                     raise Unauthorized(f"the token's claims are wrong: {told}")
+        for pattern in given.users:
+            if not is_pattern(USER + pattern):
+                told = f"{short_repr(pattern)} in msgpush.users is no user, and no prefix with *"
+                raise Unauthorized(f"the token's claims are wrong: {told}")
         own = own_channel(claims.sub)
         return Grant(
             claims.sub,
@@ -197,6 +202,8 @@ class Tokens:
             claims.exp,
             claims.iat,
             claims.jti,
+            user=None if own is None else own.removeprefix(USER),
+            users=Patterns(*given.users),
         )
 
     def _check(self, claims: Claims) -> None:

@@ -14,11 +14,14 @@ COOKIE = "msgpush_token"
 class Authenticator(Protocol):
     """Finds out what the sender of a request may do."""
 
-    async def authenticate(self, scope: Scope, token: str | None = None) -> Grant:
+    async def authenticate(
+        self, scope: Scope, token: str | None = None, *, by_ticket: bool = False
+    ) -> Grant:
         """The permissions that the credentials in this request give.
 
         Args:
             token: what the request's query says, where a token is read there.
+            by_ticket: whether the header may have a ticket in the place of a token, too.
 
         Raises:
             Unauthorized: there are none, or they aren't valid.

@@ -63,6 +63,19 @@ def _only(name: str, schema: Json) -> Json:
     return fields(**{name: schema}) | {"additionalProperties": False}
 
 
+_CHANNELS: Json = {"type": "array", "minItems": 1, "maxItems": MAX_LISTENED, "items": CHANNEL}
+_ACKNOWLEDGE: Json = {
+    "type": ["boolean", "null"],
+    "default": False,
+    "description": "Whether it may acknowledge messages, too, for the users whose channels it"
+    " names: who asks for it must be one who may.",
+}
+_TICKET: Json = {
+    "type": "object",
+    "required": ["channels"],
+    "properties": {"channels": _CHANNELS, "acknowledge": _ACKNOWLEDGE},
+    "additionalProperties": False,
+}
 _TEXT: Json = {"type": "string", "minLength": 1}
 _MOMENT: Json = {
     "description": "Seconds since 1970, or an RFC 3339 date-time; not in the future.",
@@ -79,11 +92,8 @@ OPERATIONS = (
         problems=(*GUARDED, 413, 415, 422, 429, 503),
         body=content(
             "application/json",
-            _only(
-                "channels",
-                {"type": "array", "minItems": 1, "maxItems": MAX_LISTENED, "items": CHANNEL},
-            ),
-            example={"channels": ["user:user123"]},
+            _TICKET,
+            example={"channels": ["user:user123"], "acknowledge": True},
         ),
     ),
     Operation(
@@ -134,13 +144,13 @@ class PermissionsApi:
 
     async def ticket(self, request: Request) -> Response:
         grant = await self._auth.authenticate(request.scope)
-        channels = _channels(await _read(request))
+        channels, acknowledge = _wanted(await _read(request))
         self._push.check(grant)  # a body may take long
         grant.check_listen(channels)
         allowance = await self._limiter.take(grant.subject or "", 1)
         if not allowance.granted:
             raise RateExceeded("tickets", allowance)
-        ticket, expires = await self._push.new_ticket(grant, channels)
+        ticket, expires = await self._push.new_ticket(grant, channels, acknowledge=acknowledge)
         return json_response(NewTicket(ticket, _moment(expires)), 201)
 
     async def revoke(self, request: Request) -> Response:
@@ -205,11 +215,14 @@ async def _read(request: Request) -> dict[str, Any]:
     return given
 
 
-def _channels(given: dict[str, Any]) -> list[str]:
-    """The channels that a request for a ticket names."""
+def _wanted(given: dict[str, Any]) -> tuple[list[str], bool]:
+    """The channels that a request for a ticket names, and whether it is to act for their users."""
     for name in given:
-        if name != "channels":
+        if name not in ("channels", "acknowledge"):
             raise _no_field(name, "a ticket")
+    acknowledge = given.get("acknowledge")
+    if not isinstance(acknowledge, bool | None):
+        raise _not_allowed("acknowledge", acknowledge, "true or false")
     channels = given.get("channels")
     if not isinstance(channels, list) or not 0 < len(channels) <= MAX_LISTENED:
         raise Invalid(Fault("/channels", f"it must be a list of 1 to {MAX_LISTENED} channel names"))
@@ -220,7 +233,7 @@ def _channels(given: dict[str, Any]) -> list[str]:
     ]
     if faults:
         raise Invalid(*faults)
-    return channels
+    return channels, bool(acknowledge)
 
 
 def _seconds(value: object) -> float:

@@ -17,9 +17,12 @@ from msgpush.domain.errors import (
     Fault,
     Invalid,
     KeysUnavailable,
+    MailboxFull,
     Malformed,
     MsgpushError,
+    NotDue,
     Overloaded,
+    PendingFull,
     RateExceeded,
     TooLarge,
     Unauthorized,
@@ -33,6 +36,10 @@ class NotFound(MsgpushError):
     """There is no such thing."""
 
 
+class Acknowledged(MsgpushError):
+    """It can't be withdrawn: a client has acknowledged it."""
+
+
 class Unsupported(MsgpushError):
     """A body in a form that isn't read."""
 
@@ -42,14 +49,25 @@ STATUS: Mapping[type[MsgpushError], int] = {
     Unauthorized: 401,
     Denied: 403,
     NotFound: 404,
+    NotDue: 404,
     Conflict: 409,
+    MailboxFull: 409,
+    Acknowledged: 409,
     TooLarge: 413,
     Unsupported: 415,
     Invalid: 422,
     RateExceeded: 429,
     BusUnavailable: 503,
+    PendingFull: 503,
     KeysUnavailable: 503,
     Overloaded: 503,
+}
+
+
+# The types of problems that a program has to tell from others of their status.
+TYPES: Mapping[type[MsgpushError], str] = {
+    MailboxFull: "mailbox-full",
+    PendingFull: "pending-full",
 }
 
 
@@ -67,7 +85,9 @@ class Problem(Struct, kw_only=True):
         """An error of this package, as it is told to the client."""
         detail = error.public if isinstance(error, BusUnavailable) else str(error)
         faults = error.faults if isinstance(error, Invalid) else UNSET
-        return problem(STATUS[type(error)], detail, faults)
+        told = problem(STATUS[type(error)], detail, faults)
+        told.type = TYPES.get(type(error), told.type)
+        return told
 
 
 def problem(status: int, detail: str, errors: tuple[Fault, ...] | UnsetType = UNSET) -> Problem:

@@ -98,6 +98,7 @@ class MemoryBus:
         self._history_length, self._size = history_length, size
         self._most = history_length + history_length // 64
         self._used = 0
+        self._room = size  # what the outbox leaves to the histories
         self._last = ZERO
         self._histories: dict[str, _History] = {}
         # A channel that isn't known has had nothing after this.
@@ -114,6 +115,7 @@ class MemoryBus:
     async def append(self, drafts: Sequence[Draft]) -> list[Stored | Rejection]:
         now = self._clock()
         self._forget(now)
+        self._room = self._size - self.outbox.used
         entries: list[Entry] = []
         ms = int(now * 1000)
         results: list[Stored | Rejection] = [self._append(draft, ms, entries) for draft in drafts]
@@ -171,11 +173,9 @@ class MemoryBus:
             if digest != draft.digest:
                 return Conflict(draft.service, draft.id)
             return Stored(position, timestamp, True)
-        mark, kept, replaces = draft.mark, True, None
-        if mark is not None:
-            kept = mark.kind == "message"
-            if mark.key and (refusal := self.outbox.refusal(draft)) is not None:
-                return refusal
+        mark, replaces = draft.mark, None
+        if mark is not None and mark.key and (refusal := self.outbox.refusal(draft)) is not None:
+            return refusal
         last = self._last
         # The clock may step back; positions may not.
         position = Position(now, 0) if now > last.ms else Position(last.ms, last.seq + 1)
@@ -192,20 +192,8 @@ class MemoryBus:
         self._last = position
         if mark is not None and mark.key:
             replaces = self.outbox.accept(draft, position)
-        if kept:
-            self._keep(entry)
-        if draft.digest is not None:
-            key = (draft.service, draft.id)
-            self._ids[key] = (draft.digest, position, draft.timestamp)
-            self._ids_by_age.append((now, key))
-        if self._used + self.outbox.used > self._size:
-            self._fit()
-        entries.append(entry)
-        return Stored(position, draft.timestamp, False, replaces)
-
-    def _keep(self, entry: Entry) -> None:
-        """Have an entry in its channels' histories."""
-        for channel in entry.channels:
+            self._room = self._size - self.outbox.used
+        for channel in entry.channels if mark is None or mark.kind == "message" else ():
             history = self._histories.get(channel)
             if history is None:
                 history = self._histories[channel] = _History(self._forgotten)
@@ -214,11 +202,19 @@ class MemoryBus:
             if not retained:
                 self._begin(channel, history, entry)
             retained.append(entry)
-            history.last = entry.position
+            history.last = position
             history.expires = max(history.expires, entry.expires)
             if len(retained) > self._most:
                 self._drop(history, len(retained) - self._history_length, "trimmed")
-        self._used += (len(entry.body) + OVERHEAD) * len(entry.channels)
+            self._used += len(entry.body) + OVERHEAD
+        if draft.digest is not None:
+            key = (draft.service, draft.id)
+            self._ids[key] = (draft.digest, position, draft.timestamp)
+            self._ids_by_age.append((now, key))
+        if self._used > self._room:
+            self._fit()
+        entries.append(entry)
+        return Stored(position, draft.timestamp, False, replaces)
 
     def _begin(self, channel: str, history: _History, entry: Entry) -> None:
         history.prev = history.last
@@ -239,7 +235,7 @@ class MemoryBus:
         del entries[:number]
 
     def _fit(self) -> None:
-        while self._used + self.outbox.used > self._size:
+        while self._used > self._room:
             if self._emptied:
                 self._forget_channel(next(iter(self._emptied)))
             elif self._oldest:

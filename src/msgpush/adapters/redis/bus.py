@@ -11,11 +11,14 @@ from msgpush.adapters.redis.epochs import Epochs
 from msgpush.adapters.redis.link import TIMEOUT, Link, RedisCommand, RetryDelay, SharedLink
 from msgpush.adapters.redis.log import EPOCH, LOG, Decoder, EntryRef, id_of, keys_of, position_of
 from msgpush.adapters.redis.mending import Mender
+from msgpush.adapters.redis.outbox import RedisOutbox
+from msgpush.adapters.redis.records import Room
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.adapters.redis.writer import Writer
-from msgpush.domain.errors import BusUnavailable, Conflict
+from msgpush.domain.errors import BusUnavailable, Rejection
 from msgpush.domain.history import Page, Reason
 from msgpush.domain.message import Draft, Entry
+from msgpush.domain.outbox import jitter
 from msgpush.domain.ports import Cut, Stored
 from msgpush.domain.position import Cursor, Position
 
@@ -34,7 +37,12 @@ class RedisBus:
         log_length: entries that the log keeps, so that an instance which was away finds them.
         history_length: messages retained a channel; up to a hundred more are kept.
         wait_replicas: replicas that must have a message before it counts as accepted.
+        max_pending: messages of one service that may wait for one user's acknowledgement.
+        pending_bytes: of all that wait; those of one service are a quarter at most.
+        dead_letter_bytes: of all that was given up; beyond it the oldest go.
+        dead_letter_ttl: seconds for which a message that was given up is kept.
         clock: seconds since 1970; None takes Redis's own, which all instances share.
+        jitter: a factor for the time until the next delivery of a message.
     """
 
     def __init__(
@@ -44,7 +52,12 @@ class RedisBus:
         log_length: int = 100_000,
         history_length: int = 1000,
         wait_replicas: int = 0,
+        max_pending: int = 200,
+        pending_bytes: int = 256 * 1024 * 1024,
+        dead_letter_bytes: int = 64 * 1024 * 1024,
+        dead_letter_ttl: int = 7 * 86_400,
         clock: Callable[[], float] | None = None,
+        jitter: Callable[[], float] = jitter,
     ) -> None:
         self.reachable = False
         self.trouble: str | None = None
@@ -65,7 +78,16 @@ class RedisBus:
             log_length=log_length,
             history_length=history_length,
             wait_replicas=wait_replicas,
+            room=Room(max_pending, pending_bytes),
             now_ms=self._now_ms,
+        )
+        self.outbox = RedisOutbox(
+            target,
+            dead_letter_size=dead_letter_bytes,
+            dead_letter_ttl=dead_letter_ttl,
+            wait_replicas=wait_replicas,
+            now_ms=self._now_ms,
+            jitter=jitter,
         )
         self._links = (self._writer.link, self._reader, asker, self._tail_link)
         self._open = False
@@ -96,10 +118,11 @@ class RedisBus:
     async def __aexit__(self, *_: object) -> None:
         self._open = False
         await self._writer.close()
+        await self.outbox.close()
         for link in self._links:
             await link.close()
 
-    async def append(self, drafts: Sequence[Draft]) -> list[Stored | Conflict | BusUnavailable]:
+    async def append(self, drafts: Sequence[Draft]) -> list[Stored | Rejection]:
         if not self._open:
             return [BusUnavailable("the bus is not open")] * len(drafts)
         return await self._writer.append(drafts)

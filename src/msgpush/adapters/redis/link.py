@@ -41,6 +41,7 @@ from msgpush.domain.errors import BusUnavailable, MsgpushError
 HASH_TAG = "{msgpush}"  # all keys have it, so that a Cluster keeps them on one primary
 TIMEOUT = 1.5  # seconds; less than the two in which a publisher is promised an answer
 CLOSING = 0.5
+WAIT_MS = 1000  # for replicas to confirm what was written
 # Calls that a shared link has under way at most: to begin with, and on a server that is quick.
 CALLS_TOGETHER = (4, 32)
 ASK_TIMEOUT = 0.4  # for each server that is asked where the log is
@@ -164,6 +165,36 @@ class Link:
         replies = await self._calls([("EVAL", script.text, len(keys), *keys, *args), *then])
         script.known = True
         return replies
+
+    async def script_until(
+        self,
+        until: float,
+        script: Script,
+        keys: Sequence[str | bytes],
+        args: Sequence[str | bytes | int],
+        *then: RedisCommand,
+    ) -> list[Any]:
+        """As `try_script`, again and again until it has been executed, or a moment has come.
+
+        Args:
+            until: by the monotonic clock.
+
+        Raises:
+            BusUnavailable: as `call`.
+        """
+        delay = RetryDelay()
+        refused: NotExecuted | None = None
+        try:
+            async with asyncio.timeout(until - time.monotonic()):
+                while True:
+                    try:
+                        return await self.try_script(script, keys, args, *then)
+                    except NotExecuted as error:
+                        refused = error
+                    await delay.pause()
+        except TimeoutError:
+            with translated:
+                raise refused or no_answer(self._target) from None
 
     def expire(self) -> None:
         """Have the next call look for the server anew; one that is under way isn't disturbed."""

@@ -6,6 +6,11 @@ in a history, its channel's position before it. An entry is named by its positio
 random characters of the call that wrote it. The tag tells two entries apart that two servers have
 given the same position: one that a failover has lost, and one that came in its place.
 
+A message that asks for more than being delivered says so in further words of the header: `p=` its
+priority, where that isn't normal; `a=` the attempt and the id, and `u=` the user, where it asks for
+an acknowledgement; `k=` what it is, where it is no message. What is only delivered again, or only
+tells of an acknowledgement, is in no history.
+
 A later release may say more: further fields, further words of the header, and kinds of entries that
 are not known here. Instances are replaced one by one, so what isn't known is passed over, and has
 its place in the chain all the same."""
@@ -15,13 +20,14 @@ import os
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast, get_args
 
 import msgspec
 from msgspec import Struct
 
 from msgpush.adapters.redis.link import HASH_TAG, Link
 from msgpush.domain.history import Linked
+from msgpush.domain.marks import BY_PRIORITY, NORMAL, PRIORITIES, Kind, Mark, key_of
 from msgpush.domain.message import CONTROL, PROBE, TYPES, Draft, Entry
 from msgpush.domain.position import ZERO, Cursor, Position
 
@@ -34,6 +40,7 @@ LOG: Final = f"{HASH_TAG}:log"
 
 EPOCH = "epoch"
 KINDS = frozenset((*TYPES, CONTROL, PROBE, EPOCH))
+KINDS_OF_MARKS = get_args(Kind)
 
 log = logging.getLogger("msgpush.redis")
 
@@ -61,7 +68,35 @@ def new_tag() -> bytes:
 
 def header_line(tag: bytes, draft: Draft) -> bytes:
     """The line before a message's body where it is stored."""
-    return tag + f" {draft.ttl} {draft.type} {draft.service} {','.join(draft.channels)}\n".encode()
+    words = f" {draft.ttl} {draft.type} {draft.service} {','.join(draft.channels)}"
+    if draft.mark is not None:
+        words += _words(draft.mark, draft.id)
+    return tag + f"{words}\n".encode()
+
+
+def _words(mark: Mark, id: str) -> str:
+    """The words of a header that a mark adds."""
+    words = "" if mark.priority == NORMAL else f" p={PRIORITIES[mark.priority]}"
+    if mark.key:
+        words += f" a={mark.attempt}/{id}"
+    if mark.user:
+        words += f" u={mark.user}"
+    return words if mark.kind == "message" else f"{words} k={mark.kind}"
+
+
+def _mark(words: Sequence[str], service: str) -> Mark | None:
+    """The mark that a header's further words make; those of a later release are passed over."""
+    said = dict(word.split("=", 1) for word in words if word[1:2] == "=")
+    priority = said.get("p", "")
+    rank = PRIORITIES.index(priority) if priority in PRIORITIES else NORMAL
+    if "u" not in said:
+        return BY_PRIORITY[rank]
+    kind = said.get("k", "message")
+    attempt, _, id = said.get("a", "0/").partition("/")
+    key = key_of(service, id) if id else ""
+    if kind not in KINDS_OF_MARKS:
+        return BY_PRIORITY[rank]
+    return Mark(rank, cast(Kind, kind), said["u"], key, int(attempt))
 
 
 def keys_of(channel: str) -> tuple[str, str]:
@@ -85,7 +120,13 @@ class _Header(NamedTuple):
     type: str
     service: str
     channels: tuple[str, ...]
+    mark: Mark | None = None
     known: bool = True
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The channels in whose histories its message is."""
+        return self.channels if self.mark is None or self.mark.kind == "message" else ()
 
 
 UNREADABLE: Final = _Header(0, "<unreadable>", "", (), known=False)
@@ -99,6 +140,7 @@ class StoredMessage(NamedTuple):
     service: str
     channels: tuple[str, ...]
     id: str
+    mark: Mark | None
 
 
 class Decoder:
@@ -158,8 +200,10 @@ class Decoder:
                 moment, ms = digits, int(digits)
             position = Position(ms, int(number))
             if header.known:
-                _, type, service, channels, _ = header
-                entries.append(Entry(position, prev, channels, type, service, ms + life, body))
+                _, type, service, channels, mark, _ = header
+                entries.append(
+                    Entry(position, prev, channels, type, service, ms + life, body, mark)
+                )
             else:
                 # It concerns nobody, and what follows names it.
                 self._pass_over(header.type)
@@ -183,7 +227,14 @@ class Decoder:
                 Linked(
                     prev,
                     Entry(
-                        position, prev, header.channels, header.type, header.service, expires, body
+                        position,
+                        prev,
+                        header.channels,
+                        header.type,
+                        header.service,
+                        expires,
+                        body,
+                        header.mark,
                     ),
                 )
             )
@@ -198,7 +249,9 @@ class Decoder:
                 header, body = self._read(stored)
                 ref = EntryRef(position_of(id), stored[:TAG])
                 found.append(
-                    StoredMessage(ref, header.ttl, header.service, header.channels, _id(body))
+                    StoredMessage(
+                        ref, header.ttl, header.service, header.kept, _id(body), header.mark
+                    )
                 )
         return found
 
@@ -211,7 +264,10 @@ class Decoder:
         if header is None:
             if len(self._headers) >= HEADERS:
                 self._headers.clear()
-            header = self._headers[text] = _header(text)
+            header = _header(text)
+            # One that asks for an acknowledgement is its message's alone.
+            if header.mark is None or not header.mark.user:
+                self._headers[text] = header
         return header
 
     def _pass_over(self, kind: str) -> None:
@@ -235,9 +291,10 @@ def fields_of(fields: Sequence[bytes]) -> tuple[bytes, bytes]:
 
 def _header(text: bytes) -> _Header:
     try:
-        _, ttl, type, service, channels, *_ = text.decode().split(" ")
+        _, ttl, type, service, channels, *words = text.decode().split(" ")
         names = tuple(channels.split(",")) if channels else ()
-        return _Header(int(ttl), type, service, names, type in KINDS)
+        mark = _mark(words, service) if words else None
+        return _Header(int(ttl), type, service, names, mark, type in KINDS)
     except ValueError:
         return UNREADABLE
 
@@ -268,12 +325,15 @@ class Unfinished(NamedTuple):
         name: what tells it from others.
         first: where its first message stands.
         accepted: digest and timestamp of its messages whose publisher chose the id, by
-            `service:id`."""
+            `service:id`.
+        asks: what its messages ask of the outbox, by key and attempt: see `outbox.lua`.
+    """
 
     name: str
     first: Position
     tag: bytes
     accepted: dict[str, tuple[str, str]]
+    asks: dict[tuple[str, int], list[Any]]
 
     @classmethod
     def read(cls, text: bytes | None) -> "Unfinished | None":
@@ -285,16 +345,20 @@ class Unfinished(NamedTuple):
             # Of a later release, which may complete it; what is in the log after the head is
             # completed here.
             name = bytes(character for character in text[:40] if 32 <= character < 127).decode()
-            return cls(name if text.startswith(name.encode()) else "", LATEST_OF_ALL, NO_TAG, {})
+            return cls(
+                name if text.startswith(name.encode()) else "", LATEST_OF_ALL, NO_TAG, {}, {}
+            )
         first, tag, plan = match[1], match[2], text[match.end() :]
-        accepted = {}
+        accepted, asks = {}, {}
         try:
-            for _, _, digest, timestamp, _, name in _decode_plan(plan)[-1] if plan else ():
+            for _, _, digest, timestamp, _, name, *ask in _decode_plan(plan)[-1] if plan else ():
                 accepted[name] = (digest, timestamp)
+                if ask:
+                    asks[ask[0][4], ask[0][7]] = ask[0]
         except (msgspec.MsgspecError, ValueError, TypeError, LookupError):
             # A later release plans otherwise: its messages are completed, their ids forgotten.
             pass
-        return cls(f"{first.decode()} {tag.decode()}", position_of(first), tag, accepted)
+        return cls(f"{first.decode()} {tag.decode()}", position_of(first), tag, accepted, asks)
 
 
 class Head(NamedTuple):

@@ -10,6 +10,7 @@ already. `mend.lua` looks before each step whether it was done, so that mending 
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -25,6 +26,7 @@ from msgpush.adapters.redis.log import (
     keys_of,
     position_of,
 )
+from msgpush.adapters.redis.records import outbox_keys, redo
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.position import Position
 
@@ -36,7 +38,7 @@ HALFWAY = "a message that was stored halfway can't be completed now"
 log = logging.getLogger("msgpush.redis")
 
 _pack = msgspec.msgpack.Encoder().encode
-MEND = lua("mend")
+MEND = lua("outbox") + lua("mend")
 
 
 class Mender:
@@ -58,6 +60,7 @@ class Mender:
         Raises:
             BusUnavailable: what is missing can't be written now either.
         """
+        await redo(self._link)
         for _ in range(MENDED_AT_MOST):
             # The newest first: what comes in between has moved the head when that is read.
             newest = await self._link.call("XREVRANGE", LOG, "+", "-", "COUNT", 1)
@@ -87,7 +90,8 @@ class Mender:
         channels: dict[str, int] = {}
         ids: dict[str, int] = {}
         plan = []
-        for ref, ttl, service, names, id in messages:
+        asks: list[list[Any]] = []
+        for ref, ttl, service, names, id, mark in messages:
             accepted = None if call is None else call.accepted.get(f"{service}:{id}")
             number, value = 0, ""
             if accepted is not None:
@@ -95,10 +99,17 @@ class Mender:
                 value = f"{accepted[0]}{id_of(ref.position)} {accepted[1]}"
             mine = [channels.setdefault(channel, len(channels) + 1) for channel in names]
             place = (id_of(ref.position), ref.position.ms, ref.position.seq, ref.tag.decode())
-            plan.append((*place, ttl * 1000, number, value, mine))
-        keys = [HEAD, LOG, *(key for channel in channels for key in keys_of(channel)), *ids]
+            ask = None if call is None or mark is None else call.asks.get((mark.key, mark.attempt))
+            if ask is not None:
+                asks.append(ask)
+                value += " a" if value else ""
+            planned = (*place, ttl * 1000, number, value, mine)
+            plan.append(planned if ask is None else (*planned, ask))
+        more = outbox_keys(asks)
+        histories = (key for channel in channels for key in keys_of(channel))
+        keys = [HEAD, LOG, *histories, *ids, *more]
         seen = (end.ms, end.seq, "" if call is None else call.name)
-        args = [_pack((*seen, self._now_ms(), plan))]
+        args = [_pack((*seen, self._now_ms(), len(more), plan))]
         answer = await self._link.script(self._script, keys, args)
         if not answer:
             return  # another instance was first

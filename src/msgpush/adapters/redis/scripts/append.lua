@@ -8,16 +8,21 @@
 -- KEYS[2]  the log, a stream
 -- then for each distinct channel its history (a stream) and its newest position (a string),
 -- then for each distinct id that a publisher chose what was accepted under it (a string)
+-- then, if acknowledgements are asked for, the outbox, what is due there, and the keys of those records, users and services
 --
 -- ARGV[1]  MessagePack: {epoch, tag, known ms, known seq, known tag, log length, history length, now or 0,
---          whether replicas are waited for, whether it has to be written even if Redis is full, messages},
---          each message {ttl in ms, number of its id or 0, digest, timestamp, {numbers of its channels}, service:id}
+--          whether replicas are waited for, whether it has to be written even if Redis is full, 0 or what holds for
+--          the outbox, messages}, each message
+--          {ttl in ms, number of its id or 0, digest, timestamp, {numbers of its channels' histories}, service:id, ask}
+--          The outbox: {how many keys it has, messages and bytes of a mailbox, bytes of all pending, ms for which an id
+--          is remembered beyond its message's ttl}; an ask: see `outbox.lua`
 -- then each message as it is stored
 --
 -- Answers {"ok", ms, seq of the first, the log's length before, index, what was accepted before or "", ...}, where minus the
--- number of a channel stands for one whose history is no stream, and so lacks the message; or, with nothing written,
--- {"epoch", the log's} where the log has another name, {"open"} where another call was stopped halfway, and {"lost"}
--- where the log lacks what the writer knows to be in it.
+-- number of a channel stands for one whose history is no stream, and so lacks the message, "F:..." for a message that wasn't
+-- stored, and "C:<key>" for one that takes another's place; or, with nothing written,
+-- {"epoch", the log's} where the log has another name, {"open"} where another call was stopped halfway, here or in the
+-- outbox, and {"lost"} where the log lacks what the writer knows to be in it.
 
 local DAY = 86400000
 local ID_LIFETIME = 600000
@@ -25,7 +30,7 @@ local UNKNOWN = '--------'
 
 local call, format, sub = redis.call, string.format, string.sub
 local try = redis.pcall
-local epoch, tag, known_ms, known_seq, known_tag, log_length, history_length, now, waits, urgent, messages =
+local epoch, tag, known_ms, known_seq, known_tag, log_length, history_length, now, waits, urgent, limits, messages =
   unpack(cmsgpack.unpack(ARGV[1]))
 
 -- As text, once: Redis writes each number that it is called with anew, and slowly.
@@ -65,8 +70,42 @@ if channels > 0 then
   for c = 1, channels do prev[c] = found[c] or forgotten end
 end
 local offset = 2 + 2 * channels
-if #KEYS > offset then
-  ids = call('MGET', unpack(KEYS, offset + 1, #KEYS))
+local last_id, outbox, asks, again = #KEYS, nil, {}, {}
+if limits ~= 0 then
+  last_id = #KEYS - limits[1]
+  outbox = open_outbox(KEYS[last_id + 1], KEYS[last_id + 2], now)
+  if outbox.unfinished then return {'open'} end
+end
+if last_id > offset then
+  ids = call('MGET', unpack(KEYS, offset + 1, last_id))
+end
+
+-- Why a message that asks for an acknowledgement isn't stored, or nothing; it counts from here on. Then its older namesake.
+local function refused(ask)
+  local kind, record, pending, mailbox, key, user, service, attempt, ttl, size, priority, collapse = unpack(ask, 1, 12)
+  local state, newest, phase, next, expires, text, kept = unpack(call('HMGET', record, 's', 'a', 'p', 'n', 'x', 'cl', 'sz'))
+  if kind == 'again' then
+    if state ~= 'pending' or phase ~= 'waiting' or tonumber(newest) ~= attempt - 1 then return 'F:due' end
+    if tonumber(next) > now or tonumber(expires) <= now then return 'F:due' end
+    if (outbox.replaced(mailbox, service, text) or key) ~= key then return 'F:old' end
+    if again[record] then return 'F:due' end
+    again[record] = true
+    return nil
+  end
+  local older, spared = nil, nil
+  if kind == 'revive' then
+    if state ~= 'dead' or tonumber(newest) ~= attempt - 1 then return 'F:due' end
+    if again[record] then return 'F:due' end
+    again[record] = true
+    size = tonumber(kept)
+  elseif state then
+    return ''
+  else
+    older, spared = outbox.replaced(mailbox, service, collapse)
+  end
+  local full = outbox.full(mailbox, service, size, {limits[2], limits[3], limits[4]}, spared)
+  if not full then outbox.enter(key, mailbox, service, size, collapse) end
+  return full, older
 end
 
 -- A full Redis refuses what takes room, unless the script has written something that takes none.
@@ -77,13 +116,25 @@ for i = 1, #messages do
   local message = messages[i]
   local ttl, key, digest = message[1], message[2], message[3]
   local before = key > 0 and ids[key]
-  if before and now - tonumber(string.match(before, '^(%d+)-', 33)) >= ID_LIFETIME then before = nil end
+  -- One that asks for an acknowledgement is remembered as long as its key is there.
+  local marked = before and sub(before, -2) == ' a'
+  if before and not marked and now - tonumber(string.match(before, '^(%d+)-', 33)) >= ID_LIFETIME then before = nil end
+  local ask, refusal, older = message[7], nil, nil
   if before then
+    refusal = sub(before, 1, 32) == digest and sub(before, 33, marked and -3 or -1) or ''
+  elseif ask then
+    refusal, older = refused(ask)
+  end
+  if refusal then
     answer[#answer + 1] = i
-    answer[#answer + 1] = sub(before, 1, 32) == digest and sub(before, 33) or ''
+    answer[#answer + 1] = refusal
   else
     if seq < first then
       call('HSET', KEYS[1], 'open', prefix .. first .. ' ' .. tag .. ' ' .. (#KEYS > offset and ARGV[1] or ''))
+    end
+    if older then
+      answer[#answer + 1] = i
+      answer[#answer + 1] = 'C:' .. older
     end
     seq = seq + 1
     local id = prefix .. seq
@@ -104,8 +155,14 @@ for i = 1, #messages do
     end
     if key > 0 then
       ids[key] = digest .. id .. ' ' .. message[4]
-      call('SET', KEYS[offset + key], ids[key], 'PX', ID_LIFETIME)
+      if ask then
+        ids[key] = ids[key] .. ' a'
+        call('SET', KEYS[offset + key], ids[key], 'PX', ttl + limits[5])
+      else
+        call('SET', KEYS[offset + key], ids[key], 'PX', ID_LIFETIME)
+      end
     end
+    if ask then asks[#asks + 1] = {ask, id, stored} end
   end
 end
 
@@ -123,6 +180,11 @@ for c, ttl in pairs(longest) do
   end
   call('SET', last[c], prev[c], 'PX', math.max(DAY, left))
 end
+for _, each in ipairs(asks) do
+  local ask, id, stored = unpack(each)
+  outbox.store(ask, id, sub(stored, string.find(stored, '\n', 1, true) + 1))
+end
+if outbox then outbox.commit() end
 if seq >= first then
   call('HSET', KEYS[1], 'ms', ms, 'seq', seq, 'tag', tag, 'open', '')
 elseif waits then

@@ -5,19 +5,22 @@
 -- KEYS[2]  the log, a stream
 -- then for each distinct channel its history (a stream) and its newest position (a string),
 -- then for each distinct id that a publisher chose what was accepted under it (a string)
+-- then, if acknowledgements are asked for, the outbox, what is due there, and the keys of those records, users and services
 --
 -- ARGV[1]  MessagePack: {ms and seq of the head, and what `open` begins with, as the caller has seen them, now or 0,
---          entries}, each entry
---          {its position, ms, seq, tag, ttl in ms, number of its id or 0, what was accepted, {numbers of its channels}}
+--          how many keys the outbox has, entries}, each entry
+--          {its position, ms, seq, tag, ttl in ms, number of its id or 0, what was accepted, {numbers of its channels},
+--          what it asks for, if it does: see `outbox.lua`}
 --
 -- Answers how many entries there were, then the numbers of channels whose history is no stream; or nothing where the head
 -- isn't as it was seen.
 
 local DAY = 86400000
 local ID_LIFETIME = 600000
+local ASKED_LIFETIME = 10 * DAY -- beyond its message's ttl
 
 local call = redis.call
-local ms, seq, open, now, entries = unpack(cmsgpack.unpack(ARGV[1]))
+local ms, seq, open, now, outbox_keys, entries = unpack(cmsgpack.unpack(ARGV[1]))
 
 local head = call('HMGET', KEYS[1], 'ms', 'seq', 'open')
 local found_open = head[3] or ''
@@ -43,7 +46,7 @@ local channels = 0
 for _, entry in ipairs(entries) do
   for _, c in ipairs(entry[8]) do if c > channels then channels = c end end
 end
-local answer, broken = {0}, {}
+local answer, broken, asks = {0}, {}, {}
 for c = 1, channels do
   local kind = call('TYPE', KEYS[2 * c + 1]).ok
   if kind ~= 'stream' and kind ~= 'none' then
@@ -80,13 +83,40 @@ for _, entry in ipairs(entries) do
       if later(id, known) then call('SET', last, id, 'PX', math.max(DAY, left)) end
     end
     if key > 0 and call('EXISTS', KEYS[2 + 2 * channels + key]) == 0 then
-      call('SET', KEYS[2 + 2 * channels + key], entry[7], 'PX', ID_LIFETIME)
+      local lifetime = entry[9] and ttl + ASKED_LIFETIME or ID_LIFETIME
+      call('SET', KEYS[2 + 2 * channels + key], entry[7], 'PX', lifetime)
     end
+    if entry[9] then asks[#asks + 1] = {entry[9], id, message} end
     if entry[2] > ms or (entry[2] == ms and entry[3] > seq) then
       ms, seq = entry[2], entry[3]
       call('HSET', KEYS[1], 'ms', ms, 'seq', seq, 'tag', entry[4])
     end
   end
+end
+
+if #asks > 0 then
+  local first = #KEYS - outbox_keys + 1
+  local outbox = open_outbox(KEYS[first], KEYS[first + 1], now)
+  if outbox.unfinished then return {} end
+  for _, each in ipairs(asks) do
+    local ask, id, stored = unpack(each)
+    local kind, record, _, mailbox, key, _, service, attempt, _, size, _, collapse = unpack(ask, 1, 12)
+    local state, newest, kept = unpack(call('HMGET', record, 's', 'a', 'sz'))
+    local missing = not state
+    if kind == 'again' then
+      missing = state == 'pending' and tonumber(newest) < attempt
+    elseif kind == 'revive' then
+      missing = state == 'dead' and tonumber(newest) < attempt
+      size = tonumber(kept or 0)
+    elseif state == 'pending' then
+      missing = not call('ZSCORE', KEYS[first + 1], key)
+    end
+    if missing then
+      if kind ~= 'again' then outbox.enter(key, mailbox, service, size, collapse) end
+      outbox.store(ask, id, string.sub(stored, string.find(stored, '\n', 1, true) + 1))
+    end
+  end
+  outbox.commit()
 end
 call('HSET', KEYS[1], 'open', '')
 return answer

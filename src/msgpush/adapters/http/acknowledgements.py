@@ -1,0 +1,187 @@
+"""`/api/v1/users/{user_id}/...`: what waits for a user's acknowledgement, and giving it."""
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from msgpush.adapters.http.callers import Authenticator
+from msgpush.adapters.http.operation import (
+    GUARDED,
+    Json,
+    Operation,
+    content,
+    json_answer,
+    limit,
+    parameter,
+)
+from msgpush.adapters.http.requests import Query, body_headers, path_tail, read_body
+from msgpush.adapters.http.responses import json_response
+from msgpush.domain.channel import NAME_CHARACTER, USER, encoding_advice, is_channel, no_channel
+from msgpush.domain.errors import Fault, Invalid, Malformed, RateExceeded
+from msgpush.domain.grant import Grant
+from msgpush.domain.json_text import check_utf8, escape, unreadable, without_bom
+from msgpush.domain.outbox import Place
+from msgpush.domain.ports import Limiter
+from msgpush.domain.quoting import short_repr
+from msgpush.domain.redelivery import Acknowledged
+from msgpush.domain.service import Push
+
+USERS = "/api/v1/users/"
+MAX_KEYS = 1_000
+MAX_KEY = 64 + 1 + 128  # characters: a service, a slash and an id
+MAX_BYTES = 512 * 1024
+ANSWER_BYTES = 4 * 1024 * 1024  # of messages, after which an answer ends
+
+_decode = msgspec.json.Decoder(float_hook=float).decode
+
+
+class PendingList(Struct):
+    """Messages that wait for a user's acknowledgement, the most urgent first, then the oldest.
+
+    `total` counts all of the user's; `next` continues the list where it isn't null."""
+
+    messages: list[Raw]
+    total: int
+    next: str | None
+
+
+_USER = parameter("user_id", "The user.", "path", pattern=f"^{NAME_CHARACTER}{{1,195}}$")
+_TOKEN = parameter("token", "A token or a ticket, for who can't send the header Authorization.")
+_KEYS: Json = {
+    "type": "object",
+    "required": ["keys"],
+    "properties": {
+        "keys": {
+            "description": "The messages, each `<service>/<id>`.",
+            "type": "array",
+            "minItems": 1,
+            "maxItems": MAX_KEYS,
+            "items": {"type": "string", "minLength": 1, "maxLength": MAX_KEY},
+        }
+    },
+    "additionalProperties": False,
+}
+OPERATIONS = (
+    Operation(
+        "POST",
+        USERS + "{user_id}/acknowledgements",
+        tag="Receive",
+        id="acknowledge",
+        summary="Acknowledge messages, for the user whom they are for",
+        answers={
+            200: json_answer(
+                "Done, or done before: none of them is delivered again. Unknown are those of"
+                " others, those that were withdrawn, and those of more than a day ago.",
+                Acknowledged,
+            )
+        },
+        problems=(*GUARDED, 413, 415, 422, 429, 503),
+        parameters=[_USER, _TOKEN],
+        body=content("application/json", _KEYS, example={"keys": ["importer/import-42-done"]}),
+    ),
+    Operation(
+        "GET",
+        USERS + "{user_id}/pending",
+        tag="Receive",
+        id="pending",
+        summary="The messages that wait for a user's acknowledgement",
+        answers={
+            200: json_answer(
+                "A page of them. After 4 MiB of messages it ends: `next` continues.", PendingList
+            )
+        },
+        problems=(*GUARDED, 503),
+        parameters=[
+            _USER,
+            limit("Messages"),
+            parameter("next", "Where the last answer said that the list goes on."),
+            _TOKEN,
+        ],
+    ),
+)
+
+
+class AcknowledgementsApi:
+    """Serves what waits for users' acknowledgements.
+
+    Args:
+        limiter: how many a subject may acknowledge; None: as many as it likes.
+    """
+
+    def __init__(self, push: Push, auth: Authenticator, limiter: Limiter | None) -> None:
+        self._push, self._auth, self._limiter = push, auth, limiter
+
+    async def acknowledge(self, request: Request) -> Response:
+        user = _user(request, "/acknowledgements")
+        grant = await self._authenticate(request, user, Query(request.scope))
+        # Whatever the type says: a beacon can't choose it freely.
+        body_headers(request.scope, MAX_BYTES, "the body")
+        keys = _keys(await read_body(request.receive, MAX_BYTES, "the body"))
+        self._push.check(grant)  # a body may take long
+        if self._limiter is not None and grant.subject is not None:
+            allowance = await self._limiter.take(grant.subject, len(keys))
+            if allowance.granted < len(keys):
+                raise RateExceeded("acknowledgements", allowance)
+        return json_response(await self._push.redelivery.acknowledge(user, keys))
+
+    async def pending(self, request: Request) -> Response:
+        user = _user(request, "/pending")
+        query = Query(request.scope)
+        limit = query.integer("limit", 100, 1, 1000)
+        text = query.one("next")
+        after = None if text is None else Place.parse(text)
+        await self._authenticate(request, user, query)
+        page = await self._push.redelivery.pending(user, after, limit, ANSWER_BYTES)
+        messages = [Raw(record.message) for record in page.records]
+        following = None if page.next is None else str(page.next)
+        return json_response(PendingList(messages, page.total, following))
+
+    async def _authenticate(self, request: Request, user: str, query: Query) -> Grant:
+        """The permissions of one who may act for the user."""
+        token = query.one("token")
+        query.done()
+        grant = await self._auth.authenticate(request.scope, token, by_ticket=True)
+        grant.check_act(user)
+        return grant
+
+
+def _user(request: Request, suffix: str) -> str:
+    """The user whom the path names."""
+    user = path_tail(request.scope, USERS, suffix)
+    if not user or not is_channel(USER + user):
+        raise Malformed(no_channel(USER + user, encoding_advice(user)))
+    return user
+
+
+def _keys(body: bytes) -> list[str]:
+    """The keys that a request names.
+
+    Raises:
+        Malformed: it isn't JSON.
+        Invalid: it has something else.
+    """
+    check_utf8(body)
+    body = without_bom(body)
+    try:
+        given: Any = _decode(body)
+    except msgspec.ValidationError as error:
+        raise Invalid(Fault("", f"it has something that can't be read: {error}")) from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise unreadable(body, error) from None
+    if not isinstance(given, dict):
+        raise Invalid(Fault("", 'it must be a JSON object such as {"keys": ["importer/42"]}'))
+    for name in given:
+        if name != "keys":
+            told = f"{short_repr(name)} is no field of an acknowledgement: it has keys alone"
+            raise Invalid(Fault(f"/{escape(name)}", told))
+    keys = given.get("keys")
+    if not isinstance(keys, list) or not 0 < len(keys) <= MAX_KEYS:
+        raise Invalid(Fault("/keys", f"it must be a list of 1 to {MAX_KEYS} keys of messages"))
+    for index, key in enumerate(keys):
+        if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY:
+            told = f"{short_repr(key)} is no key of a message: it must be <service>/<id>"
+            raise Invalid(Fault(f"/keys/{index}", told))
+    return keys

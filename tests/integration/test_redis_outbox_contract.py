@@ -1,0 +1,66 @@
+"""The outbox in Redis keeps the contract: on one server, and on a Cluster."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from msgpush.adapters.redis.bus import RedisBus
+from msgpush.adapters.redis.link import HASH_TAG
+from msgpush.adapters.redis.target import RedisTarget
+from tests.contracts.outbox import Limits, Opened, OutboxContract
+from tests.support.fakes import FakeClock
+from tests.support.redis_servers import ClusterGroup, RedisServer
+
+
+class RedisOutboxContract(OutboxContract):
+    server: RedisServer
+    url: str
+
+    @asynccontextmanager
+    async def open(self, limits: Limits = Limits()) -> AsyncIterator[Opened]:  # noqa: B008
+        with self.server.client() as client:
+            client.flushall()
+        clock = FakeClock()
+        async with RedisBus(
+            RedisTarget.from_url(self.url),
+            max_pending=limits.max_pending,
+            pending_bytes=limits.pending_bytes,
+            dead_letter_bytes=limits.dead_letter_bytes,
+            dead_letter_ttl=limits.dead_letter_ttl,
+            clock=clock.now,
+            jitter=lambda: 1.0,
+        ) as bus:
+            await bus.end()
+
+            def advance(seconds: float) -> None:
+                clock.advance(seconds)
+                self.let_pass(seconds)
+
+            yield Opened(bus, lambda: int(clock.now() * 1000), advance)
+
+    def let_pass(self, seconds: float) -> None:
+        """Have what expires in Redis expire as much earlier: its own clock doesn't move."""
+        with self.server.client() as client:
+            for key in client.scan_iter(f"{HASH_TAG}:*", count=1000):
+                left = client.pttl(key)
+                if left >= 0:
+                    client.pexpire(key, max(0, left - int(seconds * 1000)))
+
+
+class TestValkey(RedisOutboxContract):
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def serve(cls) -> Iterator[None]:
+        with RedisServer() as cls.server:
+            cls.url = cls.server.url
+            yield
+
+
+class TestCluster(RedisOutboxContract):
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def serve(cls) -> Iterator[None]:
+        with ClusterGroup(key=HASH_TAG) as cluster:
+            cls.server, cls.url = cluster.primary, cluster.url
+            yield
