@@ -905,6 +905,19 @@ class OutboxContract:
             assert isinstance(result, NotDue)
             assert result.superseded
 
+    async def test_what_was_replaced_is_not_delivered_again_though_the_newer_one_has_ended(
+        self,
+    ) -> None:
+        async with self.open() as opened:
+            await store(opened.bus, ask("m1", collapse="c"))
+            await change(opened, Wake("bob", M1))
+            await opened.bus.append([ask("m2", collapse="c")])
+            await change(opened, Acknowledge("bob", key("m2")))
+            draft = again(await found(opened, M1), opened.now())
+            (result,) = await opened.bus.append([draft])
+            assert isinstance(result, NotDue)
+            assert result.superseded
+
     async def test_a_message_that_takes_anothers_place_needs_no_further_one(self) -> None:
         async with self.open(Limits(max_pending=1)) as opened:
             await store(opened.bus, ask("m1", collapse="c"))
