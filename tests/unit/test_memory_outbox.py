@@ -1,11 +1,13 @@
 """The embedded outbox keeps the contract, and its memory within bounds."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sized
 from contextlib import asynccontextmanager
 
 from msgpush.adapters.memory.bus import MemoryBus
 from msgpush.adapters.memory.outbox import MemoryOutbox
+from msgpush.domain.ports import Bus
 from tests.contracts.outbox import Limits, Opened, OutboxContract
+from tests.contracts.outbox_machine import run_outbox_machine
 from tests.support.fakes import FakeClock
 
 
@@ -29,3 +31,25 @@ class TestMemoryOutbox(OutboxContract):
         clock = FakeClock()
         bus = open_outbox(clock, limits)
         yield Opened(bus, lambda: int(clock.now() * 1000), clock.advance)
+
+    def test_any_history_of_messages_and_rounds_agrees_with_a_simple_model(self) -> None:
+        run_outbox_machine(self.open, examples=400, totals=totals)
+
+
+def totals(bus: Bus) -> list[int]:
+    """All that the embedded outbox keeps or counts."""
+    outbox = bus.outbox
+    assert isinstance(outbox, MemoryOutbox)
+    kept: list[Sized] = [
+        outbox._records,
+        outbox._pending,
+        outbox._mailboxes,
+        outbox._newest,
+        outbox._superseded,
+        outbox._dead,
+        outbox._all_dead,
+        outbox._by_service,
+        outbox._when,
+    ]
+    sizes = (outbox.pending, outbox.used, outbox._pending_size, outbox._dead_size)
+    return [*(len(each) for each in kept), *sizes]

@@ -10,12 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msgpush.domain.channel import BROADCAST, is_channel, route
-from msgpush.domain.errors import Fault, Invalid, Malformed, MsgpushError, TooLarge
+from msgpush.domain.errors import Denied, Fault, Invalid, Malformed, MsgpushError, TooLarge
+from msgpush.domain.marks import NORMAL, PRIORITIES, Mark, Terms
 from msgpush.domain.message import (
     SPARE_DEPTH,
     TYPES,
     Draft,
     Message,
+    Metadata,
+    delivered_again,
     draft,
     is_service,
     normal_timestamp,
@@ -529,3 +532,224 @@ def test_as_many_values_as_texts_are_not_taken_for_one_in_each() -> None:
     cut = [b'{"type":"info","service":"s","data":{"a":[1,', b"2]}}" + GOOD]
     assert parse_all(cut) is None
     assert parse_all([GOOD + GOOD, b""]) is None
+
+
+# Acknowledgements and priorities
+
+
+def asking(ack: Any = True, **fields: Any) -> bytes:
+    """A message to a user, with this acknowledgement; further fields stand in place of others."""
+    return body(**{"target": {"user_id": "u"}, "metadata": {"ack": ack}, **fields})
+
+
+FULL = {"deadline": 30, "deliveries": 5, "receipt": False, "collapse": None}
+
+
+@pytest.mark.parametrize(
+    ("ack", "changed"),
+    [
+        (True, {}),
+        ({}, {}),
+        (dict.fromkeys(FULL), {}),
+        (FULL, {}),
+        ({"deadline": 1}, {"deadline": 1}),
+        ({"deadline": 86_400, "deliveries": 20}, {"deadline": 86_400, "deliveries": 20}),
+        ({"deliveries": 1, "receipt": None}, {"deliveries": 1}),
+        ({"receipt": True}, {"receipt": True}),
+        ({"collapse": "ü" * 64}, {"collapse": "ü" * 64}),
+    ],
+)
+def test_readers_get_an_acknowledgement_that_is_asked_for_complete(
+    ack: Any, changed: dict[str, Any]
+) -> None:
+    terms = {**FULL, **changed}
+    assert delivered(asking(ack))["metadata"]["ack"] == terms
+    assert made(asking(ack)).terms == Terms(**terms)
+
+
+@pytest.mark.parametrize("ack", [None, False])
+def test_an_acknowledgement_that_isnt_asked_for_leaves_no_trace(ack: object) -> None:
+    plain = made(body(target={"user_id": "u"}, id="m"))
+    without = made(asking(ack, id="m"))
+    assert (without.body, without.digest) == (plain.body, plain.digest)
+    assert (without.mark, without.terms) == (None, None)
+    assert made(body(metadata={"ack": ack})).mark is None
+
+
+@pytest.mark.parametrize(
+    ("ack", "place", "named", "allowed"),
+    [
+        (5, "", "5", "true, or an object"),
+        ("true", "", '"true"', "true, or an object"),
+        ([], "", "[]", "true, or an object"),
+        ({"deadline": 0}, "/deadline", "0", "1 to 86400"),
+        ({"deadline": 86_401}, "/deadline", "86401", "1 to 86400"),
+        ({"deadline": 1.5}, "/deadline", "1.5", "whole seconds"),
+        ({"deadline": True}, "/deadline", "true", "whole seconds"),
+        ({"deadline": "30"}, "/deadline", '"30"', "1 to 86400"),
+        ({"deliveries": 0}, "/deliveries", "0", "1 to 20"),
+        ({"deliveries": 21}, "/deliveries", "21", "1 to 20"),
+        ({"receipt": 1}, "/receipt", "1", "true or false"),
+        ({"receipt": "yes"}, "/receipt", '"yes"', "true or false"),
+        ({"collapse": ""}, "/collapse", '""', "1 to 64 characters"),
+        ({"collapse": "x" * 65}, "/collapse", "xxx", "1 to 64 characters"),
+        ({"collapse": 7}, "/collapse", "7", "1 to 64 characters"),
+        ({"timeout": 5}, "/timeout", '"timeout"', "no field"),
+    ],
+)
+def test_what_is_wrong_with_an_acknowledgement_is_named(
+    ack: object, place: str, named: str, allowed: str
+) -> None:
+    (fault,) = faults(asking(ack))
+    assert fault.pointer == "/metadata/ack" + place
+    assert named in fault.detail
+    assert allowed in fault.detail
+
+
+@pytest.mark.parametrize("target", [None, {"kb_id": "k"}, {"user_id": None, "kb_id": "k"}])
+@pytest.mark.parametrize("ack", [True, {}, {"deadline": 5}])
+def test_without_a_user_nobody_could_acknowledge(target: object, ack: object) -> None:
+    (fault,) = faults(asking(ack, target=target))
+    assert fault.pointer == "/metadata/ack"
+    assert "target.user_id" in fault.detail
+
+
+def test_nobody_acknowledges_a_broadcast() -> None:
+    (fault,) = faults(asking(target=None), broadcast=True)
+    assert fault.pointer == "/metadata/ack"
+    assert not made(body(metadata={"ack": False}), broadcast=True).terms
+
+
+def test_a_user_that_is_no_name_is_told_as_that() -> None:
+    (fault,) = faults(asking(target={"user_id": 5}))
+    assert fault.pointer == "/target/user_id"
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+@pytest.mark.parametrize("pointer", ["/service", "/id", "/target/user_id"])
+def test_a_name_that_would_vanish_in_a_path_is_refused_where_an_acknowledgement_is_asked_for(
+    pointer: str, name: str
+) -> None:
+    fields = {"service": "s", "id": "m", "target": {"user_id": "u"}}
+    fields[pointer.split("/")[1]] = {"user_id": name} if pointer.startswith("/target") else name
+    (fault,) = faults(asking(**fields))
+    assert fault.pointer == pointer
+    assert f'"{name}"' in fault.detail
+    assert made(body(**fields)).id
+    assert made(asking(id="...", service=".a", target={"user_id": "..."})).mark
+
+
+def test_a_message_that_asks_is_known_by_its_service_and_id_and_for_its_user() -> None:
+    assert made(asking(service="a.b", id="x:1")).mark == Mark(NORMAL, "message", "u", "a.b/x:1", 1)
+    assert made(asking()).mark == Mark(NORMAL, "message", "u", "s/made", 1)
+    urgent = made(asking(metadata={"ack": True, "priority": "urgent"}))
+    assert urgent.mark == Mark(3, "message", "u", "s/made", 1)
+
+
+def test_a_message_that_asks_lives_as_long_as_it_says_or_as_those_do() -> None:
+    assert made(asking(), ack_ttl=86_400).ttl == 86_400
+    assert made(asking(metadata={"ack": True, "ttl": 5}), ack_ttl=86_400).ttl == 5
+    assert made(body(), ack_ttl=86_400).ttl == 3600
+    assert made(asking(False), ack_ttl=86_400).ttl == 3600
+    metadata = msgspec.json.decode(made(asking(), ack_ttl=86_400).body)["metadata"]
+    assert metadata == {"priority": "normal", "ttl": 86_400, "retry_count": 0, "ack": FULL}
+
+
+def test_a_digest_stands_for_what_is_asked_for_however_it_is_said() -> None:
+    def digest(ack: Any) -> bytes | None:
+        return made(asking(ack, id="m")).digest
+
+    asked = digest(True)
+    assert asked == digest({}) == digest(FULL) == digest({"deadline": None, "receipt": False})
+    assert asked != made(body(id="m", target={"user_id": "u"})).digest
+    others = [{"deadline": 31}, {"deliveries": 4}, {"receipt": True}, {"collapse": "c"}]
+    assert len({asked, digest(False), *map(digest, others)}) == 6
+
+
+def test_without_acknowledgement_bodies_and_digests_are_what_they_were() -> None:
+    message = made(
+        body(
+            id="m",
+            timestamp="2025-07-30T15:10:00.123Z",
+            target={"user_id": "u"},
+            metadata={"priority": "high", "ttl": 5},
+        )
+    )
+    assert message.body == (
+        b'{"id":"m","timestamp":"2025-07-30T15:10:00.123Z","type":"info","service":"s",'
+        b'"target":{"user_id":"u"},"data":{},"metadata":{"priority":"high","ttl":5,"retry_count":0}}'
+    )
+    assert message.digest is not None
+    assert message.digest.hex() == "77a37305287bfe732534d7e4b2ec7d76"
+    assert message.terms is None
+
+
+def test_a_normal_message_has_no_mark_and_others_only_their_priority() -> None:
+    assert made(body()).mark is None
+    assert made(body(metadata={"priority": "normal"})).mark is None
+    for rank, name in enumerate(PRIORITIES):
+        mark = made(body(metadata={"priority": name})).mark
+        assert mark == (None if name == "normal" else Mark(rank))
+    assert PRIORITIES == ("low", "normal", "high", "urgent")
+
+
+def test_a_further_delivery_is_the_same_message_but_for_its_count_and_what_is_left() -> None:
+    text = asking({"receipt": True}, id="m", data={"x": 1.50}, source="é", channels=["a"])
+    first = delivered(text)
+    later = msgspec.json.decode(delivered_again(made(text).body, 3, 17))
+    assert later.pop("metadata") == {**first.pop("metadata"), "ttl": 17, "retry_count": 2}
+    assert later == first
+    raw = body(target={"user_id": "u"}, metadata={"ack": True}).replace(
+        b'"type"', b'"data":{"n":1.500e400,"t":"\\u00e9"},"type"', 1
+    )
+    assert b'{"n":1.500e400,"t":"\\u00e9"}' in delivered_again(made(raw).body, 2, 5)
+
+
+def test_making_a_draft_that_asks_leaves_the_message_as_it_was() -> None:
+    message = parse(asking({"deadline": 7}, id="m"))
+    before = msgspec.json.encode(message)
+    first = draft(message, NOW, "new", 3600)
+    assert msgspec.json.encode(message) == before
+    assert draft(message, NOW, "new", 3600).digest == first.digest
+
+
+def test_a_message_made_in_code_may_ask() -> None:
+    message = Message(
+        type="info", service="s", target={"user_id": "u"}, metadata=Metadata(ack=True)
+    )
+    assert draft(message, NOW, "new", 3600).terms == Terms()
+
+
+# What is the service's own
+
+
+@pytest.mark.parametrize("broadcast", [False, True])
+def test_nobody_publishes_as_the_service_itself(broadcast: bool) -> None:
+    with pytest.raises(Denied) as caught:
+        made(body(service="msgpush"), broadcast=broadcast)
+    assert caught.value.permission is None
+    assert "msgpush" in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"channels": ["a", "receipts:s"]},
+        {"channels": ["receipts:"]},
+        {"target": {"receipts_id": "s"}},
+        {"target": {"user_id": "u", "receipts_id": "other"}, "metadata": {"ack": True}},
+    ],
+)
+def test_nobody_publishes_receipts(fields: dict[str, Any]) -> None:
+    with pytest.raises(Denied) as caught:
+        made(body(**fields))
+    assert "receipts:" in caught.value.detail
+    assert all(channel.startswith("receipts:") for channel in caught.value.channels)
+
+
+def test_names_that_only_look_like_the_services_own_are_free() -> None:
+    names = ("receipts", "my-receipts:s", "Receipts:s")
+    draft = made(body(service="msgpush-2", channels=names))
+    assert draft.channels == (*names, "service:msgpush-2")
+    draft = made(body(service="Msgpush", target={"receipt_id": "s", "service_id": "msgpush"}))
+    assert draft.channels == ("receipt:s", "service:msgpush", "service:Msgpush")

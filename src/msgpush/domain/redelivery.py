@@ -13,6 +13,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -58,6 +59,7 @@ FOLLOWED = 10_000  # endings that wait to be told; receipts of others are made u
 log = logging.getLogger("msgpush.delivery")
 
 _encode = msgspec.json.Encoder().encode
+_place = attrgetter("place")
 
 
 class Acknowledged(Struct, frozen=True):
@@ -340,6 +342,7 @@ class Redelivery:
     async def repeat(self) -> bool:
         """Do what is due; True: there may be more. Raises BusUnavailable."""
         now, due = await self._outbox.due(AT_ONCE)
+        due.sort(key=_place)
         drafts: list[Draft] = []
         changes: list[Change] = []
         for record in due:
