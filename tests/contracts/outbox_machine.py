@@ -137,6 +137,7 @@ class OutboxMachine(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.opening = self.open_outbox(SMALL)
         self.known: list[Known] = []
+        self.newest: dict[tuple[str, str, str], Known] = {}  # of those that collapse
         self.taken: list[Taken] = []
         self.numbers = itertools.count()
 
@@ -162,9 +163,8 @@ class OutboxMachine(RuleBasedStateMachine):
         """The newest message that was published with the same text, if it is pending."""
         if collapse is None:
             return None
-        place = (user, service, collapse)
-        same = [each for each in self.known if (each.user, each.service, each.collapse) == place]
-        return same[-1] if same and same[-1].state == "pending" else None
+        newest = self.newest.get((user, service, collapse))
+        return newest if newest and newest.state == "pending" and newest.collapse else None
 
     def refusals(self, known: Known, replaced: Known | None) -> set[type]:
         """What its append may be answered."""
@@ -259,6 +259,8 @@ class OutboxMachine(RuleBasedStateMachine):
         assert result.replaces == (replaced.key if replaced else None)
         known.position = result.position
         self.known.append(known)
+        if collapse is not None:
+            self.newest[user, service, collapse] = known
         if replaced is not None:
             replaced.superseded = True
             if not dies:
@@ -290,8 +292,6 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def revive(self, data: st.DataObject) -> None:
         known = self.choose(data, "dead")
-        if known.collapse is not None:
-            return
         record = self.find(known.key)
         assert record is not None
         allowed = self.refusals(known, None)
@@ -300,8 +300,9 @@ class OutboxMachine(RuleBasedStateMachine):
         if isinstance(result, Stored):
             known.state, known.deliveries, known.owed = "pending", 0, False
             known.expires = self.now + known.ttl * 1000
+            # It is wanted, whatever comes, or came, in its place.
+            known.collapse, known.superseded = None, False
             self.sent(known)
-            known.acknowledged = 0
 
     @precondition(lambda self: self.present("dead"))
     @rule(data=st.data())
