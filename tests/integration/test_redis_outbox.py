@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from msgpush.adapters.redis import records
 from msgpush.adapters.redis.bus import RedisBus
 from msgpush.adapters.redis.link import HASH_TAG
 from msgpush.adapters.redis.mending import MEND
@@ -18,7 +17,6 @@ from msgpush.adapters.redis.writer import APPEND
 from msgpush.domain import delivery
 from msgpush.domain.errors import BusUnavailable, NotDue
 from msgpush.domain.outbox import (
-    OVERHEAD,
     Acknowledge,
     Change,
     Forget,
@@ -35,6 +33,7 @@ from msgpush.domain.ports import Stored
 from tests.support.asking import again, ask, revived
 from tests.support.fakes import FakeClock, make
 from tests.support.halfway import STOPPED, stopped_at
+from tests.support.outbox_audit import audit
 from tests.support.redis_servers import RedisServer
 
 KEYS = ("tests/m1", "tests/m2")
@@ -77,53 +76,6 @@ class Pair:
         """Everything that is counted and sorted says the same as the records."""
         with self.server.client() as client:
             audit(client)
-
-
-def audit(client: Any) -> None:
-    """See `Pair.audit`."""
-    kept = {
-        name.decode().removeprefix(f"{HASH_TAG}:delivery:"): client.hgetall(name)
-        for name in client.scan_iter(f"{HASH_TAG}:delivery:*", count=1000)
-    }
-    pending = {key: fields for key, fields in kept.items() if fields[b"s"] == b"pending"}
-    dead = {key: fields for key, fields in kept.items() if fields[b"s"] == b"dead"}
-    totals = {b"n": len(pending), b"bytes": _size(pending), b"dead": _size(dead)}
-    for key, fields in pending.items():
-        service = b"s:" + key.partition("/")[0].encode()
-        totals[service] = totals.get(service, 0) + int(fields[b"sz"])
-        assert int(fields[b"sz"]) == len(fields[b"m"]) + OVERHEAD
-    said = {name: int(value) for name, value in client.hgetall(OUTBOX).items()}
-    assert said == {name: value for name, value in totals.items() if value}
-
-    users = {fields[b"u"].decode() for fields in pending.values()}
-    found = client.keys(f"{HASH_TAG}:pending:*")
-    assert {name.decode().rpartition(":")[2] for name in found} == users
-    assert {
-        name.decode().rpartition(":")[2] for name in client.keys(f"{HASH_TAG}:mailbox:*")
-    } == users
-    for user in users:
-        own = {key: each for key, each in pending.items() if each[b"u"].decode() == user}
-        members = {each.decode() for each in client.zrange(records.pending_key(user), 0, -1)}
-        assert members == set(own)
-        box: dict[bytes, int] = {}
-        for key, fields in own.items():
-            service = key.partition("/")[0].encode()
-            box[b"n:" + service] = box.get(b"n:" + service, 0) + 1
-            box[b"b:" + service] = box.get(b"b:" + service, 0) + int(fields[b"sz"])
-        counted = client.hgetall(records.mailbox_key(user))
-        assert {k: int(v) for k, v in counted.items() if not k.startswith(b"c:")} == box
-        for name, value in counted.items():
-            if name.startswith(b"c:"):
-                assert value.split(b" ")[1].decode() in own
-    due = {each.decode() for each in client.zrange(DUE, 0, -1)}
-    owed = {key for key, fields in kept.items() if b"ow" in fields}
-    assert due == set(pending) | set(dead) | owed
-    assert {each.decode() for each in client.zrange(DEAD, 0, -1)} == set(dead)
-    assert "redo" not in said
-
-
-def _size(kept: dict[str, Any]) -> int:
-    return sum(int(fields[b"sz"]) for fields in kept.values())
 
 
 @asynccontextmanager
