@@ -11,7 +11,7 @@ import pytest
 
 from msgpush.adapters.redis.bus import RedisBus
 from msgpush.adapters.redis.epochs import BEGIN
-from msgpush.adapters.redis.link import HASH_TAG, Script
+from msgpush.adapters.redis.link import HASH_TAG
 from msgpush.adapters.redis.log import LOG
 from msgpush.adapters.redis.mending import MEND
 from msgpush.adapters.redis.target import RedisTarget
@@ -24,11 +24,10 @@ from msgpush.domain.message import Draft
 from msgpush.domain.ports import Stored
 from msgpush.domain.service import Push
 from tests.support.fakes import FakeSink, PlainView, make
+from tests.support.halfway import STOPPED, stopped_at
 from tests.support.redis_servers import RedisServer
 
 CHANNELS = ("a", "b", "service:tests")
-STOPPED = "stopped by the test"
-WRITES = ("HSET", "XADD", "SET", "PEXPIRE", "PERSIST")
 
 
 @pytest.fixture(scope="module")
@@ -47,29 +46,6 @@ def probe_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def empty(server: RedisServer) -> None:
     with server.client() as client:
         client.flushall()
-
-
-def stopped_at(text: str, number: int) -> Script:
-    """A script that is refused its write of this number, counted from one."""
-    writes = ", ".join(f"{name} = true" for name in WRITES)
-    counting = f"""
-local writes, counted = {{{writes}}}, 0
-local function call(name, ...)
-  if writes[name] then counted = counted + 1 end
-  if counted == {number} and writes[name] then error({{err = 'NOPERM {STOPPED}'}}) end
-  return redis.call(name, ...)
-end
-local function try(name, ...)
-  counted = counted + 1
-  if counted == {number} then return {{err = 'NOPERM {STOPPED}'}} end
-  return redis.pcall(name, ...)
-end
-"""
-    assert "redis.call" in text
-    body = text.replace("call, format, sub = redis.call, string", "format, sub = string")
-    for line in ("local call = redis.call", "local try = redis.pcall"):
-        body = body.replace(line, "")
-    return Script(counting + body.replace("redis.call(", "call("))
 
 
 def drafts(prefix: str) -> list[Draft]:

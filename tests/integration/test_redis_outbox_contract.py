@@ -1,5 +1,6 @@
 """The outbox in Redis keeps the contract: on one server, and on a Cluster."""
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -8,9 +9,14 @@ import pytest
 from msgpush.adapters.redis.bus import RedisBus
 from msgpush.adapters.redis.link import HASH_TAG
 from msgpush.adapters.redis.target import RedisTarget
+from msgpush.domain.ports import Bus
 from tests.contracts.outbox import Limits, Opened, OutboxContract
+from tests.contracts.outbox_machine import run_outbox_machine
 from tests.support.fakes import FakeClock
+from tests.support.outbox_audit import audit
 from tests.support.redis_servers import ClusterGroup, RedisServer
+
+EXAMPLES = int(os.environ.get("OUTBOX_EXAMPLES", "150"))
 
 
 class RedisOutboxContract(OutboxContract):
@@ -55,6 +61,16 @@ class TestValkey(RedisOutboxContract):
         with RedisServer() as cls.server:
             cls.url = cls.server.url
             yield
+
+    def test_any_history_of_messages_and_rounds_agrees_with_a_simple_model(self) -> None:
+        run_outbox_machine(self.open, examples=EXAMPLES, totals=self.totals)
+
+    def totals(self, bus: Bus) -> list[int]:
+        """All that is counted or sorted, after the records have been compared with it."""
+        with self.server.client() as client:
+            audit(client)
+            kept = ("delivery:", "pending:", "mailbox:", "dead:", "outbox")
+            return [len(client.keys(f"{HASH_TAG}:{name}*")) for name in kept]
 
 
 class TestCluster(RedisOutboxContract):

@@ -52,7 +52,7 @@ def claims(sub: str = "alice", *, lifetime: float = 600, **more: Any) -> dict[st
     now = int(time.time())
     given: dict[str, Any] = {"sub": sub, "iat": now, "exp": now + lifetime}
     permissions = {
-        name: more.pop(name) for name in ("subscribe", "publish", "admin") if name in more
+        name: more.pop(name) for name in ("subscribe", "publish", "users", "admin") if name in more
     }
     return given | ({"msgpush": permissions} if permissions else {}) | more
 
@@ -71,7 +71,7 @@ def signed(payload: object, key: SigningKey = SECRET, alg: str | None = None, **
 def token(
     sub: str = "alice", key: SigningKey = SECRET, *, lifetime: float = 600, **more: Any
 ) -> str:
-    """A token for somebody, with permissions (`subscribe`, `publish`, `admin`) and further claims."""
+    """A token for somebody, with permissions (`subscribe`, `publish`, `users`, `admin`) and claims."""
     return signed(claims(sub, lifetime=lifetime, **more), key)
 
 

@@ -46,6 +46,13 @@ ENDPOINTS = {
     "service": Endpoint("GET", "/sse/service/a"),
     "history": Endpoint("GET", "/api/v1/channels/demo/messages"),
     "ticket": Endpoint("POST", "/api/v1/tickets", b'{"channels":["demo"]}'),
+    "acks": Endpoint("POST", "/api/v1/users/alice/acknowledgements", b'{"keys":["a/none"]}'),
+    "pending": Endpoint("GET", "/api/v1/users/alice/pending"),
+    "delivery": Endpoint("GET", "/api/v1/messages/a/none/delivery"),
+    "withdraw": Endpoint("DELETE", "/api/v1/messages/a/none/delivery"),
+    "letters": Endpoint("GET", "/api/v1/dead-letters?service=a"),
+    "redeliver": Endpoint("POST", "/api/v1/dead-letters/a/none/redeliver"),
+    "forget": Endpoint("DELETE", "/api/v1/dead-letters/a/none"),
     "list": Endpoint("GET", "/api/v1/connections"),
     "stats": Endpoint("GET", "/api/v1/connections/stats"),
     "close": Endpoint("DELETE", "/api/v1/connections/none"),
@@ -68,43 +75,47 @@ OPEN = [
 # What each of the credentials below gets; 4XX of another kind than 401 and 403 is what comes before
 # or after them.
 MATRIX = """
-                     send broadcast batch stream head user service history ticket list stats close revoke
-nothing              401  401       401   401    401  401  401     401     401    401  401   401   401
-expired              401  401       401   401    401  401  401     401     401    401  401   401   401
-wrong key            401  401       401   401    401  401  401     401     401    401  401   401   401
-alg none             401  401       401   401    401  401  401     401     401    401  401   401   401
-public key as secret 401  401       401   401    401  401  401     401     401    401  401   401   401
-wrong audience       401  401       401   401    401  401  401     401     401    401  401   401   401
-no audience          401  401       401   401    401  401  401     401     401    401  401   401   401
-unknown key          401  401       401   401    401  401  401     401     401    401  401   401   401
-wrong claim          401  401       401   401    401  401  401     401     401    401  401   401   401
-two tokens           401  401       401   401    401  401  401     401     401    401  401   401   401
-ticket as a token    401  401       401   401    401  401  401     401     401    401  401   401   401
-ticket in a cookie   401  401       401   401    401  401  401     401     401    401  401   401   401
-basic                401  401       401   401    401  401  401     401     401    401  401   401   401
-subscriber           403  403       403   200    200  403  200     200     201    403  403   403   403
-publisher            202  202       202   403    403  403  403     403     403    403  403   403   403
-publisher elsewhere  403  403       403   403    403  403  403     403     403    403  403   403   403
-other user           403  403       403   403    403  403  403     403     403    403  403   403   403
-that user            403  403       403   403    403  200  403     403     403    403  403   403   403
-admin                403  403       403   403    403  403  403     403     403    200  200   404   201
-everything           202  202       202   200    200  200  200     200     201    200  200   404   201
-cookie               403  403       403   200    200  200  200     200     403    200  200   403   403
-cookie own page      202  202       202   200    200  200  200     200     201    200  200   404   201
-cookie known page    202  202       202   200    200  200  200     200     201    200  200   404   201
-cookie other page    403  403       403   403    403  403  403     403     403    403  403   403   403
-cookie no page       403  403       403   403    403  403  403     403     403    403  403   403   403
-cookie cross-site    403  403       403   403    403  403  403     403     403    403  403   403   403
-cookie same-site     403  403       403   403    403  403  403     403     403    403  403   403   403
-cookie typed in      403  403       403   200    200  200  200     200     403    200  200   403   403
-cookie subscriber    403  403       403   200    200  403  200     200     403    403  403   403   403
-cookie expired       401  401       401   401    401  401  401     401     401    401  401   401   401
-header and cookie    401  401       401   401    401  401  401     401     401    401  401   401   401
-query                401  401       401   200    200  200  200     400     401    400  400   400   401
-query expired        403  403       403   401    401  401  401     400     403    400  400   400   403
-query and header     401  401       401   401    401  401  401     400     401    400  400   400   401
-ticket               401  401       401   200    200  403  403     400     401    400  400   400   401
-ticket unknown       401  401       401   401    401  401  401     400     401    400  400   400   401
+                      send broadcast batch stream head user service history ticket acks pending delivery withdraw letters redeliver forget list stats close revoke
+nothing               401  401       401   401    401  401  401     401     401    401  401     401      401      401     401       401    401  401   401   401
+expired               401  401       401   401    401  401  401     401     401    401  401     401      401      401     401       401    401  401   401   401
+wrong key             401  401       401   401    401  401  401     401     401    401  401     401      401      401     401       401    401  401   401   401
+alg none              401  401       401   401    401  401  401     401     401    401  401     401      401      401     401       401    401  401   401   401
+public key as secret  401  401       401   401    401  401  401     401     401    401  401     401      401      401     401       401    401  401   401   401
+wrong audience        401  401       401   401    401  401  401     401     401    401  401     401      401      401     401       401    401  401   401   401
+no audience           401  401       401   401    401  401  401     401     401    401  401     401      401      401     401       401    401  401   401   401
+unknown key           401  401       401   401    401  401  401     401     401    401  401     401      401      401     401       401    401  401   401   401
+wrong claim           401  401       401   401    401  401  401     401     401    401  401     401      401      401     401       401    401  401   401   401
+two tokens            401  401       401   401    401  401  401     401     401    401  401     401      401      401     401       401    401  401   401   401
+ticket as a token     401  401       401   401    401  401  401     401     401    403  403     401      401      401     401       401    401  401   401   401
+own ticket as a token 401  401       401   401    401  401  401     401     401    200  200     401      401      401     401       401    401  401   401   401
+ticket in a cookie    401  401       401   401    401  401  401     401     401    401  401     401      401      401     401       401    401  401   401   401
+basic                 401  401       401   401    401  401  401     401     401    401  401     401      401      401     401       401    401  401   401   401
+subscriber            403  403       403   200    200  403  200     200     201    403  403     403      403      200     403       403    403  403   403   403
+publisher             202  202       202   403    403  403  403     403     403    403  403     404      404      403     404       404    403  403   403   403
+publisher elsewhere   403  403       403   403    403  403  403     403     403    403  403     403      403      403     403       403    403  403   403   403
+other user            403  403       403   403    403  403  403     403     403    403  403     403      403      403     403       403    403  403   403   403
+that user             403  403       403   403    403  200  403     403     403    200  200     403      403      403     403       403    403  403   403   403
+back end              403  403       403   403    403  403  403     403     403    200  200     403      403      403     403       403    403  403   403   403
+back end elsewhere    403  403       403   403    403  200  403     403     403    403  403     403      403      403     403       403    403  403   403   403
+admin                 403  403       403   403    403  403  403     403     403    403  403     404      403      403     403       403    200  200   404   201
+everything            202  202       202   200    200  200  200     200     201    200  200     404      404      200     404       404    200  200   404   201
+cookie                403  403       403   200    200  200  200     200     403    403  200     404      403      200     403       403    200  200   403   403
+cookie own page       202  202       202   200    200  200  200     200     201    200  200     404      404      200     404       404    200  200   404   201
+cookie known page     202  202       202   200    200  200  200     200     201    200  200     404      404      200     404       404    200  200   404   201
+cookie other page     403  403       403   403    403  403  403     403     403    403  403     403      403      403     403       403    403  403   403   403
+cookie no page        403  403       403   403    403  403  403     403     403    403  403     403      403      403     403       403    403  403   403   403
+cookie cross-site     403  403       403   403    403  403  403     403     403    403  403     403      403      403     403       403    403  403   403   403
+cookie same-site      403  403       403   403    403  403  403     403     403    403  403     403      403      403     403       403    403  403   403   403
+cookie typed in       403  403       403   200    200  200  200     200     403    403  200     404      403      200     403       403    200  200   403   403
+cookie subscriber     403  403       403   200    200  403  200     200     403    403  403     403      403      200     403       403    403  403   403   403
+cookie expired        401  401       401   401    401  401  401     401     401    401  401     401      401      401     401       401    401  401   401   401
+header and cookie     401  401       401   401    401  401  401     401     401    401  401     401      401      401     401       401    401  401   401   401
+query                 401  401       401   200    200  200  200     400     401    200  200     400      400      400     400       400    400  400   400   401
+query expired         403  403       403   401    401  401  401     400     403    401  401     400      400      400     400       400    400  400   400   403
+query and header      401  401       401   401    401  401  401     400     401    401  401     400      400      400     400       400    400  400   400   401
+ticket                401  401       401   200    200  403  403     400     401    403  403     400      400      400     400       400    400  400   400   401
+own ticket            401  401       401   403    403  200  403     400     401    200  200     400      400      400     400       400    400  400   400   401
+ticket unknown        401  401       401   401    401  401  401     400     401    401  401     400      400      400     400       400    400  400   400   401
 """
 
 
@@ -122,7 +133,12 @@ def cookie(token: str, **headers: str) -> Credentials:
     return Credentials({"Cookie": f"other=1; msgpush_token={token}; more=2", **given})
 
 
-EVERYTHING: dict[str, Any] = {"subscribe": ["*"], "publish": ["*"], "admin": True}
+EVERYTHING: dict[str, Any] = {
+    "subscribe": ["*"],
+    "publish": ["*"],
+    "users": ["*"],
+    "admin": True,
+}
 
 
 async def credentials(client: AsgiDriver) -> dict[str, Credentials]:
@@ -132,6 +148,13 @@ async def credentials(client: AsgiDriver) -> dict[str, Credentials]:
         "POST", "/api/v1/tickets", b'{"channels":["demo"]}', bearer(subscriber)
     )
     ticket = made.json()["ticket"]
+    own = await client.request(
+        "POST",
+        "/api/v1/tickets",
+        b'{"channels":["user:alice"],"acknowledge":true}',
+        bearer(issue("alice")),
+    )
+    acting = own.json()["ticket"]
     all_claims = claims("root", aud="msgpush", **EVERYTHING)
     publisher = issue("importer", publish=["service:a", "demo", "broadcast"])
     headers = {
@@ -155,6 +178,9 @@ async def credentials(client: AsgiDriver) -> dict[str, Credentials]:
         "publisher elsewhere": bearer(issue("importer", publish=["service:b", "dem", "demo2*"])),
         "other user": bearer(issue("bob")),
         "that user": bearer(issue("alice")),
+        "back end": bearer(issue("desk", users=["al*"])),
+        "back end elsewhere": bearer(issue("desk", users=["bob", "alic"], subscribe=["user:*"])),
+        "own ticket as a token": bearer(acting),
         "admin": bearer(issue("root", admin=True)),
         "everything": {"Authorization": f"bEARER {everything}"},
     }
@@ -181,6 +207,7 @@ async def credentials(client: AsgiDriver) -> dict[str, Credentials]:
         "query expired": Credentials(cookie(everything).headers, f"?token={expired}"),
         "query and header": Credentials(bearer(expired), f"?token={everything}"),
         "ticket": Credentials({}, f"?token={ticket}"),
+        "own ticket": Credentials({}, f"?token={acting}"),
         "ticket unknown": Credentials({}, f"?token={ticket[:-1]}_"),
     }
 
@@ -211,7 +238,8 @@ async def client(keys: KeyServer) -> AsyncIterator[AsgiDriver]:
 
 async def ask(client: AsgiDriver, endpoint: Endpoint, credentials: Credentials) -> Answer:
     method, target, body = endpoint
-    target += credentials.query
+    query = credentials.query.replace("?", "&") if "?" in target else credentials.query
+    target += query
     if method == "GET" and target.startswith("/sse/"):
         async with client.stream(target, credentials.headers) as exchange:
             return Answer(exchange.status, exchange.headers, exchange.body)
@@ -269,7 +297,11 @@ async def test_no_route_is_missing_from_the_matrix(client: AsgiDriver) -> None:
             assert any(endpoint.target.startswith(route.path) for endpoint in asked)
             continue
         assert isinstance(route, Route)
-        covered = {method for method, target, _ in asked if route.path_regex.fullmatch(target)}
+        covered = {
+            method
+            for method, target, _ in asked
+            if route.path_regex.fullmatch(target.partition("?")[0])
+        }
         methods = (route.methods or {"GET"}) - {"HEAD"}
         # The regular expression of a route may match what an earlier one serves.
         assert methods <= covered, f"{route.path} is not in the matrix"

@@ -92,7 +92,12 @@ async def refusal(tokens: Tokens, text: str) -> str:
 
 async def test_a_token_grants_what_its_claims_say() -> None:
     given = claims(
-        "bob", subscribe=["kb:*", "imports"], publish=["service:a", "user:*"], admin=True, jti="t1"
+        "bob",
+        subscribe=["kb:*", "imports"],
+        publish=["service:a", "user:*"],
+        users=["team-a.*"],
+        admin=True,
+        jti="t1",
     )
     assert await by_secret().read(signed(given)) == Grant(
         "bob",
@@ -103,6 +108,8 @@ async def test_a_token_grants_what_its_claims_say() -> None:
         given["exp"],
         given["iat"],
         "t1",
+        user="bob",
+        users=Patterns("team-a.*"),
     )
 
 
@@ -114,6 +121,8 @@ async def test_a_token_without_permissions_may_listen_to_its_own_channel_alone()
         Patterns(),
         False,
     )
+    assert grant.acts_for("bob")
+    assert not grant.acts_for("bobby")
 
 
 @pytest.mark.parametrize(("key", "algorithm"), BY_ALGORITHM, ids=[name for _, name in BY_ALGORITHM])

@@ -167,6 +167,7 @@ def checked(check: Callable[[str], object], allowed: str) -> Kind:
 ANY_TEXT = matching(r"(?s).+", "any text")
 LIMIT = whole(0, 1_000_000)
 RATE = decimal(0, 1_000_000, "messages a second")
+ACKS = decimal(0, 1_000_000, "acknowledgements a second")
 SECONDS = decimal(0, 3600)
 TIMEOUT = decimal(0.01, 3600)
 TTL = whole(1, MAX_TTL, "seconds")

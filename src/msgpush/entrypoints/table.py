@@ -14,6 +14,7 @@ from msgspec import Struct
 from msgpush.adapters.http.addresses import Proxy
 from msgpush.domain.quoting import short_repr
 from msgpush.entrypoints.kinds import (
+    ACKS,
     ANY_TEXT,
     AUDIENCE,
     BOOLEAN,
@@ -215,7 +216,7 @@ class SettingsTable(Struct, frozen=True, kw_only=True):
     ack_rate: Annotated[
         float,
         Setting(
-            RATE,
+            ACKS,
             "What a subject may acknowledge, at one instance; 0: no limit. 1000 at once are always"
             " possible.",
         ),
