@@ -404,6 +404,17 @@ class OutboxContract:
             opened.advance(10)
             assert await refusal(opened, draft) is NotDue
 
+    async def test_nothing_is_appended_again_that_was_written_as_often_as_it_may(self) -> None:
+        async with self.open() as opened:
+            await store(opened.bus, ask("m1", deliveries=1))
+            await change(opened, Wake("bob", M1))
+            # Whoever has taken it before the report appends it after the last deadline.
+            draft = again(await found(opened, M1), opened.now())
+            await change(opened, Written("bob", M1, 1))
+            opened.advance(30)
+            assert await refusal(opened, draft) is NotDue
+            assert await due(opened) == {M1: "give up"}
+
     async def test_a_redelivery_among_others_stands_alone(self) -> None:
         async with self.open() as opened:
             await store(opened.bus, ask("m1"))

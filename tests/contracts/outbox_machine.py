@@ -416,6 +416,7 @@ class OutboxMachine(RuleBasedStateMachine):
         known = self.by_key(record.key)
         is_next = (
             known.due
+            and known.deliveries < known.most
             and known.attempts == record.attempt
             and known.next <= self.now < known.expires
         )

@@ -361,6 +361,7 @@ def is_due(record: Record, attempt: int, now: int) -> bool:
         record.state == "pending"
         and record.phase == "waiting"
         and record.attempt == attempt - 1
+        and record.deliveries < record.terms.deliveries
         and record.next <= now < record.expires
     )
 
