@@ -148,9 +148,10 @@ for _, name in ipairs(order) do
       end
       if over then
         local left = text(math.max(1, record.en + KEPT - now))
-        -- As long as its publisher hasn't been told, it stays.
-        if record.ow then outbox.put('PERSIST', name) else outbox.put('PEXPIRE', name, left) end
-        if record.hi == '1' then outbox.put('PEXPIRE', id, left) end
+        -- As long as its publisher hasn't been told it stays, and its id is remembered.
+        for _, each in ipairs(record.hi == '1' and {name, id} or {name}) do
+          if record.ow then outbox.put('PERSIST', each) else outbox.put('PEXPIRE', each, left) end
+        end
       end
     end
   end
