@@ -6,7 +6,7 @@
 -- is the newest of those that collapse, and which were replaced and are still to be withdrawn. A record (a hash):
 --
 --   u user, s state, p phase, a attempt, c counted, d deliveries, n next, x expires, at accepted at, l ttl in seconds
---   wr written at, en ended at, rs reason, ow owed, pr priority, ty type, sz bytes, ac accepted, po newest (positions)
+--   wr written at, en ended at, rs reason, ow receipts owed, pr priority, ty type, sz bytes, ac accepted, po newest (positions)
 --   dl deadline, mx deliveries allowed, rc receipt, cl collapse, hi whether its publisher chose the id, m the body
 --
 -- Redis undoes nothing when a command in a script is refused. So all that belongs together is written down first, as
@@ -192,7 +192,7 @@ local function open_outbox(outbox, due, now)
       put('ZREM', dead, key)
       put('ZREM', own_dead, key)
       self.count_dead(-tonumber(kept[1]))
-      put('HDEL', record, 'en', 'rs', 'ow')
+      put('HDEL', record, 'en', 'rs')
       -- An operator wants this one, whatever has come in its place.
       put('HSET', record, 's', 'pending', 'd', '0', 'at', text(now), 'x', text(expires), 'cl', '')
       put('ZADD', pending, self.place(priority, kept[2]), key)
