@@ -90,6 +90,14 @@ def test_the_example_is_written_and_acknowledged_once_and_for_all() -> None:
     assert told.partition('{"key"')[0] in TEXT, "the answer is the one that is shown"
 
 
+def test_the_readme_s_lines_lead_to_an_acknowledgement() -> None:
+    readme = (DOCS.parent / "README.md").read_text()
+    section = readme.partition("## Until the person has it")[2]
+    block = section.split("```console\n")[1].split("```")[0]
+    with ThreadedService() as service:
+        assert '"state":"acknowledged"' in run(service, block)
+
+
 def test_what_was_published_to_nobody_comes_with_the_next_stream() -> None:
     publish = BLOCKS[EXAMPLE, "bash"][0].replace("invoice-7", "invoice-8")
     with ThreadedService() as service:
