@@ -108,12 +108,12 @@ async def prepare(pair: Pair) -> None:
     pair.clock.advance(31)
 
 
-async def publish(pair: Pair) -> object:
+async def publish(pair: Pair) -> Sequence[object]:
     drafts = [make("plain", "a"), ask("m3", collapse="a"), ask("m4", "kb:1", user="eve")]
     return await pair.one.append(drafts)
 
 
-async def redeliver(pair: Pair) -> object:
+async def redeliver(pair: Pair) -> Sequence[object]:
     return await pair.one.append([again(await pair.found(KEYS[0]), pair.now), make("plain", "a")])
 
 
@@ -348,3 +348,143 @@ async def test_no_question_searches_and_none_asks_for_more_than_a_call_may(
             evaluated.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha")
         )
         assert calls <= 1 + 3 + 1, "600 reports by 256, and one look at what is due"
+
+
+# What happens before a call that was stopped halfway is completed
+
+EARLY: list[tuple[Change, str]] = [
+    (Acknowledge("eve", "tests/m4"), "acknowledged"),
+    (Withdraw("eve", "tests/m4"), "withdrawn"),
+    (Written("eve", "tests/m4", 1), "pending"),
+    (Wake("eve", "tests/m4"), "pending"),
+]
+
+
+@pytest.mark.parametrize(("early", "state"), EARLY, ids=lambda each: type(each).__name__)
+async def test_a_message_that_is_stored_halfway_is_there_wholly_or_not_at_all(
+    server: RedisServer, early: Change, state: str
+) -> None:
+    number = 0
+    made = unknown = 0
+    done = False
+    while not done:
+        number += 1
+        async with opened(server) as pair:
+            await prepare(pair)
+            stop(pair.one, number)
+            results = await publish(pair)
+            stop(pair.one, None)
+            done = all(isinstance(each, Stored) for each in results)
+            # It is in the log: a client may have it, whatever its publisher was answered.
+            (outcome,) = await pair.two.outbox.change([early])
+            assert isinstance(outcome, Outcome)
+            made, unknown = made + (outcome.record is not None), unknown + (outcome.record is None)
+            await pair.two.append([make("next", "a")])
+            pair.audit()
+            record = await pair.two.outbox.find("tests/m4")
+            if outcome.record is not None:
+                assert record is not None
+                assert record.state == state
+            elif record is not None and not done:
+                # So the client isn't believed, and gets it again.
+                assert (record.state, record.phase) == ("pending", "waiting")
+                assert pair.now < record.next <= pair.now + 10_000
+            await publish(pair)
+            pair.audit()
+    assert made > 3
+    assert unknown > 3
+
+
+async def test_what_is_delivered_again_halfway_is_tried_soon_whatever_was_reported_meanwhile(
+    server: RedisServer,
+) -> None:
+    number = 0
+    done = False
+    while not done:
+        number += 1
+        async with opened(server) as pair:
+            await prepare(pair)
+            stop(pair.one, number)
+            (result, _) = await redeliver(pair)
+            stop(pair.one, None)
+            done = isinstance(result, Stored)
+            await pair.two.outbox.change([Written("bob", KEYS[0], 2)])
+            await pair.two.append([make("next", "a")])
+            pair.audit()
+            record = await pair.found(KEYS[0])
+            assert record.attempt == 2 or not done
+            assert record.phase == "waiting", "parked, it would wait for another stream"
+
+
+# Page by page
+
+
+async def test_a_users_messages_are_paged_whole_though_all_stand_at_one_moment(
+    server: RedisServer,
+) -> None:
+    # As after a clock that has stepped back.
+    async with opened(server) as pair:
+        drafts = [ask(f"m{n:03}", service=f"s{n % 5}") for n in range(900)]
+        assert all(isinstance(each, Stored) for each in await pair.one.append(drafts))
+        after, keys = None, []
+        while True:
+            page = await pair.two.outbox.page("bob", after, 100, 10**7)
+            assert page.total == 900
+            keys += [each.key for each in page.records]
+            after = page.next
+            if after is None:
+                break
+        assert len(keys) == len(set(keys)) == 900
+
+
+async def test_dead_letters_are_paged_whole_though_all_have_died_at_once(
+    server: RedisServer,
+) -> None:
+    async with opened(server) as pair:
+        drafts = [ask(f"m{n:03}", user=f"u{n}") for n in range(300)]
+        await pair.one.append(drafts)
+        pair.clock.advance(90_000)
+        await pair.change(*(GiveUp(f"u{n}", f"tests/m{n:03}", 1, "expired") for n in range(300)))
+        after, keys = None, []
+        while True:
+            page = await pair.two.outbox.dead_letters("tests", after, 100, 10**7)
+            keys += [each.key for each in page.records]
+            after = page.next
+            if after is None:
+                break
+        assert keys == [f"tests/m{n:03}" for n in range(300)]
+
+
+async def test_what_is_acknowledged_while_a_page_is_read_is_not_on_it(server: RedisServer) -> None:
+    async with opened(server) as pair:
+        await pair.one.append([ask("m1"), ask("m2"), ask("m3")])
+        outbox = pair.two.outbox
+        records = outbox._records
+
+        async def late(keys: Sequence[str]) -> list[Record | None]:
+            await pair.change(Acknowledge("bob", "tests/m2"))
+            return await records(keys)
+
+        outbox._records = late  # type: ignore[method-assign]
+        page = await outbox.page("bob", None, 10, 10**6)
+        assert [each.key for each in page.records] == ["tests/m1", "tests/m3"]
+        assert all(each.message for each in page.records)
+
+
+async def test_a_dead_letter_that_is_revived_while_they_are_listed_is_none(
+    server: RedisServer,
+) -> None:
+    async with opened(server) as pair:
+        await prepare(pair)
+        await bury(pair)
+        outbox = pair.two.outbox
+        records = outbox._records
+
+        async def late(keys: Sequence[str]) -> list[Record | None]:
+            outbox._records = records  # type: ignore[method-assign]
+            await revive(pair)
+            return await records(keys)
+
+        outbox._records = late  # type: ignore[method-assign]
+        letters = await outbox.dead_letters("tests", None, 10, 10**6)
+        assert [each.key for each in letters.records] == [KEYS[1]]
