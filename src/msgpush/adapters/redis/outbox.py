@@ -108,6 +108,7 @@ class RedisOutbox:
         jitter: Callable[[], float] = jitter,
     ) -> None:
         self.pending = 0
+        self._told = False  # that a record can't be read
         self._dead_letter_size, self._dead_letter_ttl = dead_letter_size, dead_letter_ttl * 1000
         self._wait_replicas = wait_replicas
         self._now_ms, self._jitter = now_ms, jitter
@@ -192,9 +193,7 @@ class RedisOutbox:
         self.pending = int(number)
         found = await self._records([key.decode() for key in keys[:due]])
         missing = [key for key, record in zip(keys, found, strict=False) if record is None]
-        if missing:
-            # Somebody has removed their records: nothing can be done about them.
-            await self._reader.call("ZREM", DUE, *missing)
+        await self._drop_missing(DUE, [key.decode() for key in missing])
         records = [each for each in found if each is not None]
         left = int(surplus)
         for record in await self._records([key.decode() for key in keys[due:]]):
@@ -203,6 +202,16 @@ class RedisOutbox:
             left -= record.size
             records.append(record)
         return int(now), records
+
+    async def _drop_missing(self, place: str, keys: Sequence[str]) -> None:
+        """Take those out of a set whose records somebody has removed: nothing can be done about
+        them. What is only not understood here is left to a release that does.
+        """
+        if keys:
+            there = await self._reader.calls([("EXISTS", record_key(key)) for key in keys])
+            gone = [key for key, found in zip(keys, there, strict=True) if not found]
+            if gone:
+                await self._reader.call("ZREM", place, *gone)
 
     # Reading
 
@@ -215,7 +224,17 @@ class RedisOutbox:
             return []
         commands: list[RedisCommand] = [("HMGET", record_key(key), *FIELDS) for key in keys]
         replies = await self._reader.calls(commands)
-        return [read_record(key, fields) for key, fields in zip(keys, replies, strict=True)]
+        return [self._read_one(key, fields) for key, fields in zip(keys, replies, strict=True)]
+
+    def _read_one(self, key: str, fields: Sequence[bytes | None]) -> Record | None:
+        try:
+            return read_record(key, fields)
+        except (ValueError, LookupError):
+            # Of a release to come, or touched by somebody: it must not stop the others.
+            if not self._told:
+                self._told = True
+                log.warning("a record of the outbox can't be read, and is passed over: %.200s", key)
+            return None
 
     async def waiting(self, users: Sequence[str]) -> list[bool]:
         replies = await self._reader.calls([("EXISTS", pending_key(user)) for user in users])
@@ -264,11 +283,11 @@ class RedisOutbox:
         records: list[Record] = []
         for start in range(0, len(keys), READ_AT_ONCE):
             some = keys[start : start + READ_AT_ONCE]
-            for key, record in zip(some, await self._records(some), strict=True):
-                if record is None:
-                    await self._reader.call("ZREM", place, key)  # it has no record any more
-                    continue
-                if record.state != state:
+            found = await self._records(some)
+            missing = [key for key, record in zip(some, found, strict=True) if record is None]
+            await self._drop_missing(place, missing)
+            for record in found:
+                if record is None or record.state != state:
                     continue  # it has changed since the key was read
                 if len(records) >= limit or size <= 0:
                     return records, True
