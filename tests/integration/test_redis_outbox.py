@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from msgpush.adapters.redis import records
 from msgpush.adapters.redis.bus import RedisBus
 from msgpush.adapters.redis.link import HASH_TAG
 from msgpush.adapters.redis.mending import MEND
-from msgpush.adapters.redis.outbox import SETTLE
+from msgpush.adapters.redis.outbox import SETTLE, TAKE_DUE
 from msgpush.adapters.redis.records import DEAD, DUE, OUTBOX
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.adapters.redis.writer import APPEND
@@ -32,7 +33,7 @@ from msgpush.domain.outbox import (
 from msgpush.domain.ports import Stored
 from tests.support.asking import again, ask, revived
 from tests.support.fakes import FakeClock, make
-from tests.support.halfway import STOPPED, stopped_at
+from tests.support.halfway import STOPPED, keyed, stopped_at
 from tests.support.outbox_audit import audit
 from tests.support.redis_servers import RedisServer
 
@@ -488,3 +489,95 @@ async def test_a_dead_letter_that_is_revived_while_they_are_listed_is_none(
         outbox._records = late  # type: ignore[method-assign]
         letters = await outbox.dead_letters("tests", None, 10, 10**6)
         assert [each.key for each in letters.records] == [KEYS[1]]
+
+
+# What a script touches
+
+
+def watch(pair: Pair) -> None:
+    """Have every script of both instances fail where it touches a key that it wasn't told of."""
+    for bus in (pair.one, pair.two):
+        for owner, name, text in (
+            (bus._writer, "_script", APPEND),
+            (bus._epochs._mender, "_script", MEND),
+            (bus.outbox, "_settle", SETTLE),
+            (bus.outbox, "_take_due", TAKE_DUE),
+        ):
+            setattr(owner, name, keyed(text))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("number", [0, 9, 14, 20])
+async def test_every_key_that_a_script_touches_is_named_in_its_keys(
+    server: RedisServer, name: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "REDO", keyed(records.REDO.text))
+    before, operation, states = OPERATIONS[name]
+    async with opened(server, wait_replicas=0) as pair:
+        watch(pair)
+        await prepare(pair)
+        for each in before:
+            await each(pair)
+        if number:
+            stop(pair.one, number)
+            await operation(pair)
+            watch(pair)
+        for bus in (pair.two, pair.one):
+            (result,) = await bus.append([make(f"next{number}", "a")])
+            assert isinstance(result, Stored), result
+        stop(pair.one, None)
+        watch(pair)
+        await operation(pair)
+        await pair.one.outbox.due(256)
+        for id, state in states.items():
+            assert (await pair.found(f"tests/{id}")).state == state
+        pair.audit()
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])
+async def test_a_completion_that_is_stopped_itself_is_done_by_the_next(
+    server: RedisServer, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(server) as pair:
+        await prepare(pair)
+        stop(pair.one, 4)
+        assert all(isinstance(each, BusUnavailable) for each in await _results(acknowledge, pair))
+        stop(pair.one, None)
+        with monkeypatch.context() as patch:
+            patch.setattr(records, "REDO", stopped_at(records.REDO.text, number))
+            assert isinstance((await _results(acknowledge, pair))[0], BusUnavailable)
+        assert not any(
+            isinstance(each, BusUnavailable) for each in await _results(acknowledge, pair)
+        )
+        pair.audit()
+
+
+async def _results(operation: Operation, pair: Pair) -> Sequence[object]:
+    results = await operation(pair)
+    assert isinstance(results, list)
+    return results
+
+
+async def test_a_record_that_nobody_can_read_stops_nothing_and_is_left_to_who_can(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(server) as pair:
+        await prepare(pair)
+        with server.client() as client:
+            name = records.record_key(KEYS[0])
+            whole = client.hgetall(name)
+            client.hset(name, mapping={"s": "hibernating", "x": "later"})  # of a release to come
+            client.zadd(DUE, {"tests/gone": 1})
+        for _ in range(2):
+            now, due = await pair.one.outbox.due(256)
+            assert due == []
+            pair.clock.advance(16)
+        assert await pair.one.outbox.find(KEYS[0]) is None
+        assert (await pair.one.outbox.page("bob", None, 10, 1000)).records == []
+        with server.client() as client:
+            assert client.zscore(DUE, "tests/gone") is None, "of that there is no record any more"
+            client.hset(name, mapping=whole)
+        now, due = await pair.one.outbox.due(256)
+        assert [decide(each, now) for each in due] == ["send"]
+        assert caplog.text.count("can't be read") == 1
+        pair.audit()
