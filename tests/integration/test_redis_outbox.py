@@ -317,7 +317,8 @@ async def test_of_a_user_that_has_nothing_pending_no_key_is_left(server: RedisSe
     async with opened(server) as pair:
         await prepare(pair)
         await pair.change(Acknowledge("bob", KEYS[0]), Withdraw("ann", KEYS[1]))
-        await pair.change(Told("bob", KEYS[0]))
+        (receipt,) = (await pair.found(KEYS[0])).owed
+        await pair.change(Told("bob", KEYS[0], receipt))
         with server.client() as client:
             left = {each.decode() for each in client.keys(f"{HASH_TAG}:*")}
             for name in left:

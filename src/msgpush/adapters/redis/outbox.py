@@ -30,7 +30,9 @@ from msgpush.adapters.redis.records import (
     dead_key,
     id_key,
     mailbox_key,
+    owed_text,
     pending_key,
+    read_owed,
     read_record,
     record_key,
     redo,
@@ -179,7 +181,7 @@ class RedisOutbox:
             service,
             change.attempt if isinstance(change, Written | Park | GiveUp) else 0,
             change.age if isinstance(change, Written) else 0,
-            change.reason if isinstance(change, GiveUp) else "",
+            _detail(change),
             self._jitter() if isinstance(change, Written) else 1.0,
         )
 
@@ -296,6 +298,13 @@ class RedisOutbox:
         return records, False
 
 
+def _detail(change: Change) -> str:
+    """What a change is about, besides its message."""
+    if isinstance(change, GiveUp):
+        return change.reason
+    return owed_text(change.receipt) if isinstance(change, Told) else ""
+
+
 def _range(name: str, begin: str, most: int) -> RedisCommand:
     return ("ZRANGEBYSCORE", name, begin, "+inf", "WITHSCORES", "LIMIT", 0, most)
 
@@ -328,6 +337,6 @@ def _outcome(change: Change, told: Sequence[Any]) -> Outcome:
         deliveries=deliveries,
         ended_at=int(ended_at) or None,
         reason=msgspec.convert(reason.decode() or None, Reason | None),
-        owed=bool(owed),
+        owed=read_owed(owed.decode()),
     )
     return Outcome(msgspec.convert(result.decode(), Result), record)
