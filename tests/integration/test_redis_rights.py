@@ -152,7 +152,9 @@ async def ask_for_acknowledgements(target: RedisTarget) -> None:
         await store(bus, ask("c1", collapse="c"), ask("c2", collapse="c"))
         await made(bus, *(Written("bob", f"tests/a{n}", 1) for n in range(6)))
         await made(bus, Acknowledge("bob", "tests/a0"), Withdraw("bob", "tests/a1"))
-        await made(bus, Told("bob", "tests/a0"))
+        ended = await outbox.find("tests/a0")
+        assert ended is not None
+        await made(bus, *(Told("bob", ended.key, receipt) for receipt in ended.owed))
         assert await outbox.waiting(["bob"]) == [True]
         assert (await outbox.page("bob", None, 3, 10**6)).next is not None
         with stopped(outbox, "_settle", "call('HDEL', outbox, 'redo')"):
