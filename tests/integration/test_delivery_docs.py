@@ -1,316 +1,263 @@
-"""docs/delivery.md: its commands do what the text says, and its page in a browser."""
+"""docs/delivery.md: every block of code in it does what the text says."""
 
 import json
-import os
 import re
-import shlex
-import subprocess
-import sys
 import threading
-from collections.abc import Callable
-from html import unescape
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from xml.etree import ElementTree
 
 import msgspec
-import pytest
 
-from tests.integration.test_browser import CHROMIUM, dom
+from msgpush.domain.marks import DEADLINE, DELIVERIES, Ack
+from msgpush.domain.outbox import Status, wait_after
+from tests.integration.test_auth_docs import needs_browser, shell
+from tests.integration.test_browser import dom
 from tests.support.client import SseClient, request
 from tests.support.service import ThreadedService, eventually
-from tests.support.tokens import SECRET
+from tests.support.tokens import SECRET, bearer, token
 from tests.support.web import Page
 
-ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs" / "delivery.md").read_text()
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-BLOCKS = BLOCK.findall(TEXT)
-LISTEN, PUBLISH, ACKNOWLEDGE, STATUS, PENDING, TICKET, RECEIPTS, WITHDRAW, DEAD = (
-    text for language, text in BLOCKS if language == "bash"
-)
-DELIVERY, TERMS, RECEIPT = (json.loads(text) for language, text in BLOCKS if language == "json")
-PAGE = "\n".join(text for language, text in BLOCKS if language == "js")
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium"
-)
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = (DOCS / "delivery.md").read_text()
+BLOCK = re.compile(r"^## ([^\n]+)$|^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+EXAMPLE, ASKING, STATES = "An example", "Asking for it", "What becomes of it"
+PAGE, WHO, AGAIN = "In a page", "Who may acknowledge", "When it is tried again"
+RECEIPTS, DEAD = "Receipts", "Dead letters"
 
 
-def shell(port: int, script: str, **environ: str) -> list[Any]:
-    """What the requests of a script are answered; each of them must succeed."""
-    script = script.replace(":8089", f":{port}").replace("curl ", "curl -sS --fail-with-body ")
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    result = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        env={"PATH": path, "HOME": os.environ.get("HOME", "/"), **environ},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    answers, left = [], result.stdout
-    while left:
-        answer, end = json.JSONDecoder().raw_decode(left)
-        answers.append(answer)
-        left = left[end:].lstrip()
-    return answers
+def blocks() -> dict[tuple[str, str], list[str]]:
+    """The blocks of code, by the heading that they stand under and their language."""
+    found: dict[tuple[str, str], list[str]] = {}
+    heading = ""
+    for match in BLOCK.finditer(TEXT):
+        if match[1]:
+            heading = match[1]
+        else:
+            found.setdefault((heading, match[2]), []).append(match[3])
+    return found
 
 
-def path_of(command: str) -> str:
-    """The path that a command of curl asks for."""
-    address = next(word for word in shlex.split(command) if word.startswith("http"))
-    return address.removeprefix("http://127.0.0.1:8089")
+BLOCKS = blocks()
 
 
-def publish(port: int, **changed: Any) -> None:
-    """Publish the message of the example, with something changed."""
-    body = json.loads(shlex.split(PUBLISH)[-1])
-    assert (
-        request(port, "POST", path_of(PUBLISH), msgspec.json.encode(body | changed)).status == 202
-    )
+def test_no_block_is_missing_here() -> None:
+    assert {place: len(each) for place, each in BLOCKS.items()} == {
+        (EXAMPLE, "console"): 1,
+        (EXAMPLE, "bash"): 3,
+        (ASKING, "json"): 1,
+        (STATES, "bash"): 1,
+        (PAGE, "js"): 1,
+        (WHO, "bash"): 2,
+        (AGAIN, "text"): 1,
+        (RECEIPTS, "bash"): 1,
+        (RECEIPTS, "json"): 1,
+        (DEAD, "bash"): 1,
+    }
 
 
-def asking(**terms: Any) -> dict[str, Any]:
-    return {"ack": terms}
+def run(service: ThreadedService, script: str, **environ: str) -> str:
+    """What a block prints, at this service."""
+    return shell(script.replace(":8089", f":{service.port}"), **environ)
 
 
-def state(port: int, id: str) -> Any:
-    """What is known of a message of the example's service."""
-    return request(port, "GET", f"/api/v1/messages/importer/{id}/delivery").json()
+def state(service: ThreadedService, key: str) -> str:
+    found: str = request(service.port, "GET", f"/api/v1/messages/{key}/delivery").json()["state"]
+    return found
 
 
-def test_the_commands_publish_acknowledge_and_tell_what_became_of_it() -> None:
-    with ThreadedService() as service, SseClient(service.port, path_of(LISTEN)) as stream:
-        assert stream.next().type == "msgpush.open"
-        shell(service.port, PUBLISH)
-        message = msgspec.json.decode(stream.next().data)
-        assert message["metadata"]["ack"] == TERMS["metadata"]["ack"]
-        (pending,) = shell(service.port, PENDING)
-        assert pending["messages"] == [message]
-        # What is acknowledged within a quarter of a second isn't known to be written.
-        eventually(lambda: state(service.port, message["id"])["written_at"])
-        (acknowledged,) = shell(service.port, ACKNOWLEDGE)
-        assert acknowledged == {"acknowledged": [DELIVERY["key"]], "unknown": []}
-        word = stream.next()
-        assert word.type == "msgpush.acknowledged"
-        assert msgspec.json.decode(word.data) == {
-            "keys": [DELIVERY["key"]],
-            "state": "acknowledged",
-        }
-        (told,) = shell(service.port, STATUS)
-        moments = {"accepted_at", "written_at", "acknowledged_at"}
-        assert all(told[each] for each in moments)
-        assert told | dict.fromkeys(moments) == DELIVERY | dict.fromkeys(moments)
+def next_of(stream: SseClient, type: str) -> dict[str, Any]:
+    """The data of the next event of a type."""
+    while (event := stream.next()).type != type:
+        pass
+    found: dict[str, Any] = json.loads(event.data)
+    return found
 
 
-def test_a_receipt_is_what_the_text_shows() -> None:
-    with (
-        ThreadedService() as service,
-        SseClient(service.port, path_of(LISTEN)) as user,
-        SseClient(service.port, path_of(RECEIPTS)) as stream,
-    ):
-        publish(service.port, metadata=asking(receipt=True))
-        assert [stream.next().type, *(each.type for each in user.take(2))] == [
-            "msgpush.open",
-            "msgpush.open",
-            "message",
-        ]
-        eventually(lambda: state(service.port, RECEIPT["key"].split("/")[1])["deliveries"])
-        shell(service.port, ACKNOWLEDGE)
-        receipt = msgspec.json.decode(stream.next().data)
-    assert (receipt["service"], receipt["type"]) == ("msgpush", "status")
-    assert receipt["data"] | {"at": ""} == RECEIPT | {"at": ""}
+def test_the_example_is_written_and_acknowledged_once_and_for_all() -> None:
+    publish, ask, acknowledge = BLOCKS[EXAMPLE, "bash"]
+    (listen,) = BLOCKS[EXAMPLE, "console"]
+    path = listen.rpartition(":8089")[2].strip()
+    with ThreadedService() as service, SseClient(service.port, path) as stream:
+        assert '"duplicate":false' in run(service, publish)
+        assert next_of(stream, "message")["data"] == {"text": "Your invoice"}
+        eventually(lambda: '"state":"written"' in run(service, ask))
+        told = run(service, acknowledge)
+        assert told.startswith('{"acknowledged":["billing/invoice-7"],"unknown":[]}')
+        assert '"state":"acknowledged"' in told
+        assert next_of(stream, "msgpush.acknowledged")["keys"] == ["billing/invoice-7"]
+    assert told.partition('{"key"')[0] in TEXT, "the answer is the one that is shown"
 
 
-def test_a_message_is_withdrawn_with_the_command_for_that() -> None:
+def test_the_readme_s_lines_lead_to_an_acknowledgement() -> None:
+    readme = (DOCS.parent / "README.md").read_text()
+    section = readme.partition("## Until the person has it")[2]
+    block = section.split("```console\n")[1].split("```")[0]
     with ThreadedService() as service:
-        publish(service.port)
-        shell(service.port, WITHDRAW)
-        assert state(service.port, "import-42-done")["state"] == "withdrawn"
+        assert '"state":"acknowledged"' in run(service, block)
 
 
-def test_dead_letters_are_listed_delivered_again_and_thrown_away() -> None:
-    listed, redeliver, remove = DEAD.splitlines()
-    id = "import-42-done"
+def test_what_was_published_to_nobody_comes_with_the_next_stream() -> None:
+    publish = BLOCKS[EXAMPLE, "bash"][0].replace("invoice-7", "invoice-8")
     with ThreadedService() as service:
-        publish(service.port, metadata={"ttl": 1, **asking()})
-        eventually(lambda: state(service.port, id)["state"] == "dead")
-        (letters,) = shell(service.port, listed)
-        assert [each["message"]["id"] for each in letters["dead_letters"]] == [id]
-        assert letters["dead_letters"][0]["reason"] == "expired"
-        shell(service.port, redeliver)
-        assert state(service.port, id)["state"] == "accepted"
-        eventually(lambda: state(service.port, id)["state"] == "dead")
-        shell(service.port, remove)
-        assert request(service.port, "GET", path_of(STATUS)).status == 404
+        run(service, publish)
+        assert state(service, "billing/invoice-8") == "accepted"
+        with SseClient(service.port, "/sse/user/alice") as stream:
+            assert next_of(stream, "message")["id"] == "invoice-8"
 
 
-def test_a_back_end_s_ticket_acknowledges_for_its_user() -> None:
+def test_what_is_short_for_what_is_so() -> None:
+    given = msgspec.convert(json.loads(BLOCKS[ASKING, "json"][0]), Ack)
+    assert given == Ack()
+    assert set(json.loads(BLOCKS[ASKING, "json"][0])) == set(Ack.__struct_fields__)
+
+
+def test_the_waits_are_those_of_the_text() -> None:
+    assert [wait_after(DEADLINE, n) / 60 for n in range(1, DELIVERIES + 1)] == [0.5, 1, 2, 4, 8]
+    assert "30 s, 1, 2, 4 and 8 minutes; after the fifth wait" in TEXT
+
+
+def test_the_picture_and_the_table_have_all_states() -> None:
+    states = set(get_args(Status.__annotations__["state"]))
+    picture = ElementTree.parse(DOCS / "delivery-states.svg")
+    drawn = {each.text for each in picture.iter() if each.get("class") == "state"}
+    assert drawn == states
+    assert set(re.findall(r"^\| `(\w+)` \| [a-z]", TEXT.split("## In a page")[0], re.M)) >= states
+
+
+def test_a_message_can_be_looked_at_and_taken_back() -> None:
+    (block,) = BLOCKS[STATES, "bash"]
+    with ThreadedService() as service:
+        told = run(service, block)
+        assert '"state":"accepted"' in told
+        assert '"total":1' in told
+        assert state(service, "billing/offer-1") == "withdrawn"
+
+
+def test_a_page_s_ticket_and_a_back_end_s_token_acknowledge() -> None:
+    ticket, issue = BLOCKS[WHO, "bash"]
+    app = shell(issue, JWT_SECRET=SECRET).strip()
     with ThreadedService(jwt_secret=SECRET) as service:
-        (made,) = shell(service.port, TICKET, JWT_SECRET=SECRET)
-        ticket = made["ticket"]
-        for user, status in (("customer-7", 200), ("customer-8", 403)):
-            path = f"/api/v1/users/{user}/acknowledgements?token={ticket}"
-            body = b'{"keys": ["importer/import-42-done"]}'
-            assert request(service.port, "POST", path, body).status == status
-            stream = f"/sse/user/{user}?token={ticket}"
-            assert request(service.port, "HEAD", stream).status == status
+        for text in (token("alice"), app):
+            made = json.loads(run(service, ticket, TOKEN=text))["ticket"]
+            for headers in (bearer(made), bearer(text)):
+                path = "/api/v1/users/alice/acknowledgements"
+                answer = request(service.port, "POST", path, b'{"keys": ["a/1"]}', headers)
+                assert answer.status == 200
+        listener = token("dashboard", subscribe=["user:*"], admin=True)
+        assert '"status":403' in run(service, ticket, TOKEN=listener)
 
 
-def test_the_table_of_times_is_what_the_rule_gives() -> None:
-    from msgpush.domain.marks import DEADLINE, DELIVERIES
-    from msgpush.domain.outbox import wait_after
-
-    told = re.search(r"^\| about \| (.*) \|$", TEXT, re.MULTILINE)
-    assert told is not None
-    times = [0]
-    for number in range(1, DELIVERIES + 1):
-        times.append(times[-1] + wait_after(DEADLINE, number))
-    assert told[1].split(" | ") == [f"{each // 60}:{each % 60:02}" for each in times]
+def test_a_receipt_comes_as_it_is_shown() -> None:
+    (block,), (shown,) = BLOCKS[RECEIPTS, "bash"], BLOCKS[RECEIPTS, "json"]
+    with ThreadedService() as service:
+        told = run(service, block)
+    (receipt,) = json.loads(told[told.rindex('{"messages"') :])["messages"]
+    assert (receipt["service"], receipt["type"]) == ("msgpush", "status")
+    assert receipt["data"] | {"at": None} == json.loads(shown) | {"at": None}
 
 
-def test_the_picture_names_every_state_that_the_table_does() -> None:
-    picture = ElementTree.parse(ROOT / "docs" / "delivery.svg")
-    named = {each.text for each in picture.findall(".//{*}text") if each.get("class") == "name"}
-    table = TEXT.partition("| state | means |")[2].partition("\n\n")[0]
-    assert named == set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+def test_a_dead_letter_is_listed_and_delivered_again() -> None:
+    (block,) = BLOCKS[DEAD, "bash"]
+    with ThreadedService() as service:
+        assert '"reason":"expired"' in run(service, block)
+        assert state(service, "billing/offer-3") == "accepted"
 
 
-# The page: what its user does is made up, the rest is the text's
+# In a browser, from a page of another origin
 
 
-OWN = """
-const base = "BASE";
-const say = (text) => document.body.append(`${text}. `);
-const hide = (key) => say(`hid ${key}`);
-const badge = (number) => say(`badge ${number}`);
-const show = (message, key) => {
-  say(`showed ${key ?? message.id}`);
-  if (message.data.text === "click") acknowledge(key);
-  if (message.data.text === "leave") {
-    window.fetch = () => new Promise(() => {}); // no answer comes before the page goes
-    acknowledge(key);
-    dispatchEvent(new Event("pagehide"));
+ADMIN = token("ops", admin=True, publish=["*"])
+# It acknowledges what says so. One of its words is lost, and of another nothing is answered.
+AROUND = """
+const clearBadge = (key) => document.body.append(`cleared ${key}. `);
+const real = window.fetch, failed = new Set();
+window.fetch = async (url, init) => {
+  const [key] = JSON.parse(init.body).keys;
+  if (key === "a/leaving" || (key === "a/lost" && !failed.has(key))) {
+    failed.add(key);
+    return new Response("", { status: 503 });
   }
+  return real(url, init);
 };
+"""
+AFTER = """
+stream.addEventListener("message", (event) => {
+  const { service, id, data } = JSON.parse(event.data), key = `${service}/${id}`;
+  if (data.text === "bye") dispatchEvent(new Event("pagehide"));
+  if (data.read && !read.has(key)) acknowledge(key);
+});
 """
 
 
-def shown(page: str) -> list[str]:
-    return re.findall(r"(?:showed|hid|badge) [^.]+", unescape(page.partition("</script>")[2]))
+def say(service: ThreadedService, text: str, *, read: bool, ack: dict[str, Any] | None) -> None:
+    message = {
+        "id": text,
+        "type": "progress",
+        "service": "a",
+        "target": {"user_id": "alice"},
+        "data": {"text": text, "progress": 1, "read": read},
+        "metadata": {"ack": ack},
+    }
+    body = msgspec.json.encode(message)
+    answer = request(service.port, "POST", "/api/v1/messages/send", body, bearer(ADMIN))
+    assert answer.status == 202
 
 
-def browse(
-    tmp_path: Path,
-    act: Callable[[ThreadedService, str], None],
-    before: Callable[[int], None] = lambda port: None,
-) -> str:
-    """What the page has become when its stream was ended for good, or it was left.
+def delivery(service: ThreadedService, id: str) -> dict[str, Any]:
+    path = f"/api/v1/messages/a/{id}/delivery"
+    found: dict[str, Any] = request(service.port, "GET", path, headers=bearer(ADMIN)).json()
+    return found
 
-    Args:
-        act: what happens then, given the page's connection.
-        before: what happens before the page is opened, given the service's port.
-    """
-    with Page() as page, ThreadedService(cors_origins=(page.origin,)) as service:
-        own = OWN.replace("BASE", f"http://127.0.0.1:{service.port}")
-        page.script = f"{{{own}{PAGE}}}"  # a block: its `show` isn't the page's
 
-        before(service.port)
+def acknowledge_elsewhere(service: ThreadedService, id: str) -> None:
+    path, body = "/api/v1/users/alice/acknowledgements", msgspec.json.encode({"keys": [f"a/{id}"]})
+    answer = request(service.port, "POST", path, body, bearer(token("alice")))
+    assert answer.json() == {"acknowledged": [f"a/{id}"], "unknown": []}
 
-        def run() -> None:
-            (first,) = eventually(lambda: list(service.push.connections), 30)
-            act(service, first)
 
-        actor = threading.Thread(target=run)
+def until_acknowledged(service: ThreadedService, id: str) -> None:
+    eventually(lambda: delivery(service, id)["state"] == "acknowledged", 30)
+
+
+def act(service: ThreadedService) -> None:
+    """What happens around the page, from its stream's beginning to its end."""
+    (stream,) = eventually(lambda: list(service.push.connections), 30)
+    say(service, "read", read=True, ack={})
+    until_acknowledged(service, "read")
+    say(service, "elsewhere", read=False, ack={})
+    eventually(lambda: delivery(service, "elsewhere")["state"] == "written")
+    acknowledge_elsewhere(service, "elsewhere")
+    say(service, "twice", read=False, ack={"deadline": 1})
+    eventually(lambda: delivery(service, "twice")["deliveries"] == 2)
+    acknowledge_elsewhere(service, "twice")
+    say(service, "lost", read=True, ack={"deadline": 1})
+    until_acknowledged(service, "lost")
+    say(service, "leaving", read=True, ack={})
+    eventually(lambda: delivery(service, "leaving")["state"] == "written")
+    body = b'{"id": "bye", "type": "info", "service": "a", "target": {"user_id": "alice"}, "data": {"text": "bye"}}'
+    request(service.port, "POST", "/api/v1/messages/send", body, bearer(ADMIN))
+    until_acknowledged(service, "leaving")
+    path = f"/api/v1/connections/{stream}?reconnect=false"
+    assert request(service.port, "DELETE", path, headers=bearer(ADMIN)).status == 204
+
+
+@needs_browser
+def test_a_page_drops_repeats_clears_badges_and_says_again_what_was_lost(tmp_path: Path) -> None:
+    with Page() as page, ThreadedService(jwt_secret=SECRET, cors_origins=(page.origin,)) as service:
+        body = b'{"channels": ["user:alice"], "acknowledge": true}'
+        made = request(service.port, "POST", "/api/v1/tickets", body, bearer(token("alice")))
+        base, ticket = f"http://127.0.0.1:{service.port}", made.json()["ticket"]
+        given = f'const base = "{base}", ticket = "{ticket}";'
+        page.script = "\n".join((given, AROUND, *BLOCKS[PAGE, "js"], AFTER))
+        actor = threading.Thread(target=act, args=(service,))
         actor.start()
         try:
-            return dom(page.origin + "/", tmp_path)
+            shown = dom(page.origin + "/", tmp_path).partition("</script>")[2]
         finally:
             actor.join()
-
-
-def close(service: ThreadedService, id: str, *, reconnect: bool = False) -> None:
-    path = f"/api/v1/connections/{id}?reconnect={str(reconnect).lower()}"
-    assert request(service.port, "DELETE", path).status == 204
-
-
-def acknowledge(port: int, id: str) -> None:
-    """Acknowledge a message, as another device of its user does."""
-    body = msgspec.json.encode({"keys": [f"importer/{id}"]})
-    (key,) = request(port, "POST", path_of(ACKNOWLEDGE), body).json()["acknowledged"]
-    assert key == f"importer/{id}"
-
-
-@needs_browser
-def test_the_page_shows_each_once_acknowledges_and_hides_what_another_device_has(
-    tmp_path: Path,
-) -> None:
-    def act(service: ThreadedService, first: str) -> None:
-        port = service.port
-        publish(port, id="plain", metadata={})
-        publish(port, id="again", metadata=asking(deadline=1, deliveries=20))
-        eventually(lambda: state(port, "again")["deliveries"] >= 2)
-        publish(port, id="clicked", data={"text": "click"}, metadata=asking())
-        eventually(lambda: state(port, "clicked")["state"] == "acknowledged")
-        acknowledge(port, "again")
-        publish(port, id="last", metadata=asking())
-        eventually(lambda: state(port, "last")["state"] == "written")
-        close(service, first)
-
-    assert shown(browse(tmp_path, act)) == [
-        "showed plain",
-        "showed importer/again",
-        "badge 1",
-        "showed importer/clicked",
-        "hid importer/clicked",
-        "badge 1",
-        "badge 1",
-        "badge 1",
-        "hid importer/again",
-        "badge 0",
-        "showed importer/last",
-        "badge 1",
-    ]
-
-
-@needs_browser
-def test_a_page_that_comes_back_hides_what_was_acknowledged_meanwhile(tmp_path: Path) -> None:
-    def act(service: ThreadedService, first: str) -> None:
-        port = service.port
-        for id in ("one", "two"):
-            publish(port, id=id, metadata=asking())
-        eventually(lambda: state(port, "two")["state"] == "written")
-        close(service, first, reconnect=True)
-        eventually(lambda: not service.push.connections)
-        acknowledge(port, "one")
-        (second,) = eventually(lambda: list(service.push.connections), 30)
-        close(service, second)
-
-    told = shown(browse(tmp_path, act))
-    assert told[:4] == ["showed importer/one", "badge 1", "showed importer/two", "badge 2"]
-    assert told[4:] == ["hid importer/one", "badge 1"]
-
-
-@needs_browser
-def test_a_page_that_is_left_before_it_was_answered_acknowledges_all_the_same(
-    tmp_path: Path,
-) -> None:
-    def act(service: ThreadedService, first: str) -> None:
-        publish(service.port, id="left", data={"text": "leave"}, metadata=asking())
-        eventually(lambda: state(service.port, "left")["state"] == "acknowledged")
-        close(service, first)
-
-    assert "hid importer/left" in shown(browse(tmp_path, act))
-
-
-@needs_browser
-def test_a_page_that_loads_is_brought_what_is_pending_without_asking(tmp_path: Path) -> None:
-    def act(service: ThreadedService, first: str) -> None:
-        eventually(lambda: state(service.port, "before")["state"] == "written")
-        close(service, first)
-
-    def before(port: int) -> None:
-        publish(port, id="before", metadata=asking())
-
-    assert shown(browse(tmp_path, act, before)) == ["showed importer/before", "badge 1"]
+    texts = ["read", "elsewhere", "twice", "lost", "leaving", "bye"]
+    assert re.findall(r"got (\w+)\. ", shown) == texts, "each once, and whole"
+    cleared = re.findall(r"cleared a/(\w+)\. ", shown)
+    assert cleared == [each for each in texts if each != "bye"]

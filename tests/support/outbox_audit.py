@@ -40,9 +40,11 @@ def audit(client: Any) -> None:
             box[b"n:" + service] = box.get(b"n:" + service, 0) + 1
             box[b"b:" + service] = box.get(b"b:" + service, 0) + int(fields[b"sz"])
         counted = client.hgetall(records.mailbox_key(user))
-        assert {k: int(v) for k, v in counted.items() if not k.startswith(b"c:")} == box
+        assert {k: int(v) for k, v in counted.items() if k[:2] not in (b"c:", b"r:")} == box
         for name, value in counted.items():
-            if name.startswith(b"c:"):
+            if name.startswith(b"r:"):
+                assert name[2:].decode() in own
+            elif name.startswith(b"c:"):
                 assert value.split(b" ")[1].decode() in own
     due = {each.decode() for each in client.zrange(DUE, 0, -1)}
     owed = {key for key, fields in kept.items() if b"ow" in fields}

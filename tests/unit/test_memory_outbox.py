@@ -5,10 +5,12 @@ from contextlib import asynccontextmanager
 
 from msgpush.adapters.memory.bus import MemoryBus
 from msgpush.adapters.memory.outbox import MemoryOutbox
-from msgpush.domain.ports import Bus
+from msgpush.domain.outbox import Acknowledge
+from msgpush.domain.ports import Bus, Stored
 from tests.contracts.outbox import Limits, Opened, OutboxContract
 from tests.contracts.outbox_machine import run_outbox_machine
-from tests.support.fakes import FakeClock
+from tests.support.asking import ask, key
+from tests.support.fakes import FakeClock, make
 
 
 def open_outbox(clock: FakeClock, limits: Limits = Limits()) -> MemoryBus:  # noqa: B008 - frozen
@@ -53,3 +55,24 @@ def totals(bus: Bus) -> list[int]:
     ]
     sizes = (outbox.pending, outbox.used, outbox._pending_size, outbox._dead_size)
     return [*(len(each) for each in kept), *sizes]
+
+
+async def test_however_many_are_acknowledged_the_outbox_keeps_within_the_bytes_of_its_bus() -> None:
+    clock = FakeClock()
+    bus = MemoryBus(size=200_000, clock=clock.now)
+    for n in range(1_000):
+        (result,) = await bus.append([ask(f"m{n}")])
+        if isinstance(result, Stored):
+            await bus.outbox.change([Acknowledge("bob", key(f"m{n}"))])
+        clock.advance(1)
+    assert bus.used + bus.outbox.used <= 200_000
+
+
+async def test_the_histories_make_room_for_what_waits() -> None:
+    bus = MemoryBus(size=200_000, clock=FakeClock().now)
+    for n in range(200):
+        await bus.append([make(f"m{n}", "a", data={"x": "y" * 1_000})])
+    results = await bus.append([ask(f"w{n}", data={"x": "y" * 1_000}) for n in range(10)])
+    assert all(isinstance(each, Stored) for each in results)
+    assert bus.used + bus.outbox.used <= 200_000
+    assert bus.outbox.pending == 10

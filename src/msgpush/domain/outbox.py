@@ -69,6 +69,15 @@ def wait_after(deadline: int, deliveries: int) -> int:
     return max(deadline, min(deadline << max(0, deliveries - 1), LONGEST))
 
 
+class Owed(NamedTuple):
+    """A receipt that its publisher is still to be given: what became of a message, and when."""
+
+    state: State
+    reason: Reason | None
+    at: int
+    deliveries: int
+
+
 class Record(Struct):
     """A message that has asked for an acknowledgement.
 
@@ -80,7 +89,7 @@ class Record(Struct):
         attempt: the newest one; `counted`, the newest that was reported as written.
         deliveries: how often it was written.
         next: when it is due again; unless it is parked.
-        owed: whether the publisher is still to be told what became of it.
+        owed: the receipts that its publisher is still to be given.
     """
 
     key: str
@@ -105,7 +114,7 @@ class Record(Struct):
     written_at: int | None = None
     ended_at: int | None = None
     reason: Reason | None = None
-    owed: bool = False
+    owed: tuple[Owed, ...] = ()
 
     @property
     def place(self) -> tuple[int, Position]:
@@ -161,7 +170,7 @@ class Record(Struct):
 
     def revive(self, position: Position, now: int) -> None:
         """It was given up, and is tried again from the start."""
-        self.state, self.reason, self.ended_at, self.owed = "pending", None, None, False
+        self.state, self.reason, self.ended_at = "pending", None, None
         self.deliveries = 0
         self.terms = self.terms._replace(collapse=None)  # it is wanted, whatever came in its place
         self.accepted_at, self.expires = now, now + self.ttl * 1000
@@ -170,7 +179,8 @@ class Record(Struct):
     def end(self, state: State, now: int, reason: Reason | None = None) -> None:
         """Nothing is tried any more."""
         self.state, self.reason, self.ended_at = state, reason, now
-        self.owed = self.terms.receipt
+        if self.terms.receipt:
+            self.owed = (*self.owed, Owed(state, reason, now, self.deliveries))
 
     def status(self) -> "Status":
         """What its publisher may know of it."""
@@ -284,10 +294,11 @@ class GiveUp(Struct, frozen=True):
 
 
 class Told(Struct, frozen=True):
-    """Its publisher has been told what became of it."""
+    """Its publisher has been given a receipt."""
 
     user: str
     key: str
+    receipt: Owed
 
 
 class Forget(Struct, frozen=True):
@@ -346,8 +357,8 @@ def apply(change: Change, record: Record, now: int, factor: Callable[[], float])
             record.phase = "parked"
         case GiveUp() if pending and record.attempt == change.attempt and now >= record.due:
             record.end("dead", now, change.reason)
-        case Told() if record.owed:
-            record.owed = False
+        case Told() if change.receipt in record.owed:
+            record.owed = tuple(each for each in record.owed if each != change.receipt)
         case Forget() if record.state == "dead":
             pass
         case _:

@@ -36,6 +36,7 @@ from msgpush.domain.outbox import (
     Forget,
     GiveUp,
     Outcome,
+    Owed,
     Park,
     Pending,
     Place,
@@ -170,7 +171,9 @@ class Redelivery:
         return result
 
     async def forget(self, record: Record) -> Outcome:
-        """Throw a dead letter away. Raises BusUnavailable."""
+        """Throw a dead letter away, after its publisher was told of it. Raises BusUnavailable."""
+        if record.owed and not await self._tell([record]):
+            raise BusUnavailable("its publisher can't be told yet that it was given up")
         (outcome,) = await self._change([Forget(record.user, record.key)])
         return outcome
 
@@ -388,16 +391,21 @@ class Redelivery:
         Word to a user's streams that is lost is made up for when they open again; receipts are owed
         until they are in the bus."""
         some = [self._endings.popleft() for _ in range(min(AT_ONCE, len(self._endings)))]
-        owed = [record for record in some if record.owed]
-        drafts = [_receipt(record, self._receipt_ttl) for record in owed]
-        results = await self._bus.append([*drafts, *_word(some)])
+        await self._tell(some)
+
+    async def _tell(self, records: Sequence[Record]) -> bool:
+        """Give receipts, and word to the users' streams; False: a receipt is still owed."""
+        owed = [(record, receipt) for record in records for receipt in record.owed]
+        drafts = [_receipt(record, receipt, self._receipt_ttl) for record, receipt in owed]
+        results = await self._bus.append([*drafts, *_word(records)])
         told: list[Change] = [
-            Told(record.user, record.key)
-            for record, result in zip(owed, results, strict=False)
+            Told(record.user, record.key, receipt)
+            for (record, receipt), result in zip(owed, results, strict=False)
             if isinstance(result, Stored)
         ]
         if told:
             await self._outbox.change(told)
+        return len(told) == len(owed)
 
 
 def _users_of(connection: Connection) -> frozenset[str]:
@@ -433,14 +441,13 @@ def _draft_word(user: str, ended: _Ended) -> Draft:
     return Draft("", "", channels, "status", OWN_SERVICE, 60, _encode(ended), None, mark)
 
 
-def _receipt(record: Record, ttl: int) -> Draft:
+def _receipt(record: Record, receipt: Owed, ttl: int) -> Draft:
     """The receipt of what became of a message: the same, however often it is made."""
-    assert record.ended_at is not None
-    at = format_ms(record.ended_at)
-    name = f"{record.key} {record.state} {record.ended_at}".encode()
+    at = format_ms(receipt.at)
+    name = f"{record.key} {receipt.state} {receipt.at}".encode()
     digest = hashlib.blake2b(name, digest_size=16)
     id = f"receipt_{digest.hexdigest()}"
-    type = "error" if record.state == "dead" else "status"
+    type = "error" if receipt.state == "dead" else "status"
     channel = RECEIPTS + record.service
     body = {
         "id": id,
@@ -449,7 +456,7 @@ def _receipt(record: Record, ttl: int) -> Draft:
         "service": OWN_SERVICE,
         "channels": [channel],
         "data": _ReceiptData(
-            record.key, record.state, record.reason, record.user, record.deliveries, at
+            record.key, receipt.state, receipt.reason, record.user, receipt.deliveries, at
         ),
         "metadata": {"priority": "normal", "ttl": ttl, "retry_count": 0},
     }

@@ -83,11 +83,13 @@ end
 -- Why a message that asks for an acknowledgement isn't stored, or nothing; it counts from here on. Then its older namesake.
 local function refused(ask)
   local kind, record, pending, mailbox, key, user, service, attempt, ttl, size, priority, collapse = unpack(ask, 1, 12)
-  local state, newest, phase, next, expires, text, kept = unpack(call('HMGET', record, 's', 'a', 'p', 'n', 'x', 'cl', 'sz'))
+  local state, newest, phase, next, expires, written, most, kept =
+    unpack(call('HMGET', record, 's', 'a', 'p', 'n', 'x', 'd', 'mx', 'sz'))
   if kind == 'again' then
     if state ~= 'pending' or phase ~= 'waiting' or tonumber(newest) ~= attempt - 1 then return 'F:due' end
     if tonumber(next) > now or tonumber(expires) <= now then return 'F:due' end
-    if (outbox.replaced(mailbox, service, text) or key) ~= key then return 'F:old' end
+    if tonumber(written) >= tonumber(most) then return 'F:due' end
+    if outbox.superseded(mailbox, key) then return 'F:old' end
     if again[record] then return 'F:due' end
     again[record] = true
     return nil
