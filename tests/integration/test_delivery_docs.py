@@ -3,6 +3,8 @@
 import json
 import re
 import threading
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_args
 from xml.etree import ElementTree
@@ -48,7 +50,7 @@ def test_no_block_is_missing_here() -> None:
         (EXAMPLE, "bash"): 3,
         (ASKING, "json"): 1,
         (STATES, "bash"): 1,
-        (PAGE, "js"): 1,
+        (PAGE, "js"): 2,
         (WHO, "bash"): 2,
         (AGAIN, "text"): 1,
         (RECEIPTS, "bash"): 1,
@@ -116,6 +118,9 @@ def test_what_is_short_for_what_is_so() -> None:
 def test_the_waits_are_those_of_the_text() -> None:
     assert [wait_after(DEADLINE, n) / 60 for n in range(1, DELIVERIES + 1)] == [0.5, 1, 2, 4, 8]
     assert "30 s, 1, 2, 4 and 8 minutes; after the fifth wait" in TEXT
+    ends = accumulate((wait_after(DEADLINE, n) for n in range(1, DELIVERIES + 1)), initial=0)
+    times = [f"{each // 60}:{each % 60:02}" for each in ends]
+    assert f"| about (min:s) | {' | '.join(times)} |" in TEXT
 
 
 def test_the_picture_and_the_table_have_all_states() -> None:
@@ -174,6 +179,7 @@ AROUND = """
 const clearBadge = (key) => document.body.append(`cleared ${key}. `);
 const real = window.fetch, failed = new Set();
 window.fetch = async (url, init) => {
+  if (init === undefined) return real(url);
   const [key] = JSON.parse(init.body).keys;
   if (key === "a/leaving" || (key === "a/lost" && !failed.has(key))) {
     failed.add(key);
@@ -217,6 +223,11 @@ def acknowledge_elsewhere(service: ThreadedService, id: str) -> None:
     assert answer.json() == {"acknowledged": [f"a/{id}"], "unknown": []}
 
 
+def end(service: ThreadedService, stream: str, *, reconnect: bool) -> None:
+    path = f"/api/v1/connections/{stream}?reconnect={str(reconnect).lower()}"
+    assert request(service.port, "DELETE", path, headers=bearer(ADMIN)).status == 204
+
+
 def until_acknowledged(service: ThreadedService, id: str) -> None:
     eventually(lambda: delivery(service, id)["state"] == "acknowledged", 30)
 
@@ -239,12 +250,11 @@ def act(service: ThreadedService) -> None:
     body = b'{"id": "bye", "type": "info", "service": "a", "target": {"user_id": "alice"}, "data": {"text": "bye"}}'
     request(service.port, "POST", "/api/v1/messages/send", body, bearer(ADMIN))
     until_acknowledged(service, "leaving")
-    path = f"/api/v1/connections/{stream}?reconnect=false"
-    assert request(service.port, "DELETE", path, headers=bearer(ADMIN)).status == 204
+    end(service, stream, reconnect=False)
 
 
-@needs_browser
-def test_a_page_drops_repeats_clears_badges_and_says_again_what_was_lost(tmp_path: Path) -> None:
+def shown_by_the_page(tmp_path: Path, act: Callable[[ThreadedService], None]) -> str:
+    """What the page shows when its stream has ended for good, while somebody acts around it."""
     with Page() as page, ThreadedService(jwt_secret=SECRET, cors_origins=(page.origin,)) as service:
         body = b'{"channels": ["user:alice"], "acknowledge": true}'
         made = request(service.port, "POST", "/api/v1/tickets", body, bearer(token("alice")))
@@ -254,10 +264,39 @@ def test_a_page_drops_repeats_clears_badges_and_says_again_what_was_lost(tmp_pat
         actor = threading.Thread(target=act, args=(service,))
         actor.start()
         try:
-            shown = dom(page.origin + "/", tmp_path).partition("</script>")[2]
+            return dom(page.origin + "/", tmp_path).partition("</script>")[2]
         finally:
             actor.join()
+
+
+@needs_browser
+def test_a_page_drops_repeats_clears_badges_and_says_again_what_was_lost(tmp_path: Path) -> None:
+    shown = shown_by_the_page(tmp_path, act)
     texts = ["read", "elsewhere", "twice", "lost", "leaving", "bye"]
     assert re.findall(r"got (\w+)\. ", shown) == texts, "each once, and whole"
     cleared = re.findall(r"cleared a/(\w+)\. ", shown)
     assert cleared == [each for each in texts if each != "bye"]
+
+
+def act_while_it_is_away(service: ThreadedService) -> None:
+    """Other devices acknowledge what the page shows, and what it hasn't got yet."""
+    (first,) = eventually(lambda: list(service.push.connections), 30)
+    for text in ("seen", "still"):
+        say(service, text, read=False, ack={})
+    eventually(lambda: delivery(service, "still")["state"] == "written")
+    end(service, first, reconnect=True)
+    eventually(lambda: not service.push.connections)
+    say(service, "missed", read=False, ack={})
+    for id in ("seen", "missed"):
+        acknowledge_elsewhere(service, id)
+    (second,) = eventually(lambda: list(service.push.connections), 30)
+    say(service, "after", read=True, ack={})
+    until_acknowledged(service, "after")
+    end(service, second, reconnect=False)
+
+
+@needs_browser
+def test_a_page_that_comes_back_clears_what_was_acknowledged_meanwhile(tmp_path: Path) -> None:
+    shown = shown_by_the_page(tmp_path, act_while_it_is_away)
+    assert re.findall(r"got (\w+)\. ", shown) == ["seen", "still", "missed", "after"]
+    assert set(re.findall(r"cleared a/(\w+)\. ", shown)) == {"seen", "missed", "after"}
