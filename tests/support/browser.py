@@ -103,8 +103,15 @@ class Tab:
         """Return once some JavaScript is true in the page; fail when it isn't in time."""
         eventually(lambda: self.value(expression))
 
-    def texts(self, selector: str) -> list[str]:
-        """What the elements that are shown say, each."""
-        shown = f"[...document.querySelectorAll({json.dumps(selector)})].filter(e => e.checkVisibility())"
-        texts: list[str] = self.value(f"{shown}.map(e => e.textContent)")
+    def shows(self, selector: str, *texts: str) -> None:
+        """Return once the elements that can be seen have these texts; fail when not in time."""
+        eventually(lambda: self._texts(selector) == [*texts])
+
+    def click(self, selector: str) -> None:
+        """Click the first such element."""
+        self.value(f"document.querySelector({json.dumps(selector)}).click()")
+
+    def _texts(self, selector: str) -> list[str]:
+        seen = f"[...document.querySelectorAll({json.dumps(selector)})].filter(e => e.checkVisibility())"
+        texts: list[str] = self.value(f"{seen}.map(e => e.textContent)")
         return texts
