@@ -60,6 +60,7 @@ FOLLOWED = 10_000  # endings that wait to be told; receipts of others are made u
 log = logging.getLogger("msgpush.delivery")
 
 _encode = msgspec.json.Encoder().encode
+_random = random.Random()
 _place = attrgetter("place")
 
 
@@ -321,7 +322,7 @@ class Redelivery:
                 if wakes:
                     await self._outbox.change(wakes)
             except BusUnavailable as error:
-                await asyncio.sleep(error.retry_after * random.uniform(0.5, 1.5))
+                await asyncio.sleep(error.retry_after * _random.uniform(0.5, 1.5))
                 continue
             if wakes is None:
                 if not await connection.sink.drained():
@@ -334,7 +335,7 @@ class Redelivery:
 
     async def _repeat(self) -> None:
         while True:
-            await asyncio.sleep(REPEAT * random.uniform(0.5, 1))
+            await asyncio.sleep(REPEAT * _random.uniform(0.5, 1))
             try:
                 while await self.repeat():
                     pass

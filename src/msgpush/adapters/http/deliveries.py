@@ -21,10 +21,11 @@ from msgpush.domain.channel import USER
 from msgpush.domain.errors import Malformed, NotDue
 from msgpush.domain.grant import Grant
 from msgpush.domain.message import format_ms, is_service
-from msgpush.domain.outbox import Reason, Record, check_dead_place
+from msgpush.domain.outbox import DEAD_PLACE, Reason, Record, check_dead_place
 from msgpush.domain.quoting import short_repr
 from msgpush.domain.service import Push
 
+SERVICE = "^[A-Za-z0-9_.-]{1,64}$"
 ANSWER_BYTES = 4 * 1024 * 1024  # of messages, after which an answer ends
 
 
@@ -114,9 +115,16 @@ OPERATIONS = (
         answers={200: json_answer("A page of them, the oldest first.", DeadLetterList)},
         problems=(*GUARDED, 503),
         parameters=[
-            {**parameter("service", "The service that has published them."), "required": True},
+            {
+                **parameter("service", "The service that has published them.", pattern=SERVICE),
+                "required": True,
+            },
             limit("Messages"),
-            parameter("next", "Where the last answer said that the list goes on."),
+            parameter(
+                "next",
+                "Where the last answer said that the list goes on.",
+                pattern=f"^{DEAD_PLACE}$",
+            ),
         ],
     ),
     _operation(
