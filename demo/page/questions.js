@@ -97,7 +97,7 @@ function showReceipt({ key, question, state, deliveries, at }) {
   const times = deliveries > 0 ? ` after ${deliveries} ${deliveries === 1 ? "delivery" : "deliveries"}` : "";
   const moment = element("time", "", new Date(at).toLocaleTimeString());
   moment.dateTime = at;
-  const note = element("span", "note", `The worker’s receipt: ${state}${times}, `);
+  const note = element("span", "note", `Receipt: ${state}${times}, `);
   note.append(moment);
   item.append(element("span", "", question), note);
   receiptList.prepend(item);

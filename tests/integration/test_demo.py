@@ -321,7 +321,7 @@ def test_a_question_is_shown_once_in_each_tab_until_it_is_answered_in_one_of_the
             tab.shows(".question", UNREADABLE, INDEX)
             tab.shows("#badge", "2")
             tab.shows("#receipts li > :first-child", IMPORT)
-            tab.becomes(f"/receipt: acknowledged/.test({TEXT.format('#receipts li')})")
+            tab.becomes(f"/Receipt: acknowledged/.test({TEXT.format('#receipts li')})")
 
         # Another's, of whose answer the worker says nothing.
         ask(demo.port, "more")
