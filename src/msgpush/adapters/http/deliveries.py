@@ -1,5 +1,7 @@
 """What became of messages that asked for acknowledgements, for those who published them."""
 
+from typing import Literal
+
 from msgspec import Raw, Struct
 from starlette.requests import Request
 from starlette.responses import Response
@@ -32,7 +34,7 @@ class Delivery(Struct):
     """What became of a message that asked for an acknowledgement, so far."""
 
     key: str
-    state: str
+    state: Literal["accepted", "written", "acknowledged", "withdrawn", "dead"]
     reason: Reason | None
     user_id: str
     deliveries: int
@@ -65,8 +67,9 @@ class Redelivered(Struct):
     cursor: str
 
 
-_SERVICE = parameter("service", "The service that has published it.", "path")
-_ID = parameter("id", "The message's id.", "path")
+_SERVICE_NAME = "^[A-Za-z0-9_.-]{1,64}$"
+_SERVICE = parameter("service", "The service that has published it.", "path", pattern=_SERVICE_NAME)
+_ID = parameter("id", "The message's id.", "path", pattern="^[A-Za-z0-9_.:-]{1,128}$")
 _DELIVERY = "/api/v1/messages/{service}/{id}/delivery"
 _DEAD = "/api/v1/dead-letters"
 
@@ -114,7 +117,7 @@ OPERATIONS = (
         answers={200: json_answer("A page of them, the oldest first.", DeadLetterList)},
         problems=(*GUARDED, 503),
         parameters=[
-            {**parameter("service", "The service that has published them."), "required": True},
+            {**_SERVICE, "in": "query", "description": "The service that has published them."},
             limit("Messages"),
             parameter("next", "Where the last answer said that the list goes on."),
         ],
