@@ -23,7 +23,7 @@ from msgpush.domain.channel import NAME_CHARACTER, USER, encoding_advice, is_cha
 from msgpush.domain.errors import Fault, Invalid, Malformed, RateExceeded
 from msgpush.domain.grant import Grant
 from msgpush.domain.json_text import check_utf8, escape, unreadable, without_bom
-from msgpush.domain.outbox import Place
+from msgpush.domain.outbox import PLACE, Place
 from msgpush.domain.ports import Limiter
 from msgpush.domain.quoting import short_repr
 from msgpush.domain.redelivery import Acknowledged
@@ -97,7 +97,9 @@ OPERATIONS = (
         parameters=[
             _USER,
             limit("Messages"),
-            parameter("next", "Where the last answer said that the list goes on."),
+            parameter(
+                "next", "Where the last answer said that the list goes on.", pattern=f"^{PLACE}$"
+            ),
             _TOKEN,
         ],
     ),
