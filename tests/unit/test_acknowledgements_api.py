@@ -153,6 +153,27 @@ async def test_what_names_no_keys_is_refused_with_its_place(
         assert [fault["pointer"] for fault in answer.json()["errors"]] == [pointer]
 
 
+async def test_pages_of_known_origins_acknowledge_and_read_the_answer() -> None:
+    async with serving(cors_origins=("https://app.example",)) as client:
+        origin = {"Origin": "https://app.example"}
+        await publish(client, "m1")
+        answer = await acknowledge(client, ["tests/m1"], origin | {"Content-Type": "text/plain"})
+        assert answer.json()["acknowledged"] == ["tests/m1"]
+        assert answer.headers["access-control-allow-origin"] == origin["Origin"]
+        pending = await client.request("GET", "/api/v1/users/bob/pending", b"", origin)
+        assert pending.headers["access-control-allow-origin"] == origin["Origin"]
+        for method, target in (
+            ("POST", ACKNOWLEDGE),
+            ("DELETE", "/api/v1/messages/tests/m1/delivery"),
+        ):
+            asked = {"Access-Control-Request-Method": method}
+            asked["Access-Control-Request-Headers"] = "authorization,content-type"
+            assert (await client.request("OPTIONS", target, b"", origin | asked)).status == 200
+        stranger = {"Origin": "https://other.example"}
+        refused = await acknowledge(client, ["tests/m1"], stranger)
+        assert "access-control-allow-origin" not in refused.headers
+
+
 async def test_a_thousand_keys_are_acknowledged_in_one_request(client: AsgiDriver) -> None:
     keys = [f"s{number % 8}/{number}" for number in range(MAX_KEYS)]
     for start in range(0, MAX_KEYS, 100):

@@ -1,5 +1,7 @@
 """What became of messages that asked for acknowledgements, for those who published them."""
 
+from typing import Literal
+
 from msgspec import Raw, Struct
 from starlette.requests import Request
 from starlette.responses import Response
@@ -33,7 +35,7 @@ class Delivery(Struct):
     """What became of a message that asked for an acknowledgement, so far."""
 
     key: str
-    state: str
+    state: Literal["accepted", "written", "acknowledged", "withdrawn", "dead"]
     reason: Reason | None
     user_id: str
     deliveries: int
@@ -66,8 +68,8 @@ class Redelivered(Struct):
     cursor: str
 
 
-_SERVICE = parameter("service", "The service that has published it.", "path")
-_ID = parameter("id", "The message's id.", "path")
+_SERVICE = parameter("service", "The service that has published it.", "path", pattern=SERVICE)
+_ID = parameter("id", "The message's id.", "path", pattern="^[A-Za-z0-9_.:-]{1,128}$")
 _DELIVERY = "/api/v1/messages/{service}/{id}/delivery"
 _DEAD = "/api/v1/dead-letters"
 

@@ -35,6 +35,7 @@ from msgpush.adapters.http.requests import body_headers, body_parts, read_body
 from msgpush.domain.errors import (
     BusUnavailable,
     Invalid,
+    MailboxFull,
     Malformed,
     MsgpushError,
     PendingFull,
@@ -77,6 +78,22 @@ BROADCAST_EXAMPLE: Json = {
 }
 
 
+_REFUSED = {
+    409: problem_answer(
+        409,
+        "The service has published the id before, with other content; or, of the type"
+        f" `{TYPES[MailboxFull]}`, the user has as many messages of the service to acknowledge as"
+        " may wait.",
+    ),
+    503: problem_answer(
+        503,
+        "The bus is away: nothing is stored, and a message with an id may be sent again safely. Of"
+        f" the type `{TYPES[PendingFull]}`: there is no room now for one more message that waits"
+        " for an acknowledgement.",
+    ),
+}
+
+
 def _publishes_one(path: str, id: str, summary: str, schema: Json, example: Json) -> Operation:
     key = parameter(
         "Idempotency-Key",
@@ -90,8 +107,8 @@ def _publishes_one(path: str, id: str, summary: str, schema: Json, example: Json
         tag="Publish",
         id=id,
         summary=summary,
-        answers={202: json_answer("Stored: readable by all, from here on.", Receipt)},
-        problems=(*GUARDED, 409, 413, 415, 422, 429, 503),
+        answers={202: json_answer("Stored: readable by all, from here on.", Receipt), **_REFUSED},
+        problems=(*GUARDED, 413, 415, 422, 429),
         parameters=[key],
         body=content("application/json", schema, example=example),
     )
