@@ -721,6 +721,28 @@ async def test_an_acknowledgement_is_counted_once_and_nothing_comes_again() -> N
         assert tally.events == [("acknowledged", "tests", 5.0)]
 
 
+async def test_who_answers_before_the_report_has_had_it_written_and_delivered(
+    home: Instance,
+) -> None:
+    await home.open()
+    await home.publish("m1")
+    await home.acknowledge("m1")
+    record = await home.record("m1")
+    assert (record.state, record.deliveries) == ("acknowledged", 1)
+    assert record.written_at is not None
+
+
+async def test_a_report_that_went_along_with_a_word_in_vain_is_made_later(home: Instance) -> None:
+    await home.open()
+    await home.publish("m1")
+    home.outbox.away = True
+    with pytest.raises(BusUnavailable):
+        await home.acknowledge("m1")
+    home.outbox.away = False
+    await home.report()
+    assert (await home.record("m1")).deliveries == 1
+
+
 async def test_an_acknowledgement_that_may_not_be_made_is_an_error_and_may_be_repeated(
     home: Instance,
 ) -> None:

@@ -121,7 +121,14 @@ class Redelivery:
             BusUnavailable: some may be acknowledged, others not; it may be repeated.
         """
         unique = dict.fromkeys(keys)
-        outcomes = await self._change([Acknowledge(user, key) for key in unique])
+        # Reported first: who answers at once acknowledges what isn't known to be written yet.
+        written = self._hub.reports.take_of(user, unique)
+        changes: list[Change] = [*written, *(Acknowledge(user, key) for key in unique)]
+        try:
+            outcomes = (await self._change(changes))[len(written) :]
+        except BusUnavailable:
+            self._hub.reports.put_back(written)
+            raise
         known = dict(zip(unique, (each.result != "unknown" for each in outcomes), strict=True))
         return Acknowledged(
             [key for key in known if known[key]], [key for key in known if not known[key]]

@@ -40,6 +40,14 @@ class Reports:
             taken.append(Written(user, key, attempt, int((now - at) * 1000)))
         return taken
 
+    def take_of(self, user: str, keys: Iterable[str]) -> list[Written]:
+        """Those of some messages of a user, to be reported at once."""
+        now, taken = self._monotonic(), []
+        for key in keys:
+            if (found := self._taken.pop((user, key), None)) is not None:
+                taken.append(Written(user, key, found[0], int((now - found[1]) * 1000)))
+        return taken
+
     def put_back(self, reports: Iterable[Written]) -> None:
         """Those couldn't be told."""
         now = self._monotonic()
