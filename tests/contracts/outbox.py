@@ -25,6 +25,7 @@ from msgpush.domain.outbox import (
     Forget,
     GiveUp,
     Outcome,
+    Owed,
     Park,
     Place,
     Record,
@@ -577,7 +578,7 @@ class OutboxContract:
                     Park("bob", M1, 1),
                     GiveUp("bob", M1, 1, "expired"),
                     Forget("bob", M1),
-                    Told("bob", M1),
+                    Told("bob", M1, Owed("acknowledged", None, 0, 0)),
                 ]
                 assert {each.result for each in await change(opened, *later)} == {"unknown"}
                 assert await found(opened, M1) == before
@@ -603,9 +604,11 @@ class OutboxContract:
             assert await due(opened) == {}
             opened.advance(0.5)
             assert await due(opened) == {M1: "tell"}
-            assert await outcome(opened, Told("bob", M1)) == "made"
+            (receipt,) = (await found(opened, M1)).owed
+            assert (receipt.state, receipt.deliveries) == (how, 0)
+            assert await outcome(opened, Told("bob", M1, receipt)) == "made"
             assert not (await found(opened, M1)).owed
-            assert await outcome(opened, Told("bob", M1)) == "unknown"
+            assert await outcome(opened, Told("bob", M1, receipt)) == "unknown"
             opened.advance(DAY / 2)
             assert await due(opened) == {}
             assert (await found(opened, M1)).state == how
@@ -744,7 +747,7 @@ class OutboxContract:
             await store(opened.bus, ask("m1", receipt=receipt))
             await change(opened, end)
             if receipt:
-                await change(opened, Told("bob", M1))
+                await tell(opened)
             opened.advance(DAY - 1)
             assert await due(opened) == {}
             assert await opened.bus.outbox.find(M1) is not None
@@ -784,8 +787,26 @@ class OutboxContract:
             await die(opened, ask("m1", receipt=True))
             opened.advance(LEASE)
             assert await due(opened) == {M1: "tell"}
-            await change(opened, Told("bob", M1))
+            await tell(opened)
             assert await due(opened) == {M1: "forget"}
+
+    async def test_each_receipt_is_owed_until_it_was_given(self) -> None:
+        async with self.open() as opened:
+            await die(opened, ask("m1", receipt=True))
+            opened.advance(1)
+            (result,) = await opened.bus.append([revived(await found(opened, M1))])
+            assert isinstance(result, Stored)
+            opened.advance(1)
+            await change(opened, Acknowledge("bob", M1))
+            first, second = (await found(opened, M1)).owed
+            assert (first.state, second.state) == ("dead", "acknowledged")
+            assert first.at < second.at
+            assert await outcome(opened, Told("bob", M1, second)) == "made"
+            assert (await found(opened, M1)).owed == (first,)
+            opened.advance(LEASE)
+            assert await due(opened) == {M1: "tell"}
+            await tell(opened)
+            assert (await found(opened, M1)).owed == ()
 
     # Bounds
 
@@ -1170,6 +1191,12 @@ async def outcome(opened: Opened, one: Change) -> str:
     """Make one change; how that went."""
     (made,) = await change(opened, one)
     return made.result
+
+
+async def tell(opened: Opened) -> None:
+    """Give the publisher of the first message all receipts that are owed."""
+    owed = (await found(opened, M1)).owed
+    await change(opened, *[Told("bob", M1, receipt) for receipt in owed])
 
 
 async def found(opened: Opened, name: str) -> Record:

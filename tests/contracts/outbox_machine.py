@@ -82,7 +82,7 @@ class Known:
     next: int = 0
     written: bool = False
     superseded: bool = False
-    owed: bool = False
+    owed: list[str] = field(default_factory=list)  # the states that receipts are owed for
     ended: int = 0
     looked: int = 0  # when it is left to whoever has taken it no longer
     touched: bool = False  # since then: then it may be given out earlier
@@ -115,7 +115,8 @@ class Known:
         return ended and now >= self.ended + DAY
 
     def end(self, state: str, now: int) -> None:
-        self.state, self.ended, self.owed = state, now, self.receipt
+        self.state, self.ended = state, now
+        self.owed += [state] * self.receipt
         self.touched = True
 
 
@@ -303,7 +304,7 @@ class OutboxMachine(RuleBasedStateMachine):
         (result,) = self.append(revived(record))
         assert type(result) in allowed
         if isinstance(result, Stored):
-            known.state, known.deliveries, known.owed = "pending", 0, False
+            known.state, known.deliveries = "pending", 0
             known.expires = self.now + known.ttl * 1000
             # It is wanted, whatever comes, or came, in its place.
             known.collapse, known.superseded = None, False
@@ -376,6 +377,8 @@ class OutboxMachine(RuleBasedStateMachine):
         found = {record.key for record in records}
         must, may = self.surplus()
         for known in self.known:
+            if known.state == "pending" and known.owed:
+                may.add(known.key)  # the receipt of its death, at some moment
             if known.state == "gone" or known.moment(SMALL) > now:
                 continue
             if known.state in ("acknowledged", "withdrawn") and not known.owed:
@@ -406,7 +409,7 @@ class OutboxMachine(RuleBasedStateMachine):
                 case "expire":
                     changes.append(GiveUp(user, name, attempt, "expired"))
                 case "tell":
-                    changes.append(Told(user, name))
+                    changes += [Told(user, name, receipt) for receipt in record.owed]
                 case "forget":
                     changes.append(Forget(user, name))
         for each in changes:
@@ -476,10 +479,11 @@ class OutboxMachine(RuleBasedStateMachine):
                 known.phase, known.touched = "parked", True
             case GiveUp() if pending and newest and now >= known.moment(SMALL):
                 known.end("dead", now)
-            case Told() if known.owed:
-                known.owed, known.touched, known.looked = False, True, now
+            case Told(receipt=receipt) if receipt.state in known.owed:
+                known.owed.remove(receipt.state)
+                known.touched, known.looked = True, now
             case Forget() if known.state == "dead":
-                known.state, known.owed = "gone", False
+                known.state, known.owed = "gone", []
             case _:
                 return "unknown"
         return "made"
@@ -531,7 +535,8 @@ class OutboxMachine(RuleBasedStateMachine):
             assert known.acknowledged == (known.state == "acknowledged") or known.state == "gone"
 
     def compare(self, known: Known, record: Record) -> None:
-        assert (record.state, record.user, record.owed) == (known.state, known.user, known.owed)
+        assert (record.state, record.user) == (known.state, known.user)
+        assert [receipt.state for receipt in record.owed] == known.owed
         assert (record.attempt, record.deliveries) == (known.attempts, known.deliveries)
         assert (record.written_at is not None) == known.written
         if known.state == "pending":

@@ -24,6 +24,7 @@ from demo.client import Publisher, Refused, Stopped, events
 from tests.support.browser import CHROMIUM, FLAGS, Browser
 from tests.support.client import SseClient, request
 from tests.support.eventsource import Event
+from tests.support.redis_servers import free_port
 from tests.support.service import ThreadedService, eventually
 from tests.support.web import WebServer, answer
 
@@ -38,6 +39,9 @@ class Demo:
 
     def __init__(self, folder: Path, *flags: str, **environ: str) -> None:
         clean = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")}
+        # Not 8089, which another demo on this machine may take between a restart's end and begin.
+        if "--port" not in flags:
+            flags = (*flags, "--port", str(free_port()))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "demo", "--folder", str(folder), *flags],
             cwd=ROOT,

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from msgpush.adapters.redis import records
 from msgpush.adapters.redis.bus import RedisBus
 from msgpush.adapters.redis.link import HASH_TAG
 from msgpush.adapters.redis.mending import MEND
-from msgpush.adapters.redis.outbox import SETTLE
+from msgpush.adapters.redis.outbox import SETTLE, TAKE_DUE
 from msgpush.adapters.redis.records import DEAD, DUE, OUTBOX
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.adapters.redis.writer import APPEND
@@ -32,7 +33,7 @@ from msgpush.domain.outbox import (
 from msgpush.domain.ports import Stored
 from tests.support.asking import again, ask, revived
 from tests.support.fakes import FakeClock, make
-from tests.support.halfway import STOPPED, stopped_at
+from tests.support.halfway import STOPPED, keyed, stopped_at
 from tests.support.outbox_audit import audit
 from tests.support.redis_servers import RedisServer
 
@@ -108,12 +109,12 @@ async def prepare(pair: Pair) -> None:
     pair.clock.advance(31)
 
 
-async def publish(pair: Pair) -> object:
+async def publish(pair: Pair) -> Sequence[object]:
     drafts = [make("plain", "a"), ask("m3", collapse="a"), ask("m4", "kb:1", user="eve")]
     return await pair.one.append(drafts)
 
 
-async def redeliver(pair: Pair) -> object:
+async def redeliver(pair: Pair) -> Sequence[object]:
     return await pair.one.append([again(await pair.found(KEYS[0]), pair.now), make("plain", "a")])
 
 
@@ -316,7 +317,8 @@ async def test_of_a_user_that_has_nothing_pending_no_key_is_left(server: RedisSe
     async with opened(server) as pair:
         await prepare(pair)
         await pair.change(Acknowledge("bob", KEYS[0]), Withdraw("ann", KEYS[1]))
-        await pair.change(Told("bob", KEYS[0]))
+        (receipt,) = (await pair.found(KEYS[0])).owed
+        await pair.change(Told("bob", KEYS[0], receipt))
         with server.client() as client:
             left = {each.decode() for each in client.keys(f"{HASH_TAG}:*")}
             for name in left:
@@ -348,3 +350,235 @@ async def test_no_question_searches_and_none_asks_for_more_than_a_call_may(
             evaluated.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha")
         )
         assert calls <= 1 + 3 + 1, "600 reports by 256, and one look at what is due"
+
+
+# What happens before a call that was stopped halfway is completed
+
+EARLY: list[tuple[Change, str]] = [
+    (Acknowledge("eve", "tests/m4"), "acknowledged"),
+    (Withdraw("eve", "tests/m4"), "withdrawn"),
+    (Written("eve", "tests/m4", 1), "pending"),
+    (Wake("eve", "tests/m4"), "pending"),
+]
+
+
+@pytest.mark.parametrize(("early", "state"), EARLY, ids=lambda each: type(each).__name__)
+async def test_a_message_that_is_stored_halfway_is_there_wholly_or_not_at_all(
+    server: RedisServer, early: Change, state: str
+) -> None:
+    number = 0
+    made = unknown = 0
+    done = False
+    while not done:
+        number += 1
+        async with opened(server) as pair:
+            await prepare(pair)
+            stop(pair.one, number)
+            results = await publish(pair)
+            stop(pair.one, None)
+            done = all(isinstance(each, Stored) for each in results)
+            # It is in the log: a client may have it, whatever its publisher was answered.
+            (outcome,) = await pair.two.outbox.change([early])
+            assert isinstance(outcome, Outcome)
+            made, unknown = made + (outcome.record is not None), unknown + (outcome.record is None)
+            await pair.two.append([make("next", "a")])
+            pair.audit()
+            record = await pair.two.outbox.find("tests/m4")
+            if outcome.record is not None:
+                assert record is not None
+                assert record.state == state
+            elif record is not None and not done:
+                # So the client isn't believed, and gets it again.
+                assert (record.state, record.phase) == ("pending", "waiting")
+                assert pair.now < record.next <= pair.now + 10_000
+            await publish(pair)
+            pair.audit()
+    assert made > 3
+    assert unknown > 3
+
+
+async def test_what_is_delivered_again_halfway_is_tried_soon_whatever_was_reported_meanwhile(
+    server: RedisServer,
+) -> None:
+    number = 0
+    done = False
+    while not done:
+        number += 1
+        async with opened(server) as pair:
+            await prepare(pair)
+            stop(pair.one, number)
+            (result, _) = await redeliver(pair)
+            stop(pair.one, None)
+            done = isinstance(result, Stored)
+            await pair.two.outbox.change([Written("bob", KEYS[0], 2)])
+            await pair.two.append([make("next", "a")])
+            pair.audit()
+            record = await pair.found(KEYS[0])
+            assert record.attempt == 2 or not done
+            assert record.phase == "waiting", "parked, it would wait for another stream"
+
+
+# Page by page
+
+
+async def test_a_users_messages_are_paged_whole_though_all_stand_at_one_moment(
+    server: RedisServer,
+) -> None:
+    # As after a clock that has stepped back.
+    async with opened(server) as pair:
+        drafts = [ask(f"m{n:03}", service=f"s{n % 5}") for n in range(900)]
+        assert all(isinstance(each, Stored) for each in await pair.one.append(drafts))
+        after, keys = None, []
+        while True:
+            page = await pair.two.outbox.page("bob", after, 100, 10**7)
+            assert page.total == 900
+            keys += [each.key for each in page.records]
+            after = page.next
+            if after is None:
+                break
+        assert len(keys) == len(set(keys)) == 900
+
+
+async def test_dead_letters_are_paged_whole_though_all_have_died_at_once(
+    server: RedisServer,
+) -> None:
+    async with opened(server) as pair:
+        drafts = [ask(f"m{n:03}", user=f"u{n}") for n in range(300)]
+        await pair.one.append(drafts)
+        pair.clock.advance(90_000)
+        await pair.change(*(GiveUp(f"u{n}", f"tests/m{n:03}", 1, "expired") for n in range(300)))
+        after, keys = None, []
+        while True:
+            page = await pair.two.outbox.dead_letters("tests", after, 100, 10**7)
+            keys += [each.key for each in page.records]
+            after = page.next
+            if after is None:
+                break
+        assert keys == [f"tests/m{n:03}" for n in range(300)]
+
+
+async def test_what_is_acknowledged_while_a_page_is_read_is_not_on_it(server: RedisServer) -> None:
+    async with opened(server) as pair:
+        await pair.one.append([ask("m1"), ask("m2"), ask("m3")])
+        outbox = pair.two.outbox
+        records = outbox._records
+
+        async def late(keys: Sequence[str]) -> list[Record | None]:
+            await pair.change(Acknowledge("bob", "tests/m2"))
+            return await records(keys)
+
+        outbox._records = late  # type: ignore[method-assign]
+        page = await outbox.page("bob", None, 10, 10**6)
+        assert [each.key for each in page.records] == ["tests/m1", "tests/m3"]
+        assert all(each.message for each in page.records)
+
+
+async def test_a_dead_letter_that_is_revived_while_they_are_listed_is_none(
+    server: RedisServer,
+) -> None:
+    async with opened(server) as pair:
+        await prepare(pair)
+        await bury(pair)
+        outbox = pair.two.outbox
+        records = outbox._records
+
+        async def late(keys: Sequence[str]) -> list[Record | None]:
+            outbox._records = records  # type: ignore[method-assign]
+            await revive(pair)
+            return await records(keys)
+
+        outbox._records = late  # type: ignore[method-assign]
+        letters = await outbox.dead_letters("tests", None, 10, 10**6)
+        assert [each.key for each in letters.records] == [KEYS[1]]
+
+
+# What a script touches
+
+
+def watch(pair: Pair) -> None:
+    """Have every script of both instances fail where it touches a key that it wasn't told of."""
+    for bus in (pair.one, pair.two):
+        for owner, name, text in (
+            (bus._writer, "_script", APPEND),
+            (bus._epochs._mender, "_script", MEND),
+            (bus.outbox, "_settle", SETTLE),
+            (bus.outbox, "_take_due", TAKE_DUE),
+        ):
+            setattr(owner, name, keyed(text))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("number", [0, 9, 14, 20])
+async def test_every_key_that_a_script_touches_is_named_in_its_keys(
+    server: RedisServer, name: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "REDO", keyed(records.REDO.text))
+    before, operation, states = OPERATIONS[name]
+    async with opened(server, wait_replicas=0) as pair:
+        watch(pair)
+        await prepare(pair)
+        for each in before:
+            await each(pair)
+        if number:
+            stop(pair.one, number)
+            await operation(pair)
+            watch(pair)
+        for bus in (pair.two, pair.one):
+            (result,) = await bus.append([make(f"next{number}", "a")])
+            assert isinstance(result, Stored), result
+        stop(pair.one, None)
+        watch(pair)
+        await operation(pair)
+        await pair.one.outbox.due(256)
+        for id, state in states.items():
+            assert (await pair.found(f"tests/{id}")).state == state
+        pair.audit()
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])
+async def test_a_completion_that_is_stopped_itself_is_done_by_the_next(
+    server: RedisServer, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(server) as pair:
+        await prepare(pair)
+        stop(pair.one, 4)
+        assert all(isinstance(each, BusUnavailable) for each in await _results(acknowledge, pair))
+        stop(pair.one, None)
+        with monkeypatch.context() as patch:
+            patch.setattr(records, "REDO", stopped_at(records.REDO.text, number))
+            assert isinstance((await _results(acknowledge, pair))[0], BusUnavailable)
+        assert not any(
+            isinstance(each, BusUnavailable) for each in await _results(acknowledge, pair)
+        )
+        pair.audit()
+
+
+async def _results(operation: Operation, pair: Pair) -> Sequence[object]:
+    results = await operation(pair)
+    assert isinstance(results, list)
+    return results
+
+
+async def test_a_record_that_nobody_can_read_stops_nothing_and_is_left_to_who_can(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(server) as pair:
+        await prepare(pair)
+        with server.client() as client:
+            name = records.record_key(KEYS[0])
+            whole = client.hgetall(name)
+            client.hset(name, mapping={"s": "hibernating", "x": "later"})  # of a release to come
+            client.zadd(DUE, {"tests/gone": 1})
+        for _ in range(2):
+            now, due = await pair.one.outbox.due(256)
+            assert due == []
+            pair.clock.advance(16)
+        assert await pair.one.outbox.find(KEYS[0]) is None
+        assert (await pair.one.outbox.page("bob", None, 10, 1000)).records == []
+        with server.client() as client:
+            assert client.zscore(DUE, "tests/gone") is None, "of that there is no record any more"
+            client.hset(name, mapping=whole)
+        now, due = await pair.one.outbox.due(256)
+        assert [decide(each, now) for each in due] == ["send"]
+        assert caplog.text.count("can't be read") == 1
+        pair.audit()

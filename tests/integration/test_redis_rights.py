@@ -3,12 +3,14 @@
 import asyncio
 import re
 import time
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from msgpush.adapters.redis import credentials as redis_credentials
+from msgpush.adapters.redis import records
 from msgpush.adapters.redis.bus import RedisBus
 from msgpush.adapters.redis.credentials import RedisCredentials
 from msgpush.adapters.redis.limiter import RedisLimiter
@@ -20,9 +22,22 @@ from msgpush.domain.connection import Connection, Subscription
 from msgpush.domain.control import Close, command_draft
 from msgpush.domain.credentials import Revocation, Ticket
 from msgpush.domain.errors import BusUnavailable
+from msgpush.domain.message import Draft
+from msgpush.domain.outbox import (
+    Acknowledge,
+    Change,
+    Forget,
+    GiveUp,
+    Outcome,
+    Told,
+    Withdraw,
+    Written,
+    decide,
+)
 from msgpush.domain.ports import ConnectionFilter, Stored
 from msgpush.domain.service import Push
-from tests.support.fakes import FakeSink, PlainView, make
+from tests.support.asking import again, ask, revived
+from tests.support.fakes import FakeClock, FakeSink, PlainView, make
 from tests.support.redis_servers import RedisServer
 
 DOCS = Path(__file__).parents[2] / "docs" / "redis.md"
@@ -107,6 +122,7 @@ async def do_everything(url: str) -> None:
             while other.connections:  # noqa: ASYNC110 - the command comes by the log
                 await asyncio.sleep(0.005)
         await others.sync()
+    await ask_for_acknowledgements(target)
 
 
 async def publish(bus: RedisBus) -> None:
@@ -124,3 +140,78 @@ async def publish(bus: RedisBus) -> None:
         (stored,) = await bus.append([make("m1", "a", ttl=600_000)])
         assert isinstance(stored, Stored)
     await bus.append([command_draft(Close("nobody", True))])
+
+
+async def ask_for_acknowledgements(target: RedisTarget) -> None:
+    """Every change of the outbox and every question; and calls that are stopped, and completed."""
+    clock = FakeClock(time.time() + 1)
+    async with RedisBus(target, clock=clock.now, dead_letter_bytes=1) as bus:
+        await bus.end()
+        outbox = bus.outbox
+        await store(bus, *(ask(f"a{n}", "a", receipt=True) for n in range(6)))
+        await store(bus, ask("c1", collapse="c"), ask("c2", collapse="c"))
+        await made(bus, *(Written("bob", f"tests/a{n}", 1) for n in range(6)))
+        await made(bus, Acknowledge("bob", "tests/a0"), Withdraw("bob", "tests/a1"))
+        ended = await outbox.find("tests/a0")
+        assert ended is not None
+        await made(bus, *(Told("bob", ended.key, receipt) for receipt in ended.owed))
+        assert await outbox.waiting(["bob"]) == [True]
+        assert (await outbox.page("bob", None, 3, 10**6)).next is not None
+        with stopped(outbox, "_settle", "call('HDEL', outbox, 'redo')"):
+            (halfway,) = await outbox.change([Acknowledge("bob", "tests/a2")])
+            assert isinstance(halfway, BusUnavailable)
+        clock.advance(45)
+        now, due = await outbox.due(256)
+        send = [each for each in due if decide(each, now) == "send"]
+        assert len(send) == 3
+        with stopped(bus._writer, "_script", "call('HDEL', outbox, 'redo')"):
+            assert isinstance((await bus.append([again(send[0], now)]))[0], BusUnavailable)
+        await store(bus, again(send[1], now))
+        await store_halfway(bus, again(send[2], now), ask("h1"))
+        clock.advance(90_000)
+        now, due = await outbox.due(256)
+        expired = [each for each in due if decide(each, now) == "expire"]
+        assert len(expired) == 6
+        await made(bus, *(GiveUp(each.user, each.key, each.attempt, "expired") for each in expired))
+        letters = (await outbox.dead_letters("tests", None, 10, 10**6)).records
+        assert len(letters) == 6
+        await store(bus, revived(letters[0]))
+        await store_halfway(bus, revived(letters[1]))
+        await made(bus, Forget(letters[2].user, letters[2].key))
+        assert len((await outbox.due(256))[1]) == 3, "too many bytes"
+        with_gone = records.record_key(letters[3].key)
+        await outbox._reader.call("DEL", with_gone)
+        assert len((await outbox.dead_letters("tests", None, 10, 10**6)).records) == 2
+
+
+async def store(bus: RedisBus, *drafts: Draft) -> None:
+    for each in await bus.append(drafts):
+        assert isinstance(each, Stored), each
+
+
+async def store_halfway(bus: RedisBus, *drafts: Draft) -> None:
+    """Have a call stopped whose messages are in the log, and completed."""
+    with stopped(bus._writer, "_script", "call('HSET', outbox, 'redo'"):
+        for each in await bus.append(drafts):
+            assert isinstance(each, BusUnavailable), each
+    await store(bus, make("after", "a"))
+
+
+async def made(bus: RedisBus, *changes: Change) -> None:
+    for each in await bus.outbox.change(changes):
+        assert isinstance(each, Outcome), each
+        assert each.result == "made"
+
+
+@contextmanager
+def stopped(owner: object, name: str, call: str) -> Iterator[None]:
+    """Have a script stopped at a call of its."""
+    script: Script = getattr(owner, name)
+    assert call in script.text
+    setattr(
+        owner, name, Script(script.text.replace(call, call.replace("call(", "call('NOSUCH', ")))
+    )
+    try:
+        yield
+    finally:
+        setattr(owner, name, script)

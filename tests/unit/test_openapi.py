@@ -194,6 +194,14 @@ async def test_the_service_takes_the_parameters_that_are_described_and_no_other(
     assert (await client.request(method, f"{path}?other=1")).status == 400
 
 
+def test_what_a_message_may_ask_for_is_described() -> None:
+    schemas = DOCUMENT["components"]["schemas"]
+    for name in ("Metadata", "Ack"):
+        for field, schema in schemas[name]["properties"].items():
+            assert schema["description"], field
+        assert "\n" not in schemas[name]["description"]
+
+
 def test_every_problem_is_told_as_one() -> None:
     for _, path, operation in OPERATIONS:
         for status, response in operation["responses"].items():

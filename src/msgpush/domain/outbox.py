@@ -59,14 +59,27 @@ OVERHEAD = 600  # bytes that a record costs beyond its body
 AT_ONCE = 256  # changes, or due records, of one call
 
 
+# Its own, so that no program which embeds this finds the common one's sequence disturbed.
+_random = random.Random()
+
+
 def jitter() -> float:
     """A factor that keeps what was written together from being due together."""
-    return random.uniform(1 - JITTER, 1 + JITTER)
+    return _random.uniform(1 - JITTER, 1 + JITTER)
 
 
 def wait_after(deadline: int, deliveries: int) -> int:
     """Seconds after so many deliveries until the next one; the first counts as one, too."""
     return max(deadline, min(deadline << max(0, deliveries - 1), LONGEST))
+
+
+class Owed(NamedTuple):
+    """A receipt that its publisher is still to be given: what became of a message, and when."""
+
+    state: State
+    reason: Reason | None
+    at: int
+    deliveries: int
 
 
 class Record(Struct):
@@ -80,7 +93,7 @@ class Record(Struct):
         attempt: the newest one; `counted`, the newest that was reported as written.
         deliveries: how often it was written.
         next: when it is due again; unless it is parked.
-        owed: whether the publisher is still to be told what became of it.
+        owed: the receipts that its publisher is still to be given.
     """
 
     key: str
@@ -105,7 +118,7 @@ class Record(Struct):
     written_at: int | None = None
     ended_at: int | None = None
     reason: Reason | None = None
-    owed: bool = False
+    owed: tuple[Owed, ...] = ()
 
     @property
     def place(self) -> tuple[int, Position]:
@@ -161,7 +174,7 @@ class Record(Struct):
 
     def revive(self, position: Position, now: int) -> None:
         """It was given up, and is tried again from the start."""
-        self.state, self.reason, self.ended_at, self.owed = "pending", None, None, False
+        self.state, self.reason, self.ended_at = "pending", None, None
         self.deliveries = 0
         self.terms = self.terms._replace(collapse=None)  # it is wanted, whatever came in its place
         self.accepted_at, self.expires = now, now + self.ttl * 1000
@@ -170,7 +183,8 @@ class Record(Struct):
     def end(self, state: State, now: int, reason: Reason | None = None) -> None:
         """Nothing is tried any more."""
         self.state, self.reason, self.ended_at = state, reason, now
-        self.owed = self.terms.receipt
+        if self.terms.receipt:
+            self.owed = (*self.owed, Owed(state, reason, now, self.deliveries))
 
     def status(self) -> "Status":
         """What its publisher may know of it."""
@@ -284,10 +298,11 @@ class GiveUp(Struct, frozen=True):
 
 
 class Told(Struct, frozen=True):
-    """Its publisher has been told what became of it."""
+    """Its publisher has been given a receipt."""
 
     user: str
     key: str
+    receipt: Owed
 
 
 class Forget(Struct, frozen=True):
@@ -346,8 +361,8 @@ def apply(change: Change, record: Record, now: int, factor: Callable[[], float])
             record.phase = "parked"
         case GiveUp() if pending and record.attempt == change.attempt and now >= record.due:
             record.end("dead", now, change.reason)
-        case Told() if record.owed:
-            record.owed = False
+        case Told() if change.receipt in record.owed:
+            record.owed = tuple(each for each in record.owed if each != change.receipt)
         case Forget() if record.state == "dead":
             pass
         case _:
@@ -398,10 +413,10 @@ class Place(NamedTuple):
 
 
 # A position's numbers have no more digits than Redis can count.
-_PLACE = re.compile(
-    r"([0-3])\.([0-9]{1,15})-([0-9]{1,15})\.([A-Za-z0-9_.-]{1,64}/[A-Za-z0-9_.:-]{1,128})"
-)
-_DEAD_PLACE = re.compile(r"[0-9]{1,15}-[A-Za-z0-9_.-]{1,64}/[A-Za-z0-9_.:-]{1,128}")
+_NUMBER, _KEY = "[0-9]{1,15}", "[A-Za-z0-9_.-]{1,64}/[A-Za-z0-9_.:-]{1,128}"
+PLACE = f"([0-3])[.]({_NUMBER})-({_NUMBER})[.]({_KEY})"
+DEAD_PLACE = f"{_NUMBER}-{_KEY}"
+_PLACE, _DEAD_PLACE = re.compile(PLACE), re.compile(DEAD_PLACE)
 
 
 def check_dead_place(text: str) -> str:

@@ -36,11 +36,13 @@ from msgpush.domain.outbox import (
     Forget,
     GiveUp,
     Outcome,
+    Owed,
     Park,
     Pending,
     Place,
     Record,
     Told,
+    Wake,
     Withdraw,
     decide,
     next_mark,
@@ -59,6 +61,7 @@ FOLLOWED = 10_000  # endings that wait to be told; receipts of others are made u
 log = logging.getLogger("msgpush.delivery")
 
 _encode = msgspec.json.Encoder().encode
+_random = random.Random()
 _place = attrgetter("place")
 
 
@@ -89,19 +92,11 @@ class Redelivery:
     """Messages that want acknowledgements, over a bus and the outbox beside it.
 
     Args:
-        monotonic: seconds of a clock that never jumps.
         receipt_ttl: seconds that a receipt lives.
         observer: told what happens.
     """
 
-    def __init__(
-        self,
-        bus: Bus,
-        hub: Hub,
-        *,
-        receipt_ttl: int,
-        observer: Observer,
-    ) -> None:
+    def __init__(self, bus: Bus, hub: Hub, *, receipt_ttl: int, observer: Observer) -> None:
         self._bus, self._outbox, self._hub = bus, bus.outbox, hub
         self._receipt_ttl, self._observer = receipt_ttl, observer
         self._endings: deque[Record] = deque(maxlen=FOLLOWED)
@@ -170,7 +165,9 @@ class Redelivery:
         return result
 
     async def forget(self, record: Record) -> Outcome:
-        """Throw a dead letter away. Raises BusUnavailable."""
+        """Throw a dead letter away, after its publisher was told of it. Raises BusUnavailable."""
+        if record.owed and not await self._tell([record]):
+            raise BusUnavailable("its publisher can't be told yet that it was given up")
         (outcome,) = await self._change([Forget(record.user, record.key)])
         return outcome
 
@@ -315,11 +312,10 @@ class Redelivery:
                 async with self._showing:
                     page = await self._outbox.page(user, after, PAGE, CATCH_UP_CHUNK)
                     wakes = self._hub.show(connection, opening, page.records)
-                if wakes:
-                    await self._outbox.change(wakes)
             except BusUnavailable as error:
-                await asyncio.sleep(error.retry_after * random.uniform(0.5, 1.5))
+                await asyncio.sleep(error.retry_after * _random.uniform(0.5, 1.5))
                 continue
+            await self._wake(connection, wakes or ())
             if wakes is None:
                 if not await connection.sink.drained():
                     return
@@ -329,9 +325,18 @@ class Redelivery:
                 after = page.next
                 await asyncio.sleep(0)
 
+    async def _wake(self, connection: Connection, wakes: Sequence[Wake]) -> None:
+        """Have attempts repeated that a stream of the user missed, while it is there."""
+        while wakes and connection.attached:
+            results = await self._outbox.change(wakes)
+            pairs = zip(wakes, results, strict=True)
+            wakes = [wake for wake, result in pairs if isinstance(result, BusUnavailable)]
+            if wakes:
+                await asyncio.sleep(_random.uniform(0.5, 1.5))
+
     async def _repeat(self) -> None:
         while True:
-            await asyncio.sleep(REPEAT * random.uniform(0.5, 1))
+            await asyncio.sleep(REPEAT * _random.uniform(0.5, 1))
             try:
                 while await self.repeat():
                     pass
@@ -388,16 +393,21 @@ class Redelivery:
         Word to a user's streams that is lost is made up for when they open again; receipts are owed
         until they are in the bus."""
         some = [self._endings.popleft() for _ in range(min(AT_ONCE, len(self._endings)))]
-        owed = [record for record in some if record.owed]
-        drafts = [_receipt(record, self._receipt_ttl) for record in owed]
-        results = await self._bus.append([*drafts, *_word(some)])
+        await self._tell(some)
+
+    async def _tell(self, records: Sequence[Record]) -> bool:
+        """Give receipts, and word to the users' streams; False: a receipt is still owed."""
+        owed = [(record, receipt) for record in records for receipt in record.owed]
+        drafts = [_receipt(record, receipt, self._receipt_ttl) for record, receipt in owed]
+        results = await self._bus.append([*drafts, *_word(records)])
         told: list[Change] = [
-            Told(record.user, record.key)
-            for record, result in zip(owed, results, strict=False)
+            Told(record.user, record.key, receipt)
+            for (record, receipt), result in zip(owed, results, strict=False)
             if isinstance(result, Stored)
         ]
         if told:
             await self._outbox.change(told)
+        return len(told) == len(owed)
 
 
 def _users_of(connection: Connection) -> frozenset[str]:
@@ -433,14 +443,13 @@ def _draft_word(user: str, ended: _Ended) -> Draft:
     return Draft("", "", channels, "status", OWN_SERVICE, 60, _encode(ended), None, mark)
 
 
-def _receipt(record: Record, ttl: int) -> Draft:
+def _receipt(record: Record, receipt: Owed, ttl: int) -> Draft:
     """The receipt of what became of a message: the same, however often it is made."""
-    assert record.ended_at is not None
-    at = format_ms(record.ended_at)
-    name = f"{record.key} {record.state} {record.ended_at}".encode()
+    at = format_ms(receipt.at)
+    name = f"{record.key} {receipt.state} {receipt.at}".encode()
     digest = hashlib.blake2b(name, digest_size=16)
     id = f"receipt_{digest.hexdigest()}"
-    type = "error" if record.state == "dead" else "status"
+    type = "error" if receipt.state == "dead" else "status"
     channel = RECEIPTS + record.service
     body = {
         "id": id,
@@ -449,7 +458,7 @@ def _receipt(record: Record, ttl: int) -> Draft:
         "service": OWN_SERVICE,
         "channels": [channel],
         "data": _ReceiptData(
-            record.key, record.state, record.reason, record.user, record.deliveries, at
+            record.key, receipt.state, receipt.reason, record.user, receipt.deliveries, at
         ),
         "metadata": {"priority": "normal", "ttl": ttl, "retry_count": 0},
     }

@@ -30,7 +30,6 @@ from msgpush.domain.outbox import (
     Pending,
     Place,
     Record,
-    Told,
     Withdraw,
     apply,
     is_due,
@@ -79,6 +78,7 @@ class MemoryOutbox:
         self._pending: dict[str, dict[str, Record]] = {}  # by user
         self._mailboxes: dict[tuple[str, str], _Mailbox] = {}  # by user and service
         self._newest: dict[tuple[str, str, str], str] = {}  # by user, service and what collapses
+        self._ended: dict[str, Record] = {}  # acknowledged or withdrawn, the oldest first
         self._superseded: set[str] = set()  # replaced, and still to be withdrawn
         self._dead: dict[str, dict[str, Record]] = {}  # by service, the oldest first
         self._all_dead: dict[str, Record] = {}  # all dead letters, the oldest first
@@ -156,7 +156,7 @@ class MemoryOutbox:
                 self._exhume(record)
                 record.revive(position, now)
                 self._enter(record)
-            self._schedule(record)
+            self._schedule(record, now)
             return None
         assert draft.terms is not None
         replaced = self._replaced(draft)
@@ -180,7 +180,7 @@ class MemoryOutbox:
         self._records[mark.key] = record
         self.used += record.size
         self._enter(record)
-        self._schedule(record)
+        self._schedule(record, now)
         return replaced
 
     def _replaced(self, draft: Draft) -> str | None:
@@ -207,19 +207,17 @@ class MemoryOutbox:
                 self._leave(record, was)
                 self.used -= len(record.body)
                 record.body = b""
-                self._look_at(record.key, now + LEASE if record.owed else now + KEPT)
+                self._keep_ended(record, now)
             case GiveUp():
                 self._leave(record, was)
                 self._bury(record)
-                self._look_at(record.key, now + LEASE if record.owed else self._end_of(record))
-            case Told():
-                self._look_at(record.key, self._end_of(record))
+                self._schedule(record, now)
             case Forget():
                 self._exhume(record)
                 self._when.pop(record.key, None)
                 self._drop(record)
             case _:
-                self._schedule(record)
+                self._schedule(record, now)
         return _without_body(outcome)
 
     def _enter(self, record: Record) -> None:
@@ -273,17 +271,30 @@ class MemoryOutbox:
 
     def _drop(self, record: Record) -> None:
         del self._records[record.key]
+        self._ended.pop(record.key, None)
         self.used -= record.size
 
-    def _end_of(self, record: Record) -> int:
-        """The moment at which one that is no longer pending goes."""
-        assert record.ended_at is not None
-        return record.ended_at + (self._dead_letter_ttl if record.state == "dead" else KEPT)
+    def _keep_ended(self, record: Record, now: int) -> None:
+        """Remember one that was acknowledged or withdrawn, within a part of the room."""
+        self._ended[record.key] = record
+        self._schedule(record, now)
+        while len(self._ended) * OVERHEAD > self._size // 4:
+            oldest = next(iter(self._ended.values()))
+            if oldest.owed:
+                break
+            self._when.pop(oldest.key, None)
+            self._drop(oldest)
 
     # Time
 
-    def _schedule(self, record: Record) -> None:
-        self._look_at(record.key, record.due)
+    def _schedule(self, record: Record, now: int) -> None:
+        """Have it looked at when something has to be done about it."""
+        if record.state == "pending":
+            when = record.due
+        else:
+            assert record.ended_at is not None
+            when = record.ended_at + (self._dead_letter_ttl if record.state == "dead" else KEPT)
+        self._look_at(record.key, min(when, now + LEASE) if record.owed else when)
 
     def _look_at(self, key: str, when: int) -> None:
         if self._when.get(key) == when:

@@ -30,7 +30,9 @@ from msgpush.adapters.redis.records import (
     dead_key,
     id_key,
     mailbox_key,
+    owed_text,
     pending_key,
+    read_owed,
     read_record,
     record_key,
     redo,
@@ -65,7 +67,7 @@ from msgpush.domain.position import ZERO
 
 READ_AT_ONCE = 16  # records whose bodies are read together
 REDONE_AT_MOST = 8  # changes that were stopped halfway, before one of ours
-SAME = 64  # messages that may have the same place
+SAME = 64  # messages that commonly have the same place, at most
 RANK, WITHIN = 2**51, 512  # see `outbox.lua`
 
 SETTLE = lua("outbox") + lua("settle")
@@ -108,6 +110,7 @@ class RedisOutbox:
         jitter: Callable[[], float] = jitter,
     ) -> None:
         self.pending = 0
+        self._told = False  # that a record can't be read
         self._dead_letter_size, self._dead_letter_ttl = dead_letter_size, dead_letter_ttl * 1000
         self._wait_replicas = wait_replicas
         self._now_ms, self._jitter = now_ms, jitter
@@ -178,7 +181,7 @@ class RedisOutbox:
             service,
             change.attempt if isinstance(change, Written | Park | GiveUp) else 0,
             change.age if isinstance(change, Written) else 0,
-            change.reason if isinstance(change, GiveUp) else "",
+            _detail(change),
             self._jitter() if isinstance(change, Written) else 1.0,
         )
 
@@ -192,9 +195,7 @@ class RedisOutbox:
         self.pending = int(number)
         found = await self._records([key.decode() for key in keys[:due]])
         missing = [key for key, record in zip(keys, found, strict=False) if record is None]
-        if missing:
-            # Somebody has removed their records: nothing can be done about them.
-            await self._reader.call("ZREM", DUE, *missing)
+        await self._drop_missing(DUE, [key.decode() for key in missing])
         records = [each for each in found if each is not None]
         left = int(surplus)
         for record in await self._records([key.decode() for key in keys[due:]]):
@@ -203,6 +204,16 @@ class RedisOutbox:
             left -= record.size
             records.append(record)
         return int(now), records
+
+    async def _drop_missing(self, place: str, keys: Sequence[str]) -> None:
+        """Take those out of a set whose records somebody has removed: nothing can be done about
+        them. What is only not understood here is left to a release that does.
+        """
+        if keys:
+            there = await self._reader.calls([("EXISTS", record_key(key)) for key in keys])
+            gone = [key for key, found in zip(keys, there, strict=True) if not found]
+            if gone:
+                await self._reader.call("ZREM", place, *gone)
 
     # Reading
 
@@ -215,7 +226,17 @@ class RedisOutbox:
             return []
         commands: list[RedisCommand] = [("HMGET", record_key(key), *FIELDS) for key in keys]
         replies = await self._reader.calls(commands)
-        return [read_record(key, fields) for key, fields in zip(keys, replies, strict=True)]
+        return [self._read_one(key, fields) for key, fields in zip(keys, replies, strict=True)]
+
+    def _read_one(self, key: str, fields: Sequence[bytes | None]) -> Record | None:
+        try:
+            return read_record(key, fields)
+        except (ValueError, LookupError):
+            # Of a release to come, or touched by somebody: it must not stop the others.
+            if not self._told:
+                self._told = True
+                log.warning("a record of the outbox can't be read, and is passed over: %.200s", key)
+            return None
 
     async def waiting(self, users: Sequence[str]) -> list[bool]:
         replies = await self._reader.calls([("EXISTS", pending_key(user)) for user in users])
@@ -223,56 +244,65 @@ class RedisOutbox:
 
     async def page(self, user: str, after: Place | None, limit: int, size: int) -> Pending:
         name = pending_key(user)
-        begin = "-inf" if after is None else str(_score(after))
-        # As many more as there may be at the very place where it begins.
-        number, found = await self._reader.calls(
-            [("ZCARD", name), _range(name, begin, limit + SAME)]
-        )
-        places = [
-            (int(float(score)), key.decode())
-            for key, score in zip(found[::2], found[1::2], strict=True)
-        ]
-        if after is not None:
-            places = [each for each in places if each > (_score(after), after.key)]
-        records, more = await self._read([key for _, key in places], limit, size, name)
+        begin = None if after is None else (_score(after), after.key)
+        number, keys = await self._keys_after(name, begin, limit)
+        records, more = await self._read(keys, limit, size, name, "pending")
         last = Place(*records[-1].place, records[-1].key) if more and records else None
         return Pending(records, number, last)
 
     async def dead_letters(
         self, service: str, after: str | None, limit: int, size: int
     ) -> DeadLetters:
-        begin, key = "-inf", ""
+        name, begin = dead_key(service), None
         if after is not None:
-            begin, _, key = after.partition("-")
-        found = await self._reader.call(*_range(dead_key(service), begin, limit + SAME))
-        places = [
-            (int(float(score)), name.decode())
-            for name, score in zip(found[::2], found[1::2], strict=True)
-        ]
-        if after is not None:
-            places = [each for each in places if each > (int(begin), key)]
-        records, more = await self._read(
-            [name for _, name in places], limit, size, dead_key(service)
-        )
+            ended_at, _, key = after.partition("-")
+            begin = int(ended_at), key
+        _, keys = await self._keys_after(name, begin, limit)
+        records, more = await self._read(keys, limit, size, name, "dead")
         last = records[-1] if more and records else None
         return DeadLetters(records, None if last is None else f"{last.ended_at}-{last.key}")
 
+    async def _keys_after(
+        self, name: str, after: tuple[int, str] | None, limit: int
+    ) -> tuple[int, list[str]]:
+        """How many a sorted set has, and its keys after a place: more than `limit`, or all."""
+        begin, most = "-inf" if after is None else str(after[0]), limit + SAME
+        while True:
+            number, found = await self._reader.calls([("ZCARD", name), _range(name, begin, most)])
+            places = [
+                (int(float(score)), key.decode())
+                for key, score in zip(found[::2], found[1::2], strict=True)
+            ]
+            keys = [each[1] for each in places if after is None or each > after]
+            if len(keys) > limit or len(places) < most:
+                return number, keys
+            most *= 4  # so many stand at the very place where it begins
+
     async def _read(
-        self, keys: Sequence[str], limit: int, size: int, place: str
+        self, keys: Sequence[str], limit: int, size: int, place: str, state: State
     ) -> tuple[list[Record], bool]:
         """The records of the first of some keys, and whether there are more."""
         records: list[Record] = []
         for start in range(0, len(keys), READ_AT_ONCE):
             some = keys[start : start + READ_AT_ONCE]
-            for key, record in zip(some, await self._records(some), strict=True):
-                if record is None:
-                    await self._reader.call("ZREM", place, key)  # it has no record any more
-                    continue
+            found = await self._records(some)
+            missing = [key for key, record in zip(some, found, strict=True) if record is None]
+            await self._drop_missing(place, missing)
+            for record in found:
+                if record is None or record.state != state:
+                    continue  # it has changed since the key was read
                 if len(records) >= limit or size <= 0:
                     return records, True
                 records.append(record)
                 size -= record.size
         return records, False
+
+
+def _detail(change: Change) -> str:
+    """What a change is about, besides its message."""
+    if isinstance(change, GiveUp):
+        return change.reason
+    return owed_text(change.receipt) if isinstance(change, Told) else ""
 
 
 def _range(name: str, begin: str, most: int) -> RedisCommand:
@@ -307,6 +337,6 @@ def _outcome(change: Change, told: Sequence[Any]) -> Outcome:
         deliveries=deliveries,
         ended_at=int(ended_at) or None,
         reason=msgspec.convert(reason.decode() or None, Reason | None),
-        owed=bool(owed),
+        owed=read_owed(owed.decode()),
     )
     return Outcome(msgspec.convert(result.decode(), Result), record)

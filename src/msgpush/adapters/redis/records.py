@@ -9,7 +9,15 @@ from msgpush.adapters.redis.link import HASH_TAG, Link, Script, lua
 from msgpush.domain.errors import MailboxFull
 from msgpush.domain.marks import Mark, Terms
 from msgpush.domain.message import Draft
-from msgpush.domain.outbox import MAX_PENDING_BYTES, OVERHEAD, Phase, Reason, Record, State
+from msgpush.domain.outbox import (
+    MAX_PENDING_BYTES,
+    OVERHEAD,
+    Owed,
+    Phase,
+    Reason,
+    Record,
+    State,
+)
 from msgpush.domain.position import Position
 
 OUTBOX: Final = f"{HASH_TAG}:outbox"
@@ -166,8 +174,29 @@ def read_record(key: str, fields: Sequence[bytes | None]) -> Record | None:
         written_at=number.get("wr"),
         ended_at=number.get("en"),
         reason=reason,
-        owed="ow" in texts,
+        owed=read_owed(texts.get("ow", "")),
     )
+
+
+def owed_text(receipt: Owed) -> str:
+    """A receipt that is owed, as a record has it."""
+    return f"{receipt.state}|{receipt.reason or ''}|{receipt.at}|{receipt.deliveries}"
+
+
+def read_owed(text: str) -> tuple[Owed, ...]:
+    """The receipts that a record owes, each as `owed_text` writes it."""
+    owed = []
+    for each in filter(None, text.split(",")):
+        state, reason, at, deliveries = each.split("|")
+        owed.append(
+            Owed(
+                msgspec.convert(state, State),
+                msgspec.convert(reason or None, Reason | None),
+                int(at),
+                int(deliveries),
+            )
+        )
+    return tuple(owed)
 
 
 def _position(text: str) -> Position:

@@ -108,12 +108,10 @@ if #asks > 0 then
     elseif kind == 'revive' then
       missing = state == 'dead' and tonumber(newest) < attempt
       size = tonumber(kept or 0)
-    elseif state == 'pending' then
-      missing = not call('ZSCORE', KEYS[first + 1], key)
     end
     if missing then
       if kind ~= 'again' then outbox.enter(key, mailbox, service, size, collapse) end
-      outbox.store(ask, id, string.sub(stored, string.find(stored, '\n', 1, true) + 1))
+      outbox.store(ask, id, string.sub(stored, string.find(stored, '\n', 1, true) + 1), true)
     end
   end
   outbox.commit()

@@ -6,7 +6,7 @@
 -- is the newest of those that collapse, and which were replaced and are still to be withdrawn. A record (a hash):
 --
 --   u user, s state, p phase, a attempt, c counted, d deliveries, n next, x expires, at accepted at, l ttl in seconds
---   wr written at, en ended at, rs reason, ow owed, pr priority, ty type, sz bytes, ac accepted, po newest (positions)
+--   wr written at, en ended at, rs reason, ow receipts owed, pr priority, ty type, sz bytes, ac accepted, po newest (positions)
 --   dl deadline, mx deliveries allowed, rc receipt, cl collapse, hi whether its publisher chose the id, m the body
 --
 -- Redis undoes nothing when a command in a script is refused. So all that belongs together is written down first, as
@@ -171,35 +171,38 @@ local function open_outbox(outbox, due, now)
   -- where the second to fourth are keys of Redis, and goes on, of a `new` message, with
   --   its type, deadline, deliveries, whether a receipt is wanted, whether its publisher chose the id
   -- and of a dead letter to `revive` with the keys of all dead letters, and of its service's.
-  -- A new message's record is written apart, before the rest: its body needn't be written down twice.
-  function self.store(ask, id, body)
+  -- A new message's record is written apart, before the rest: its body needn't be written down twice. Its state is among the
+  -- rest: until that is done there is no such record for anybody, and nothing that was counted can be taken off.
+  -- What is stored late, when a call is completed, is tried again soon: its reports may have come before it.
+  function self.store(ask, id, body, late)
     local kind, record, pending, mailbox, key, user, service = unpack(ask, 1, 7)
     local attempt, ttl, size, priority, collapse = unpack(ask, 8, 12)
-    local expires = now + ttl * 1000
+    local expires, next = now + ttl * 1000, now + 10000
     if kind == 'new' then
       local type, deadline, deliveries, receipt, chosen = unpack(ask, 13, 17)
-      call('HSET', record, 'u', user, 's', 'pending', 'p', 'parked', 'a', 1, 'c', 0, 'd', 0, 'n', 0, 'x', text(expires),
-        'at', text(now), 'l', ttl, 'pr', priority, 'ty', type, 'sz', size, 'ac', id, 'po', id, 'dl', deadline,
-        'mx', deliveries, 'rc', receipt, 'cl', collapse, 'hi', chosen, 'm', body)
+      call('HSET', record, 'u', user, 'p', late and 'waiting' or 'parked', 'a', 1, 'c', 0, 'd', 0,
+        'n', late and text(next) or 0, 'x', text(expires), 'at', text(now), 'l', ttl, 'pr', priority, 'ty', type,
+        'sz', size, 'ac', id, 'po', id, 'dl', deadline, 'mx', deliveries, 'rc', receipt, 'cl', collapse, 'hi', chosen,
+        'm', body)
+      put('HSET', record, 's', 'pending')
       put('ZADD', pending, self.place(priority, id), key)
-      self.look(key, expires)
+      self.look(key, late and math.min(next, expires) or expires)
       return
     end
-    local next = now + 10000
     if kind == 'revive' then
       local dead, own_dead = unpack(ask, 13, 14)
       local kept = call('HMGET', record, 'sz', 'ac')
       put('ZREM', dead, key)
       put('ZREM', own_dead, key)
       self.count_dead(-tonumber(kept[1]))
-      put('HDEL', record, 'en', 'rs', 'ow')
+      put('HDEL', record, 'en', 'rs')
       -- An operator wants this one, whatever has come in its place.
       put('HSET', record, 's', 'pending', 'd', '0', 'at', text(now), 'x', text(expires), 'cl', '')
       put('ZADD', pending, self.place(priority, kept[2]), key)
     else
       expires = tonumber(call('HGET', record, 'x')) or next
     end
-    put('HSET', record, 'p', 'sent', 'a', text(attempt), 'po', id, 'n', text(next))
+    put('HSET', record, 'p', late and 'waiting' or 'sent', 'a', text(attempt), 'po', id, 'n', text(next))
     self.look(key, math.min(next, expires))
   end
 

@@ -4,7 +4,7 @@
 -- KEYS  the outbox, what is due there, all dead letters, then what the changes name
 -- ARGV  MessagePack: {now or 0, ms for which a dead letter is kept, whether replicas are waited for, changes}, each change
 --       {kind, record, pending, mailbox, its service's dead letters, what was accepted under its id, key, user, service,
---       attempt, age in ms, reason, factor}, of which the second to sixth are keys of Redis
+--       attempt, age in ms, why or which receipt, factor}, of which the second to sixth are keys of Redis
 --
 -- Answers for each change {result, the record's fields s, at, en, d, rs, ow}; or nothing where another call was stopped halfway.
 
@@ -17,7 +17,7 @@ if now == 0 then
 end
 local outbox = open_outbox(KEYS[1], KEYS[2], now)
 if outbox.unfinished then return {} end
-local text = outbox.text
+local text, format = outbox.text, string.format
 
 -- A full Redis refuses what takes room, unless the script has written something that takes none.
 call('PERSIST', KEYS[1])
@@ -44,7 +44,10 @@ end
 
 local function finish(record, state, reason)
   record.s, record.en, record.rs = state, now, reason
-  record.ow = record.rc == '1' and '1' or nil
+  if record.rc == '1' then
+    local receipt = format('%s|%s|%s|%s', state, reason or '', text(now), text(record.d))
+    record.ow = record.ow and record.ow .. ',' .. receipt or receipt
+  end
 end
 
 local function write(record, attempt, at, factor)
@@ -82,7 +85,13 @@ local function apply(change, record)
     if now < due then return 'unknown' end
     finish(record, 'dead', reason)
   elseif kind == 'told' and record.ow then
-    record.ow = nil
+    local left = {}
+    for receipt in string.gmatch(record.ow, '[^,]+') do
+      if receipt ~= reason then left[#left + 1] = receipt end
+    end
+    local said = table.concat(left, ',')
+    if said == record.ow then return 'unknown' end
+    record.ow = said ~= '' and said or nil
   elseif kind == 'forget' and record.s == 'dead' then
     record.s = 'gone'
   else
@@ -137,15 +146,14 @@ for _, name in ipairs(order) do
       local over = is == 'acknowledged' or is == 'withdrawn'
       if over then gone[#gone + 1] = 'm' end
       if #gone > 0 then outbox.put('HDEL', name, unpack(gone)) end
+      local at = nil
       if is == 'pending' then
-        outbox.look(key, record.p == 'parked' and record.x or math.min(record.n, record.x))
-      elseif record.ow then
-        outbox.look(key, now + LEASE)
+        at = record.p == 'parked' and record.x or math.min(record.n, record.x)
       elseif is == 'dead' then
-        outbox.look(key, record.en + dead_ttl)
-      else
-        outbox.look(key, nil)
+        at = record.en + dead_ttl
       end
+      if record.ow then at = math.min(at or math.huge, now + LEASE) end
+      outbox.look(key, at)
       if over then
         local left = text(math.max(1, record.en + KEPT - now))
         -- As long as its publisher hasn't been told it stays, and its id is remembered.
