@@ -2,7 +2,9 @@
 browser.
 """
 
+import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -109,9 +111,19 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def demo(folder: Path) -> Iterator[Demo]:
-    with Demo(folder, "--pace", "0") as running:
+    # Not the default port: other tests, and people, may start demos at the same time.
+    with Demo(folder, "--pace", "0", "--port", str(unused_port())) as running:
         eventually(lambda: running.port)
         yield running
+
+
+def unused_port() -> int:
+    """A port that stays unused while the service restarts: none that the kernel gives out."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def message_of(event: Event) -> Message:
@@ -378,7 +390,7 @@ def test_a_browser_shows_every_file_the_reset_and_then_the_same_again(
         eventually(lambda: browsers(demo.port))
         demo.restart_service()
         (id,) = eventually(lambda: browsers(demo.port))
-        eventually(lambda: len(history(demo.port)) == 5)
+        eventually(lambda: len(history(demo.port)) == 5 and len(pending(demo.port)) == 3)
         assert (
             request(demo.port, "DELETE", f"/api/v1/connections/{id}?reconnect=false").status == 204
         )
