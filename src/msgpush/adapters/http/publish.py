@@ -479,6 +479,8 @@ def _none_accepted(errors: Sequence[Problem]) -> Problem:
         return problem(401, "the token is accepted no longer")
     if statuses == {403}:
         return problem(403, "none of the messages may be published")
+    if statuses == {409}:
+        return problem(422, "none of the messages can be stored: each result says why")
     return problem(422, "none of the messages is valid" if statuses else "the batch is empty")
 
 
