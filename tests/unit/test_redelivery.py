@@ -652,6 +652,22 @@ async def test_a_stream_that_is_back_from_behind_a_gap_is_shown_what_the_gap_cov
         assert {await home.state(id) for id in ids} == {"written"}
 
 
+async def test_a_redelivery_whose_time_is_over_is_no_gap(home: Instance) -> None:
+    first = await home.open()
+    await home.publish("m1", deadline=1, ttl=3)
+    await home.report()
+    cursor = first.cursor
+    home.leave(first)
+    second = await home.open(after=cursor)
+    home.clock.advance(1)
+    await home.repeat()
+    assert second.live == ["m1"]
+    home.clock.advance(3)
+    again = await home.connect(after=cursor)
+    assert again.got == []
+    assert again.sink.gaps == []
+
+
 async def test_one_look_is_for_all_that_have_opened_however_many(home: Instance) -> None:
     for n in range(50):
         await home.connect(user=f"u{n % 20}")
