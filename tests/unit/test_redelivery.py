@@ -219,6 +219,21 @@ async def test_a_parked_one_is_delivered_at_once_to_a_stream_that_resumes_after_
     assert (await home.record("m1")).deliveries == 2
 
 
+async def test_a_message_of_a_release_to_come_is_delivered_again_with_all_it_has(
+    home: Instance,
+) -> None:
+    stream = await home.open()
+    await home.publish("m1", deadline=1)
+    await home.publish("m2", deadline=1)
+    await home.report()
+    record = home.outbox._records[key("m1")]
+    record.body = record.body.replace(b'"priority"', b'"later":[1.50],"priority"')
+    home.clock.advance(1)
+    await home.repeat()
+    assert stream.live == ["m1", "m2", "m1", "m2"]
+    assert stream.messages[2]["metadata"]["later"] == [1.5]
+
+
 async def test_the_most_urgent_of_what_is_due_goes_first(home: Instance) -> None:
     stream = await home.open()
     order = ["low", "urgent", "normal", "high"]

@@ -142,6 +142,8 @@ def read_record(key: str, fields: Sequence[bytes | None]) -> Record | None:
     said = dict(zip(FIELDS, fields, strict=True))
     if said["s"] is None or said["x"] is None:
         return None
+    if said["m"] is None and said["s"] in (b"pending", b"dead"):
+        return None
     texts = {
         name: value.decode() for name, value in said.items() if name != "m" and value is not None
     }
