@@ -14,6 +14,7 @@ from msgpush.domain.observer import Observer
 from msgpush.domain.ports import Stored
 from msgpush.domain.redelivery import PAGE, Acknowledged
 from tests.support.asking import body_of, key
+from tests.support.fakes import make
 from tests.support.streams import Instance, Stream
 
 FULL = {"deadline": 30, "deliveries": 5, "receipt": False, "collapse": None}
@@ -667,6 +668,23 @@ async def test_a_stream_that_is_back_from_behind_a_gap_is_shown_what_the_gap_cov
         assert {await home.state(id) for id in ids} == {"written"}
 
 
+async def test_a_gap_in_a_users_namesake_covers_nothing_of_the_users() -> None:
+    async with Instance(history_length=3) as home:
+        stream = await home.open("user:bob", "bob")
+        await home.publish("m1")
+        await home.report()
+        home.leave(stream)
+        await home.open()
+        home.clock.advance(30)
+        await home.repeat()
+        await home.push.store([make(None, "bob") for _ in range(8)])
+        await home.settle()
+        home.push._hub.log.ring.clear(home.push._hub.log.head)
+        again = await home.open("user:bob", "bob", after=stream.cursor)
+        assert [gap.channel for gap in again.sink.gaps] == ["bob"]
+        assert again.shown == []
+
+
 async def test_a_redelivery_whose_time_is_over_is_no_gap(home: Instance) -> None:
     first = await home.open()
     await home.publish("m1", deadline=1, ttl=3)
@@ -792,6 +810,15 @@ async def test_the_users_streams_are_told_live_and_nobody_else_is(home: Instance
         await home.acknowledge("m1")
         await home.tell()
         assert [each.words for each in streams] == [[word]] * 3
+
+
+async def test_word_of_an_acknowledgement_counts_as_no_message(home: Instance) -> None:
+    stream = await home.open()
+    await home.publish("m1")
+    await home.acknowledge("m1")
+    await home.tell()
+    assert len(stream.words) == 1
+    assert stream.connection.messages_sent == 1
 
 
 async def test_many_that_are_acknowledged_at_once_are_told_a_hundred_at_a_time(
