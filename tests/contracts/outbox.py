@@ -1006,6 +1006,25 @@ class OutboxContract:
             assert (await found(opened, M1)).state == how
             assert await pending(opened) == []
 
+    async def test_the_id_of_a_dead_letter_is_remembered_however_long_that_is_kept(self) -> None:
+        async with self.open(Limits(dead_letter_ttl=60 * 86_400)) as opened:
+            await store(opened.bus, ask("m1", ttl=60))
+            opened.advance(60)
+            await change(opened, GiveUp("bob", M1, 1, "expired"))
+            for how in ("dead", "pending", "dead"):
+                opened.advance(25 * DAY if how == "dead" else 60)
+                await opened.bus.append([make(None, "a")])
+                (result,) = await opened.bus.append([ask("m1", ttl=60)])
+                assert isinstance(result, Stored)
+                assert result.duplicate
+                assert await refusal(opened, ask("m1", ttl=60, data={"x": 1})) is Conflict
+                record = await found(opened, M1)
+                assert record.state == how
+                if how == "dead":
+                    await opened.bus.append([revived(record)])
+                else:
+                    await change(opened, GiveUp("bob", M1, 2, "expired"))
+
     async def test_once_its_record_is_gone_its_id_may_be_used_again(self) -> None:
         async with self.open() as opened:
             await store(opened.bus, ask("m1"))

@@ -124,6 +124,9 @@ class Caller:
             # Each is valid by itself, and nothing can say that at most one is.
             for extra in [name for name in CURSORS if name in case.query][1:]:
                 del case.query[extra]
+            if "last" in case.query:
+                for other in ("after", "limit"):
+                    case.query.pop(other, None)
         # What says the same as something that wins isn't looked at: a wrong one of these is let
         # pass.
         has_id = isinstance(case.body, dict) and case.body.get("id") is not None

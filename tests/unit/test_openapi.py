@@ -161,7 +161,7 @@ def test_a_stream_describes_every_spelling_of_every_parameter(path: str, method:
         ),
         (
             "/api/v1/channels/a/messages",
-            {"after": "earliest", "limit": "1"},
+            {"after": "earliest", "limit": "1", "last": "1"},
         ),
         (
             "/api/v1/users/u/pending",

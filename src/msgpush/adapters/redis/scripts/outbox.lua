@@ -18,8 +18,9 @@ local call = redis.call
 local function open_outbox(outbox, due, now)
   local format = string.format
   local RANK, WITHIN = 2 ^ 51, 512
+  local SPARE = 864000000 -- ms beyond what a record lives in its state, for which its id is remembered
   local redo, totals, boxes, when = {}, {}, {}, {}
-  local self = {now = now}
+  local self = {now = now, SPARE = SPARE}
 
   local function text(number) return format('%.0f', number) end
   self.text = text
@@ -170,7 +171,8 @@ local function open_outbox(outbox, due, now)
   --   {kind, record, pending, mailbox, key, user, service, attempt, ttl in s, bytes, priority, collapse, ...}
   -- where the second to fourth are keys of Redis, and goes on, of a `new` message, with
   --   its type, deadline, deliveries, whether a receipt is wanted, whether its publisher chose the id
-  -- and of a dead letter to `revive` with the keys of all dead letters, and of its service's.
+  -- and of a dead letter to `revive` with the keys of all dead letters, of its service's, and of what was accepted under
+  -- its id.
   -- A new message's record is written apart, before the rest: its body needn't be written down twice. Its state is among the
   -- rest: until that is done there is no such record for anybody, and nothing that was counted can be taken off.
   -- What is stored late, when a call is completed, is tried again soon: its reports may have come before it.
@@ -190,7 +192,7 @@ local function open_outbox(outbox, due, now)
       return
     end
     if kind == 'revive' then
-      local dead, own_dead = unpack(ask, 13, 14)
+      local dead, own_dead, accepted = unpack(ask, 13, 15)
       local kept = call('HMGET', record, 'sz', 'ac')
       put('ZREM', dead, key)
       put('ZREM', own_dead, key)
@@ -199,6 +201,8 @@ local function open_outbox(outbox, due, now)
       -- An operator wants this one, whatever has come in its place.
       put('HSET', record, 's', 'pending', 'd', '0', 'at', text(now), 'x', text(expires), 'cl', '')
       put('ZADD', pending, self.place(priority, kept[2]), key)
+      -- Its id is remembered as long as its record, however long ago it was published.
+      if accepted then put('PEXPIRE', accepted, text(ttl * 1000 + SPARE)) end
     else
       expires = tonumber(call('HGET', record, 'x')) or next
     end
