@@ -638,7 +638,7 @@ class OutboxContract:
             assert (record.state, record.phase, record.reason) == ("pending", "sent", None)
             assert (record.attempt, record.deliveries, record.newest) == (3, 0, position)
             assert record.expires == opened.now() + 100_000
-            assert record.ended_at is None
+            assert (record.ended_at, record.written_at) == (None, None)
             assert await pending(opened) == ["m1"]
             assert await dead_letters(opened) == []
             await change(opened, Written("bob", M1, 3))

@@ -304,7 +304,7 @@ class OutboxMachine(RuleBasedStateMachine):
         (result,) = self.append(revived(record))
         assert type(result) in allowed
         if isinstance(result, Stored):
-            known.state, known.deliveries = "pending", 0
+            known.state, known.deliveries, known.written = "pending", 0, False
             known.expires = self.now + known.ttl * 1000
             # It is wanted, whatever comes, or came, in its place.
             known.collapse, known.superseded = None, False
