@@ -175,7 +175,7 @@ class Record(Struct):
     def revive(self, position: Position, now: int) -> None:
         """It was given up, and is tried again from the start."""
         self.state, self.reason, self.ended_at = "pending", None, None
-        self.deliveries = 0
+        self.deliveries, self.written_at = 0, None
         self.terms = self.terms._replace(collapse=None)  # it is wanted, whatever came in its place
         self.accepted_at, self.expires = now, now + self.ttl * 1000
         self.send(position, now)

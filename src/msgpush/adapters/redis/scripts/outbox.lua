@@ -197,7 +197,7 @@ local function open_outbox(outbox, due, now)
       put('ZREM', dead, key)
       put('ZREM', own_dead, key)
       self.count_dead(-tonumber(kept[1]))
-      put('HDEL', record, 'en', 'rs')
+      put('HDEL', record, 'en', 'rs', 'wr')
       -- An operator wants this one, whatever has come in its place.
       put('HSET', record, 's', 'pending', 'd', '0', 'at', text(now), 'x', text(expires), 'cl', '')
       put('ZADD', pending, self.place(priority, kept[2]), key)
