@@ -9,9 +9,10 @@ import signal
 from pathlib import Path
 from typing import Any, Self
 
-from tests.support.service import PATIENCE, eventually
+from tests.support.service import eventually
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PATIENCE = 30.0  # a page reconnects after 5 seconds, and once more if that was too early
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -101,17 +102,21 @@ class Tab:
 
     def becomes(self, expression: str) -> None:
         """Return once some JavaScript is true in the page; fail when it isn't in time."""
-        eventually(lambda: self.value(expression))
+        eventually(lambda: self.value(expression), PATIENCE)
 
     def shows(self, selector: str, *texts: str) -> None:
         """Return once the elements that can be seen have these texts; fail when not in time."""
-        eventually(lambda: self._texts(selector) == [*texts])
+        try:
+            eventually(lambda: self.texts(selector) == [*texts], PATIENCE)
+        except AssertionError:
+            raise AssertionError(f"{selector}: {self.texts(selector)}, not {texts}") from None
 
     def click(self, selector: str) -> None:
         """Click the first such element."""
         self.value(f"document.querySelector({json.dumps(selector)}).click()")
 
-    def _texts(self, selector: str) -> list[str]:
+    def texts(self, selector: str) -> list[str]:
+        """What the elements that can be seen say, each."""
         seen = f"[...document.querySelectorAll({json.dumps(selector)})].filter(e => e.checkVisibility())"
         texts: list[str] = self.value(f"{seen}.map(e => e.textContent)")
         return texts
