@@ -336,7 +336,8 @@ def test_a_question_is_shown_once_in_each_tab_until_it_is_answered_in_one_of_the
             tab.shows(".question", UNREADABLE, INDEX)
             tab.shows("#badge", "2")
 
-        one.value("location.reload()")
+        one.value("window.old = true; location.reload()")
+        one.becomes("window.old === undefined")
         one.shows("#receipts li > :first-child", IMPORT)
         one.shows(".question", UNREADABLE, INDEX)
 

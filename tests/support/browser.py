@@ -6,10 +6,11 @@ import os
 import select
 import shutil
 import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
-
-from tests.support.service import eventually
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PATIENCE = 30.0  # a page reconnects after 5 seconds, and once more if that was too early
@@ -23,6 +24,10 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+
+
+class Unanswered(Exception):
+    """The page can't say: it is just being replaced by another, or what was asked is wrong."""
 
 
 class Browser:
@@ -66,14 +71,15 @@ class Browser:
         return Tab(self, session["sessionId"])
 
     def ask(self, method: str, params: dict[str, Any], session: str | None = None) -> Any:
-        """The answer to a command of the protocol."""
+        """The answer to a command of the protocol; `Unanswered` where there is none."""
         self._number += 1
         command = {"id": self._number, "method": method, "params": params}
         command |= {"sessionId": session} if session else {}
         os.write(self._asking, json.dumps(command).encode() + b"\0")
         while (told := self._read()).get("id") != self._number:
             pass
-        assert "error" not in told, told
+        if "error" in told:
+            raise Unanswered(told["error"])
         return told["result"]
 
     def _read(self) -> dict[str, Any]:
@@ -97,19 +103,18 @@ class Tab:
         """The value of some JavaScript in the page."""
         params = {"expression": expression, "returnByValue": True, "awaitPromise": True}
         answer = self._browser.ask("Runtime.evaluate", params, self._session)
-        assert "exceptionDetails" not in answer, answer
+        if "exceptionDetails" in answer:
+            raise Unanswered(answer["exceptionDetails"])
         return answer["result"].get("value")
 
     def becomes(self, expression: str) -> None:
         """Return once some JavaScript is true in the page; fail when it isn't in time."""
-        eventually(lambda: self.value(expression), PATIENCE)
+        assert self._waited(expression, bool), expression
 
     def shows(self, selector: str, *texts: str) -> None:
         """Return once the elements that can be seen have these texts; fail when not in time."""
-        try:
-            eventually(lambda: self.texts(selector) == [*texts], PATIENCE)
-        except AssertionError:
-            raise AssertionError(f"{selector}: {self.texts(selector)}, not {texts}") from None
+        shown = self._waited(_texts_of(selector), lambda found: found == [*texts])
+        assert shown == [*texts], selector
 
     def click(self, selector: str) -> None:
         """Click the first such element."""
@@ -117,6 +122,22 @@ class Tab:
 
     def texts(self, selector: str) -> list[str]:
         """What the elements that can be seen say, each."""
-        seen = f"[...document.querySelectorAll({json.dumps(selector)})].filter(e => e.checkVisibility())"
-        texts: list[str] = self.value(f"{seen}.map(e => e.textContent)")
+        texts: list[str] = self.value(_texts_of(selector))
         return texts
+
+    def _waited(self, expression: str, wanted: Callable[[Any], bool]) -> Any:
+        """The value of some JavaScript once it is as wanted, or the last one."""
+        until = time.monotonic() + PATIENCE
+        found = None
+        while time.monotonic() < until:
+            with suppress(Unanswered):
+                found = self.value(expression)
+            if wanted(found):
+                break
+            time.sleep(0.02)
+        return found
+
+
+def _texts_of(selector: str) -> str:
+    found = f"[...document.querySelectorAll({json.dumps(selector)})]"
+    return f"{found}.filter(e => e.checkVisibility()).map(e => e.textContent)"
