@@ -125,8 +125,13 @@ class SseClient:
         self.ended = False
         lines = [f"GET {target} HTTP/1.1", "Host: 127.0.0.1", "Accept: text/event-stream"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
-        self.connection.send(("\r\n".join(lines) + "\r\n\r\n").encode())
-        head, _, self._raw = self.connection.read_until(b"\r\n\r\n").partition(b"\r\n\r\n")
+        try:
+            self.connection.send(("\r\n".join(lines) + "\r\n\r\n").encode())
+            received = self.connection.read_until(b"\r\n\r\n")
+        except BaseException:
+            self.close()
+            raise
+        head, _, self._raw = received.partition(b"\r\n\r\n")
         first, *rest = head.decode("latin-1").split("\r\n")
         self.status = int(first.split(" ")[1])
         self.headers = {
