@@ -621,9 +621,10 @@ def publish_asking(
     with select.epoll() as poll:
         length = len(asking(0, ack))
         publishers = Publishers(poll, port, "/api/v1/messages/send", connections, length)
+        first = _ASKED * ack if count is None else _WEIGHED + ack * count
         sent = 0
         for fd in publishers:
-            publishers.send(fd, asking(sent, ack))
+            publishers.send(fd, asking(first + sent, ack))
             sent += 1
         window = _Window(seconds, lambda: publishers.accepted)
         publishing, answers_due, rejected = True, connections, 0
@@ -637,7 +638,7 @@ def publish_asking(
                 rejected += 1 - messages
                 answers_due -= 1
                 if publishing and (count is None or sent < count):
-                    publishers.send(fd, asking(sent, ack))
+                    publishers.send(fd, asking(first + sent, ack))
                     sent += 1
                     answers_due += 1
             if time.monotonic() > deadline:
@@ -686,11 +687,13 @@ def acknowledge(port: int, connections: int, seconds: float) -> Published:
 
 
 _MAILBOX = 8 * 190  # messages that each user has at most, of all services together
+# Numbers that `publish_asking` never comes to: their ids are new.
+_READY, _TOLD, _WEIGHED, _ASKED = 10**10, 2 * 10**10, 3 * 10**10, 5 * 10**9
 
 
 def _ready(port: int, users: int, poll: select.epoll) -> list[range]:
     """Publish to each user as many messages as may wait; their numbers."""
-    numbers = [range(n * _MAILBOX, (n + 1) * _MAILBOX) for n in range(users)]
+    numbers = [range(_READY + n * _MAILBOX, _READY + (n + 1) * _MAILBOX) for n in range(users)]
     publishers = Publishers(
         poll, port, "/api/v1/messages/send", users, len(asking(0, True)), token=""
     )
@@ -721,14 +724,14 @@ def told(port: int, rounds: int) -> Told:
     latencies: list[int] = []
     with select.epoll() as poll:
         streams = Streams(poll, port)
-        streams.open(2, lambda _: "/sse/user/u00000")
+        streams.open(2, lambda _: f"/sse/user/u{_USERS}")
         publishers = Publishers(poll, port, "/api/v1/messages/send", 1, len(asking(0, True)))
         (publisher,) = publishers
-        path = "/api/v1/users/u00000/acknowledgements"
+        path = f"/api/v1/users/u{_USERS}/acknowledgements"
         clients = Publishers(poll, port, path, 1, len(_word(0)), answer=b"HTTP/1.1 200 ")
         (client,) = clients
-        for number in range(rounds):
-            publishers.send(publisher, asking(number, True, 0))
+        for number in range(_TOLD, _TOLD + rounds):
+            publishers.send(publisher, asking(number, True, _USERS))
             before = streams.received.total()
             answered = False
             while streams.received.total() < before + 2 or not answered:
@@ -737,6 +740,8 @@ def told(port: int, rounds: int) -> Told:
                         answered = publishers.read(fd) is not None or answered
                     else:
                         streams.read(fd)
+                if publishers.refused:
+                    raise Spoiled(f"a publish was refused: {publishers.refusal}")
             departure = time.monotonic_ns()
             clients.send(client, _word(number))
             known, answered = streams.witness.count(b"msgpush.acknowledged"), False

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 from demo.client import Publisher, Refused, Stopped, listen
-from demo.worker import CHANNEL, MESSAGES_A_FILE, Worker
+from demo.worker import CHANNEL, MESSAGES_A_FILE, RECEIPTS, Worker
 
 ROOT = Path(__file__).parents[1]
 
@@ -141,8 +141,13 @@ def _run(service: Service, options: argparse.Namespace, stop: threading.Event) -
     opened = threading.Event()
     listener = threading.Thread(
         target=listen,
-        args=(service.base, CHANNEL),
-        kwargs={"on_open": opened.set, "on_reset": worker.tell_again, "stop": stop},
+        args=(service.base, f"{CHANNEL},{RECEIPTS}"),
+        kwargs={
+            "on_open": opened.set,
+            "on_reset": worker.tell_again,
+            "on_message": worker.receive,
+            "stop": stop,
+        },
         daemon=True,
     )
     listener.start()
@@ -151,6 +156,7 @@ def _run(service: Service, options: argparse.Namespace, stop: threading.Event) -
         pass
     print(
         f"\n  Open {service.base}/demo/ and watch the documents being indexed."
+        "\n  The worker asks you something there, again and again until you answer."
         "\n  Reload the page whenever you like: it shows the same. Ctrl-C ends the demo.\n",
         flush=True,
     )

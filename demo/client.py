@@ -65,29 +65,33 @@ class Publisher:
 
 def listen(
     base: str,
-    channel: str,
+    channels: str,
     *,
     on_open: Callable[[], None],
     on_reset: Callable[[], None],
+    on_message: Callable[[dict[str, Any]], None],
     stop: threading.Event,
 ) -> None:
-    """Follow a channel until `stop`.
+    """Follow channels until `stop`.
 
     Args:
         on_open: called each time the stream opens. From the first time on, no reset is missed.
         on_reset: called when the log was lost: what was published must be said again.
+        on_message: called with each message.
     """
     last_id = ""
     while not stop.is_set():
         try:
             headers = {"Last-Event-ID": last_id} if last_id else {}
             request = urllib.request.Request(
-                f"{base}/sse/stream/{channel}?events=none", headers=headers
+                f"{base}/sse/stream/{channels}?events=none", headers=headers
             )
             with _open(request, timeout=SILENCE) as stream:
                 for event in events(stream):
                     last_id = event.get("id", last_id)
-                    if event.get("event") == "msgpush.open":
+                    if "event" not in event:
+                        on_message(json.loads(event["data"]))
+                    elif event.get("event") == "msgpush.open":
                         on_open()
                     elif (
                         event.get("event") == "msgpush.gap"

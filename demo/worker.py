@@ -11,13 +11,18 @@ from typing import Any
 
 from demo.client import Publisher
 
+SERVICE = "demo-worker"
 CHANNEL = "demo"
+RECEIPTS = f"receipts:{SERVICE}"
+USER = "demo"  # whom the worker asks: whoever has the page open
+# Asked again after 5 seconds, then after 10, 20, 40 and so on, until somebody answers.
+ACK = {"deadline": 5, "deliveries": 20, "receipt": True}
 CHUNK_LINES = 40
 LARGEST = 4 * 1024 * 1024
 LONGEST_WORD = 40
 STEPS = 4
-# What is published about a file at most: its start, its steps, its end. And the same again after
-# each reset.
+# What is published about a file at most: its start, its steps, its end; of one that can't be read
+# less, but an answer to a question. And the same again after each reset.
 MESSAGES_A_FILE = STEPS + 2
 # A page that is opened days later shows the job, too.
 TTL = 604_800
@@ -46,7 +51,7 @@ def documents(folder: Path, limit: int) -> list[Path]:
 
 
 class Worker:
-    """Indexes a folder, and publishes what becomes of each file.
+    """Indexes a folder, publishes what becomes of each file, and asks for a person's word on it.
 
     Args:
         pace: seconds that each chunk takes at least, so that people can watch.
@@ -61,8 +66,8 @@ class Worker:
         self._task = f"index-{uuid.uuid4().hex[:8]}"
         self._number = 0
         self._lock = threading.Lock()
-        # The newest message about each file, and about the job: what is said again when the log has
-        # been lost.
+        # The newest message about each file, about the job, and about each question: what is said
+        # again when the log has been lost.
         self._state: dict[str, dict[str, Any]] = {}
 
     def run(self) -> None:
@@ -75,6 +80,12 @@ class Worker:
         files = documents(self._folder, self._limit)
         job = {"folder": self._folder.name or str(self._folder), "files": len(files)}
         self._tell("", "status", {"state": "started", **job})
+        self._ask(
+            "import",
+            f"Approve the import of {_files(len(files))} from the folder “{job['folder']}”?",
+            "Approve",
+        )
+        unreadable = 0
         counts: dict[str, Counter[str]] = {}
         for path in files:
             name = _shown(path.relative_to(self._folder))
@@ -82,17 +93,33 @@ class Worker:
                 counts[name] = self._index(name, _chunks(_text(path)))
             except Unreadable as reason:
                 self._tell(name, "error", {"file": name, "message": str(reason)})
+                unreadable += 1
+                left_out = _files(unreadable, "unreadable ")
+                self._ask("unreadable", f"Leave out {left_out}?", "Leave out")
         for name, terms in _top_terms(counts).items():
             self._tell(
                 name, "success", {"file": name, "words": counts[name].total(), "terms": terms}
             )
         self._tell("", "status", {"state": "finished", **job, "failed": len(files) - len(counts)})
+        self._ask("index", f"Put the index of {_files(len(counts))} to use?", "Put to use")
 
     def tell_again(self) -> None:
         """Publish the present state anew, under new ids: the log that had it is gone."""
         with self._lock:
             for key, message in list(self._state.items()):
                 self._publish(key, message)
+
+    def receive(self, message: dict[str, Any]) -> None:
+        """Take what the stream brings: a receipt says what became of a question."""
+        if message["service"] != "msgpush":
+            return
+        receipt = message["data"]
+        with self._lock:
+            for key, asked in list(self._state.items()):
+                # Not one that a newer question has replaced.
+                if receipt["key"] == f"{SERVICE}/{asked['id']}":
+                    data = {"question": asked["data"]["question"], **receipt}
+                    self._publish(key, {"type": "info", "data": data})
 
     def _index(self, name: str, chunks: list[str]) -> Counter[str]:
         self._tell(name, "status", {"file": name, "state": "started", "chunks": len(chunks)})
@@ -111,20 +138,34 @@ class Worker:
         with self._lock:
             self._publish(key, {"type": type, "data": data})
 
+    def _ask(self, topic: str, question: str, answer: str) -> None:
+        """Ask for a person's word. A newer question on the same topic replaces the older one."""
+        message = {
+            "type": "info",
+            "target": {"user_id": USER},
+            "channels": [],
+            "data": {"question": question, "answer": answer},
+            "metadata": {"ttl": TTL, "ack": {**ACK, "collapse": topic}},
+        }
+        with self._lock:
+            self._publish(f"/{topic}", message)  # no file's name begins with a slash
+
     def _publish(self, key: str, message: dict[str, Any]) -> None:
         self._number += 1
-        self._state[key] = message
-        self._publisher.publish(
-            {
-                "id": f"{self._task}-{self._number:06d}",
-                "service": "demo-worker",
-                "source": "folder",
-                "target": {"task_id": self._task},
-                "channels": [CHANNEL],
-                "metadata": {"ttl": TTL},
-                **message,
-            }
-        )
+        self._state[key] = {
+            "service": SERVICE,
+            "source": "folder",
+            "target": {"task_id": self._task},
+            "channels": [CHANNEL],
+            "metadata": {"ttl": TTL},
+            **message,
+            "id": f"{self._task}-{self._number:06d}",
+        }
+        self._publisher.publish(self._state[key])
+
+
+def _files(number: int, kind: str = "") -> str:
+    return f"{number} {kind}{'file' if number == 1 else 'files'}"
 
 
 def _progress(name: str, number: int, chunks: int) -> dict[str, Any]:

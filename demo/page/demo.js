@@ -13,9 +13,10 @@ const notices = document.querySelector("#notices");
 const files = new Map();
 let expected = 0;
 
-function element(tag, kind) {
+function element(tag, kind, text = "") {
   const made = document.createElement(tag);
   made.className = kind;
+  made.textContent = text;
   return made;
 }
 
@@ -87,6 +88,7 @@ const handlers = {
     showFile(file, "success", 100, terms.length ? `${words} words: ${terms.join(", ")}` : "no words");
   },
   error: ({ file, message }) => showFile(file, "error", 100, message),
+  info: showReceipt,
 };
 
 function say(text) {
@@ -117,6 +119,7 @@ function notice(text) {
 
 function forget() {
   files.clear();
+  receiptList.replaceChildren();
   list.replaceChildren();
   expected = 0;
   job.textContent = "Waiting for the worker.";
@@ -124,12 +127,21 @@ function forget() {
 }
 
 // The header that the browser sends when it reconnects wins over `earliest`: then it continues where it was.
-const stream = new EventSource("../sse/stream/demo?events=none&last_event_id=earliest");
+const stream = new EventSource("../sse/stream/demo,user:demo?events=none&last_event_id=earliest");
 stream.onmessage = (event) => {
-  const { type, data } = JSON.parse(event.data);
-  handlers[type]?.(data);
+  const message = JSON.parse(event.data);
+  if (message.metadata.ack) asked(message);
+  else handlers[message.type]?.(message.data);
 };
-stream.addEventListener("msgpush.open", () => say("live"));
+stream.addEventListener("msgpush.open", () => {
+  say("live");
+  look();
+});
+// Answered in another tab, or replaced by a newer question.
+stream.addEventListener("msgpush.acknowledged", (event) => {
+  const { keys, state } = JSON.parse(event.data);
+  for (const key of keys) end(key, state);
+});
 stream.addEventListener("error", () => say(stream.readyState === EventSource.CLOSED ? "closed" : "reconnecting"));
 stream.addEventListener("msgpush.gap", (event) => {
   const { reason } = JSON.parse(event.data);

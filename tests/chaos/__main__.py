@@ -1,7 +1,7 @@
 """`make chaos`: instances and Redis fail at random, under load, and the account must agree.
 
 A run is made of rounds. Each has a Redis (a server, one with Sentinels, or a Cluster), instances,
-publishers, and subscribers that wander; things go wrong for a while; then every subscriber must
+publishers, subscribers that wander, and users who acknowledge; things go wrong for a while; then every subscriber must
 have got all that was accepted, once and in order, or have been told. The seed decides everything
 but the timing of the machine."""
 
@@ -31,7 +31,7 @@ class Round:
         self._stack, self._url, self.chance = stack, url, chance
         self.instances = [self._instance() for _ in range(INSTANCES)]
         self.load = stack.enter_context(
-            Load(self._ports(), seed=chance.randrange(1 << 30), rate=60, subscribers=10)
+            Load(self._ports(), seed=chance.randrange(1 << 30), rate=60, subscribers=10, users=8)
         )
 
     def _instance(self) -> ServiceProcess:
@@ -77,6 +77,7 @@ class ServerRound(Round):
         self._redis.restart()
 
     def restart_redis_empty(self) -> None:
+        self.load.asking.lossy = True
         self._redis.restart(empty=True)
 
     def leave_redis_down(self) -> None:
@@ -118,7 +119,7 @@ class SentinelRound(Round):
 
     def fail_over(self) -> None:
         if not self._failed:
-            self._failed = True
+            self._failed = self.load.asking.lossy = True
             if self.chance.random() < 0.7:
                 self._group.relay.cut()
                 self.load.run(self.chance.uniform(0, 2))
@@ -135,7 +136,7 @@ class ClusterRound(Round):
 
     def fail_over(self) -> None:
         if not self._failed:
-            self._failed = True
+            self._failed = self.load.asking.lossy = True
             self._cluster.fail_over()
 
     def migrate_the_slot(self) -> None:
@@ -198,6 +199,8 @@ def main() -> int:
         total.update(
             accepted=load.accepted, received=load.received, violations=len(load.violations)
         )
+        total["asked"] += len(load.asking.accepted)
+        total["acknowledged"] += sum(len(user.answered) for user in load.asking.users)
         total["duplicates"] += sum(each.duplicates for each in load.subscribers)
         if load.violations:
             print(f"to see it again: make chaos SECONDS={options.seconds:.0f} SEED={seed}")

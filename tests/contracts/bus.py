@@ -73,6 +73,17 @@ class BusContract:
                 [position]
             ] * 3
 
+    async def test_the_newest_of_a_channel_come_backwards_page_by_page(self) -> None:
+        clock = FakeClock()
+        async with self.open(clock) as bus:
+            await store(bus, *[make(f"m{n}", "a", ttl=60) for n in range(5)], make("other", "b"))
+            ids, before = list[list[str]](), None
+            while entries := await bus.newest("a", before, 2):
+                ids.append([_id(entry) for entry in entries])
+                before = entries[-1].position
+            assert ids == [["m4", "m3"], ["m2", "m1"], ["m0"]]
+            assert await bus.newest("none", None, 2) == []
+
     async def test_a_reader_of_several_channels_gets_a_message_of_them_all_once(self) -> None:
         async with self.open(FakeClock()) as bus:
             await store(bus, make("m1", "a", "b"), make("m2", "b"), make("m3", "a", "b"))

@@ -42,9 +42,12 @@ class CredentialsContract:
             await opened.instances[0].add_ticket("d1", made, 60)
             anonymous = Ticket(None, ("a",), opened.now() + 100, None, None)
             await opened.instances[0].add_ticket("d2", anonymous, 60)
+            acting = Ticket("bob", ("a", "user:bob"), opened.now() + 100, None, None, True)
+            await opened.instances[0].add_ticket("d4", acting, 60)
             for credentials in opened.instances:
                 assert await credentials.ticket("d1") == made
                 assert await credentials.ticket("d2") == anonymous
+                assert await credentials.ticket("d4") == acting
                 assert await credentials.ticket("d3") is None
 
     async def test_an_unused_ticket_is_void_after_its_time(self) -> None:

@@ -84,6 +84,7 @@ def test_no_block_is_missing_here() -> None:
     run |= {
         (SERVICES, "python"),
         (TICKET, "js"),
+        (TICKET, "bash"),
         (COOKIE, "js"),
         (COOKIE, "env"),
         (COOKIE, "http"),
@@ -312,6 +313,26 @@ def test_revocations_refuse_what_the_text_says() -> None:
         for text, name in ((alice, "alice"), (importer, "importer"), (old, "bob")):
             assert listens(service.port, text, f"user:{name}") == 401
         assert listens(service.port, token("bob"), "user:bob") == 200
+
+
+def test_a_back_end_makes_tickets_that_acknowledge() -> None:
+    text = shell(BLOCKS[TICKET, "bash"], JWT_SECRET=SECRET).strip()
+    asked = re.search(r"`(\{[^`]*\"acknowledge\": true\})`\. Who", TEXT)
+    assert asked is not None
+    body, path = asked[1].encode(), "/api/v1/users/alice/acknowledgements"
+    with ThreadedService(jwt_secret=SECRET) as service:
+        for maker, status in (
+            (text, 201),
+            (token("alice"), 201),
+            (token("bob", subscribe=["user:*"]), 403),
+        ):
+            made = request(service.port, "POST", "/api/v1/tickets", body, bearer(maker))
+            assert made.status == status
+            if status == 201:
+                ticket = json.loads(made.body)["ticket"]
+                keys = b'{"keys": ["a/1"]}'
+                answer = request(service.port, "POST", f"{path}?token={ticket}", keys)
+                assert json.loads(answer.body) == {"acknowledged": [], "unknown": ["a/1"]}
 
 
 # In a browser, from a page of another origin

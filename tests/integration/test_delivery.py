@@ -27,13 +27,14 @@ ASKED = "/api/v1/messages/tests/{id}/delivery"
 @pytest.fixture(scope="module", params=["memory", "redis"])
 def service(request: pytest.FixtureRequest) -> Iterator[ServiceProcess]:
     with ExitStack() as stack:
-        environ: dict[str, Any] = {}
         if request.param == "redis":
-            environ["REDIS_URL"] = stack.enter_context(RedisServer()).url
-        yield stack.enter_context(ready(ServiceProcess(**environ)))
+            process = ServiceProcess(REDIS_URL=stack.enter_context(RedisServer()).url)
+        else:
+            process = ServiceProcess()
+        yield stack.enter_context(Ready(process))
 
 
-class ready:
+class Ready:
     """A process, once it takes messages."""
 
     def __init__(self, process: ServiceProcess) -> None:
@@ -107,7 +108,7 @@ def receipts_of(stream: SseClient, number: int) -> list[tuple[str, str]]:
 
 
 def test_a_message_is_accepted_written_acknowledged_and_the_other_devices_are_told(
-    service: ServiceProcess, capsys: pytest.CaptureFixture[str]
+    service: ServiceProcess,
 ) -> None:
     port = service.port
     publish(port, "m1", user="bob", priority="high")
@@ -121,26 +122,15 @@ def test_a_message_is_accepted_written_acknowledged_and_the_other_devices_are_to
             event = next_of(each, "message")
             assert msgspec.json.decode(event.data)["id"] == "m1"
         eventually(lambda: state(port, "m1") == "written")
-        took = []
-        for n in range(10):
-            if n:
-                publish(port, f"m1.{n}", user="bob")
-                assert message(phone)["id"] == message(laptop)["id"] == f"m1.{n}"
-            id = f"m1.{n}" if n else "m1"
-            began = time.monotonic()
-            assert acknowledge(port, "bob", id).json() == {
-                "acknowledged": [key(id)],
-                "unknown": [],
-            }
-            told = msgspec.json.decode(next_of(laptop, "msgpush.acknowledged").data)
-            took.append(time.monotonic() - began)
-            assert told == {"keys": [key(id)], "state": "acknowledged"}
+        answer = acknowledge(port, "bob", "m1").json()
+        assert answer == {"acknowledged": [key("m1")], "unknown": []}
+        for each in (phone, laptop):
+            told = msgspec.json.decode(next_of(each, "msgpush.acknowledged").data)
+            assert told == {"keys": [key("m1")], "state": "acknowledged"}
         assert state(port, "m1") == "acknowledged"
         quiet(another, 0.1)
     with listen(port, "/sse/user/bob") as later:
         quiet(later, 0.3)
-    with capsys.disabled():
-        took.sort()
 
 
 def test_an_unacknowledged_message_comes_again_until_it_is_acknowledged(
@@ -216,6 +206,7 @@ class Device:
         self._chance = random.Random(seed)
         self.had: Counter[str] = Counter()
         self.answered: set[str] = set()
+        self.unknown: set[str] = set()
         self.streams = 0
         self.careless = True
         self.stopping = False
@@ -268,8 +259,7 @@ class Device:
             if not self.careless or self._chance.random() < 0.7:
                 self._held += some
             return
-        told = answer.json()
-        assert not told["unknown"]
+        self.unknown.update(answer.json()["unknown"])
         self.answered.update(some)
 
 
@@ -298,12 +288,13 @@ def test_behind_a_network_that_cuts_everything_each_message_is_acknowledged_in_t
         for each in devices:
             each.careless = False
         everything = [id for own in ids.values() for id in own]
-        eventually(lambda: all(state(service.port, id) == "acknowledged" for id in everything), 25)
+        eventually(lambda: all(state(service.port, id) == "acknowledged" for id in everything), 40)
         for each in devices:
             each.stopping = True
         told = Counter(receipts_of(receipts, len(everything)))
         assert told == Counter({(key(id), "acknowledged"): 1 for id in everything})
         quiet(receipts, 0.3)
+    assert not any(each.unknown for each in devices)
     for user in users:
         had: Counter[str] = sum((each.had for each in devices if each._user == user), Counter())
         assert set(had) == set(ids[user]), "none is lost, and none is another's"
@@ -317,7 +308,7 @@ def test_when_an_instance_that_delivers_again_is_killed_another_does_within_fift
 ):
     with RedisServer() as server, ExitStack() as stack:
         one, two = [
-            stack.enter_context(ready(ServiceProcess(REDIS_URL=server.url))) for _ in range(2)
+            stack.enter_context(Ready(ServiceProcess(REDIS_URL=server.url))) for _ in range(2)
         ]
         with listen(two.port, "/sse/user/bob") as stream:
             ids = [f"m{n}" for n in range(150)]
@@ -340,7 +331,7 @@ def test_when_an_instance_that_delivers_again_is_killed_another_does_within_fift
 def test_redis_away_is_told_within_two_seconds_and_what_waits_goes_on_when_it_is_back() -> None:
     with (
         RedisServer(appendonly=True, extra=("--appendfsync", "always")) as server,
-        ready(ServiceProcess(REDIS_URL=server.url)) as service,
+        Ready(ServiceProcess(REDIS_URL=server.url)) as service,
         listen(service.port, "/sse/user/bob") as stream,
     ):
         publish(service.port, "m1", deadline=1)
@@ -377,7 +368,7 @@ def test_redis_away_is_told_within_two_seconds_and_what_waits_goes_on_when_it_is
 
 
 def test_with_redis_full_publishing_is_refused_and_acknowledging_makes_room() -> None:
-    with RedisServer() as server, ready(ServiceProcess(REDIS_URL=server.url)) as service:
+    with RedisServer() as server, Ready(ServiceProcess(REDIS_URL=server.url)) as service:
         data = {"text": "x" * 20_000}
         for n in range(30):
             publish(service.port, f"m{n}", data=data)

@@ -2,9 +2,10 @@
 browser.
 """
 
+import contextlib
 import os
+import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,14 +21,16 @@ import msgspec
 import pytest
 from demo.client import Publisher, Refused, Stopped, events
 
+from tests.support.browser import CHROMIUM, FLAGS, Browser
 from tests.support.client import SseClient, request
 from tests.support.eventsource import Event
+from tests.support.redis_servers import free_port
 from tests.support.service import ThreadedService, eventually
 from tests.support.web import WebServer, answer
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 STREAM = "/sse/stream/demo?events=none"
+USER = "/api/v1/users/demo"
 Message = dict[str, Any]
 
 
@@ -36,6 +39,9 @@ class Demo:
 
     def __init__(self, folder: Path, *flags: str, **environ: str) -> None:
         clean = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")}
+        # Not 8089, which another demo on this machine may take between a restart's end and begin.
+        if "--port" not in flags:
+            flags = (*flags, "--port", str(free_port()))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "demo", "--folder", str(folder), *flags],
             cwd=ROOT,
@@ -105,9 +111,19 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def demo(folder: Path) -> Iterator[Demo]:
-    with Demo(folder, "--pace", "0") as running:
+    # Not the default port: other tests, and people, may start demos at the same time.
+    with Demo(folder, "--pace", "0", "--port", str(unused_port())) as running:
         eventually(lambda: running.port)
         yield running
+
+
+def unused_port() -> int:
+    """A port that stays unused while the service restarts: none that the kernel gives out."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def message_of(event: Event) -> Message:
@@ -190,6 +206,7 @@ def test_the_page_is_served_and_needs_nothing_else(demo: Demo) -> None:
     for path, content_type in (
         ("", "text/html"),
         ("demo.js", "text/javascript"),
+        ("questions.js", "text/javascript"),
         ("demo.css", "text/css"),
     ):
         answer = request(demo.port, "GET", f"/demo/{path}")
@@ -242,6 +259,127 @@ def test_a_restart_after_the_job_leads_to_the_same_state(demo: Demo) -> None:
     assert not {message["id"] for message in after} & {message["id"] for message in before}
 
 
+def pending(port: int) -> dict[str, str]:
+    """What the worker waits for an answer to, and its keys."""
+    messages = request(port, "GET", f"{USER}/pending").json()["messages"]
+    return {
+        message["data"]["question"]: f"{message['service']}/{message['id']}" for message in messages
+    }
+
+
+def acknowledge(port: int, key: str) -> None:
+    body = msgspec.json.encode({"keys": [key]})
+    answer = request(port, "POST", f"{USER}/acknowledgements", body)
+    assert answer.json() == {"acknowledged": [key], "unknown": []}
+
+
+def receipts(port: int) -> list[Message]:
+    """What the worker has told about answers to its questions."""
+    return [message["data"] for message in history(port) if message["type"] == "info"]
+
+
+IMPORT = "Approve the import of 4 files from the folder “documents”?"
+UNREADABLE = "Leave out 1 unreadable file?"
+TEXT = "document.querySelector('{}')?.textContent"
+INDEX = "Put the index of 3 files to use?"
+
+
+def test_the_worker_asks_and_tells_everybody_of_the_receipt(demo: Demo) -> None:
+    whole_job(demo.port)
+    keys = eventually(lambda: found if len(found := pending(demo.port)) == 3 else {})
+    assert list(keys) == [IMPORT, UNREADABLE, INDEX]
+    acknowledge(demo.port, keys[UNREADABLE])
+    (receipt,) = eventually(lambda: receipts(demo.port))
+    assert (receipt["question"], receipt["state"]) == (UNREADABLE, "acknowledged")
+    assert (receipt["key"], receipt["user_id"]) == (keys[UNREADABLE], "demo")
+    assert list(pending(demo.port)) == [IMPORT, INDEX]
+
+
+def test_a_newer_question_on_a_topic_replaces_the_older_one(folder: Path) -> None:
+    for number in range(3):
+        (folder / f"{number}.bin").write_bytes(b"\xff")
+    with Demo(folder, "--pace", "0") as demo:
+        eventually(lambda: demo.port)
+        eventually(lambda: len(pending(demo.port)) == 3)
+        assert "Leave out 4 unreadable files?" in pending(demo.port)
+        assert receipts(demo.port) == [], "of those that were replaced the worker tells nothing"
+
+
+def test_after_a_restart_what_was_answered_stays_so_and_the_rest_is_asked_again(
+    demo: Demo,
+) -> None:
+    whole_job(demo.port)
+    keys = eventually(lambda: found if len(found := pending(demo.port)) == 3 else {})
+    acknowledge(demo.port, keys[IMPORT])
+    before = eventually(lambda: receipts(demo.port))
+    demo.restart_service()
+    again = eventually(lambda: found if len(found := pending(demo.port)) == 2 else {})
+    assert again.keys() == {UNREADABLE, INDEX}
+    assert not {*again.values()} & {*keys.values()}
+    assert eventually(lambda: receipts(demo.port)) == before
+
+
+@pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium")
+def test_a_question_is_shown_once_in_each_tab_until_it_is_answered_in_one_of_them(
+    demo: Demo, tmp_path: Path
+) -> None:
+    whole_job(demo.port)
+    eventually(lambda: len(pending(demo.port)) == 3)
+    with Browser(tmp_path / "profile") as browser:
+        one, other = (browser.open(f"http://127.0.0.1:{demo.port}/demo/") for _ in range(2))
+        for tab in (one, other):
+            tab.shows("#badge", "3")
+            tab.shows(".question", IMPORT, UNREADABLE, INDEX)
+            assert tab.value("document.title").startswith("(3) ")
+
+        one.click("#questions button")
+        for tab in (one, other):
+            tab.shows(".question", UNREADABLE, INDEX)
+            tab.shows("#badge", "2")
+            tab.shows("#receipts li > :first-child", IMPORT)
+            tab.becomes(f"/Receipt: acknowledged/.test({TEXT.format('#receipts li')})")
+
+        # Another's, of whose answer the worker says nothing.
+        ask(demo.port, "more")
+        for tab in (one, other):
+            tab.becomes(rf"/^more\?asked \d times/.test({TEXT.format('#questions li')})")
+            tab.shows(".question", "more?", UNREADABLE, INDEX)
+        other.click("#questions button")
+        for tab in (one, other):
+            tab.shows(".question", UNREADABLE, INDEX)
+            tab.shows("#badge", "2")
+
+        one.value("location.reload()")
+        one.shows("#receipts li > :first-child", IMPORT)
+        one.shows(".question", UNREADABLE, INDEX)
+
+        # An answer that has been lost, as this tab knows when the question comes again.
+        other.value("ended.set('tests/lost', 'acknowledged')")
+        one.value("stream.close()")
+        ask(demo.port, "lost")
+        eventually(lambda: state(demo.port, "lost") == "acknowledged")
+
+
+def state(port: int, id: str) -> str:
+    """What has become of a question of the tests' own."""
+    told: str = request(port, "GET", f"/api/v1/messages/tests/{id}/delivery").json()["state"]
+    return told
+
+
+def ask(port: int, id: str) -> None:
+    """Ask the person something that the worker knows nothing of."""
+    message = {
+        "id": id,
+        "type": "info",
+        "service": "tests",
+        "target": {"user_id": "demo"},
+        "data": {"question": f"{id}?", "answer": "Yes"},
+        "metadata": {"priority": "urgent", "ack": {"deadline": 1, "deliveries": 20}},
+    }
+    body = msgspec.json.encode(message)
+    assert request(port, "POST", "/api/v1/messages/send", body).status == 202
+
+
 @pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium")
 def test_a_browser_shows_every_file_the_reset_and_then_the_same_again(
     demo: Demo, tmp_path: Path
@@ -252,7 +390,7 @@ def test_a_browser_shows_every_file_the_reset_and_then_the_same_again(
         eventually(lambda: browsers(demo.port))
         demo.restart_service()
         (id,) = eventually(lambda: browsers(demo.port))
-        eventually(lambda: len(history(demo.port)) == 5)
+        eventually(lambda: len(history(demo.port)) == 5 and len(pending(demo.port)) == 3)
         assert (
             request(demo.port, "DELETE", f"/api/v1/connections/{id}?reconnect=false").status == 204
         )
@@ -262,6 +400,8 @@ def test_a_browser_shows_every_file_the_reset_and_then_the_same_again(
         page = dom(f"http://127.0.0.1:{demo.port}/demo/", tmp_path / "profile")
         acting.result()
     assert page.count("<li class=") == 4, "the reset has cleared the page"
+    assert page.count('<span class="question">') == 3, "the worker has asked again"
+    assert ">3</span>" in page
     assert page.count('<li class="success">') == 3
     assert "800 words: captain, ship, whale, sea" in page
     assert "it is no UTF-8 text (byte 0 is 0x89)" in page
@@ -281,14 +421,7 @@ def dom(url: str, profile: Path) -> str:
     passes at once, and the page tries to reconnect so often that only hours of it are enough."""
     assert CHROMIUM is not None, "CI installs Chromium"
     flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
+        *FLAGS,
         f"--user-data-dir={profile}",
         "--virtual-time-budget=36000000",
         "--dump-dom",

@@ -706,6 +706,38 @@ def test_no_json_text_makes_the_service_fail_or_stop(
     assert min(bombed - 10 * calm for bombed, calm in slowest) < 1.0, slowest
 
 
+# What isn't read at all is refused before it has come; these are as large as is read.
+KEYS_BOMBS = {
+    "arrays": b'{"keys":' + b"[" * 500_000,
+    "closed arrays": b'{"keys":[%b]}' % (b"[" * 200_000 + b"]" * 200_000),
+    "objects": b'{"keys":' + b'{"a":' * 80_000,
+    "number": b'{"keys":[' + b"9" * 500_000 + b"]}",
+    "exponent": b'{"keys":[1e' + b"9" * 500_000 + b"]}",
+    "one key": b'{"keys":["' + b"x" * 500_000 + b'"]}',
+    "escapes": b'{"keys":["' + b"\\u0000" * 80_000 + b'"]}',
+    "half a surrogate": b'{"keys":["' + b"\\ud83d" * 80_000 + b'"]}',
+    "many keys": b'{"keys":[%b]}' % b",".join([b'"s/1"'] * 85_000),
+    "unknown fields": b"{%b}" % b",".join(b'"%d":0' % n for n in range(50_000)),
+    "a thousand keys": json.dumps({"keys": ["\0" * 60 + f"/{n}" for n in range(1_000)]}).encode(),
+    "names of Redis": b'{"keys":["}:x{/1","*/*","{msgpush}:outbox/1","\\u00ff/\\ud83d\\ude00"]}',
+}
+
+
+@pytest.mark.parametrize("bomb", KEYS_BOMBS.values(), ids=KEYS_BOMBS)
+def test_no_keys_to_acknowledge_make_the_service_fail_or_stop(
+    service: ServiceProcess, bomb: bytes
+) -> None:
+    def attack() -> None:
+        for _ in range(5):
+            answer = request(service.port, "POST", "/api/v1/users/a/acknowledgements", bomb)
+            assert answer.status in (200, 400, 413, 422), answer.body
+            if answer.status == 200:
+                assert json.loads(answer.body)["acknowledged"] == []
+            assert len(answer.body) < MIB
+
+    besiege(service, attack)
+
+
 def longest_wait(service: ServiceProcess, path: str, body: bytes) -> float:
     """Seconds that others waited at most for an answer while this body was published."""
     done = threading.Event()
@@ -819,6 +851,9 @@ FIELDS: dict[str, Callable[[str], dict[str, Any]]] = {
     "target's name": lambda evil: {"target": {f"{evil}_id": "v"}},
     "priority": lambda evil: {"metadata": {"priority": evil}},
     "retry_count": lambda evil: {"metadata": {"retry_count": evil}},
+    "ack": lambda evil: {"metadata": {"ack": evil}},
+    "ack's name": lambda evil: {"metadata": {"ack": {evil: 1}}},
+    "collapse": lambda evil: {"target": {"user_id": "a"}, "metadata": {"ack": {"collapse": evil}}},
     "data": lambda evil: {"data": {"x": evil}},
     "data's name": lambda evil: {"data": {evil: 1}},
     "progress": lambda evil: {"type": "progress", "data": {"progress": 1, "x": evil, evil: evil}},
@@ -845,6 +880,18 @@ def test_nothing_in_a_url_is_a_header_or_a_line_of_a_stream(
         for name in ("user", "channel", "subject", "node", "next")
     ]
     targets += [
+        f"/api/v1/users/{value}/pending",
+        f"/api/v1/users/{value}/acknowledgements",
+        f"/api/v1/users/a/pending?next={value}",
+        f"/api/v1/users/a/pending?token={value}",
+        f"/api/v1/messages/{value}/{value}/delivery",
+        f"/api/v1/messages/s/{value}/delivery",
+        f"/api/v1/dead-letters?service={value}",
+        f"/api/v1/dead-letters?service=s&next={value}",
+        f"/api/v1/dead-letters/{value}/{value}",
+        f"/api/v1/dead-letters/s/{value}/redeliver",
+    ]
+    targets += [
         f"/api/v1/connections/{value}",
         f"/{value}",
         f"/static/{value}",
@@ -854,7 +901,7 @@ def test_nothing_in_a_url_is_a_header_or_a_line_of_a_stream(
 
     def attack() -> None:
         for target in targets:
-            for method in ("GET", "HEAD", "DELETE", "OPTIONS"):
+            for method in ("GET", "HEAD", "DELETE", "OPTIONS", "POST"):
                 with RawConnection(service.port) as connection:
                     connection.send(
                         f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nOrigin: null\r\n\r\n".encode()
@@ -880,6 +927,7 @@ def test_nothing_in_a_request_header_is_a_header_or_a_line_of_a_stream(
     requests = [
         (b"GET", b"/sse/stream/a", b""),
         (b"POST", b"/api/v1/messages/send", body),
+        (b"POST", b"/api/v1/users/a/acknowledgements", b'{"keys":["s/none"]}'),
         (b"OPTIONS", b"/", b""),
     ]
 

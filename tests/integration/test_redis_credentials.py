@@ -3,6 +3,7 @@ know no secret.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -71,6 +72,22 @@ class TestRedisCredentials(credentials.CredentialsContract):
                 for text in (made, key, own, *client.hvals(key), *sets):
                     assert ticket.encode() not in text
                     assert ticket.removeprefix("ticket_").encode() not in text
+
+    async def test_a_ticket_of_a_release_before_is_read_and_acknowledges_nothing(self) -> None:
+        async with self.open() as opened:
+            until = opened.now() + 100
+            made = Ticket("bob", ("user:bob",), until, None, None, True)
+            await opened.instances[0].add_ticket("d", made, 60)
+            with self.server.client() as client:
+                key = next(each for each in client.keys("*") if client.type(each) == b"hash")
+                kept = json.loads(client.hget(key, "ticket"))
+                # That release passes over what it doesn't know: this is all that is new to it.
+                assert kept.pop("acknowledge") is True
+                assert sorted(kept) == ["channels", "expires", "id", "issued_at", "subject"]
+                client.hset(key, "ticket", json.dumps(kept))
+            found = await opened.instances[0].ticket("d")
+            assert found == Ticket("bob", ("user:bob",), until, None, None)
+            assert not found.grant("d").acts_for("bob")
 
     async def test_a_revocation_of_a_newer_release_is_passed_over(self) -> None:
         async with self.open() as opened:

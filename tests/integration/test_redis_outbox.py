@@ -578,6 +578,11 @@ async def test_a_record_that_nobody_can_read_stops_nothing_and_is_left_to_who_ca
         with server.client() as client:
             assert client.zscore(DUE, "tests/gone") is None, "of that there is no record any more"
             client.hset(name, mapping=whole)
+            client.hdel(name, "m")  # somebody has touched it
+        assert (await pair.one.outbox.due(256))[1] == []
+        pair.clock.advance(16)
+        with server.client() as client:
+            client.hset(name, mapping=whole)
         now, due = await pair.one.outbox.due(256)
         assert [decide(each, now) for each in due] == ["send"]
         assert caplog.text.count("can't be read") == 1

@@ -6,6 +6,7 @@ accepted it. The subscribers wander between instances and change what they liste
 the account, in a loop of its own."""
 
 import asyncio
+import contextlib
 import json
 import random
 import threading
@@ -16,6 +17,7 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote
 
+from tests.support.acknowledging import Asking
 from tests.support.eventsource import Event, EventStreamParser
 
 HISTORY = 60
@@ -197,6 +199,7 @@ class Load:
         rate: messages a second and channel.
         stay: how long a stream is kept, in seconds, at least and at most.
         fickle: how often a subscriber changes its channels when it reconnects.
+        users: how many are asked for acknowledgements.
     """
 
     def __init__(
@@ -209,6 +212,7 @@ class Load:
         rate: float = 100.0,
         stay: tuple[float, float] = (0.1, 1.5),
         fickle: float = 0.5,
+        users: int = 0,
     ) -> None:
         self.ports, self.rate, self.stay, self.fickle = ports, rate, stay, fickle
         self.random = random.Random(seed)
@@ -219,6 +223,7 @@ class Load:
         self.joined: list[tuple[str, str, str, int]] = []
         self.publishers = [Publisher(self, channel) for channel in self.channels]
         self.subscribers = [Subscriber(self, f"subscriber {n}") for n in range(subscribers)]
+        self.asking = Asking(self, users)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="load")
         self._running: list[Future[None]] = []
@@ -227,6 +232,10 @@ class Load:
         self._thread.start()
         everybody: list[Publisher | Subscriber] = [*self.publishers, *self.subscribers]
         self._running = [self._start(each.run()) for each in everybody]
+        if self.asking.users:
+            self._asked = self._start(self.asking.publish())
+            for user in self.asking.users:
+                self._start(user.listen())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -278,6 +287,9 @@ class Load:
             behind = next(each for each in self.subscribers if not self.done(each))
             self.violation(f"{behind.name} never got the end: it has {behind.last}", behind._log)
         self._check_joined()
+        if self.asking.users:
+            self._asked.result(max(0.1, until - time.monotonic()))
+            self._start(self.asking.settle(seconds)).result(2 * seconds)
         assert not self.violations, self.report()
 
     def done(self, subscriber: Subscriber) -> bool:
@@ -319,19 +331,34 @@ class Load:
             f" refused {dict(self.refused)}, slowest answer {self.slowest:.2f} s,"
             f" violations {len(self.violations)}"
         ]
+        if self.asking.users:
+            lines.append(self.asking.report())
         for what, history in self.violations[:1]:
             lines += [f"first violation: {what}", *history]
         return "\n".join(lines)
 
     async def post(self, path: str, body: object) -> tuple[int, Any]:
         """A request to a random instance; its status, and the answer."""
+        return await self._request("POST", path, json.dumps(body))
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        """The same without a body, until it is answered."""
+        while True:
+            with contextlib.suppress(
+                OSError, asyncio.IncompleteReadError, TimeoutError, ValueError
+            ):
+                status, answer = await self._request("GET", path, "")
+                if status != 503:
+                    return status, answer
+            await asyncio.sleep(0.1)
+
+    async def _request(self, method: str, path: str, text: str) -> tuple[int, Any]:
         async with asyncio.timeout(10):
             reader, writer = await asyncio.open_connection(
                 "127.0.0.1", self.random.choice(self.ports)
             )
             try:
-                text = json.dumps(body)
-                head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {len(text)}"
+                head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {len(text)}"
                 writer.write(f"{head}\r\n\r\n{text}".encode())
                 answer = await reader.read()
             finally:

@@ -8,8 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 from starlette.applications import Starlette
+from starlette.routing import Route
 
-from msgpush.adapters.http.acknowledgements import MAX_KEYS
+from msgpush.adapters.auth.authenticator import TokenAuthenticator
+from msgpush.adapters.auth.keys import Keys, secret_key
+from msgpush.adapters.auth.tokens import Tokens
+from msgpush.adapters.http.acknowledgements import MAX_KEYS, USERS, AcknowledgementsApi
+from msgpush.adapters.http.dispatch import Service
+from msgpush.adapters.memory.limiter import MemoryLimiter
 from msgpush.domain.outbox import GiveUp
 from msgpush.domain.service import Push
 from msgpush.entrypoints.app import create_app, lifespan
@@ -20,6 +26,7 @@ from tests.support.tokens import SECRET, bearer, token
 
 ACKNOWLEDGE = "/api/v1/users/bob/acknowledgements"
 TICKETS = "/api/v1/tickets"
+BATCH = "/api/v1/messages/batch"
 
 
 @asynccontextmanager
@@ -146,6 +153,27 @@ async def test_what_names_no_keys_is_refused_with_its_place(
         assert [fault["pointer"] for fault in answer.json()["errors"]] == [pointer]
 
 
+async def test_pages_of_known_origins_acknowledge_and_read_the_answer() -> None:
+    async with serving(cors_origins=("https://app.example",)) as client:
+        origin = {"Origin": "https://app.example"}
+        await publish(client, "m1")
+        answer = await acknowledge(client, ["tests/m1"], origin | {"Content-Type": "text/plain"})
+        assert answer.json()["acknowledged"] == ["tests/m1"]
+        assert answer.headers["access-control-allow-origin"] == origin["Origin"]
+        pending = await client.request("GET", "/api/v1/users/bob/pending", b"", origin)
+        assert pending.headers["access-control-allow-origin"] == origin["Origin"]
+        for method, target in (
+            ("POST", ACKNOWLEDGE),
+            ("DELETE", "/api/v1/messages/tests/m1/delivery"),
+        ):
+            asked = {"Access-Control-Request-Method": method}
+            asked["Access-Control-Request-Headers"] = "authorization,content-type"
+            assert (await client.request("OPTIONS", target, b"", origin | asked)).status == 200
+        stranger = {"Origin": "https://other.example"}
+        refused = await acknowledge(client, ["tests/m1"], stranger)
+        assert "access-control-allow-origin" not in refused.headers
+
+
 async def test_a_thousand_keys_are_acknowledged_in_one_request(client: AsgiDriver) -> None:
     keys = [f"s{number % 8}/{number}" for number in range(MAX_KEYS)]
     for start in range(0, MAX_KEYS, 100):
@@ -188,6 +216,25 @@ async def test_acknowledging_has_a_rate_for_each_subject() -> None:
         assert int(refused.headers["retry-after"]) >= 2
         desk = bearer(token("desk", users=["bob"]))
         assert (await acknowledge(client, keys[:2], desk)).status == 200
+
+
+async def test_who_waits_as_long_as_a_refusal_says_acknowledges_then() -> None:
+    now = 0.0
+    async with serving(jwt_secret=SECRET) as client:
+        push = push_of(client)
+        auth = TokenAuthenticator(Tokens(Keys([secret_key(SECRET)])), push)
+        api = AcknowledgementsApi(push, auth, MemoryLimiter(100, MAX_KEYS, clock=lambda: now))
+        routes = [Route(f"{USERS}{{user_id}}/acknowledgements", api.acknowledge, methods=["POST"])]
+        limited = AsgiDriver(Service(routes, [], lifespan, hot={}, on_error=lambda error: None))
+        keys = [f"tests/{n}" for n in range(MAX_KEYS)]
+        bob = bearer(token("bob"))
+        assert (await acknowledge(limited, keys, bob)).status == 200
+        for now in (1.0, 5.0, 9.5):  # too early, which uses up nothing of what comes in
+            refused = await acknowledge(limited, keys, bob)
+            assert refused.status == 429
+            assert 10.0 <= now + int(refused.headers["retry-after"]) <= 11.0
+        now = 10.0
+        assert (await acknowledge(limited, keys, bob)).status == 200
 
 
 # Who may
@@ -450,6 +497,18 @@ async def test_without_room_for_what_waits_a_publisher_is_told_to_come_back() ->
         assert refused.headers["retry-after"] == "60"
         plain = b'{"type":"info","service":"tests","channels":["a"]}'
         assert (await client.send(plain)).status == 202
+
+
+async def test_a_batch_of_which_none_has_room_is_told_to_come_back_as_late_as_one_message() -> None:
+    async with serving(memory_bus_bytes=8 * 2**20, max_pending=1000) as client:
+        large = {"x": "x" * 200_000}
+        messages = [body_of(f"m{n}", user=f"u{n}", data=large) for n in range(8)]
+        assert (await client.send(b"[%b]" % b",".join(messages), BATCH)).status == 202
+        refused = await client.send(b"[%b]" % messages[-1], BATCH)
+        assert (refused.status, refused.json()["type"]) == (503, "pending-full")
+        assert refused.headers["retry-after"] == "60"
+        (result,) = refused.json()["results"]
+        assert result["error"]["type"] == "pending-full"
 
 
 async def test_a_message_that_is_known_is_a_duplicate_whatever_became_of_it(

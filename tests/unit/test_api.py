@@ -483,3 +483,44 @@ async def test_the_limit_of_streams_is_told_as_overload() -> None:
             assert event.data == '{"reason":"overload","reconnect":true}'
         async with client.stream("/sse/stream/a") as stream:
             assert b"msgpush.open" in await stream.read_until(b"\n\n")
+
+
+# The newest of a history
+
+
+async def test_the_newest_messages_of_a_channel_come_oldest_first_with_a_cursor_after_them(
+    client: AsgiDriver,
+) -> None:
+    for n in range(5):
+        await client.send(b'{"id":"m%d","type":"info","service":"s","channels":["a"]}' % n)
+    answer = await client.request("GET", "/api/v1/channels/a/messages?last=2")
+    assert [each["id"] for each in answer.json()["messages"]] == ["m3", "m4"]
+    assert answer.json()["gap"] is None
+    await client.send(b'{"id":"m5","type":"info","service":"s","channels":["a"]}')
+    target = f"/api/v1/channels/a/messages?after={answer.json()['cursor']}"
+    rest = await client.request("GET", target)
+    assert [each["id"] for each in rest.json()["messages"]] == ["m5"]
+    whole = await client.request("GET", "/api/v1/channels/a/messages?last=1000")
+    assert len(whole.json()["messages"]) == 6
+    nothing = await client.request("GET", "/api/v1/channels/none/messages?last=10")
+    assert nothing.json()["messages"] == []
+
+
+@pytest.mark.parametrize(
+    "query", ["last=0", "last=1001", "last=x", "last=5&after=earliest", "last=5&limit=5"]
+)
+async def test_last_stands_alone_and_is_a_number_from_one_to_a_thousand(
+    client: AsgiDriver, query: str
+) -> None:
+    answer = await client.request("GET", f"/api/v1/channels/a/messages?{query}")
+    assert answer.status == 400
+
+
+async def test_an_answer_with_the_newest_messages_ends_after_four_mib(client: AsgiDriver) -> None:
+    for n in range(30):
+        body = b'{"id":"m%d","type":"info","service":"s","channels":["a"],"data":{"x":"%b"}}'
+        await client.send(body % (n, b"x" * 200_000))
+    answer = await client.request("GET", "/api/v1/channels/a/messages?last=30")
+    ids = [each["id"] for each in answer.json()["messages"]]
+    assert 20 <= len(ids) < 30
+    assert ids == [f"m{n}" for n in range(30 - len(ids), 30)]

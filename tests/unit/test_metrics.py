@@ -96,6 +96,49 @@ def test_successors_do_not_bring_services_without_end(directory: Path) -> None:
     assert process.value("message_push_messages_sent_total", service="other") == 2 * MAX_SERVICES
 
 
+def test_what_became_of_messages_that_asked_is_counted_by_service_and_reason(
+    directory: Path,
+) -> None:
+    one, two = Process(directory, 1), Process(directory, 2)
+    one.metrics.acknowledged("mail", 0.3)
+    two.metrics.acknowledged("mail", 700.0)
+    two.metrics.acknowledged("chat", 0.3)
+    one.metrics.redelivered([make("1", "a"), make("2", "a", service="mail")])
+    two.metrics.redelivered([make("1", "a")])
+    one.metrics.died("mail", "expired")
+    two.metrics.died("mail", "deliveries")
+    two.metrics.buried("mail")
+    for asked in (one, two):
+        seconds = "message_push_acknowledged_seconds"
+        assert asked.value(f"{seconds}_count", service="mail") == 2
+        assert asked.value(f"{seconds}_bucket", service="mail", le="0.5") == 1
+        assert asked.value(f"{seconds}_bucket", service="mail", le="900.0") == 2
+        assert asked.value("message_push_redeliveries_total", service="tests") == 2
+        assert asked.value("message_push_redeliveries_total", service="mail") == 1
+        for reason in ("expired", "deliveries", "removed"):
+            dead = {"service": "mail", "reason": reason}
+            assert asked.value("message_push_dead_letters_total", **dead) == 1
+
+
+def test_what_waits_for_acknowledgements_is_counted_once_however_many_workers_tell_it(
+    directory: Path,
+) -> None:
+    one, two = Process(directory, 1), Process(directory, 2)
+    for asked in (one, two):
+        assert asked.value("message_push_pending_acknowledgements") == 5
+
+
+def test_services_that_ask_for_acknowledgements_are_as_bounded_as_others(directory: Path) -> None:
+    process = Process(directory, 1)
+    for number in range(MAX_SERVICES + 7):
+        process.metrics.acknowledged(f"s{number}", 1.0)
+    for number in range(MAX_SERVICES + 7):
+        process.metrics.died(f"s{number}", "expired")
+    assert process.value("message_push_acknowledged_seconds_count", service="other") == 7
+    assert process.value("message_push_dead_letters_total", service="other") == 7
+    assert process.value("message_push_dead_letters_total", service="s0") == 1
+
+
 def test_a_duration_falls_into_the_same_bucket_whoever_measured_it(directory: Path) -> None:
     one, two = Process(directory, 1), Process(directory, 2)
     entry = Entry(

@@ -161,7 +161,7 @@ def test_a_stream_describes_every_spelling_of_every_parameter(path: str, method:
         ),
         (
             "/api/v1/channels/a/messages",
-            {"after": "earliest", "limit": "1"},
+            {"after": "earliest", "limit": "1", "last": "1"},
         ),
         (
             "/api/v1/users/u/pending",
@@ -192,6 +192,14 @@ async def test_the_service_takes_the_parameters_that_are_described_and_no_other(
     for name, value in values.items():
         assert (await client.request(method, f"{path}?{name}={value}")).status == 200
     assert (await client.request(method, f"{path}?other=1")).status == 400
+
+
+def test_what_a_message_may_ask_for_is_described() -> None:
+    schemas = DOCUMENT["components"]["schemas"]
+    for name in ("Metadata", "Ack"):
+        for field, schema in schemas[name]["properties"].items():
+            assert schema["description"], field
+        assert "\n" not in schemas[name]["description"]
 
 
 def test_every_problem_is_told_as_one() -> None:

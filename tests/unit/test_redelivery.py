@@ -14,6 +14,7 @@ from msgpush.domain.observer import Observer
 from msgpush.domain.ports import Stored
 from msgpush.domain.redelivery import PAGE, Acknowledged
 from tests.support.asking import body_of, key
+from tests.support.fakes import make
 from tests.support.streams import Instance, Stream
 
 FULL = {"deadline": 30, "deliveries": 5, "receipt": False, "collapse": None}
@@ -217,6 +218,21 @@ async def test_a_parked_one_is_delivered_at_once_to_a_stream_that_resumes_after_
     assert later.got == ["m1"]
     assert later.messages[0]["metadata"]["retry_count"] == 2
     assert (await home.record("m1")).deliveries == 2
+
+
+async def test_a_message_of_a_release_to_come_is_delivered_again_with_all_it_has(
+    home: Instance,
+) -> None:
+    stream = await home.open()
+    await home.publish("m1", deadline=1)
+    await home.publish("m2", deadline=1)
+    await home.report()
+    record = home.outbox._records[key("m1")]
+    record.body = record.body.replace(b'"priority"', b'"later":[1.50],"priority"')
+    home.clock.advance(1)
+    await home.repeat()
+    assert stream.live == ["m1", "m2", "m1", "m2"]
+    assert stream.messages[2]["metadata"]["later"] == [1.5]
 
 
 async def test_the_most_urgent_of_what_is_due_goes_first(home: Instance) -> None:
@@ -652,6 +668,39 @@ async def test_a_stream_that_is_back_from_behind_a_gap_is_shown_what_the_gap_cov
         assert {await home.state(id) for id in ids} == {"written"}
 
 
+async def test_a_gap_in_a_users_namesake_covers_nothing_of_the_users() -> None:
+    async with Instance(history_length=3) as home:
+        stream = await home.open("user:bob", "bob")
+        await home.publish("m1")
+        await home.report()
+        home.leave(stream)
+        await home.open()
+        home.clock.advance(30)
+        await home.repeat()
+        await home.push.store([make(None, "bob") for _ in range(8)])
+        await home.settle()
+        home.push._hub.log.ring.clear(home.push._hub.log.head)
+        again = await home.open("user:bob", "bob", after=stream.cursor)
+        assert [gap.channel for gap in again.sink.gaps] == ["bob"]
+        assert again.shown == []
+
+
+async def test_a_redelivery_whose_time_is_over_is_no_gap(home: Instance) -> None:
+    first = await home.open()
+    await home.publish("m1", deadline=1, ttl=3)
+    await home.report()
+    cursor = first.cursor
+    home.leave(first)
+    second = await home.open(after=cursor)
+    home.clock.advance(1)
+    await home.repeat()
+    assert second.live == ["m1"]
+    home.clock.advance(3)
+    again = await home.connect(after=cursor)
+    assert again.got == []
+    assert again.sink.gaps == []
+
+
 async def test_one_look_is_for_all_that_have_opened_however_many(home: Instance) -> None:
     for n in range(50):
         await home.connect(user=f"u{n % 20}")
@@ -721,6 +770,28 @@ async def test_an_acknowledgement_is_counted_once_and_nothing_comes_again() -> N
         assert tally.events == [("acknowledged", "tests", 5.0)]
 
 
+async def test_who_answers_before_the_report_has_had_it_written_and_delivered(
+    home: Instance,
+) -> None:
+    await home.open()
+    await home.publish("m1")
+    await home.acknowledge("m1")
+    record = await home.record("m1")
+    assert (record.state, record.deliveries) == ("acknowledged", 1)
+    assert record.written_at is not None
+
+
+async def test_a_report_that_went_along_with_a_word_in_vain_is_made_later(home: Instance) -> None:
+    await home.open()
+    await home.publish("m1")
+    home.outbox.away = True
+    with pytest.raises(BusUnavailable):
+        await home.acknowledge("m1")
+    home.outbox.away = False
+    await home.report()
+    assert (await home.record("m1")).deliveries == 1
+
+
 async def test_an_acknowledgement_that_may_not_be_made_is_an_error_and_may_be_repeated(
     home: Instance,
 ) -> None:
@@ -761,6 +832,15 @@ async def test_the_users_streams_are_told_live_and_nobody_else_is(home: Instance
         await home.acknowledge("m1")
         await home.tell()
         assert [each.words for each in streams] == [[word]] * 3
+
+
+async def test_word_of_an_acknowledgement_counts_as_no_message(home: Instance) -> None:
+    stream = await home.open()
+    await home.publish("m1")
+    await home.acknowledge("m1")
+    await home.tell()
+    assert len(stream.words) == 1
+    assert stream.connection.messages_sent == 1
 
 
 async def test_many_that_are_acknowledged_at_once_are_told_a_hundred_at_a_time(

@@ -50,6 +50,10 @@ def test_what_is_issued_is_accepted_and_allows_what_was_asked_for(
         "imports",
         "--publish",
         "service:a",
+        "--users",
+        "acme-*",
+        "--users",
+        "desk",
         "--admin",
     ]
     status, issued, _ = run(capsys, "issue", *asked, "--lifetime", "2h", "--jti", "t1", **ENVIRON)
@@ -65,6 +69,7 @@ def test_what_is_issued_is_accepted_and_allows_what_was_asked_for(
     assert "  subject     bob" in lines
     assert "  listens to  broadcast, user:bob, kb:*, imports" in lines
     assert "  publishes   service:a" in lines
+    assert "  acts for    bob, acme-*, desk" in lines
     assert "  admin       yes" in lines
     assert '"jti": "t1"' in told
 

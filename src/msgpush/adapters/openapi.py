@@ -49,6 +49,13 @@ OPERATIONS = (
 
 API_VERSION = "1"  # of the API, as in its paths; which release serves it, nobody has to know
 
+ASKING_EXAMPLE: Json = {
+    "type": "success",
+    "service": "importer",
+    "target": {"user_id": "user123"},
+    "data": {"message": "The import is done."},
+    "metadata": {"priority": "high", "ack": {"deadline": 60, "receipt": True}},
+}
 DELIVERED_EXAMPLE: Json = {
     "id": "msg_1753859400_001",
     "timestamp": "2025-07-30T15:10:00.123Z",
@@ -73,7 +80,6 @@ _PROBLEMS = {
     404: ("NotFound", "There is no such thing."),
     405: ("MethodNotAllowed", "Not with this method."),
     408: ("Timeout", "The request's headers or body took too long."),
-    409: ("Conflict", "The service has published the id before, with other content."),
     413: ("TooLarge", "Larger than a limit allows."),
     415: ("Unsupported", "The body is compressed."),
     422: ("Invalid", "JSON, but no message: `errors` say where and why."),
@@ -147,6 +153,33 @@ def _described(operation: Operation) -> Json:
 _NOBODY: Json = {"type": "object", "minProperties": 1, "additionalProperties": {"type": "null"}}
 
 
+# A message that asks for an acknowledgement, and what it has to have: somebody who can give it, and
+# a key that survives in a path.
+_ASKING: Json = {
+    "required": ["metadata"],
+    "properties": {
+        "metadata": {
+            "type": "object",
+            "required": ["ack"],
+            "properties": {"ack": {"anyOf": [{"const": True}, {"type": "object"}]}},
+        }
+    },
+}
+_NO_DOTS: Json = {"not": {"enum": [".", ".."]}}
+_ASKED: Json = {
+    "required": ["target"],
+    "properties": {
+        "id": _NO_DOTS,
+        "service": _NO_DOTS,
+        "target": {
+            "type": "object",
+            "required": ["user_id"],
+            "properties": {"user_id": {"type": "string", **_NO_DOTS}},
+        },
+    },
+}
+
+
 def _schemas() -> Json:
     """The schemas by name: made from types, completed where these say less than the code checks."""
     types = [
@@ -180,12 +213,11 @@ def _schemas() -> Json:
                 "properties": {"channels": {"type": "array", "minItems": 1}},
             },
         ],
-        "examples": [publish.EXAMPLE],
+        "allOf": [{"if": _ASKING, "then": _ASKED}],
+        "examples": [publish.EXAMPLE, ASKING_EXAMPLE],
     }
-    schemas["Metadata"]["properties"]["retry_count"] = {
-        "description": "Deliveries tried and not acknowledged: the server's, ignored on publish.",
-        "default": 0,
-    }
+    _complete_metadata(schemas["Metadata"]["properties"])
+    _complete_ack(schemas["Ack"])
     schemas["Progress"] = fields(progress={"type": "number", "minimum": 0, "maximum": 100})
     schemas["Delivered"] = {
         "description": "A message as it is delivered: as published, and complete.",
@@ -224,6 +256,38 @@ def _complete(message: Json) -> None:
             " 100."
         ),
     }
+
+
+def _complete_metadata(metadata: Json) -> None:
+    metadata["priority"]["description"] = (
+        "How urgent it is; `normal`, where it isn't said. It decides which of several messages that"
+        " are due is delivered again first, and the order of what is pending, never that of"
+        " delivery. A stream may ask for a priority at least."
+    )
+    metadata["ttl"]["description"] = "Seconds that it is kept; where it isn't said, a setting's."
+    metadata["retry_count"] = {
+        "description": "Deliveries tried and not acknowledged: the server's, ignored on publish.",
+        "default": 0,
+    }
+    metadata["ack"]["description"] = (
+        "Has it delivered again until a client of the user whom `target.user_id` names has"
+        " acknowledged its key, `<service>/<id>`: `true`, or the terms. `false` asks for nothing."
+    )
+
+
+def _complete_ack(ack: Json) -> None:
+    ack["description"] = (
+        "The terms of an acknowledgement that is asked for; a field that is null counts as absent."
+    )
+    told = {
+        "deadline": "Seconds after which it is due again; each further delivery waits twice as"
+        " long, up to an hour, or the deadline itself where that is longer.",
+        "deliveries": "How often it is delivered before it is given up: a dead letter.",
+        "receipt": "Whether the channel `receipts:<service>` is told what becomes of it.",
+        "collapse": "A newer message of the same service, user and text withdraws it.",
+    }
+    for name, description in told.items():
+        ack["properties"][name]["description"] = description
 
 
 def _portable(schema: Any) -> Any:

@@ -165,7 +165,8 @@ class CatchUp:
         """Remember what a stream of a user has been given, and what it lacks."""
         assert connection.cohort is not None
         users = connection.cohort.subscription.acts_for
-        opening.lost |= any(channel.removeprefix(USER) in users for channel, _ in found.missing)
+        own = {USER + user for user in users}
+        opening.lost |= any(channel in own for channel, _ in found.missing)
         for entry in found.entries:
             if entry.mark is not None and entry.mark.key:
                 self._reports.add(entry.mark, users)

@@ -166,6 +166,8 @@ class FanOut:
         """Offer a round's chunk to its readers; False: time is up, and some are left."""
         cohort, chunk, start, end = round.cohort, round.chunk, round.start, round.end
         messages, size = len(round.entries), len(chunk)
+        if round.asked:
+            messages -= sum(map(_is_word, round.entries))
         served, finished, taker = 0, True, None
         # No calls for each reader but those that give it the chunk: this is the hottest loop.
         for connection in round.readers:
@@ -201,7 +203,7 @@ class FanOut:
         users, messages = round.cohort.subscription.acts_for, []
         for entry in round.entries:
             if entry.mark is not None:
-                if entry.mark.kind == "acknowledged":
+                if _is_word(entry):
                     continue
                 self._reports.add(entry.mark, users)
             messages.append(entry)
@@ -212,3 +214,8 @@ class FanOut:
         if self._round is not None:
             self._round.cohort.round_start = None
             self._round = None
+
+
+def _is_word(entry: Entry) -> bool:
+    """True if it is word of an acknowledgement, and no message."""
+    return entry.mark is not None and entry.mark.kind == "acknowledged"

@@ -159,8 +159,12 @@ class Replay:
         )
 
     def owes(self, entry: Entry) -> bool:
-        """True if an entry that has expired must be told as missing."""
-        return entry.expires > self._promised_from and self.wants(entry)
+        """True if an entry that has expired must be told as missing.
+
+        A message that was delivered again is its first delivery's matter: it has no place of its
+        own in any history."""
+        again = entry.mark is not None and entry.mark.kind == "redelivery"
+        return not again and entry.expires > self._promised_from and self.wants(entry)
 
 
 _position = attrgetter("position")

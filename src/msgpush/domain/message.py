@@ -316,17 +316,18 @@ _NO_PATH = (
 
 
 def delivered_again(body: bytes, attempt: int, ttl: int | None = None) -> bytes:
-    """A message's body for one more delivery.
+    """A message's body for one more delivery: the same, whatever it has that isn't known here.
 
     Args:
         attempt: which of its deliveries that is, from 1.
         ttl: seconds that are left to it; None: as the body says.
     """
-    message = _decode(body)
-    assert message.metadata is not None
-    left = message.metadata.ttl if ttl is None else ttl
-    again = msgspec.structs.replace(message.metadata, ttl=left, retry_count=attempt - 1)
-    return _encode(msgspec.structs.replace(message, metadata=again))
+    message = _decode_members(body)
+    metadata: dict[str, Any] = {**_decode_members(message["metadata"])}
+    metadata["retry_count"] = attempt - 1
+    if ttl is not None:
+        metadata["ttl"] = ttl
+    return _encode({**message, "metadata": metadata})
 
 
 def _digest(message: Message, channels: tuple[str, ...]) -> bytes:

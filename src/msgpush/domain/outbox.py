@@ -59,9 +59,13 @@ OVERHEAD = 600  # bytes that a record costs beyond its body
 AT_ONCE = 256  # changes, or due records, of one call
 
 
+# Its own, so that no program which embeds this finds the common one's sequence disturbed.
+_random = random.Random()
+
+
 def jitter() -> float:
     """A factor that keeps what was written together from being due together."""
-    return random.uniform(1 - JITTER, 1 + JITTER)
+    return _random.uniform(1 - JITTER, 1 + JITTER)
 
 
 def wait_after(deadline: int, deliveries: int) -> int:
@@ -90,6 +94,7 @@ class Record(Struct):
         deliveries: how often it was written.
         next: when it is due again; unless it is parked.
         owed: the receipts that its publisher is still to be given.
+        superseded: whether a newer one has taken its place, and it is still to be withdrawn.
     """
 
     key: str
@@ -115,6 +120,7 @@ class Record(Struct):
     ended_at: int | None = None
     reason: Reason | None = None
     owed: tuple[Owed, ...] = ()
+    superseded: bool = False
 
     @property
     def place(self) -> tuple[int, Position]:
@@ -171,7 +177,7 @@ class Record(Struct):
     def revive(self, position: Position, now: int) -> None:
         """It was given up, and is tried again from the start."""
         self.state, self.reason, self.ended_at = "pending", None, None
-        self.deliveries = 0
+        self.deliveries, self.written_at = 0, None
         self.terms = self.terms._replace(collapse=None)  # it is wanted, whatever came in its place
         self.accepted_at, self.expires = now, now + self.ttl * 1000
         self.send(position, now)
@@ -219,7 +225,7 @@ class Status(NamedTuple):
 
 # What is to be done about a record that is due
 
-Action = Literal["send", "park", "give up", "expire", "tell", "forget"]
+Action = Literal["send", "park", "give up", "expire", "withdraw", "tell", "forget"]
 
 
 def decide(record: Record, now: int) -> Action | None:
@@ -230,6 +236,8 @@ def decide(record: Record, now: int) -> Action | None:
         return "forget"
     if record.state != "pending":
         return None
+    if record.superseded:
+        return "withdraw"
     if now >= record.expires:
         return "expire"
     if record.phase == "parked" or now < record.next:
@@ -372,6 +380,7 @@ def is_due(record: Record, attempt: int, now: int) -> bool:
         record.state == "pending"
         and record.phase == "waiting"
         and record.attempt == attempt - 1
+        and not record.superseded
         and record.deliveries < record.terms.deliveries
         and record.next <= now < record.expires
     )
@@ -409,10 +418,10 @@ class Place(NamedTuple):
 
 
 # A position's numbers have no more digits than Redis can count.
-_PLACE = re.compile(
-    r"([0-3])\.([0-9]{1,15})-([0-9]{1,15})\.([A-Za-z0-9_.-]{1,64}/[A-Za-z0-9_.:-]{1,128})"
-)
-_DEAD_PLACE = re.compile(r"[0-9]{1,15}-[A-Za-z0-9_.-]{1,64}/[A-Za-z0-9_.:-]{1,128}")
+_NUMBER, _KEY = "[0-9]{1,15}", "[A-Za-z0-9_.-]{1,64}/[A-Za-z0-9_.:-]{1,128}"
+PLACE = f"([0-3])[.]({_NUMBER})-({_NUMBER})[.]({_KEY})"
+DEAD_PLACE = f"{_NUMBER}-{_KEY}"
+_PLACE, _DEAD_PLACE = re.compile(PLACE), re.compile(DEAD_PLACE)
 
 
 def check_dead_place(text: str) -> str:

@@ -93,6 +93,11 @@ class Bus(Protocol):
 
         None: from the earliest."""
 
+    async def newest(self, channel: str, before: Position | None, limit: int) -> list[Entry]:
+        """A channel's newest entries before a position, the newest first, expired ones included.
+
+        None: all that there are. Fewer than `limit`: there are no more."""
+
     async def end(self) -> Position:
         """The log's newest position. Raises BusUnavailable where the bus doesn't answer now."""
 

@@ -42,6 +42,7 @@ from msgpush.domain.outbox import (
     Place,
     Record,
     Told,
+    Wake,
     Withdraw,
     decide,
     next_mark,
@@ -60,6 +61,7 @@ FOLLOWED = 10_000  # endings that wait to be told; receipts of others are made u
 log = logging.getLogger("msgpush.delivery")
 
 _encode = msgspec.json.Encoder().encode
+_random = random.Random()
 _place = attrgetter("place")
 
 
@@ -90,19 +92,11 @@ class Redelivery:
     """Messages that want acknowledgements, over a bus and the outbox beside it.
 
     Args:
-        monotonic: seconds of a clock that never jumps.
         receipt_ttl: seconds that a receipt lives.
         observer: told what happens.
     """
 
-    def __init__(
-        self,
-        bus: Bus,
-        hub: Hub,
-        *,
-        receipt_ttl: int,
-        observer: Observer,
-    ) -> None:
+    def __init__(self, bus: Bus, hub: Hub, *, receipt_ttl: int, observer: Observer) -> None:
         self._bus, self._outbox, self._hub = bus, bus.outbox, hub
         self._receipt_ttl, self._observer = receipt_ttl, observer
         self._endings: deque[Record] = deque(maxlen=FOLLOWED)
@@ -127,7 +121,14 @@ class Redelivery:
             BusUnavailable: some may be acknowledged, others not; it may be repeated.
         """
         unique = dict.fromkeys(keys)
-        outcomes = await self._change([Acknowledge(user, key) for key in unique])
+        # Reported first: who answers at once acknowledges what isn't known to be written yet.
+        written = self._hub.reports.take_of(user, unique)
+        changes: list[Change] = [*written, *(Acknowledge(user, key) for key in unique)]
+        try:
+            outcomes = (await self._change(changes))[len(written) :]
+        except BusUnavailable:
+            self._hub.reports.put_back(written)
+            raise
         known = dict(zip(unique, (each.result != "unknown" for each in outcomes), strict=True))
         return Acknowledged(
             [key for key in known if known[key]], [key for key in known if not known[key]]
@@ -182,7 +183,7 @@ class Redelivery:
         try:
             await self._change([Withdraw(user, key) for user, key in replaced])
         except BusUnavailable as error:
-            # It isn't delivered again all the same: see `NotDue.superseded`.
+            # It isn't delivered again all the same, and is soon due to be withdrawn.
             log.warning("a message that was replaced can't be withdrawn yet: %s", error)
 
     # Changes
@@ -318,11 +319,10 @@ class Redelivery:
                 async with self._showing:
                     page = await self._outbox.page(user, after, PAGE, CATCH_UP_CHUNK)
                     wakes = self._hub.show(connection, opening, page.records)
-                if wakes:
-                    await self._outbox.change(wakes)
             except BusUnavailable as error:
-                await asyncio.sleep(error.retry_after * random.uniform(0.5, 1.5))
+                await asyncio.sleep(error.retry_after * _random.uniform(0.5, 1.5))
                 continue
+            await self._wake(connection, wakes or ())
             if wakes is None:
                 if not await connection.sink.drained():
                     return
@@ -332,9 +332,18 @@ class Redelivery:
                 after = page.next
                 await asyncio.sleep(0)
 
+    async def _wake(self, connection: Connection, wakes: Sequence[Wake]) -> None:
+        """Have attempts repeated that a stream of the user missed, while it is there."""
+        while wakes and connection.attached:
+            results = await self._outbox.change(wakes)
+            pairs = zip(wakes, results, strict=True)
+            wakes = [wake for wake, result in pairs if isinstance(result, BusUnavailable)]
+            if wakes:
+                await asyncio.sleep(_random.uniform(0.5, 1.5))
+
     async def _repeat(self) -> None:
         while True:
-            await asyncio.sleep(REPEAT * random.uniform(0.5, 1))
+            await asyncio.sleep(REPEAT * _random.uniform(0.5, 1))
             try:
                 while await self.repeat():
                     pass
@@ -360,6 +369,8 @@ class Redelivery:
                     changes.append(give_up)
                 case "expire":
                     changes.append(GiveUp(record.user, record.key, record.attempt, "expired"))
+                case "withdraw":
+                    changes.append(Withdraw(record.user, record.key))
                 case "forget":
                     changes.append(Forget(record.user, record.key))
                 case "tell":

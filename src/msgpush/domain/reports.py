@@ -1,6 +1,7 @@
 """Reports: which messages streams of their users have taken, told to the outbox together."""
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 from msgpush.domain.marks import Mark
 from msgpush.domain.outbox import Written
@@ -34,17 +35,24 @@ class Reports:
 
     def take(self, most: int) -> list[Written]:
         """The oldest of them; they are reported now."""
-        now, taken = self._monotonic(), []
-        for user, key in [place for place, _ in zip(self._taken, range(most), strict=False)]:
-            attempt, at = self._taken.pop((user, key))
-            taken.append(Written(user, key, attempt, int((now - at) * 1000)))
-        return taken
+        now = self._monotonic()
+        return [self._report(*place, now) for place in list(islice(self._taken, most))]
+
+    def take_of(self, user: str, keys: Iterable[str]) -> list[Written]:
+        """Those of some messages of a user, to be reported at once."""
+        now = self._monotonic()
+        known = [(user, key) for key in keys if (user, key) in self._taken]
+        return [self._report(*place, now) for place in known]
 
     def put_back(self, reports: Iterable[Written]) -> None:
         """Those couldn't be told."""
         now = self._monotonic()
         for each in reports:
             self._add(each.user, each.key, each.attempt, now - each.age / 1000)
+
+    def _report(self, user: str, key: str, now: float) -> Written:
+        attempt, at = self._taken.pop((user, key))
+        return Written(user, key, attempt, int((now - at) * 1000))
 
     def _add(self, user: str, key: str, attempt: int, at: float) -> None:
         known = self._taken.get((user, key))

@@ -488,6 +488,34 @@ class Push:
             gap = Gap(channel, after or "", missing)
         return History(bodies, str(Cursor(self._bus.epoch, found.end)), gap)
 
+    async def newest(self, channel: str, number: int) -> History:
+        """The newest messages of a channel, the oldest of them first, and the cursor after them.
+
+        Whoever subscribes first and reads then has everything, some of it twice.
+
+        Raises:
+            BusUnavailable: the bus can't be read now.
+        """
+        await self.start_at(None)
+        # In this order: what is published in between is among the messages, or after the cursor.
+        end, now = await self._bus.end(), int(self._clock() * 1000)
+        bodies: list[Raw] = []
+        before: Position | None = None
+        size = 0
+        while len(bodies) < number and size < HISTORY_BYTES:
+            step = min(number - len(bodies), HISTORY_STEP)
+            entries = await self._bus.newest(channel, before, step)
+            if before is None and entries:
+                end = max(end, entries[0].position)
+            for entry in entries:
+                before = entry.position
+                if entry.expires > now and size < HISTORY_BYTES:
+                    bodies.append(Raw(entry.body))
+                    size += len(entry.body)
+            if len(entries) < step:
+                break
+        return History(bodies[::-1], self.cursor(end), None)
+
 
 class _Ids:
     """Ids that no other process makes, in the order of time."""

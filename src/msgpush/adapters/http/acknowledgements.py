@@ -3,7 +3,7 @@
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, structs
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,7 +23,7 @@ from msgpush.domain.channel import NAME_CHARACTER, USER, encoding_advice, is_cha
 from msgpush.domain.errors import Fault, Invalid, Malformed, RateExceeded
 from msgpush.domain.grant import Grant
 from msgpush.domain.json_text import check_utf8, escape, unreadable, without_bom
-from msgpush.domain.outbox import Place
+from msgpush.domain.outbox import PLACE, Place
 from msgpush.domain.ports import Limiter
 from msgpush.domain.quoting import short_repr
 from msgpush.domain.redelivery import Acknowledged
@@ -97,7 +97,9 @@ OPERATIONS = (
         parameters=[
             _USER,
             limit("Messages"),
-            parameter("next", "Where the last answer said that the list goes on."),
+            parameter(
+                "next", "Where the last answer said that the list goes on.", pattern=f"^{PLACE}$"
+            ),
             _TOKEN,
         ],
     ),
@@ -122,9 +124,7 @@ class AcknowledgementsApi:
         keys = _keys(await read_body(request.receive, MAX_BYTES, "the body"))
         self._push.check(grant)  # a body may take long
         if self._limiter is not None and grant.subject is not None:
-            allowance = await self._limiter.take(grant.subject, len(keys))
-            if allowance.granted < len(keys):
-                raise RateExceeded("acknowledgements", allowance)
+            await _take(self._limiter, grant.subject, len(keys))
         return json_response(await self._push.redelivery.acknowledge(user, keys))
 
     async def pending(self, request: Request) -> Response:
@@ -146,6 +146,23 @@ class AcknowledgementsApi:
         grant = await self._auth.authenticate(request.scope, token, by_ticket=True)
         grant.check_act(user)
         return grant
+
+
+async def _take(limiter: Limiter, subject: str, wanted: int) -> None:
+    """Take so many of a subject's rate, or none.
+
+    Raises:
+        RateExceeded: there are fewer now; it says when there are as many.
+    """
+    # Looked at first: if those that are refused used up what comes in, who asks again as they are
+    # told would never get through.
+    allowance = await limiter.take(subject, 0)
+    if allowance.remaining >= wanted:
+        allowance = await limiter.take(subject, wanted)
+        if allowance.granted >= wanted:
+            return
+    wait = (wanted - allowance.remaining) / allowance.rate
+    raise RateExceeded("acknowledgements", structs.replace(allowance, retry_after=wait))
 
 
 def _user(request: Request, suffix: str) -> str:

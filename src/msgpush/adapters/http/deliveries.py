@@ -1,5 +1,7 @@
 """What became of messages that asked for acknowledgements, for those who published them."""
 
+from typing import Literal
+
 from msgspec import Raw, Struct
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,10 +23,11 @@ from msgpush.domain.channel import USER
 from msgpush.domain.errors import Malformed, NotDue
 from msgpush.domain.grant import Grant
 from msgpush.domain.message import format_ms, is_service
-from msgpush.domain.outbox import Reason, Record, check_dead_place
+from msgpush.domain.outbox import DEAD_PLACE, Reason, Record, check_dead_place
 from msgpush.domain.quoting import short_repr
 from msgpush.domain.service import Push
 
+SERVICE = "^[A-Za-z0-9_.-]{1,64}$"
 ANSWER_BYTES = 4 * 1024 * 1024  # of messages, after which an answer ends
 
 
@@ -32,7 +35,7 @@ class Delivery(Struct):
     """What became of a message that asked for an acknowledgement, so far."""
 
     key: str
-    state: str
+    state: Literal["accepted", "written", "acknowledged", "withdrawn", "dead"]
     reason: Reason | None
     user_id: str
     deliveries: int
@@ -65,8 +68,8 @@ class Redelivered(Struct):
     cursor: str
 
 
-_SERVICE = parameter("service", "The service that has published it.", "path")
-_ID = parameter("id", "The message's id.", "path")
+_SERVICE = parameter("service", "The service that has published it.", "path", pattern=SERVICE)
+_ID = parameter("id", "The message's id.", "path", pattern="^[A-Za-z0-9_.:-]{1,128}$")
 _DELIVERY = "/api/v1/messages/{service}/{id}/delivery"
 _DEAD = "/api/v1/dead-letters"
 
@@ -114,9 +117,16 @@ OPERATIONS = (
         answers={200: json_answer("A page of them, the oldest first.", DeadLetterList)},
         problems=(*GUARDED, 503),
         parameters=[
-            {**parameter("service", "The service that has published them."), "required": True},
+            {
+                **parameter("service", "The service that has published them.", pattern=SERVICE),
+                "required": True,
+            },
             limit("Messages"),
-            parameter("next", "Where the last answer said that the list goes on."),
+            parameter(
+                "next",
+                "Where the last answer said that the list goes on.",
+                pattern=f"^{DEAD_PLACE}$",
+            ),
         ],
     ),
     _operation(

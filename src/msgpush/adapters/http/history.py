@@ -16,6 +16,7 @@ from msgpush.adapters.http.operation import (
 from msgpush.adapters.http.requests import Query, path_tail
 from msgpush.adapters.http.responses import json_response
 from msgpush.domain.channel import NAME_RULE, check_channel
+from msgpush.domain.errors import Malformed
 from msgpush.domain.service import History, Push
 
 OPERATIONS = (
@@ -41,6 +42,13 @@ OPERATIONS = (
                 pattern=CURSOR,
             ),
             limit("Messages"),
+            parameter(
+                "last",
+                "The newest so many instead, the oldest of them first; alone.",
+                type="integer",
+                minimum=1,
+                maximum=1000,
+            ),
         ],
     ),
 )
@@ -56,9 +64,15 @@ class HistoryApi:
         channel = path_tail(request.scope, "/api/v1/channels/", "/messages")
         check_channel(channel)
         query = Query(request.scope)
+        alone = query.names <= {"last"}
+        last = query.integer("last", 0, 1, 1000)
         after = query.one("after")
         limit = query.integer("limit", 100, 1, 1000)
         query.done()
+        if last and not alone:
+            raise Malformed("the parameter last stands alone: with neither after nor limit")
         grant = await self._auth.authenticate(request.scope)
         grant.check_listen([channel])
+        if last:
+            return json_response(await self._push.newest(channel, last))
         return json_response(await self._push.history(channel, after, limit))

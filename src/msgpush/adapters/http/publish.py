@@ -22,6 +22,7 @@ from msgpush.adapters.http.operation import (
     ref,
 )
 from msgpush.adapters.http.problems import (
+    TYPES,
     Problem,
     challenge,
     encode,
@@ -34,8 +35,10 @@ from msgpush.adapters.http.requests import body_headers, body_parts, read_body
 from msgpush.domain.errors import (
     BusUnavailable,
     Invalid,
+    MailboxFull,
     Malformed,
     MsgpushError,
+    PendingFull,
     RateExceeded,
     TooLarge,
 )
@@ -48,6 +51,7 @@ from msgpush.domain.service import Push, Receipt
 
 MAX_ITEMS = 10_000
 MESSAGES = "messages"  # what a rate's headers call it
+FULL = PendingFull()  # as a whole batch is told of it
 TURN = 0.005  # seconds of a batch after which the loop gets its turn
 STORED_AT_ONCE = 256  # messages of a batch that are stored before others get their turn
 READ_AT_ONCE = 1024 * 1024  # bytes of them: a few milliseconds
@@ -74,6 +78,22 @@ BROADCAST_EXAMPLE: Json = {
 }
 
 
+_REFUSED = {
+    409: problem_answer(
+        409,
+        "The service has published the id before, with other content; or, of the type"
+        f" `{TYPES[MailboxFull]}`, the user has as many messages of the service to acknowledge as"
+        " may wait.",
+    ),
+    503: problem_answer(
+        503,
+        "The bus is away: nothing is stored, and a message with an id may be sent again safely. Of"
+        f" the type `{TYPES[PendingFull]}`: there is no room now for one more message that waits"
+        " for an acknowledgement.",
+    ),
+}
+
+
 def _publishes_one(path: str, id: str, summary: str, schema: Json, example: Json) -> Operation:
     key = parameter(
         "Idempotency-Key",
@@ -87,8 +107,8 @@ def _publishes_one(path: str, id: str, summary: str, schema: Json, example: Json
         tag="Publish",
         id=id,
         summary=summary,
-        answers={202: json_answer("Stored: readable by all, from here on.", Receipt)},
-        problems=(*GUARDED, 409, 413, 415, 422, 429, 503),
+        answers={202: json_answer("Stored: readable by all, from here on.", Receipt), **_REFUSED},
+        problems=(*GUARDED, 413, 415, 422, 429),
         parameters=[key],
         body=content("application/json", schema, example=example),
     )
@@ -392,8 +412,8 @@ class PublishBatch:
         self, send: Send, results: list[Receipt | Failed], limit: Problem | None = None
     ) -> None:
         """Answer with the results; where nothing was accepted, with a problem that has them."""
-        statuses = [result.error.status for result in results if isinstance(result, Failed)]
-        rejected, accepted = len(statuses), len(results) - len(statuses)
+        errors = [result.error for result in results if isinstance(result, Failed)]
+        rejected, accepted = len(errors), len(results) - len(errors)
         if limit is None and accepted:
             await respond(
                 send,
@@ -401,8 +421,9 @@ class PublishBatch:
                 encode(BatchResult(accepted=accepted, rejected=rejected, results=results)),
             )
             return
-        told = limit or _none_accepted(set(statuses))
+        told = limit or _none_accepted(errors)
         body = BatchProblem(
+            type=told.type,
             title=told.title,
             status=told.status,
             detail=told.detail,
@@ -415,7 +436,8 @@ class PublishBatch:
             code = "invalid_token" if told.status == 401 else "insufficient_scope"
             headers += raw_headers({"WWW-Authenticate": challenge(code, told.detail)})
         if told.status == 503:
-            headers.append((b"retry-after", b"1"))
+            seconds = FULL.retry_after if told.type == TYPES[PendingFull] else 1
+            headers.append((b"retry-after", b"%d" % seconds))
         elif told.status == 429 and self._limiter is not None:
             headers.append((b"retry-after", b"%d" % ceil(1 / self._limiter.rate)))
         await respond(send, told.status, encode(body), b"application/problem+json", headers)
@@ -445,8 +467,11 @@ def _parse(body: bytes) -> Message:
         raise instead_of_one(body, error) from None
 
 
-def _none_accepted(statuses: set[int]) -> Problem:
+def _none_accepted(errors: Sequence[Problem]) -> Problem:
+    statuses = {error.status for error in errors}
     if 503 in statuses:
+        if {error.type for error in errors if error.status == 503} == {TYPES[PendingFull]}:
+            return Problem.of(FULL)
         return problem(503, "the bus took none of the messages")
     if 429 in statuses:
         return problem(429, "no more messages of this subject are taken now")
@@ -454,6 +479,8 @@ def _none_accepted(statuses: set[int]) -> Problem:
         return problem(401, "the token is accepted no longer")
     if statuses == {403}:
         return problem(403, "none of the messages may be published")
+    if statuses == {409}:
+        return problem(422, "none of the messages can be stored: each result says why")
     return problem(422, "none of the messages is valid" if statuses else "the batch is empty")
 
 

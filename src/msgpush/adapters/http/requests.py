@@ -73,6 +73,11 @@ class Query:
         for name, value in pairs:
             self._values.setdefault(name, []).append(value)
 
+    @property
+    def names(self) -> set[str]:
+        """The parameters that nobody has taken yet, but for those that anybody may add."""
+        return {name for name in self._values if not name.startswith("_")}
+
     def all(self, name: str) -> list[str]:
         return self._values.pop(name, [])
 

@@ -3,8 +3,10 @@
 import asyncio
 import heapq
 import time
+from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from operator import attrgetter
 
 from msgpush.adapters.memory.outbox import MemoryOutbox
 from msgpush.domain.errors import Conflict, Rejection
@@ -14,6 +16,8 @@ from msgpush.domain.marks import key_of
 from msgpush.domain.message import Draft, Entry
 from msgpush.domain.ports import Stored
 from msgpush.domain.position import ZERO, Cursor, Position, new_epoch
+
+_position = attrgetter("position")
 
 DAY = 86_400
 OVERHEAD = (
@@ -142,6 +146,13 @@ class MemoryBus:
     ) -> list[Page]:
         self._forget(self._clock())
         return [self._page(channel, after, limit) for channel in channels]
+
+    async def newest(self, channel: str, before: Position | None, limit: int) -> list[Entry]:
+        self._forget(self._clock())
+        history = self._histories.get(channel)
+        entries = history.entries if history else []
+        end = len(entries) if before is None else bisect_left(entries, before, key=_position)
+        return entries[max(0, end - limit) : end][::-1]
 
     async def end(self) -> Position:
         return self._last

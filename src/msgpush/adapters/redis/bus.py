@@ -159,6 +159,12 @@ class RedisBus:
         lost: Reason = "trimmed" if length >= self._history_length else "expired"
         return Page(entries, newest, len(items) > limit, lost)
 
+    async def newest(self, channel: str, before: Position | None, limit: int) -> list[Entry]:
+        history, _ = keys_of(channel)
+        end = "+" if before is None else f"({id_of(before)}"
+        items = await self._reader.call("XREVRANGE", history, end, "-", "COUNT", limit)
+        return [linked.entry for linked in self._decoder.history(items)]
+
     async def end(self) -> Position:
         head = await self._epochs.read()
         if not self._tailing:

@@ -96,7 +96,7 @@ def ask_of(draft: Draft, mark: Mark) -> list[Any]:
     if terms is None:
         return [*ask, ""]
     if kind == "revive":
-        return [*ask, "", DEAD, dead_key(service)]
+        return [*ask, "", DEAD, dead_key(service), id_key(mark.key)]
     return [
         *ask,
         terms.collapse or "",
@@ -111,7 +111,7 @@ def ask_of(draft: Draft, mark: Mark) -> list[Any]:
 def outbox_keys(asks: Iterable[Sequence[Any]]) -> list[str]:
     """The keys that the script needs for what is asked of the outbox, each once."""
     named = [
-        name for ask in asks for name in (*ask[1:4], *(ask[12:14] if ask[0] == "revive" else ()))
+        name for ask in asks for name in (*ask[1:4], *(ask[12:15] if ask[0] == "revive" else ()))
     ]
     return [OUTBOX, DUE, *dict.fromkeys(named)] if named else []
 
@@ -141,6 +141,8 @@ def read_record(key: str, fields: Sequence[bytes | None]) -> Record | None:
     """A record from its fields; None: there is none, or it isn't whole."""
     said = dict(zip(FIELDS, fields, strict=True))
     if said["s"] is None or said["x"] is None:
+        return None
+    if said["m"] is None and said["s"] in (b"pending", b"dead"):
         return None
     texts = {
         name: value.decode() for name, value in said.items() if name != "m" and value is not None

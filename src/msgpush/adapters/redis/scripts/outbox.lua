@@ -17,9 +17,10 @@ local call = redis.call
 
 local function open_outbox(outbox, due, now)
   local format = string.format
-  local RANK, WITHIN = 2 ^ 51, 512
+  local RANK, WITHIN, LEASE = 2 ^ 51, 512, 15000
+  local SPARE = 864000000 -- ms beyond what a record lives in its state, for which its id is remembered
   local redo, totals, boxes, when = {}, {}, {}, {}
-  local self = {now = now}
+  local self = {now = now, SPARE = SPARE}
 
   local function text(number) return format('%.0f', number) end
   self.text = text
@@ -87,9 +88,12 @@ local function open_outbox(outbox, due, now)
     return nil
   end
 
-  function self.count(mailbox, service, number, size)
+  local function count_in(mailbox, service, number, size)
     local box = box_of(mailbox, service)
     box[1], box[2], box[3] = box[1] + number, box[2] + size, true
+  end
+
+  local function count(service, number, size)
     add('n', number)
     add('bytes', size)
     add('s:' .. service, size)
@@ -100,14 +104,17 @@ local function open_outbox(outbox, due, now)
     return text((3 - tonumber(priority)) * RANK + tonumber(ms) * WITHIN + math.min(tonumber(seq), WITHIN - 1))
   end
 
-  -- A message is going to be pending: it counts, and takes its namesake's place.
+  -- A message is going to be pending: it counts, and takes the place of its namesake, which is soon withdrawn.
   function self.enter(key, mailbox, service, size, collapse)
-    self.count(mailbox, service, 1, size)
+    count_in(mailbox, service, 1, size)
+    count(service, 1, size)
     if collapse ~= '' then
-      local older = self.replaced(mailbox, service, collapse)
+      local older, spared = self.replaced(mailbox, service, collapse)
       if older and older ~= key then
+        count_in(mailbox, service, -1, -spared)
         boxes[mailbox]['r:' .. older] = true
         put('HSET', mailbox, 'r:' .. older, '1')
+        put('ZADD', due, 'LT', text(now + LEASE), older)
       end
       local field, said = 'c:' .. service .. ':' .. collapse, text(size) .. ' ' .. key
       boxes[mailbox][field] = said
@@ -116,9 +123,13 @@ local function open_outbox(outbox, due, now)
   end
 
   function self.leave(key, pending, mailbox, service, size, collapse)
-    self.count(mailbox, service, -1, -size)
+    count(service, -1, -size)
     put('ZREM', pending, key)
-    if collapse ~= '' then put('HDEL', mailbox, 'r:' .. key) end
+    if collapse ~= '' and self.superseded(mailbox, key) then
+      put('HDEL', mailbox, 'r:' .. key)
+    else
+      count_in(mailbox, service, -1, -size)
+    end
     if collapse ~= '' and self.replaced(mailbox, service, collapse) == key then
       boxes[mailbox]['c:' .. service .. ':' .. collapse] = false
       put('HDEL', mailbox, 'c:' .. service .. ':' .. collapse)
@@ -170,7 +181,8 @@ local function open_outbox(outbox, due, now)
   --   {kind, record, pending, mailbox, key, user, service, attempt, ttl in s, bytes, priority, collapse, ...}
   -- where the second to fourth are keys of Redis, and goes on, of a `new` message, with
   --   its type, deadline, deliveries, whether a receipt is wanted, whether its publisher chose the id
-  -- and of a dead letter to `revive` with the keys of all dead letters, and of its service's.
+  -- and of a dead letter to `revive` with the keys of all dead letters, of its service's, and of what was accepted under
+  -- its id.
   -- A new message's record is written apart, before the rest: its body needn't be written down twice. Its state is among the
   -- rest: until that is done there is no such record for anybody, and nothing that was counted can be taken off.
   -- What is stored late, when a call is completed, is tried again soon: its reports may have come before it.
@@ -186,19 +198,22 @@ local function open_outbox(outbox, due, now)
         'm', body)
       put('HSET', record, 's', 'pending')
       put('ZADD', pending, self.place(priority, id), key)
-      self.look(key, late and math.min(next, expires) or expires)
+      if (boxes[mailbox] or {})['r:' .. key] then next = now + LEASE elseif not late then next = expires end
+      self.look(key, math.min(next, expires))
       return
     end
     if kind == 'revive' then
-      local dead, own_dead = unpack(ask, 13, 14)
+      local dead, own_dead, accepted = unpack(ask, 13, 15)
       local kept = call('HMGET', record, 'sz', 'ac')
       put('ZREM', dead, key)
       put('ZREM', own_dead, key)
       self.count_dead(-tonumber(kept[1]))
-      put('HDEL', record, 'en', 'rs')
+      put('HDEL', record, 'en', 'rs', 'wr')
       -- An operator wants this one, whatever has come in its place.
       put('HSET', record, 's', 'pending', 'd', '0', 'at', text(now), 'x', text(expires), 'cl', '')
       put('ZADD', pending, self.place(priority, kept[2]), key)
+      -- Its id is remembered as long as its record, however long ago it was published.
+      if accepted then put('PEXPIRE', accepted, text(ttl * 1000 + SPARE)) end
     else
       expires = tonumber(call('HGET', record, 'x')) or next
     end

@@ -126,6 +126,8 @@ for _, name in ipairs(order) do
       outbox.put('ZADD', KEYS[3], text(record.en), key)
       outbox.put('ZADD', dead, text(record.en), key)
       outbox.count_dead(record.sz)
+      -- As long as its record is kept its id is remembered.
+      if record.hi == '1' then outbox.put('PEXPIRE', id, text(dead_ttl + outbox.SPARE)) end
     end
     if is == 'gone' then
       outbox.put('DEL', name)

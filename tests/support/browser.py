@@ -1,0 +1,117 @@
+"""A real Chromium: pages that a test opens, looks into and clicks in, each a tab of one browser."""
+
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+from pathlib import Path
+from typing import Any, Self
+
+from tests.support.service import PATIENCE, eventually
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+class Browser:
+    """A browser of the test's own, which is asked over two pipes (Chrome's DevTools Protocol)."""
+
+    def __init__(self, profile: Path) -> None:
+        assert CHROMIUM is not None, "CI installs Chromium"
+        asked, self._asking = os.pipe()
+        self._telling, told = os.pipe()
+        # Out of the way: in the browser they become 3 and 4.
+        given = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 10) for each in (asked, told)]
+        argv = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--remote-debugging-pipe"]
+        self._pid = os.posix_spawn(
+            CHROMIUM,
+            argv,
+            {**os.environ},
+            file_actions=[
+                *((os.POSIX_SPAWN_DUP2, end, place) for place, end in enumerate(given, 3)),
+                *((os.POSIX_SPAWN_OPEN, n, "/dev/null", os.O_WRONLY, 0) for n in (1, 2)),
+            ],
+            setpgroup=0,
+        )
+        for end in (asked, told, *given):
+            os.close(end)
+        self._number = 0
+        self._rest = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.killpg(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        os.close(self._asking)
+        os.close(self._telling)
+
+    def open(self, url: str) -> "Tab":
+        """A new tab that shows this page."""
+        target = self.ask("Target.createTarget", {"url": url})["targetId"]
+        session = self.ask("Target.attachToTarget", {"targetId": target, "flatten": True})
+        return Tab(self, session["sessionId"])
+
+    def ask(self, method: str, params: dict[str, Any], session: str | None = None) -> Any:
+        """The answer to a command of the protocol."""
+        self._number += 1
+        command = {"id": self._number, "method": method, "params": params}
+        command |= {"sessionId": session} if session else {}
+        os.write(self._asking, json.dumps(command).encode() + b"\0")
+        while (told := self._read()).get("id") != self._number:
+            pass
+        assert "error" not in told, told
+        return told["result"]
+
+    def _read(self) -> dict[str, Any]:
+        while b"\0" not in self._rest:
+            assert select.select([self._telling], [], [], PATIENCE)[0], "the browser is silent"
+            received = os.read(self._telling, 65_536)
+            assert received, "the browser has ended"
+            self._rest += received
+        text, _, self._rest = self._rest.partition(b"\0")
+        told: dict[str, Any] = json.loads(text)
+        return told
+
+
+class Tab:
+    """A page in a tab."""
+
+    def __init__(self, browser: Browser, session: str) -> None:
+        self._browser, self._session = browser, session
+
+    def value(self, expression: str) -> Any:
+        """The value of some JavaScript in the page."""
+        params = {"expression": expression, "returnByValue": True, "awaitPromise": True}
+        answer = self._browser.ask("Runtime.evaluate", params, self._session)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def becomes(self, expression: str) -> None:
+        """Return once some JavaScript is true in the page; fail when it isn't in time."""
+        eventually(lambda: self.value(expression))
+
+    def shows(self, selector: str, *texts: str) -> None:
+        """Return once the elements that can be seen have these texts; fail when not in time."""
+        eventually(lambda: self._texts(selector) == [*texts])
+
+    def click(self, selector: str) -> None:
+        """Click the first such element."""
+        self.value(f"document.querySelector({json.dumps(selector)}).click()")
+
+    def _texts(self, selector: str) -> list[str]:
+        seen = f"[...document.querySelectorAll({json.dumps(selector)})].filter(e => e.checkVisibility())"
+        texts: list[str] = self.value(f"{seen}.map(e => e.textContent)")
+        return texts
