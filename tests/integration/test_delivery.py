@@ -196,6 +196,51 @@ def test_on_holiday_only_the_newest_of_those_that_collapse_waits(service: Servic
         quiet(stream, 0.3)
 
 
+def ids_within(stream: SseClient, seconds: float) -> list[str]:
+    """The messages that come until nothing has come for so long."""
+    found = []
+    with suppress(TimeoutError):
+        while True:
+            event = stream.next(seconds)
+            if event.type == "message":
+                found.append(msgspec.json.decode(event.data)["id"])
+    return found
+
+
+def test_however_many_tabs_open_reload_and_come_back_each_has_each_pending_message_once(
+    service: ServiceProcess,
+) -> None:
+    port, path = service.port, "/sse/user/tab"
+    before, meanwhile = [f"before{n}" for n in range(5)], [f"meanwhile{n}" for n in range(10)]
+    for id in before:
+        publish(port, id, user="tab", deadline=3600)
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(10))
+        tabs = []
+        for id in meanwhile:
+            # Each tab opens beside messages that are on their way.
+            published = pool.submit(publish, port, id, user="tab", deadline=3600)
+            tabs.append(stack.enter_context(listen(port, path)))
+            published.result()
+        for each in pool.map(lambda tab: ids_within(tab, 0.5), tabs):
+            assert sorted(each) == sorted(before + meanwhile), Counter(each).most_common(3)
+        with listen(port, path) as device:
+            assert ids_within(device, 0.5) == [*before, *meanwhile], "the oldest first"
+        assert acknowledge(port, "tab", "before0", "meanwhile9").status == 200
+        left = [*before[1:], *meanwhile[:-1]]
+        reloaded = [stack.enter_context(listen(port, path)) for _ in range(5)]
+        for each in pool.map(lambda tab: ids_within(tab, 0.5), reloaded):
+            assert each == left
+        cursors = [tab.last_event_id for tab in tabs]
+    publish(port, "after", user="tab", deadline=3600)
+    for cursor in (cursors[0], cursors[9]):
+        with SseClient(port, path, {"Last-Event-ID": cursor}) as back:
+            assert ids_within(back, 0.3) == ["after"], "it had all the others"
+            last = back.last_event_id
+        with SseClient(port, path, {"Last-Event-ID": last}) as back:
+            assert ids_within(back, 0.3) == []
+
+
 class Device:
     """A client behind a bad network: it forgets, repeats and mixes up its acknowledgements.
 
