@@ -328,7 +328,7 @@ def test_behind_a_network_that_cuts_everything_each_message_is_acknowledged_in_t
                     service.port, ids[user][n], user=user, deadline=1, deliveries=20, receipt=True
                 )
             time.sleep(chance.uniform(0, 0.1))
-        eventually(lambda: sum(len(each.answered) for each in devices) >= 20 and proxy.cut > 20, 30)
+        eventually(lambda: sum(len(each.answered) for each in devices) >= 20 and proxy.cut > 10, 30)
         proxy.cutting = False
         for each in devices:
             each.careless = False
