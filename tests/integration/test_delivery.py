@@ -14,11 +14,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from msgpush.adapters.redis.records import pending_key
 from tests.support.asking import body_of, key
 from tests.support.client import Response, SseClient, request
 from tests.support.eventsource import Event
 from tests.support.proxy import CuttingProxy
-from tests.support.redis_servers import RedisServer
+from tests.support.redis_servers import RedisServer, SentinelGroup
 from tests.support.service import ServiceProcess, eventually
 
 ASKED = "/api/v1/messages/tests/{id}/delivery"
@@ -371,6 +372,47 @@ def test_when_an_instance_that_delivers_again_is_killed_another_does_within_fift
                 counted[message(stream)["id"]] += 1
                 assert time.monotonic() - began < 15 + 5, "its lease, the next deadline, some slack"
         assert set(counted) == set(ids)
+
+
+def test_an_acknowledgement_that_a_failover_has_lost_is_asked_for_again_and_no_other() -> None:
+    with SentinelGroup() as group, ExitStack() as stack:
+        one, two = [
+            stack.enter_context(Ready(ServiceProcess(REDIS_URL=group.url))) for _ in range(2)
+        ]
+        replica = stack.enter_context(group.replica.client())
+        stream = stack.enter_context(listen(two.port, "/sse/user/bob"))
+        kept, lost = [f"kept{n}" for n in range(5)], [f"lost{n}" for n in range(5)]
+        for id in (*kept, *lost):
+            publish(one.port, id, deadline=4, receipt=True)
+        assert [message(stream)["id"] for _ in range(10)] == [*kept, *lost]
+        eventually(lambda: all(state(one.port, id) == "written" for id in lost))
+        assert acknowledge(one.port, "bob", *kept).status == 200
+        # The replica has it all, but for what comes after the cut.
+        eventually(lambda: replica.zcard(pending_key("bob")) == len(lost))
+        group.relay.cut()
+        assert acknowledge(one.port, "bob", *lost).status == 200
+        publish(one.port, "gone", deadline=4)
+        assert message(stream)["id"] == "gone"
+        group.fail_over()
+
+        assert msgspec.json.decode(next_of(stream, "msgpush.gap").data)["reason"] == "reset"
+        again = Counter[str]()
+        while set(again) < set(lost):
+            told = message(stream)
+            again[told["id"]] += 1
+        assert set(again) == set(lost), "what stayed acknowledged isn't asked for again"
+        assert [state(one.port, id) for id in kept] == ["acknowledged"] * 5
+        # A client that knows its keys says it once more.
+        answer = acknowledge(two.port, "bob", *lost, "gone").json()
+        assert answer == {"acknowledged": [key(id) for id in lost], "unknown": [key("gone")]}
+        publish(one.port, "gone", deadline=4)
+        assert message(stream)["id"] == "gone"
+        assert acknowledge(two.port, "bob", "gone").json()["unknown"] == []
+        with listen(one.port, "/sse/user/bob") as later:
+            assert ids_within(later, 0.3) == []
+        receipts = request(one.port, "GET", "/api/v1/channels/receipts:tests/messages").json()
+        told = Counter((each["data"]["key"], each["data"]["state"]) for each in receipts["messages"])
+        assert {each for each, _ in told} == {key(id) for id in (*kept, *lost)}
 
 
 def test_redis_away_is_told_within_two_seconds_and_what_waits_goes_on_when_it_is_back() -> None:
