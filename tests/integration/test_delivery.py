@@ -411,8 +411,8 @@ def test_an_acknowledgement_that_a_failover_has_lost_is_asked_for_again_and_no_o
         with listen(one.port, "/sse/user/bob") as later:
             assert ids_within(later, 0.3) == []
         receipts = request(one.port, "GET", "/api/v1/channels/receipts:tests/messages").json()
-        told = {each["data"]["key"] for each in receipts["messages"]}
-        assert told == {key(id) for id in (*kept, *lost)}
+        of = {each["data"]["key"] for each in receipts["messages"]}
+        assert of == {key(id) for id in (*kept, *lost)}
 
 
 def test_redis_away_is_told_within_two_seconds_and_what_waits_goes_on_when_it_is_back() -> None:
