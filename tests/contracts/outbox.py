@@ -638,7 +638,7 @@ class OutboxContract:
             assert (record.state, record.phase, record.reason) == ("pending", "sent", None)
             assert (record.attempt, record.deliveries, record.newest) == (3, 0, position)
             assert record.expires == opened.now() + 100_000
-            assert record.ended_at is None
+            assert (record.ended_at, record.written_at) == (None, None)
             assert await pending(opened) == ["m1"]
             assert await dead_letters(opened) == []
             await change(opened, Written("bob", M1, 3))
@@ -950,6 +950,18 @@ class OutboxContract:
             assert isinstance(result, NotDue)
             assert result.superseded
 
+    async def test_what_was_replaced_is_soon_due_to_be_withdrawn_if_nobody_has_done_it(
+        self,
+    ) -> None:
+        async with self.open() as opened:
+            await store(opened.bus, ask("m1", collapse="c"), ask("m2", collapse="c"))
+            await store(opened.bus, ask("m3", collapse="c"))
+            assert await due(opened) == {}
+            opened.advance(LEASE)
+            assert await due(opened) == {M1: "withdraw", key("m2"): "withdraw"}
+            await change(opened, Withdraw("bob", M1), Withdraw("bob", key("m2")))
+            assert await pending(opened) == ["m3"]
+
     async def test_a_message_that_takes_anothers_place_needs_no_further_one(self) -> None:
         async with self.open(Limits(max_pending=1)) as opened:
             await store(opened.bus, ask("m1", collapse="c"))
@@ -959,6 +971,14 @@ class OutboxContract:
             assert result.replaces == M1
             await change(opened, Withdraw("bob", M1))
             assert await refusal(opened, ask("m4")) is MailboxFull
+
+    async def test_in_a_full_mailbox_each_of_a_batch_takes_the_place_of_the_one_before(
+        self,
+    ) -> None:
+        async with self.open(Limits(max_pending=1)) as opened:
+            drafts = [ask(f"m{n}", collapse="c") for n in range(3)]
+            results = await opened.bus.append(drafts)
+            assert [type(each) for each in results] == [Stored] * 3
 
     async def test_a_message_frees_no_more_bytes_than_the_one_had_whose_place_it_takes(
         self,

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -109,10 +110,10 @@ class Known:
             return self.ended + LEASE
         return self.ended + (limits.dead_letter_ttl * 1000 if self.state == "dead" else DAY)
 
-    def forgettable(self, now: int) -> bool:
-        """Whether it may be forgotten at any moment."""
+    def forgettable(self, now: int, crowded: bool = False) -> bool:
+        """Whether it may be forgotten at any moment: in time, or for want of room."""
         ended = self.state in ("acknowledged", "withdrawn") and not self.owed
-        return ended and now >= self.ended + DAY
+        return ended and (crowded or now >= self.ended + DAY)
 
     def end(self, state: str, now: int) -> None:
         self.state, self.ended = state, now
@@ -132,6 +133,7 @@ class OutboxMachine(RuleBasedStateMachine):
     """Subclass it with `open_outbox`, and with `totals` where an adapter can tell them."""
 
     open_outbox: Open
+    most_ended: float = inf  # beyond it some that have ended may be forgotten sooner
 
     @staticmethod
     def totals(bus: Bus) -> list[int]:
@@ -174,7 +176,11 @@ class OutboxMachine(RuleBasedStateMachine):
 
     def refusals(self, known: Known, replaced: Known | None) -> set[type]:
         """What its append may be answered."""
-        box = [each for each in self.pending_of(known.user, known.service) if each is not replaced]
+        box = [
+            each
+            for each in self.pending_of(known.user, known.service)
+            if each is not replaced and not each.superseded
+        ]
         if len(box) >= SMALL.max_pending:
             return {MailboxFull}
         answers: set[type] = set()
@@ -304,7 +310,7 @@ class OutboxMachine(RuleBasedStateMachine):
         (result,) = self.append(revived(record))
         assert type(result) in allowed
         if isinstance(result, Stored):
-            known.state, known.deliveries = "pending", 0
+            known.state, known.deliveries, known.written = "pending", 0, False
             known.expires = self.now + known.ttl * 1000
             # It is wanted, whatever comes, or came, in its place.
             known.collapse, known.superseded = None, False
@@ -377,8 +383,8 @@ class OutboxMachine(RuleBasedStateMachine):
         found = {record.key for record in records}
         must, may = self.surplus()
         for known in self.known:
-            if known.state == "pending" and known.owed:
-                may.add(known.key)  # the receipt of its death, at some moment
+            if known.state == "pending" and (known.owed or known.superseded):
+                may.add(known.key)  # the receipt of its death, or its withdrawal, at some moment
             if known.state == "gone" or known.moment(SMALL) > now:
                 continue
             if known.state in ("acknowledged", "withdrawn") and not known.owed:
@@ -408,6 +414,9 @@ class OutboxMachine(RuleBasedStateMachine):
                     changes.append(GiveUp(user, name, attempt, "deliveries"))
                 case "expire":
                     changes.append(GiveUp(user, name, attempt, "expired"))
+                case "withdraw":
+                    assert self.by_key(name).superseded
+                    changes.append(Withdraw(user, name))
                 case "tell":
                     changes += [Told(user, name, receipt) for receipt in record.owed]
                 case "forget":
@@ -523,12 +532,13 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @invariant()
     def each_is_remembered_as_what_it_is(self) -> None:
+        crowded = len(self.present("acknowledged", "withdrawn")) > self.most_ended
         for known in self.present("acknowledged", "withdrawn", "dead", "gone"):
             record = self.find(known.key)
             if known.state == "gone":
                 assert record is None
             elif record is None:
-                assert known.forgettable(self.now)
+                assert known.forgettable(self.now, crowded)
                 known.state = "gone"
             else:
                 self.compare(known, record)
@@ -603,15 +613,20 @@ class OutboxMachine(RuleBasedStateMachine):
 
 
 def run_outbox_machine(
-    open: Open, *, examples: int, totals: Callable[[Bus], list[int]] | None = None
+    open: Open,
+    *,
+    examples: int,
+    totals: Callable[[Bus], list[int]] | None = None,
+    most_ended: float = inf,
 ) -> None:
     """Try many sequences on an adapter, each from an empty keyspace.
 
     Args:
         open: as `OutboxContract.open`.
         totals: what the adapter counts, which has to be nothing in the end.
+        most_ended: how many that have ended the adapter remembers at least.
     """
-    names: dict[str, object] = {"open_outbox": staticmethod(open)}
+    names: dict[str, object] = {"open_outbox": staticmethod(open), "most_ended": most_ended}
     if totals is not None:
         names["totals"] = staticmethod(totals)
     run_state_machine_as_test(

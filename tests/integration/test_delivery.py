@@ -335,7 +335,7 @@ def test_behind_a_network_that_cuts_everything_each_message_is_acknowledged_in_t
                     service.port, ids[user][n], user=user, deadline=1, deliveries=20, receipt=True
                 )
             time.sleep(chance.uniform(0, 0.1))
-        eventually(lambda: sum(len(each.answered) for each in devices) >= 20 and proxy.cut > 10, 30)
+        eventually(lambda: sum(len(each.answered) for each in devices) >= 20 and proxy.cut > 3, 30)
         proxy.cutting = False
         for each in devices:
             each.careless = False
@@ -447,7 +447,7 @@ def test_an_acknowledgement_is_answered_once_as_many_replicas_have_it_as_are_ask
 
 def test_redis_away_is_told_within_two_seconds_and_what_waits_goes_on_when_it_is_back() -> None:
     with (
-        RedisServer(appendonly=True) as server,
+        RedisServer(appendonly=True, extra=("--appendfsync", "always")) as server,
         Ready(ServiceProcess(REDIS_URL=server.url)) as service,
         listen(service.port, "/sse/user/bob") as stream,
     ):
@@ -478,7 +478,10 @@ def test_redis_away_is_told_within_two_seconds_and_what_waits_goes_on_when_it_is
         server.restart()
         seen: list[str] = []
         while seen.count("m3") < 2:
-            seen.append(message(stream)["id"])
+            # Whatever was under way when it went is another's after fifteen seconds.
+            event = stream.next(25)
+            if event.type == "message":
+                seen.append(msgspec.json.decode(event.data)["id"])
 
 
 def test_with_redis_full_publishing_is_refused_and_acknowledging_makes_room() -> None:

@@ -35,6 +35,7 @@ MIB = 1024 * 1024
 MEMORY_SLACK = 24 * MIB
 HOST = b"Host: localhost\r\n"
 SEND = b"POST /api/v1/messages/send HTTP/1.1\r\n" + HOST
+ACKNOWLEDGE = SEND.replace(b"messages/send", b"users/a/acknowledgements")
 STREAM = b"GET /sse/stream/attacked HTTP/1.1\r\n" + HOST + b"\r\n"
 LIVE = b"GET /health/live HTTP/1.1\r\n" + HOST + b"\r\n"
 LAST = b"GET /health/live HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
@@ -265,10 +266,11 @@ def close_all(connections: list[RawConnection]) -> None:
         (b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 1000),
         (LIVE, b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 1000),
         (SEND + b"Content-Length: 5000\r\n\r\n", b"x" * 1000),
+        (ACKNOWLEDGE + b"Content-Length: 5000\r\n\r\n", b'{"keys":["' + b"s/1" * 500),
         (SEND + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n" * 1000),
         (SEND + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n", b"X: y\r\n" * 1000),
     ],
-    ids=["headers", "later headers", "body", "chunks", "trailers"],
+    ids=["headers", "later headers", "body", "keys", "chunks", "trailers"],
 )
 def test_many_requests_that_come_byte_by_byte_are_answered_with_408(
     service: ServiceProcess, at_once: bytes, bit: bytes
@@ -370,6 +372,14 @@ ENDLESS = SEND + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
             200,
             413,
         ),
+        (ACKNOWLEDGE + b"Content-Length: 20000000\r\n\r\n", b'"s/1",' * 10_000, 100, 413),
+        (
+            ACKNOWLEDGE + b"Transfer-Encoding: chunked\r\n\r\n",
+            b"ea60\r\n" + b'"s/1",' * 10_000 + b"\r\n",
+            100,
+            413,
+        ),
+        (ACKNOWLEDGE + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n[\r\n" * 100_000, 6, 413),
         (ENDLESS + b"1;", b"x" * 100_000, 80, 431),
         (ENDLESS + b"0\r\n", b"X: y\r\n" * 1000, 100, 431),
         (ENDLESS + b"0\r\nX: ", b"x" * 100_000, 80, 431),
@@ -378,6 +388,7 @@ ENDLESS = SEND + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
     ids=[
         *("8 MB header", "100,000 headers", "header name", "URL", "query", "method", "NULs"),
         *("20 MB body", "20 MB in chunks", "1 MB in tiny chunks", "20 MB chunk", "20 MB batch"),
+        *("20 MB of keys", "6 MB of keys in chunks", "600 KB in tiny chunks"),
         *("chunk extension", "100,000 trailers", "8 MB trailer", "zeros of a chunk's size"),
     ],
 )
@@ -601,6 +612,8 @@ def test_requests_before_garbage_get_their_answers_and_the_garbage_gets_none(
         (LIVE * 100, [200] * 100),
         (SEND + b"Content-Length: 50\r\n\r\n", []),
         (SEND + b'Content-Length: 50\r\n\r\n{"type":', []),
+        (ACKNOWLEDGE + b'Content-Length: 18\r\n\r\n{"keys":["s/none"', []),
+        (ACKNOWLEDGE + b'Content-Length: 19\r\n\r\n{"keys":["s/none"]}', [200]),
         (SEND + b"Transfer-Encoding: chunked\r\n\r\n5\r\n123", []),
         (SEND + b"Transfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n", []),
         (SEND + b"Transfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n0\r\n\r\n", [422]),
@@ -734,6 +747,66 @@ def test_no_keys_to_acknowledge_make_the_service_fail_or_stop(
             if answer.status == 200:
                 assert json.loads(answer.body)["acknowledged"] == []
             assert len(answer.body) < MIB
+
+    besiege(service, attack)
+
+
+def test_half_a_list_of_keys_acknowledges_none_of_them(service: ServiceProcess) -> None:
+    id = f"a{time.monotonic_ns()}"
+    fields = {"target": {"user_id": "half"}, "metadata": {"ack": True}}
+    assert publish(service, "half", id=id, **fields) == 202
+    body = b'{"keys":["s/%b"]}' % id.encode()
+    head = ACKNOWLEDGE.replace(b"/a/", b"/half/") + b"Content-Length: %d\r\n\r\n"
+
+    def attack() -> None:
+        for sent in (head % len(body) + body[:-1], head % (len(body) + 1) + body):
+            for end in (RawConnection.reset, RawConnection.half_close, RawConnection.read_all):
+                with RawConnection(service.port) as connection:
+                    connection.send(sent)
+                    end(connection)
+
+    besiege(service, attack)
+    pending = request(service.port, "GET", "/api/v1/users/half/pending").json()["messages"]
+    assert [each["id"] for each in pending] == [id]
+    (answer,) = ask(service, head % len(body) + body + LAST)[:1]
+    assert json.loads(answer.body)["acknowledged"] == [f"s/{id}"]
+
+
+ACTING = {
+    "/api/v1/users/pending": 404,
+    "/api/v1/users//pending": 400,
+    "/api/v1/users/a/b/pending": 400,
+    "/api/v1/users/a%2Fb/pending": 400,
+    "/api/v1/users/a%2Fpending": 400,
+    "/api/v1/users/*/pending": 400,
+    "/api/v1/users/a%00/pending": 400,
+    "/api/v1/users/a%FF/pending": 400,
+    "/api/v1/users/a/pending/": 404,
+    "/api/v1/users/a/acknowledgements/x": 404,
+    "/api/v1/messages/s/delivery": 404,
+    "/api/v1/messages//x/delivery": 404,
+    "/api/v1/messages/s%2Fx/delivery": 400,
+    "/api/v1/messages/s/x%2Fy/delivery": 400,
+    "/api/v1/messages/s/x/y/delivery": 404,
+    "/api/v1/messages/s/%00/delivery": 404,
+    "/api/v1/dead-letters/s": 404,
+    "/api/v1/dead-letters/s/x/y": 404,
+    "/api/v1/dead-letters/%FF/x/redeliver": 404,
+    f"/api/v1/users/{'a' * 20_000}/pending": 400,
+    f"/api/v1/messages/{'s' * 10_000}/{'x' * 10_000}/delivery": 404,
+    f"/api/v1/dead-letters/{'s' * 10_000}/{'x' * 10_000}": 404,
+}
+
+
+@pytest.mark.parametrize(("path", "status"), ACTING.items(), ids=lambda value: str(value)[:40])
+def test_a_path_that_names_no_user_and_no_message_is_refused_whatever_is_asked_of_it(
+    service: ServiceProcess, path: str, status: int
+) -> None:
+    def attack() -> None:
+        for method in ("GET", "POST", "DELETE", "PUT", "HEAD"):
+            answer = request(service.port, method, path, b'{"keys":["s/1"]}')
+            assert answer.status in (status, 405), method
+            assert method == "HEAD" or answer.json()["status"] == answer.status
 
     besiege(service, attack)
 

@@ -21,7 +21,8 @@ from schemathesis import Case, CheckFunction, Response, SerializationContext
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from msgpush.adapters.openapi import openapi
-from tests.support.service import ThreadedService
+from tests.support.client import request
+from tests.support.service import ThreadedService, eventually
 from tests.support.tokens import SECRET, bearer, token
 
 EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "8"))
@@ -37,7 +38,11 @@ EXCLUDED: dict[str, list[CheckFunction]] = {
     ],  # each message stands alone, and may be a conflict
 }
 # Operations with which no request succeeds that was made from the description alone.
-NEVER = {"closeConnection", "delivery", "withdraw", "redeliver", "deleteDeadLetter"}
+NEVER = {"closeConnection"}
+# Operations on messages that ask for acknowledgements: each has one of its own, which is called as
+# the operation is, of the service and the user `seeds`.
+ALIVE = ("delivery", "withdraw", "pending")
+DEAD = ("deadLetters", "redeliver", "deleteDeadLetter")
 
 # The first event of a stream; it is read no further, since it doesn't end.
 OPENING = {
@@ -64,6 +69,11 @@ def described() -> schemathesis.BaseSchema:
         )
         if "schema" in answer:
             answer["schema"] = OPENING
+        if (id := operation["operationId"]) in ALIVE + DEAD:
+            seeds = {"service": "seeds", "user_id": "seeds", "id": id}
+            for each in operation["parameters"]:
+                if each["name"] in seeds:
+                    each["example"] = seeds[each["name"]]
         content = operation.get("requestBody", {}).get("content", {})
         if NDJSON in content:
             array, _ = content["application/json"]["schema"]["anyOf"]
@@ -159,11 +169,33 @@ def caller(request: pytest.FixtureRequest) -> Iterator[Caller]:
     )
     with ExitStack() as stack:
         service = stack.enter_context(ThreadedService(**keys))
+        seed(service.port, headers)
         caller = stack.enter_context(Caller(name, service.port, headers))
         yield caller
     if name in ("in local mode", "with every permission"):
         refused = {id for id, statuses in caller.answered.items() if min(statuses) >= 300}
         assert refused <= NEVER, "the requests are worth something"
+
+
+def seed(port: int, headers: Mapping[str, str]) -> None:
+    """Have messages that ask for acknowledgements, as far as this caller may publish them."""
+    messages = [
+        {
+            "type": "info",
+            "service": "seeds",
+            "id": id,
+            "target": {"user_id": "seeds"},
+            "metadata": {"ack": True, "ttl": 1 if id in DEAD else 600},
+        }
+        for id in ALIVE + DEAD
+    ]
+    body = msgspec.json.encode(messages)
+    if request(port, "POST", "/api/v1/messages/batch", body, headers).status != 202:
+        return
+    letters = "/api/v1/dead-letters?service=seeds"
+    eventually(
+        lambda: len(request(port, "GET", letters, headers=headers).json()["dead_letters"]) == 3
+    )
 
 
 @SCHEMA.parametrize()

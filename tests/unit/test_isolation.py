@@ -3,7 +3,11 @@ listen to what.
 
 The model is the contract's section "Who may do what", written down anew: nothing here asks the
 service's own rules. What everybody receives must be exactly what the model says, so that neither a
-message nor a refusal too many passes."""
+message nor a refusal too many passes.
+
+Some messages ask for an acknowledgement. Only who may act for their user acknowledges them, sees
+them among what is pending, is shown them as a stream opens, and is told that they are
+acknowledged."""
 
 import asyncio
 import itertools
@@ -28,9 +32,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from msgpush.domain.redelivery import Redelivery
 from msgpush.entrypoints.app import create_app, lifespan
 from msgpush.entrypoints.settings import Settings
-from tests.support.asgi import Answer, AsgiDriver, Exchange
+from tests.support.asgi import WAIT, Answer, AsgiDriver, Exchange
 from tests.support.eventsource import EventStreamParser
 from tests.support.tokens import SECRET, bearer, token
 
@@ -168,6 +173,8 @@ PATTERNS = (
     "k*",
     "service:*",
 )
+USER_PATTERNS = ("bob", "bobby", "b*", "bob*", "bob:*", "b%6fb", "user:*", "user:bob", "alice", "*")
+ACK = {"ack": {"deadline": 86_400}}  # none is delivered again meanwhile
 SERVICES = ("s", "s2", "bob")
 FAR = 9_999_999_999_999
 
@@ -175,25 +182,39 @@ Position = tuple[int, int]
 
 
 class Listener(NamedTuple):
-    """Who holds a token or a ticket: what it names, and its patterns."""
+    """Who holds a token or a ticket: what it names, and its patterns.
+
+    `users` are those that it may act for by name, `user_patterns` those by a pattern."""
 
     names: frozenset[str]
     patterns: tuple[str, ...] = ()
+    publish: tuple[str, ...] = ()
+    users: frozenset[str] = frozenset()
+    user_patterns: tuple[str, ...] = ()
 
 
 class Person(NamedTuple):
     subject: str
     subscribe: tuple[str, ...]
     publish: tuple[str, ...]
+    users: tuple[str, ...]
     token: str
     expired: str
 
     @property
+    def user(self) -> str:
+        return own_name(self.subject).removeprefix("user:")
+
+    @property
     def listener(self) -> Listener:
-        return Listener(frozenset({own_name(self.subject)}), self.subscribe)
+        own = frozenset({own_name(self.subject)})
+        return Listener(own, self.subscribe, self.publish, frozenset({self.user}), self.users)
 
     def __repr__(self) -> str:
-        return f"{self.subject!a}: subscribe {self.subscribe!a}, publish {self.publish!a}"
+        return (
+            f"{self.subject!a}: subscribe {self.subscribe!a}, publish {self.publish!a},"
+            f" users {self.users!a}"
+        )
 
 
 def own_name(subject: str) -> str:
@@ -216,6 +237,18 @@ class Published(NamedTuple):
     id: str
     type: str
     channels: frozenset[str]
+
+
+class Important:
+    """A message that asks for an acknowledgement.
+
+    `ended` is the moment at which it was acknowledged or withdrawn."""
+
+    def __init__(self, message: Published, service: str, user: str) -> None:
+        self.message, self.service, self.user = message, service, user
+        self.key = f"{service}/{message.id}"
+        self.state = "pending"
+        self.ended: int | None = None
 
 
 class Asking(NamedTuple):
@@ -250,6 +283,10 @@ def may_listen(listener: Listener, channel: str) -> bool:
     )
 
 
+def may_act(listener: Listener, user: str) -> bool:
+    return user in listener.users or covered(user, listener.user_patterns)
+
+
 def position_of(cursor: str, epoch: str) -> Position:
     """Where a reader with this cursor goes on; what this log has not made is as good as none."""
     found = re.fullmatch(r"1(\w{8})\.([0-9]+)-([0-9]+)", cursor)
@@ -282,21 +319,51 @@ class Reading:
         self.exchange, self.channels, self.types = exchange, channels, types
         self.after: Position = (0, 0)
         self.ticket: str | None = None
+        self.listener = Listener(frozenset())
+        self.opened = 0
+        self.fresh = False
         self.ended = False
 
     def cursors(self) -> list[str]:
-        events = EventStreamParser().feed(self.exchange.body)
-        return [event.last_event_id for event in events if event.last_event_id]
+        return [id for _, id, _ in self.blocks() if id]
 
     def got(self) -> list[str]:
-        events = EventStreamParser().feed(self.exchange.body)
-        told = [
-            msgspec.json.decode(event.data)
-            for event in events
-            if not event.type.startswith("msgpush.")
-        ]
-        # A named event has the message's data alone.
-        return [each["data"]["n"] if "data" in each else each["n"] for each in told]
+        """The messages that the log has brought, each for the first time."""
+        return [id for id, again in self.messages() if not again]
+
+    def shown(self) -> set[str]:
+        """The messages that were pending as it opened, or were delivered again."""
+        return {id for id, again in self.messages() if again}
+
+    def messages(self) -> Iterable[tuple[str, bool]]:
+        """Each message's id, and whether it may have come before."""
+        for type, id, data in self.blocks():
+            if type.startswith("msgpush."):
+                continue
+            # A named event has the message's data alone.
+            again = not id or data.get("metadata", {}).get("retry_count", 0) > 0
+            yield (data["data"]["n"] if "data" in data else data["n"]), again
+
+    def told(self) -> set[str]:
+        """The keys of which it was told that they needn't be shown any longer."""
+        told = [data["keys"] for type, _, data in self.blocks() if type == "msgpush.acknowledged"]
+        return set(itertools.chain(*told))
+
+    def blocks(self) -> Iterable[tuple[str, str, Any]]:
+        """Each event's type, its own id, if it has one, and its data."""
+        for block in self.exchange.body.split(b"\n\n")[:-1]:
+            fields = dict(line.split(b": ", 1) for line in block.split(b"\n"))
+            type, id = (fields.get(name, b"").decode() for name in (b"event", b"id"))
+            yield type or "message", id, msgspec.json.decode(fields[b"data"])
+
+    def is_for(self, wanted: Important) -> bool:
+        """True if it is a stream of the message's user, and wants it."""
+        passes = self.types is None or wanted.message.type in self.types
+        return (
+            passes
+            and f"user:{wanted.user}" in self.channels
+            and may_act(self.listener, wanted.user)
+        )
 
 
 class IsolationMachine(RuleBasedStateMachine):
@@ -309,19 +376,25 @@ class IsolationMachine(RuleBasedStateMachine):
         app = create_app(Settings(jwt_secret=SECRET))
         self.run(self.open.enter_async_context(lifespan(app)))
         self.client = AsgiDriver(app, wire=wire)
+        self.redelivery: Redelivery = app.state.push.redelivery
         self.epoch: str = app.state.push._bus.epoch
-        self.numbers = itertools.count()
+        self.numbers, self.moments = itertools.count(), itertools.count()
         self.published: list[Published] = []
+        self.important: dict[str, Important] = {}
         self.cursors: list[tuple[str, str]] = []  # with whose they are
         self.tickets: list[tuple[str, Listener]] = []
         self.readings: list[Reading] = []
-        self.root = token("root", subscribe=["*"], publish=["*"])
+        self.root = token("root", subscribe=["*"], publish=["*"], users=["*"])
         # A few of the names, or hardly anybody would ever ask for what somebody else has published.
         names = data.draw(st.sets(st.sampled_from(NAMES), min_size=4, max_size=8))
         self.people = [self.person(data, names) for _ in range(number)]
         subjects = [f"user:{person.subject}" for person in self.people]
         self.names = sorted({"broadcast", "service:s", *names, *filter(is_name, subjects)})
         self.publish_message(self.root, ("*",), {"channels": ["kb:1"]}, "send")
+        for person in self.people:
+            if is_name(own_name(person.subject)):
+                fields = {"target": {"user_id": person.user}, "metadata": ACK}
+                self.publish_message(self.root, ("*",), fields, "send")
 
     def person(self, data: st.DataObject, names: set[str]) -> Person:
         subject = data.draw(st.sampled_from(SUBJECTS))
@@ -329,8 +402,10 @@ class IsolationMachine(RuleBasedStateMachine):
         subscribe, publish = data.draw(patterns), data.draw(patterns)
         if data.draw(st.booleans()):
             publish.append("service:*")
-        permit = partial(token, subject, subscribe=subscribe, publish=publish)
-        return Person(subject, tuple(subscribe), tuple(publish), permit(), permit(lifetime=-60))
+        users = data.draw(st.lists(st.sampled_from(USER_PATTERNS), max_size=1))
+        permit = partial(token, subject, subscribe=subscribe, publish=publish, users=users)
+        permissions = (tuple(subscribe), tuple(publish), tuple(users))
+        return Person(subject, *permissions, permit(), permit(lifetime=-60))
 
     def run(self, awaitable: Awaitable[T]) -> T:
         async def wait() -> T:
@@ -354,10 +429,12 @@ class IsolationMachine(RuleBasedStateMachine):
         names = st.sampled_from(self.names)
         fields: dict[str, Any] = {"channels": data.draw(st.lists(names, max_size=3, unique=True))}
         person = data.draw(st.sampled_from(self.people))
-        to = data.draw(st.sampled_from(self.people)).subject
+        to = self.user(data)
         kind = "broadcast" if broadcast == 0 else "batch" if batch else "send"
         if kind != "broadcast" and is_name(f"user:{to}") and data.draw(st.booleans()):
             fields["target"] = {"user_id": to}
+            if data.draw(st.integers(0, 3)):
+                fields["metadata"] = ACK
         if not root and data.draw(st.booleans()):
             # Where a person may publish at all, it is seldom by chance.
             fields["channels"] = [
@@ -367,6 +444,11 @@ class IsolationMachine(RuleBasedStateMachine):
         self.publish_message(
             by, patterns, fields | {"service": data.draw(st.sampled_from(SERVICES))}, kind
         )
+
+    def user(self, data: st.DataObject) -> str:
+        """Somebody's subject, or the user that is made of it."""
+        person = data.draw(st.sampled_from(self.people))
+        return data.draw(st.sampled_from([person.subject, person.user]))
 
     def publish_message(
         self, by: str, patterns: tuple[str, ...], fields: dict[str, Any], kind: str
@@ -393,6 +475,11 @@ class IsolationMachine(RuleBasedStateMachine):
             position = position_of(receipt["cursor"], self.epoch)
             assert all(each.position < position for each in self.published)
             self.published.append(Published(position, id, type, frozenset(channels)))
+            if "metadata" in fields:
+                user, service = fields["target"]["user_id"], message["service"]
+                wanted = Important(self.published[-1], service, user)
+                self.important[wanted.key] = wanted
+                self.count("asked for acknowledgements")
             self.cursors.append((receipt["cursor"], ""))
 
     # Asking
@@ -403,11 +490,14 @@ class IsolationMachine(RuleBasedStateMachine):
         again = [each for each in self.tickets if each[0] in used]
         return data.draw(st.sampled_from(self.tickets + again * 4))
 
-    def asking(self, data: st.DataObject, *, stream: bool) -> Asking:
+    def asking(
+        self, data: st.DataObject, *, stream: bool = False, acknowledges: bool = False
+    ) -> Asking:
         """Credentials in one place mostly, and now and then in several, of which the first counts."""
-        places = ("header", "query", "cookie") if stream else ("header", "cookie")
+        places = ("header", "query", "cookie") if stream or acknowledges else ("header", "cookie")
+        for_tickets = ("header", "query") if acknowledges else ("query",) if stream else ()
         single = [(place,) for place in places] * 4 + (
-            [("query",)] * 8 if stream and self.tickets else []
+            [("query",)] * 8 if for_tickets and self.tickets else []
         )
         chosen = data.draw(st.sampled_from([*single, places, ()]))
         headers: dict[str, str] = {}
@@ -416,7 +506,7 @@ class IsolationMachine(RuleBasedStateMachine):
         for place in places:
             if place not in chosen:
                 continue
-            text, listener, ticket = self.credential(data, place)
+            text, listener, ticket = self.credential(data, by_ticket=place in for_tickets)
             decided.append((listener, ticket))
             if place == "header":
                 headers["Authorization"] = (
@@ -430,12 +520,12 @@ class IsolationMachine(RuleBasedStateMachine):
         return Asking(headers, query, listener, ticket)
 
     def credential(
-        self, data: st.DataObject, place: str
+        self, data: st.DataObject, *, by_ticket: bool
     ) -> tuple[str, Listener | None, str | None]:
         kinds = (
             ["token"] * 12
             + ["expired", "changed", "unknown"]
-            + (["ticket"] * (24 if place == "query" else 4) if self.tickets else [])
+            + (["ticket"] * (24 if by_ticket else 4) if self.tickets else [])
         )
         kind = data.draw(st.sampled_from(kinds))
         person = data.draw(st.sampled_from(self.people))
@@ -443,8 +533,8 @@ class IsolationMachine(RuleBasedStateMachine):
             return person.token, person.listener, None
         if kind == "ticket":
             ticket, listener = self.ticket(data)
-            # In a header or a cookie it stands for nothing.
-            return (ticket, listener, ticket) if place == "query" else (ticket, None, None)
+            # Elsewhere it stands for nothing.
+            return (ticket, listener, ticket) if by_ticket else (ticket, None, None)
         if kind == "unknown":
             return f"ticket_{'x' * 43}", None, None
         head, _, rest = person.token.partition(".")
@@ -455,12 +545,13 @@ class IsolationMachine(RuleBasedStateMachine):
         return person.expired, None, None
 
     def wanted(self, data: st.DataObject, listener: Listener | None, most: int) -> list[str]:
-        """Channels to ask for: half of the time only those that may be listened to."""
+        """Channels to ask for: most often only those that may be listened to, or are named."""
         allowed = [
             name for name in self.names if listener is not None and may_listen(listener, name)
         ]
-        only_those = data.draw(st.booleans())
-        pool = allowed if allowed and only_those else self.names
+        own = sorted(filter(is_name, listener.names)) if listener is not None else []
+        kind = data.draw(st.sampled_from(["any", "any", "allowed", "own"]))
+        pool = {"allowed": allowed, "own": own}.get(kind) or self.names
         names = data.draw(st.lists(st.sampled_from(pool), min_size=1, max_size=most))
         if data.draw(st.integers(0, 15)) == 0:
             names[-1] = data.draw(st.sampled_from(NO_NAMES))
@@ -585,6 +676,9 @@ class IsolationMachine(RuleBasedStateMachine):
         (first, *_) = EventStreamParser().feed(body)
         assert set(msgspec.json.decode(first.data)["channels"]) == reading.channels
         reading.after = position_of(first.last_event_id, self.epoch)
+        reading.opened, reading.fresh = next(self.moments), cursor in (None, "latest")
+        assert asking.listener is not None
+        reading.listener = asking.listener
         if cursor is not None and cursor != "latest":
             assert first.last_event_id == cursor
             reading.after = position_of(cursor, self.epoch)
@@ -631,15 +725,148 @@ class IsolationMachine(RuleBasedStateMachine):
             "http://localhost"  # of a page of ours: or the cookie would not count
         )
         names = self.wanted(data, asking.listener, 4)
-        body = msgspec.json.encode({"channels": names})
+        acknowledge = data.draw(st.booleans())
+        body = msgspec.json.encode({"channels": names, "acknowledge": acknowledge})
         answer = self.run(self.client.request("POST", "/api/v1/tickets", body, asking.headers))
         status = self.status(asking.listener, names)
         if asking.listener is not None and not all(map(is_name, names)):
             status = 422
+        users = frozenset(name.removeprefix("user:") for name in names if name[:5] == "user:")
+        if status == 200 and acknowledge and asking.listener is not None:
+            status = 200 if all(may_act(asking.listener, user) for user in users) else 403
         assert answer.status == (201 if status == 200 else status), (names, asking, answer.body)
         if status == 200:
-            self.tickets.append((answer.json()["ticket"], Listener(frozenset(names))))
+            users = users if acknowledge else frozenset()
+            listener = Listener(frozenset(names), users=users)
+            self.tickets.append((answer.json()["ticket"], listener))
             self.count("tickets made")
+            self.count("tickets that acknowledge", bool(users))
+
+    # Acknowledging
+
+    def acting(self, data: st.DataObject, what: str, spelling: str) -> tuple[Asking, str, str]:
+        """Who asks, for which user, and where; most often for one of whom something is wanted."""
+        asking = self.asking(data, acknowledges=True)
+        asking.headers["Origin"] = "http://localhost"
+        names = sorted(asking.listener.names) if asking.listener is not None else []
+        named = [name[5:] for name in names if name.startswith("user:")] * 2
+        wanted = [each.user for each in self.important.values()]
+        user = data.draw(st.sampled_from([*wanted, *named])) if wanted or named else "bob"
+        if data.draw(st.integers(0, 3)) == 0 or not is_name(f"user:{user}") or not user:
+            user = data.draw(st.sampled_from(self.people)).user
+        target = f"/api/v1/users/{spelled(user, spelling)}/{what}"
+        if asking.query:
+            target += f"?token={spelled(asking.query[0][1], spelling)}"
+        return asking, user, target
+
+    def acting_status(self, listener: Listener | None, user: str) -> int:
+        if not is_name(f"user:{user}"):
+            return 400
+        if listener is None:
+            return 401
+        return 200 if may_act(listener, user) else 403
+
+    @rule(data=st.data(), spelling=spellings)
+    def acknowledge(self, data: st.DataObject, spelling: str) -> None:
+        asking, user, target = self.acting(data, "acknowledgements", spelling)
+        # Everybody's keys, and some of nobody's.
+        pool = st.sampled_from([*self.important, "s/none", "s/m0"])
+        keys = data.draw(st.lists(pool, min_size=1, max_size=4, unique=True))
+        body = msgspec.json.encode({"keys": keys})
+        answer = self.run(self.client.request("POST", target, body, asking.headers))
+        status = self.acting_status(asking.listener, user)
+        assert answer.status == status, (target, asking, answer.body)
+        self.count(f"acknowledgements: {status}")
+        if status != 200:
+            nothing(answer)
+            return
+        known = [key for key in keys if self.is_acknowledged_for(user, key)]
+        unknown = [key for key in keys if key not in known]
+        assert answer.json() == {"acknowledged": known, "unknown": unknown}
+        self.count("others' keys", sum(key in self.important for key in unknown))
+
+    @precondition(lambda self: self.readings)
+    @rule(data=st.data())
+    def acknowledge_for(self, data: st.DataObject) -> None:
+        """A back end acknowledges for the users whose channels a stream listens to."""
+        channels = data.draw(st.sampled_from(self.readings)).channels
+        for wanted in self.important.values():
+            channel = f"user:{wanted.user}"
+            if wanted.state != "pending" or channel not in channels:
+                continue
+            target = f"/api/v1/users/{spelled(wanted.user, 'plain')}/acknowledgements"
+            body = msgspec.json.encode({"keys": [wanted.key]})
+            answer = self.run(self.client.request("POST", target, body, bearer(self.root)))
+            assert answer.json()["acknowledged"] == [wanted.key]
+            assert self.is_acknowledged_for(wanted.user, wanted.key)
+            others = [each for each in self.readings if channel in each.channels]
+            self.count("not told", sum(not each.is_for(wanted) for each in others))
+
+    def is_acknowledged_for(self, user: str, key: str) -> bool:
+        """True if the key is the user's own, and acknowledged from now on."""
+        wanted = self.important.get(key)
+        if wanted is None or wanted.user != user or wanted.state == "withdrawn":
+            return False
+        if wanted.state == "pending":
+            wanted.state, wanted.ended = "acknowledged", next(self.moments)
+            self.count("acknowledged")
+        return True
+
+    @rule(data=st.data(), spelling=spellings)
+    def read_pending(self, data: st.DataObject, spelling: str) -> None:
+        asking, user, target = self.acting(data, "pending", spelling)
+        answer = self.run(self.client.request("GET", target, b"", asking.headers))
+        status = self.acting_status(asking.listener, user)
+        assert answer.status == status, (target, asking, answer.body)
+        self.count(f"pending: {status}")
+        if status != 200:
+            nothing(answer)
+            return
+        pending = [
+            each.message.id
+            for each in self.important.values()
+            if each.user == user and each.state == "pending"
+        ]
+        told = answer.json()
+        assert [each["id"] for each in told["messages"]] == pending
+        assert (told["total"], told["next"]) == (len(pending), None)
+        self.count("read among pending", len(pending))
+
+    @rule(data=st.data(), withdraw=st.booleans())
+    def ask_about(self, data: st.DataObject, withdraw: bool) -> None:
+        """A publisher asks what has become of a message, or takes it back."""
+        asking = self.asking(data)
+        asking.headers["Origin"] = "http://localhost"
+        wanted = data.draw(st.sampled_from([*self.important.values()] * 4 + [None]))
+        key = "s/none" if wanted is None else wanted.key
+        target = f"/api/v1/messages/{key}/delivery"
+        method = "DELETE" if withdraw else "GET"
+        answer = self.run(self.client.request(method, target, b"", asking.headers))
+        status = self.about_status(asking.listener, wanted, withdraw=withdraw)
+        assert answer.status == status, (target, asking, answer.body)
+        self.count(f"deliveries: {status}")
+        if status >= 400 or wanted is None:
+            nothing(answer)
+        elif withdraw:
+            wanted.ended = wanted.ended or next(self.moments)
+            wanted.state = "withdrawn"
+        else:
+            told = answer.json()
+            state = "pending" if told["state"] in ("accepted", "written") else told["state"]
+            assert (told["key"], told["user_id"], state) == (key, wanted.user, wanted.state)
+
+    @staticmethod
+    def about_status(listener: Listener | None, wanted: Important | None, *, withdraw: bool) -> int:
+        service = "s" if wanted is None else wanted.service
+        if listener is None:
+            return 401
+        if not covered(f"service:{service}", listener.publish):
+            return 403
+        if wanted is None:
+            return 404
+        if not withdraw:
+            return 200
+        return 409 if wanted.state == "acknowledged" else 204
 
     @precondition(lambda self: self.readings)
     @rule(data=st.data())
@@ -675,7 +902,44 @@ class IsolationMachine(RuleBasedStateMachine):
         got = reading.got()
         assert got == self.due(reading.channels, reading.after, reading.types), reading.channels
         self.count("delivered", len(got) - 1)
+        self.run(self.all_shown(reading))
+        self.check_shown(reading)
         self.cursors += [(cursor, "") for cursor in reading.cursors()[-2:]]
+
+    async def all_shown(self, reading: Reading) -> None:
+        """What is pending has been shown to a stream, if it is to be."""
+        missing = {
+            each.message.id
+            for each in self.important.values()
+            if reading.is_for(each)
+            and reading.fresh
+            and each.state == "pending"
+            and each.message.position <= reading.after
+        }
+        async with asyncio.timeout(WAIT):
+            await self.redelivery.open()
+            for _ in range(5):
+                await asyncio.sleep(0)  # whatever would be shown wrongly has the time for it
+            while not missing <= reading.shown():
+                await self.redelivery.open()
+                await asyncio.sleep(0.001)
+
+    def check_shown(self, reading: Reading) -> None:
+        """It was shown, and told of, nothing but what its user's messages are."""
+        by_id = {each.message.id: each for each in self.important.values()}
+        shown = reading.shown()
+        for id in shown:
+            wanted = by_id[id]
+            assert reading.is_for(wanted), (id, wanted.user, reading.listener)
+            assert wanted.ended is None or wanted.ended > reading.opened, id
+        told = reading.told()
+        for key in told:
+            wanted = self.important[key]
+            assert wanted.ended is not None and wanted.ended > reading.opened, key  # noqa: PT018
+            assert f"user:{wanted.user}" in reading.channels, key
+            assert may_act(reading.listener, wanted.user), (key, reading.listener)
+        self.count("shown", len(shown))
+        self.count("told", len(told))
 
     def check_ended(self, reading: Reading) -> None:
         """One that was closed has got what was due, up to some message."""
@@ -683,6 +947,7 @@ class IsolationMachine(RuleBasedStateMachine):
         assert got == self.due(reading.channels, reading.after, reading.types)[: len(got)], (
             reading.channels
         )
+        self.check_shown(reading)
 
     def teardown(self) -> None:
         if not hasattr(self, "client"):
@@ -708,7 +973,7 @@ def test_everybody_receives_exactly_what_they_may_listen_to() -> None:
     run_state_machine_as_test(
         IsolationMachine,
         settings=settings(
-            max_examples=150,
+            max_examples=270,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,
@@ -736,6 +1001,26 @@ def test_everybody_receives_exactly_what_they_may_listen_to() -> None:
             "tickets made": 50,
             "tickets used": 30,
             "tickets used again": 5,
+            "tickets that acknowledge": 10,
+            "asked for acknowledgements": 100,
+            "acknowledgements: 200": 50,
+            "acknowledgements: 401": 30,
+            "acknowledgements: 403": 50,
+            "acknowledged": 20,
+            "others' keys": 20,
+            "pending: 200": 50,
+            "pending: 401": 30,
+            "pending: 403": 50,
+            "read among pending": 20,
+            "deliveries: 200": 20,
+            "deliveries: 204": 10,
+            "deliveries: 401": 30,
+            "deliveries: 403": 30,
+            "deliveries: 404": 2,
+            "deliveries: 409": 1,
+            "shown": 20,
+            "told": 20,
+            "not told": 10,
             "a cursor of somebody else's": 15,
         }
     )
