@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from msgpush.adapters.redis.records import pending_key
+from msgpush.adapters.redis.records import pending_key, record_key
 from tests.support.asking import body_of, key
 from tests.support.client import Response, SseClient, request
 from tests.support.eventsource import Event
 from tests.support.proxy import CuttingProxy
-from tests.support.redis_servers import RedisServer, SentinelGroup
+from tests.support.redis_servers import RedisServer, SentinelGroup, info
 from tests.support.service import ServiceProcess, eventually
 
 ASKED = "/api/v1/messages/tests/{id}/delivery"
@@ -106,6 +106,12 @@ def receipts_of(stream: SseClient, number: int) -> list[tuple[str, str]]:
     """What the next receipts say: keys and states."""
     found = [message(stream)["data"] for _ in range(number)]
     return [(each["key"], each["state"]) for each in found]
+
+
+def receipts_in(port: int) -> set[str]:
+    """The keys of the receipts in their channel's history."""
+    answer = request(port, "GET", "/api/v1/channels/receipts:tests/messages").json()
+    return {each["data"]["key"] for each in answer["messages"]}
 
 
 def test_a_message_is_accepted_written_acknowledged_and_the_other_devices_are_told(
@@ -410,9 +416,33 @@ def test_an_acknowledgement_that_a_failover_has_lost_is_asked_for_again_and_no_o
         assert acknowledge(two.port, "bob", "gone").json()["unknown"] == []
         with listen(one.port, "/sse/user/bob") as later:
             assert ids_within(later, 0.3) == []
-        receipts = request(one.port, "GET", "/api/v1/channels/receipts:tests/messages").json()
-        of = {each["data"]["key"] for each in receipts["messages"]}
-        assert of == {key(id) for id in (*kept, *lost)}
+        eventually(lambda: receipts_in(one.port) == {key(id) for id in (*kept, *lost)})
+
+
+def test_an_acknowledgement_is_answered_once_as_many_replicas_have_it_as_are_asked_for() -> None:
+    with ExitStack() as stack:
+        at_once = ("--repl-diskless-sync-delay", "0")
+        master = stack.enter_context(RedisServer(extra=at_once))
+        source = ("--replicaof", "127.0.0.1", str(master.port))
+        replica = stack.enter_context(RedisServer(extra=source))
+        eventually(lambda: info(replica)["master_link_status"] == "up")
+        process = ServiceProcess(REDIS_URL=master.url, REDIS_WAIT_REPLICAS="1")
+        port = stack.enter_context(Ready(process)).port
+        stream = stack.enter_context(listen(port, "/sse/user/bob"))
+        for id in ("m1", "m2"):
+            publish(port, id)
+            assert message(stream)["id"] == id
+        assert acknowledge(port, "bob", "m1").status == 200
+        with replica.client() as client:
+            assert client.hget(record_key(key("m1")), "s") == b"acknowledged"
+        replica.pause()
+        began = time.monotonic()
+        assert acknowledge(port, "bob", "m2").status == 503
+        assert time.monotonic() - began < 2.0 + 0.5, "two seconds, and slack for a busy machine"
+        replica.resume()
+        eventually(lambda: acknowledge(port, "bob", "m2").status == 200)
+        with replica.client() as client:
+            assert client.hget(record_key(key("m2")), "s") == b"acknowledged"
 
 
 def test_redis_away_is_told_within_two_seconds_and_what_waits_goes_on_when_it_is_back() -> None:
