@@ -2,9 +2,7 @@
 browser.
 """
 
-import contextlib
 import os
-import random
 import re
 import signal
 import socket
@@ -111,19 +109,9 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def demo(folder: Path) -> Iterator[Demo]:
-    # Not the default port: other tests, and people, may start demos at the same time.
-    with Demo(folder, "--pace", "0", "--port", str(unused_port())) as running:
+    with Demo(folder, "--pace", "0") as running:
         eventually(lambda: running.port)
         yield running
-
-
-def unused_port() -> int:
-    """A port that stays unused while the service restarts: none that the kernel gives out."""
-    while True:
-        port = random.randrange(20_000, 30_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def message_of(event: Event) -> Message:
