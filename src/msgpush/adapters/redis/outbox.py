@@ -306,7 +306,8 @@ class RedisOutbox:
                     return records, True
                 records.append(record)
                 size -= record.size
-        return records, False
+        # Where some have gone meanwhile, there may be more behind those keys that were asked for.
+        return records, len(keys) > limit and bool(records)
 
 
 def _detail(change: Change) -> str:
