@@ -387,7 +387,8 @@ class Redelivery:
             ]
         if changes:
             await self._change(changes)
-        return len(due) >= AT_ONCE
+        # Of dead letters that are too many some are given out at a time.
+        return len(due) >= AT_ONCE or any(isinstance(each, Forget) for each in changes)
 
     async def _follow(self) -> None:
         while True:
