@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from msgpush.adapters.redis.records import pending_key, record_key
+from msgpush.adapters.redis.records import DUE, pending_key, record_key
 from tests.support.asking import body_of, key
-from tests.support.client import Response, SseClient, request
+from tests.support.client import PATIENCE, Response, SseClient, request
 from tests.support.eventsource import Event
 from tests.support.proxy import CuttingProxy
 from tests.support.redis_servers import RedisServer, SentinelGroup, info
@@ -78,9 +78,9 @@ def listen(port: int, path: str) -> SseClient:
     return stream
 
 
-def next_of(stream: SseClient, *types: str) -> Event:
+def next_of(stream: SseClient, *types: str, seconds: float = PATIENCE) -> Event:
     """The next event of a type."""
-    while (event := stream.next()).type not in types:
+    while (event := stream.next(seconds)).type not in types:
         pass
     return event
 
@@ -378,6 +378,37 @@ def test_when_an_instance_that_delivers_again_is_killed_another_does_within_fift
                 counted[message(stream)["id"]] += 1
                 assert time.monotonic() - began < 15 + 5, "its lease, the next deadline, some slack"
         assert set(counted) == set(ids)
+
+
+@pytest.mark.long
+def test_what_was_left_to_an_instance_that_is_killed_is_delivered_by_another() -> None:
+    with RedisServer() as server, ExitStack() as stack:
+        one, two = [
+            stack.enter_context(Ready(ServiceProcess(REDIS_URL=server.url))) for _ in range(2)
+        ]
+        admin = stack.enter_context(server.client())
+        stream = stack.enter_context(listen(two.port, "/sse/user/bob"))
+        ids = [f"m{n}" for n in range(100)]
+        for id in ids:
+            publish(one.port, id, deadline=5)
+        assert [message(stream)["id"] for _ in ids] == ids
+        eventually(lambda: all(state(one.port, id) == "written" for id in ids))
+
+        def all_taken() -> bool:
+            now, _ = admin.time()
+            return bool(admin.zcount(DUE, "-inf", (now + 8) * 1000) == 0)
+
+        # Both take what is due, and neither can append it; then one of them is no more.
+        admin.execute_command("ACL", "SETUSER", "default", "-xadd")
+        eventually(all_taken)
+        one.signal(signal.SIGKILL)
+        one.wait()
+        admin.execute_command("ACL", "SETUSER", "default", "+xadd")
+        began = time.monotonic()
+        came = Counter[str]()
+        while set(came) < set(ids):
+            came[msgspec.json.decode(next_of(stream, "message", seconds=20).data)["id"]] += 1
+        assert time.monotonic() - began < 15 + 3, "a lease, and some slack"
 
 
 def test_an_acknowledgement_that_a_failover_has_lost_is_asked_for_again_and_no_other() -> None:
