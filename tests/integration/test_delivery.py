@@ -411,6 +411,7 @@ def test_what_was_left_to_an_instance_that_is_killed_is_delivered_by_another() -
         assert time.monotonic() - began < 15 + 3, "a lease, and some slack"
 
 
+@pytest.mark.long
 def test_an_acknowledgement_that_a_failover_has_lost_is_asked_for_again_and_no_other() -> None:
     with SentinelGroup() as group, ExitStack() as stack:
         one, two = [
