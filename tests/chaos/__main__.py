@@ -201,6 +201,7 @@ def main() -> int:
         )
         total["asked"] += len(load.asking.accepted)
         total["acknowledged"] += sum(len(user.answered) for user in load.asking.users)
+        total["given up"] += sum(state == "dead" for _, state in load.asking.ended)
         total["duplicates"] += sum(each.duplicates for each in load.subscribers)
         if load.violations:
             print(f"to see it again: make chaos SECONDS={options.seconds:.0f} SEED={seed}")

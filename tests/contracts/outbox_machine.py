@@ -176,7 +176,11 @@ class OutboxMachine(RuleBasedStateMachine):
 
     def refusals(self, known: Known, replaced: Known | None) -> set[type]:
         """What its append may be answered."""
-        box = [each for each in self.pending_of(known.user, known.service) if each is not replaced]
+        box = [
+            each
+            for each in self.pending_of(known.user, known.service)
+            if each is not replaced and not each.superseded
+        ]
         if len(box) >= SMALL.max_pending:
             return {MailboxFull}
         answers: set[type] = set()
@@ -379,8 +383,8 @@ class OutboxMachine(RuleBasedStateMachine):
         found = {record.key for record in records}
         must, may = self.surplus()
         for known in self.known:
-            if known.state == "pending" and known.owed:
-                may.add(known.key)  # the receipt of its death, at some moment
+            if known.state == "pending" and (known.owed or known.superseded):
+                may.add(known.key)  # the receipt of its death, or its withdrawal, at some moment
             if known.state == "gone" or known.moment(SMALL) > now:
                 continue
             if known.state in ("acknowledged", "withdrawn") and not known.owed:
@@ -410,6 +414,9 @@ class OutboxMachine(RuleBasedStateMachine):
                     changes.append(GiveUp(user, name, attempt, "deliveries"))
                 case "expire":
                     changes.append(GiveUp(user, name, attempt, "expired"))
+                case "withdraw":
+                    assert self.by_key(name).superseded
+                    changes.append(Withdraw(user, name))
                 case "tell":
                     changes += [Told(user, name, receipt) for receipt in record.owed]
                 case "forget":

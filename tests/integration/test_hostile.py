@@ -379,7 +379,6 @@ ENDLESS = SEND + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
             100,
             413,
         ),
-        (ACKNOWLEDGE + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n[\r\n" * 100_000, 6, 413),
         (ENDLESS + b"1;", b"x" * 100_000, 80, 431),
         (ENDLESS + b"0\r\n", b"X: y\r\n" * 1000, 100, 431),
         (ENDLESS + b"0\r\nX: ", b"x" * 100_000, 80, 431),
@@ -388,7 +387,7 @@ ENDLESS = SEND + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
     ids=[
         *("8 MB header", "100,000 headers", "header name", "URL", "query", "method", "NULs"),
         *("20 MB body", "20 MB in chunks", "1 MB in tiny chunks", "20 MB chunk", "20 MB batch"),
-        *("20 MB of keys", "6 MB of keys in chunks", "600 KB in tiny chunks"),
+        *("20 MB of keys", "6 MB of keys in chunks"),
         *("chunk extension", "100,000 trailers", "8 MB trailer", "zeros of a chunk's size"),
     ],
 )

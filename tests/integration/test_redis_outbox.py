@@ -587,3 +587,19 @@ async def test_a_record_that_nobody_can_read_stops_nothing_and_is_left_to_who_ca
         assert [decide(each, now) for each in due] == ["send"]
         assert caplog.text.count("can't be read") == 1
         pair.audit()
+
+
+async def test_an_acknowledgement_that_no_replica_has_confirmed_is_not_answered_though_repeated(
+    server: RedisServer,
+) -> None:
+    async with opened(server) as pair:
+        await prepare(pair)
+        async with RedisBus(
+            RedisTarget.from_url(server.url), clock=pair.clock.now, wait_replicas=1
+        ) as waiting:
+            await waiting.end()
+            for _ in range(2):
+                (result,) = await waiting.outbox.change([Acknowledge("bob", KEYS[0])])
+                assert isinstance(result, BusUnavailable)
+                assert "0 of 1 replicas" in result.detail
+        assert (await pair.found(KEYS[0])).state == "acknowledged", "it may have been done"

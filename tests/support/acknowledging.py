@@ -1,7 +1,8 @@
 """Users that acknowledge, and a publisher that counts: whatever was accepted waits until it is
-acknowledged, and is never delivered again after that was answered.
+acknowledged or given up, and is never delivered again after that was answered.
 
-Some users answer at once, some late, some never; some say it twice. They have streams at whatever
+Some users answer at once, some late, some never; some say it twice. Some messages are given up
+soon. They have streams at whatever
 instance is there, and lose them."""
 
 import asyncio
@@ -120,6 +121,8 @@ class Asking:
         self.lossy = self.closed = False
         self.users = [User(self, f"asked{n}", TEMPERS[n % len(TEMPERS)]) for n in range(users)]
         self.accepted: dict[str, User] = {}
+        self.given_up_soon: set[str] = set()
+        self.ended: set[tuple[str, str]] = set()  # keys and states, of those that have ended
         self._under_way: set[asyncio.Task[None]] = set()
 
     def later(self, work: Any) -> None:
@@ -138,12 +141,16 @@ class Asking:
 
     async def _publish(self, id: str, user: User) -> None:
         """Publish until it is accepted; a full mailbox is left as it is."""
+        soon = self.load.random.random() < 0.2
+        if soon:
+            self.given_up_soon.add(f"{SERVICE}/{id}")
+        ack = {"deadline": DEADLINE, "deliveries": 2 if soon else 20, "receipt": True}
         body = {
             "type": "info",
             "service": SERVICE,
             "id": id,
             "target": {"user_id": user.name},
-            "metadata": {"ack": {"deadline": DEADLINE, "deliveries": 20, "receipt": True}},
+            "metadata": {"ack": ack},
         }
         while True:
             try:
@@ -165,50 +172,68 @@ class Asking:
         until = time.monotonic() + seconds
         open = {key for key, user in self.accepted.items() if user.temper != "never"}
         while open and not self.lossy and time.monotonic() < until:
-            open = {key for key in open if key not in self.accepted[key].answered}
-            await asyncio.sleep(0.1)
+            open = {key for key in open if not await self._done(key)}
+            await asyncio.sleep(0.5)
         self.closed = True
         if open and not self.lossy:
-            self.load.violation(
-                f"{len(open)} messages never came to be acknowledged: {min(open)}", ()
-            )
+            await self._say_open(min(open), len(open))
         for key, user in self.accepted.items():
             await self._check(key, user)
         if not self.lossy:
             await self._check_receipts(until)
 
-    async def _check(self, key: str, user: User) -> None:
+    async def _done(self, key: str) -> bool:
+        """It has ended; whoever said so knows it, or was told that it may be done."""
+        return key in self.accepted[key].answered or (
+            key in self.accepted[key].said | self.given_up_soon
+            and (await self._state(key))["state"] in ("acknowledged", "dead")
+        )
+
+    async def _state(self, key: str) -> dict[str, Any]:
         status, told = await self.load.get(f"/api/v1/messages/{key}/delivery")
-        state = told["state"] if status == 200 else str(status)
+        return told if status == 200 else {"state": str(status)}
+
+    async def _say_open(self, key: str, number: int) -> None:
+        user, told = self.accepted[key], await self._state(key)
+        what = f"{number} messages never came to be acknowledged, such as {key}: {told}"
+        had = f"{user.name} ({user.temper}) had it {user.received[key]} times"
+        self.load.violation(f"{what}; {had}, said so: {key in user.said}", ())
+
+    async def _check(self, key: str, user: User) -> None:
+        state = (await self._state(key))["state"]
+        if state in ("acknowledged", "dead"):
+            self.ended.add((key, state))
         if state == "acknowledged":
             wrong = key not in user.said
         elif self.lossy:
-            wrong = state not in ("accepted", "written", "404")
+            wrong = state not in ("accepted", "written", "404", "dead")
         else:
-            wrong = key in user.answered or state not in ("accepted", "written")
-        if wrong:
+            wrong = key in user.answered or state not in ("accepted", "written", "dead")
+        if wrong or (state == "dead" and key not in self.given_up_soon):
             self.load.violation(f"{key} is {state}; {user.temper}: {key in user.answered}", ())
 
     async def _check_receipts(self, until: float) -> None:
-        """Every acknowledgement that was answered has a receipt, in the end."""
-        wanted = {key for user in self.users for key in user.answered}
+        """Each end of a message has a receipt, in the end, and no more than one."""
+        until = max(until, time.monotonic() + 15)
         while True:
             _, told = await self.load.get(
                 f"/api/v1/channels/receipts:{SERVICE}/messages?limit=1000"
             )
-            got = Counter(each["id"] for each in told["messages"])
-            keys = {each["data"]["key"] for each in told["messages"]}
-            if wanted <= keys or time.monotonic() > until or len(told["messages"]) >= 1000:
+            got = Counter((each["data"]["key"], each["data"]["state"]) for each in told["messages"])
+            missing = self.ended - set(got)
+            all_read = len(told["messages"]) < 1000
+            if not missing or not all_read or time.monotonic() > until:
                 break
             await asyncio.sleep(0.5)
-        missing = wanted - keys
-        if missing and len(told["messages"]) < 1000:
+        if missing and all_read:
             self.load.violation(f"{len(missing)} receipts are missing, such as {min(missing)}", ())
-        if twice := [id for id, number in got.items() if number > 1]:
-            self.load.violation(f"{len(twice)} receipts came twice", ())
+        if twice := [each for each, number in got.items() if number > 1]:
+            self.load.violation(f"{len(twice)} receipts came twice, such as {min(twice)}", ())
 
     def report(self) -> str:
         """The account, in words."""
         answered = sum(len(user.answered) for user in self.users)
         again = sum(sum(user.received.values()) - len(user.received) for user in self.users)
-        return f"asked {len(self.accepted)}, acknowledged {answered}, came again {again}"
+        dead = sum(state == "dead" for _, state in self.ended)
+        asked = f"asked {len(self.accepted)}, acknowledged {answered}, given up {dead}"
+        return f"{asked}, came again {again}"

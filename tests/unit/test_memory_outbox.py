@@ -48,7 +48,6 @@ def totals(bus: Bus) -> list[int]:
         outbox._pending,
         outbox._mailboxes,
         outbox._newest,
-        outbox._superseded,
         outbox._dead,
         outbox._all_dead,
         outbox._by_service,

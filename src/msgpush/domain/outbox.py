@@ -94,6 +94,7 @@ class Record(Struct):
         deliveries: how often it was written.
         next: when it is due again; unless it is parked.
         owed: the receipts that its publisher is still to be given.
+        superseded: whether a newer one has taken its place, and it is still to be withdrawn.
     """
 
     key: str
@@ -119,6 +120,7 @@ class Record(Struct):
     ended_at: int | None = None
     reason: Reason | None = None
     owed: tuple[Owed, ...] = ()
+    superseded: bool = False
 
     @property
     def place(self) -> tuple[int, Position]:
@@ -223,7 +225,7 @@ class Status(NamedTuple):
 
 # What is to be done about a record that is due
 
-Action = Literal["send", "park", "give up", "expire", "tell", "forget"]
+Action = Literal["send", "park", "give up", "expire", "withdraw", "tell", "forget"]
 
 
 def decide(record: Record, now: int) -> Action | None:
@@ -234,6 +236,8 @@ def decide(record: Record, now: int) -> Action | None:
         return "forget"
     if record.state != "pending":
         return None
+    if record.superseded:
+        return "withdraw"
     if now >= record.expires:
         return "expire"
     if record.phase == "parked" or now < record.next:
@@ -376,6 +380,7 @@ def is_due(record: Record, attempt: int, now: int) -> bool:
         record.state == "pending"
         and record.phase == "waiting"
         and record.attempt == attempt - 1
+        and not record.superseded
         and record.deliveries < record.terms.deliveries
         and record.next <= now < record.expires
     )

@@ -183,7 +183,7 @@ class Redelivery:
         try:
             await self._change([Withdraw(user, key) for user, key in replaced])
         except BusUnavailable as error:
-            # It isn't delivered again all the same: see `NotDue.superseded`.
+            # It isn't delivered again all the same, and is soon due to be withdrawn.
             log.warning("a message that was replaced can't be withdrawn yet: %s", error)
 
     # Changes
@@ -369,6 +369,8 @@ class Redelivery:
                     changes.append(give_up)
                 case "expire":
                     changes.append(GiveUp(record.user, record.key, record.attempt, "expired"))
+                case "withdraw":
+                    changes.append(Withdraw(record.user, record.key))
                 case "forget":
                     changes.append(Forget(record.user, record.key))
                 case "tell":
@@ -385,7 +387,8 @@ class Redelivery:
             ]
         if changes:
             await self._change(changes)
-        return len(due) >= AT_ONCE
+        # Of dead letters that are too many some are given out at a time.
+        return len(due) >= AT_ONCE or any(isinstance(each, Forget) for each in changes)
 
     async def _follow(self) -> None:
         while True:

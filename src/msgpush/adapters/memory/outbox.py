@@ -79,7 +79,6 @@ class MemoryOutbox:
         self._mailboxes: dict[tuple[str, str], _Mailbox] = {}  # by user and service
         self._newest: dict[tuple[str, str, str], str] = {}  # by user, service and what collapses
         self._ended: dict[str, Record] = {}  # acknowledged or withdrawn, the oldest first
-        self._superseded: set[str] = set()  # replaced, and still to be withdrawn
         self._dead: dict[str, dict[str, Record]] = {}  # by service, the oldest first
         self._all_dead: dict[str, Record] = {}  # all dead letters, the oldest first
         self._by_service: dict[str, int] = {}  # bytes pending
@@ -91,7 +90,7 @@ class MemoryOutbox:
 
     @property
     def pending(self) -> int:
-        return sum(box.number for box in self._mailboxes.values())
+        return sum(len(own) for own in self._pending.values())
 
     # What the bus puts here
 
@@ -105,9 +104,9 @@ class MemoryOutbox:
         assert mark is not None
         record = self._records.get(mark.key)
         if draft.terms is None:
-            if record and mark.key not in self._superseded and is_due(record, mark.attempt, now):
+            if record and is_due(record, mark.attempt, now):
                 return None
-            return NotDue(mark.key, superseded=mark.key in self._superseded)
+            return NotDue(mark.key, superseded=record is not None and record.superseded)
         if mark.kind == "message":
             # It may have an id that was made here for another, of which the bus knows nothing.
             if record is not None:
@@ -176,7 +175,7 @@ class MemoryOutbox:
             priority=mark.priority,
         )
         if replaced is not None:
-            self._superseded.add(replaced)
+            self._supersede(self._records[replaced], now)
         self._records[mark.key] = record
         self.used += record.size
         self._enter(record)
@@ -231,21 +230,31 @@ class MemoryOutbox:
         if record.terms.collapse is not None:
             self._newest[record.user, record.service, record.terms.collapse] = record.key
 
-    def _leave(self, record: Record, was: str) -> None:
-        """It is pending, or a dead letter, no longer."""
-        if was == "dead":
-            self._exhume(record)
-            return
-        self._superseded.discard(record.key)
-        own = self._pending[record.user]
-        del own[record.key]
-        if not own:
-            del self._pending[record.user]
+    def _supersede(self, record: Record, now: int) -> None:
+        """Another has taken its place: it counts no more, and is soon withdrawn."""
+        self._take_from_mailbox(record)
+        record.superseded = True
+        self._schedule(record, now)
+
+    def _take_from_mailbox(self, record: Record) -> None:
         box = self._mailboxes[record.user, record.service]
         box.number -= 1
         box.size -= record.size
         if not box.number:
             del self._mailboxes[record.user, record.service]
+
+    def _leave(self, record: Record, was: str) -> None:
+        """It is pending, or a dead letter, no longer."""
+        if was == "dead":
+            self._exhume(record)
+            return
+        own = self._pending[record.user]
+        del own[record.key]
+        if not own:
+            del self._pending[record.user]
+        if not record.superseded:
+            self._take_from_mailbox(record)
+        record.superseded = False
         self._pending_size -= record.size
         self._by_service[record.service] -= record.size
         if not self._by_service[record.service]:
@@ -294,7 +303,8 @@ class MemoryOutbox:
         else:
             assert record.ended_at is not None
             when = record.ended_at + (self._dead_letter_ttl if record.state == "dead" else KEPT)
-        self._look_at(record.key, min(when, now + LEASE) if record.owed else when)
+        soon = record.owed or record.superseded
+        self._look_at(record.key, min(when, now + LEASE) if soon else when)
 
     def _look_at(self, key: str, when: int) -> None:
         if self._when.get(key) == when:

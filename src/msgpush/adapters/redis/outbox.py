@@ -197,6 +197,7 @@ class RedisOutbox:
         missing = [key for key, record in zip(keys, found, strict=False) if record is None]
         await self._drop_missing(DUE, [key.decode() for key in missing])
         records = [each for each in found if each is not None]
+        await self._mark_superseded(records)
         left = int(surplus)
         for record in await self._records([key.decode() for key in keys[due:]]):
             if left <= 0 or record is None:
@@ -204,6 +205,16 @@ class RedisOutbox:
             left -= record.size
             records.append(record)
         return int(now), records
+
+    async def _mark_superseded(self, records: Sequence[Record]) -> None:
+        """Find out which of some records were replaced, though they haven't been withdrawn yet."""
+        asking = [each for each in records if each.terms.collapse and each.state == "pending"]
+        if asking:
+            found = await self._reader.calls(
+                [("HEXISTS", mailbox_key(each.user), f"r:{each.key}") for each in asking]
+            )
+            for record, superseded in zip(asking, found, strict=True):
+                record.superseded = bool(superseded)
 
     async def _drop_missing(self, place: str, keys: Sequence[str]) -> None:
         """Take those out of a set whose records somebody has removed: nothing can be done about
@@ -295,7 +306,8 @@ class RedisOutbox:
                     return records, True
                 records.append(record)
                 size -= record.size
-        return records, False
+        # Where some have gone meanwhile, there may be more behind those keys that were asked for.
+        return records, len(keys) > limit and bool(records)
 
 
 def _detail(change: Change) -> str:

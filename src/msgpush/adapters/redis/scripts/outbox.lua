@@ -17,7 +17,7 @@ local call = redis.call
 
 local function open_outbox(outbox, due, now)
   local format = string.format
-  local RANK, WITHIN = 2 ^ 51, 512
+  local RANK, WITHIN, LEASE = 2 ^ 51, 512, 15000
   local SPARE = 864000000 -- ms beyond what a record lives in its state, for which its id is remembered
   local redo, totals, boxes, when = {}, {}, {}, {}
   local self = {now = now, SPARE = SPARE}
@@ -88,9 +88,12 @@ local function open_outbox(outbox, due, now)
     return nil
   end
 
-  function self.count(mailbox, service, number, size)
+  local function count_in(mailbox, service, number, size)
     local box = box_of(mailbox, service)
     box[1], box[2], box[3] = box[1] + number, box[2] + size, true
+  end
+
+  local function count(service, number, size)
     add('n', number)
     add('bytes', size)
     add('s:' .. service, size)
@@ -101,14 +104,17 @@ local function open_outbox(outbox, due, now)
     return text((3 - tonumber(priority)) * RANK + tonumber(ms) * WITHIN + math.min(tonumber(seq), WITHIN - 1))
   end
 
-  -- A message is going to be pending: it counts, and takes its namesake's place.
+  -- A message is going to be pending: it counts, and takes the place of its namesake, which is soon withdrawn.
   function self.enter(key, mailbox, service, size, collapse)
-    self.count(mailbox, service, 1, size)
+    count_in(mailbox, service, 1, size)
+    count(service, 1, size)
     if collapse ~= '' then
-      local older = self.replaced(mailbox, service, collapse)
+      local older, spared = self.replaced(mailbox, service, collapse)
       if older and older ~= key then
+        count_in(mailbox, service, -1, -spared)
         boxes[mailbox]['r:' .. older] = true
         put('HSET', mailbox, 'r:' .. older, '1')
+        put('ZADD', due, 'LT', text(now + LEASE), older)
       end
       local field, said = 'c:' .. service .. ':' .. collapse, text(size) .. ' ' .. key
       boxes[mailbox][field] = said
@@ -117,9 +123,13 @@ local function open_outbox(outbox, due, now)
   end
 
   function self.leave(key, pending, mailbox, service, size, collapse)
-    self.count(mailbox, service, -1, -size)
+    count(service, -1, -size)
     put('ZREM', pending, key)
-    if collapse ~= '' then put('HDEL', mailbox, 'r:' .. key) end
+    if collapse ~= '' and self.superseded(mailbox, key) then
+      put('HDEL', mailbox, 'r:' .. key)
+    else
+      count_in(mailbox, service, -1, -size)
+    end
     if collapse ~= '' and self.replaced(mailbox, service, collapse) == key then
       boxes[mailbox]['c:' .. service .. ':' .. collapse] = false
       put('HDEL', mailbox, 'c:' .. service .. ':' .. collapse)
@@ -188,7 +198,8 @@ local function open_outbox(outbox, due, now)
         'm', body)
       put('HSET', record, 's', 'pending')
       put('ZADD', pending, self.place(priority, id), key)
-      self.look(key, late and math.min(next, expires) or expires)
+      if (boxes[mailbox] or {})['r:' .. key] then next = now + LEASE elseif not late then next = expires end
+      self.look(key, math.min(next, expires))
       return
     end
     if kind == 'revive' then

@@ -1,0 +1,48 @@
+"""An earlier release of the service, run beside this one."""
+
+import io
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.service import ServiceProcess
+
+ROOT = Path(__file__).parents[2]
+# The last one that knows no acknowledgements.
+BEFORE = "3317175"
+
+
+def earlier_source(directory: Path) -> Path:
+    """The source of the release before, put into a directory; skips where its history is missing."""
+    command = ["git", "archive", "--format=tar", BEFORE, "src"]
+    try:
+        made = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("needs git")
+    if made.returncode:
+        pytest.skip(f"needs the history, with commit {BEFORE}")
+    with tarfile.open(fileobj=io.BytesIO(made.stdout)) as archive:
+        archive.extractall(directory, filter="data")
+    return directory / "src"
+
+
+def earlier_process(source: Path, redis_url: str) -> ServiceProcess:
+    """The service of an earlier release, with the libraries that are installed here."""
+    return ServiceProcess(PYTHONPATH=str(source), REDIS_URL=redis_url)
+
+
+def run_earlier(source: Path, program: str, *arguments: str) -> str:
+    """What a program prints that imports an earlier release."""
+    made = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={"PYTHONPATH": str(source)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert made.returncode == 0, made.stderr
+    return made.stdout
