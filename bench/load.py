@@ -694,9 +694,7 @@ _READY, _TOLD, _WEIGHED, _ASKED = 10**10, 2 * 10**10, 3 * 10**10, 5 * 10**9
 def _ready(port: int, users: int, poll: select.epoll) -> list[range]:
     """Publish to each user as many messages as may wait; their numbers."""
     numbers = [range(_READY + n * _MAILBOX, _READY + (n + 1) * _MAILBOX) for n in range(users)]
-    publishers = Publishers(
-        poll, port, "/api/v1/messages/send", users, len(asking(0, True)), token=""
-    )
+    publishers = Publishers(poll, port, "/api/v1/messages/send", users, len(asking(0, True)))
     pairs = dict(zip(publishers, ((n, iter(own)) for n, own in enumerate(numbers)), strict=True))
     for fd, (user, own) in pairs.items():
         publishers.send(fd, asking(next(own), True, user))

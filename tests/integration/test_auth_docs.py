@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from msgpush.entrypoints.settings import Settings
-from tests.integration.test_browser import CHROMIUM, dom
+from tests.support.browser import dom, needs_chromium
 from tests.support.client import Response, SseClient, request
 from tests.support.providers import Provider, auth0, cognito, entra, keycloak
 from tests.support.redis_servers import free_port
@@ -59,9 +59,6 @@ def blocks() -> dict[tuple[str, str], str]:
 
 
 BLOCKS = blocks()
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium"
-)
 
 
 def test_no_block_is_missing_here() -> None:
@@ -379,7 +376,7 @@ def at(service: ThreadedService, script: str) -> str:
     return f'const base = "http://127.0.0.1:{service.port}";\n{script}'
 
 
-@needs_browser
+@needs_chromium
 def test_a_page_listens_with_a_ticket(tmp_path: Path) -> None:
     with Page() as page, ThreadedService(jwt_secret=SECRET, cors_origins=(page.origin,)) as service:
         page.script = at(service, f'{BLOCKS[TICKET, "js"]}\nlisten("{token("alice")}");')
@@ -388,7 +385,7 @@ def test_a_page_listens_with_a_ticket(tmp_path: Path) -> None:
     assert "for bob" not in shown
 
 
-@needs_browser
+@needs_chromium
 def test_a_page_listens_with_a_cookie_if_its_origin_is_known(tmp_path: Path) -> None:
     form = re.search(r"Set-Cookie: (msgpush_token=<token>.*)", BLOCKS[COOKIE, "http"])
     assert form is not None

@@ -1,47 +1,14 @@
 """A real browser's EventSource on the start page. Skipped where there is no Chromium; CI has one."""
 
-import os
-import shutil
-import subprocess
 import threading
 from pathlib import Path
 
-import pytest
-
+from tests.support.browser import dom, needs_chromium
 from tests.support.client import request
 from tests.support.service import ThreadedService, eventually
 from tests.support.tokens import SECRET
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium"
-)
-
-
-def dom(url: str, profile: Path) -> str:
-    """What a page has become in a browser when its stream has ended for good.
-
-    The browser's virtual time stands still while a stream is open, and passes at once while it
-    waits to reconnect."""
-    assert CHROMIUM is not None, "CI installs Chromium"
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={profile}",
-        "--virtual-time-budget=30000",
-        "--dump-dom",
-    ]
-    result = subprocess.run(
-        [CHROMIUM, *flags, url], capture_output=True, text=True, timeout=60, check=True
-    )
-    return result.stdout
+pytestmark = needs_chromium
 
 
 def test_a_page_gets_everything_once_across_a_reconnect_and_stops_when_it_is_told_to(

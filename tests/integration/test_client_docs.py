@@ -1,6 +1,5 @@
 """docs/clients.md: its scripts do what the text says, in a browser."""
 
-import os
 import re
 import threading
 from http.server import BaseHTTPRequestHandler
@@ -10,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.integration.test_browser import CHROMIUM, dom
+from tests.support.browser import dom, needs_chromium
 from tests.support.client import request
 from tests.support.service import ThreadedService, eventually
 from tests.support.tokens import SECRET, bearer, token
@@ -22,9 +21,7 @@ CALL = 'listen("/sse/user/alice", renewCookie, show);'
 ADMIN = bearer(token("ops", admin=True, publish=["*"]))
 SHORT = 2  # seconds that the first token is good for
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium"
-)
+pytestmark = needs_chromium
 
 
 class BackEnd(Page):

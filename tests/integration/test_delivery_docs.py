@@ -13,8 +13,8 @@ import msgspec
 
 from msgpush.domain.marks import DEADLINE, DELIVERIES, Ack
 from msgpush.domain.outbox import Status, wait_after
-from tests.integration.test_auth_docs import needs_browser, shell
-from tests.integration.test_browser import dom
+from tests.integration.test_auth_docs import shell
+from tests.support.browser import dom, needs_chromium
 from tests.support.client import SseClient, request
 from tests.support.service import ThreadedService, eventually
 from tests.support.tokens import SECRET, bearer, token
@@ -269,7 +269,7 @@ def shown_by_the_page(tmp_path: Path, act: Callable[[ThreadedService], None]) ->
             actor.join()
 
 
-@needs_browser
+@needs_chromium
 def test_a_page_drops_repeats_clears_badges_and_says_again_what_was_lost(tmp_path: Path) -> None:
     shown = shown_by_the_page(tmp_path, act)
     texts = ["read", "elsewhere", "twice", "lost", "leaving", "bye"]
@@ -295,7 +295,7 @@ def act_while_it_is_away(service: ThreadedService) -> None:
     end(service, second, reconnect=False)
 
 
-@needs_browser
+@needs_chromium
 def test_a_page_that_comes_back_clears_what_was_acknowledged_meanwhile(tmp_path: Path) -> None:
     shown = shown_by_the_page(tmp_path, act_while_it_is_away)
     assert re.findall(r"got (\w+)\. ", shown) == ["seen", "still", "missed", "after"]

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 from demo.client import Publisher, Refused, Stopped, events
 
-from tests.support.browser import CHROMIUM, Browser, Tab
+from tests.support.browser import Browser, Tab, needs_chromium
 from tests.support.client import SseClient, request
 from tests.support.eventsource import Event
 from tests.support.redis_servers import free_port
@@ -306,7 +306,7 @@ def test_after_a_restart_what_was_answered_stays_so_and_the_rest_is_asked_again(
     assert eventually(lambda: receipts(demo.port)) == before
 
 
-@pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium")
+@needs_chromium
 def test_a_question_is_shown_once_in_each_tab_until_it_is_answered_in_one_of_them(
     demo: Demo, tmp_path: Path
 ) -> None:
@@ -368,7 +368,7 @@ def ask(port: int, id: str) -> None:
     assert request(port, "POST", "/api/v1/messages/send", body).status == 202
 
 
-@pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium")
+@needs_chromium
 def test_a_browser_shows_every_file_the_reset_and_then_the_same_again(
     demo: Demo, tmp_path: Path
 ) -> None:

@@ -14,7 +14,6 @@ from msgpush.adapters.redis.bus import RedisBus
 from msgpush.adapters.redis.link import HASH_TAG, Script
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.adapters.redis.writer import APPEND
-from msgpush.domain import delivery
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.ports import Stored
 from tests.support.asking import ask, body_of, key
@@ -198,10 +197,8 @@ def test_streams_at_the_earlier_release_get_what_asks_and_count_for_nothing(both
         assert set(old.others) <= {"msgpush.heartbeat"}
 
 
-async def test_the_earlier_release_completes_what_this_one_has_left_halfway(
-    both: Both, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(delivery, "PROBE_INTERVAL", 3600)
+@pytest.mark.usefixtures("probe_once")
+async def test_the_earlier_release_completes_what_this_one_has_left_halfway(both: Both) -> None:
     with (
         Reader(both.earlier, "/sse/stream/a") as old,
         Reader(both.this, "/sse/stream/a") as new,

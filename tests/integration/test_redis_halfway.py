@@ -16,7 +16,6 @@ from msgpush.adapters.redis.log import LOG
 from msgpush.adapters.redis.mending import MEND
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.adapters.redis.writer import APPEND
-from msgpush.domain import delivery
 from msgpush.domain.connection import Connection, Subscription
 from msgpush.domain.control import Close, command_draft
 from msgpush.domain.errors import BusUnavailable
@@ -27,6 +26,8 @@ from tests.support.fakes import FakeSink, PlainView, make
 from tests.support.halfway import STOPPED, stopped_at
 from tests.support.redis_servers import RedisServer
 
+pytestmark = pytest.mark.usefixtures("probe_once")
+
 CHANNELS = ("a", "b", "service:tests")
 
 
@@ -34,12 +35,6 @@ CHANNELS = ("a", "b", "service:tests")
 def server() -> Iterator[RedisServer]:
     with RedisServer() as started:
         yield started
-
-
-@pytest.fixture(autouse=True)
-def probe_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second probe would complete what a test leaves halfway."""
-    monkeypatch.setattr(delivery, "PROBE_INTERVAL", 3600)
 
 
 @pytest.fixture(autouse=True)

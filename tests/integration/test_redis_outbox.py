@@ -15,7 +15,6 @@ from msgpush.adapters.redis.outbox import SETTLE, TAKE_DUE
 from msgpush.adapters.redis.records import DEAD, DUE, OUTBOX
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.adapters.redis.writer import APPEND
-from msgpush.domain import delivery
 from msgpush.domain.errors import BusUnavailable, NotDue
 from msgpush.domain.outbox import (
     Acknowledge,
@@ -37,6 +36,8 @@ from tests.support.halfway import STOPPED, keyed, stopped_at
 from tests.support.outbox_audit import audit
 from tests.support.redis_servers import RedisServer
 
+pytestmark = pytest.mark.usefixtures("probe_once")
+
 KEYS = ("tests/m1", "tests/m2")
 
 
@@ -44,12 +45,6 @@ KEYS = ("tests/m1", "tests/m2")
 def server() -> Iterator[RedisServer]:
     with RedisServer() as started:
         yield started
-
-
-@pytest.fixture(autouse=True)
-def probe_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second probe would complete what a test leaves halfway."""
-    monkeypatch.setattr(delivery, "PROBE_INTERVAL", 3600)
 
 
 class Pair:

@@ -6,11 +6,14 @@ import os
 import select
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
+
+import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PATIENCE = 30.0  # a page reconnects after 5 seconds, and once more if that was too early
@@ -24,6 +27,23 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium"
+)
+
+
+def dom(url: str, profile: Path) -> str:
+    """What a page has become in a browser when its stream has ended for good.
+
+    The browser's virtual time stands still while a stream is open, and passes at once while it
+    waits to reconnect."""
+    assert CHROMIUM is not None, "CI installs Chromium"
+    flags = [*FLAGS, f"--user-data-dir={profile}", "--virtual-time-budget=30000", "--dump-dom"]
+    result = subprocess.run(
+        [CHROMIUM, *flags, url], capture_output=True, text=True, timeout=60, check=True
+    )
+    return result.stdout
 
 
 class Unanswered(Exception):

@@ -54,16 +54,19 @@ MAX_FANOUT_BYTES = 4 * 1024 * 1024
 SPARE_DEPTH = 50  # levels that a message is nested less deeply than the parser takes
 
 ID_RULE = "1-128 of A-Za-z0-9_.:-"
-_ID = r"\A[A-Za-z0-9_.:-]{1,128}\Z"
+ID_PATTERN = "[A-Za-z0-9_.:-]{1,128}"
+_ID = rf"\A{ID_PATTERN}\Z"
 Id = Annotated[str, Meta(pattern=_ID)]
+SERVICE_RULE = "1-64 of A-Za-z0-9_.-"
+SERVICE_PATTERN = "[A-Za-z0-9_.-]{1,64}"
 # Checked by `is_service`: the same few services publish again and again, and a cache is faster than
 # a pattern.
-Service = Annotated[str, Meta(extra_json_schema={"pattern": "^[A-Za-z0-9_.-]{1,64}$"})]
+Service = Annotated[str, Meta(extra_json_schema={"pattern": f"^{SERVICE_PATTERN}$"})]
 
 # What is allowed where msgspec would show a pattern.
 _RULES = {
     "/id": ID_RULE,
-    "/service": "1-64 of A-Za-z0-9_.-",
+    "/service": SERVICE_RULE,
     "/type": "one of " + ", ".join(TYPES),
     "/metadata/priority": "one of " + ", ".join(PRIORITIES),
     "/metadata/ttl": f"whole seconds, 1 to {MAX_TTL}",
@@ -168,7 +171,7 @@ def is_id(text: str) -> bool:
 @lru_cache(maxsize=1024)
 def is_service(text: str) -> bool:
     """True if the text can be a service's name."""
-    return re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", text) is not None
+    return re.fullmatch(SERVICE_PATTERN, text) is not None
 
 
 def parse(body: bytes) -> Message:

@@ -41,7 +41,7 @@ from msgspec import Struct
 
 from msgpush.domain.errors import Malformed
 from msgpush.domain.marks import NORMAL, Mark, Terms
-from msgpush.domain.message import delivered_again
+from msgpush.domain.message import ID_PATTERN, SERVICE_PATTERN, delivered_again
 from msgpush.domain.position import ZERO, Position
 from msgpush.domain.quoting import short_repr
 
@@ -418,7 +418,7 @@ class Place(NamedTuple):
 
 
 # A position's numbers have no more digits than Redis can count.
-_NUMBER, _KEY = "[0-9]{1,15}", "[A-Za-z0-9_.-]{1,64}/[A-Za-z0-9_.:-]{1,128}"
+_NUMBER, _KEY = "[0-9]{1,15}", f"{SERVICE_PATTERN}/{ID_PATTERN}"
 PLACE = f"([0-3])[.]({_NUMBER})-({_NUMBER})[.]({_KEY})"
 DEAD_PLACE = f"{_NUMBER}-{_KEY}"
 _PLACE, _DEAD_PLACE = re.compile(PLACE), re.compile(DEAD_PLACE)

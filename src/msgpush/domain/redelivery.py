@@ -218,13 +218,13 @@ class Redelivery:
                 self._observer.died(record.service, change.reason)
             case Forget():
                 self._observer.buried(record.service)
+                return
             case Withdraw():
                 pass
             case _:
                 return
-        if not isinstance(change, Forget):
-            self._endings.append(record)
-            self._ended.set()
+        self._endings.append(record)
+        self._ended.set()
 
     # The tasks
 

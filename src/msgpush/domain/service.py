@@ -45,9 +45,7 @@ from msgpush.domain.redelivery import Redelivery
 
 CLOSED_ELSEWHERE = 10_000  # connections to be closed that weren't here
 HISTORY_STEP = 64  # messages of a history that are read at once
-HISTORY_BYTES = (
-    4 * 1024 * 1024
-)  # bytes of messages after which an answer ends; its cursor continues
+ANSWER_BYTES = 4 * 1024 * 1024  # of messages, after which an answer ends: it says how to go on
 
 
 class Receipt(Struct, frozen=True, gc=False):
@@ -473,20 +471,20 @@ class Push:
             (page,) = await self._bus.history([channel], replay.after, min(left, HISTORY_STEP))
             newest = page.entries[-1].entry.position if page.entries else head
             found = replay.step(
-                {channel: page}, max(newest, head), now, max(1, HISTORY_BYTES - size)
+                {channel: page}, max(newest, head), now, max(1, ANSWER_BYTES - size)
             )
             missing = missing or (found.missing[0][1] if found.missing else None)
             bodies += [Raw(entry.body) for entry in found.entries]
             size += sum(len(entry.body) for entry in found.entries)
             left -= len(page.entries)
-            if not page.more or left <= 0 or size >= HISTORY_BYTES:
+            if not page.more or left <= 0 or size >= ANSWER_BYTES:
                 break
         gap = None
         if start.reset:
             gap = reset_after(after or "")
         elif missing is not None:
             gap = Gap(channel, after or "", missing)
-        return History(bodies, str(Cursor(self._bus.epoch, found.end)), gap)
+        return History(bodies, self.cursor(found.end), gap)
 
     async def newest(self, channel: str, number: int) -> History:
         """The newest messages of a channel, the oldest of them first, and the cursor after them.
@@ -502,14 +500,14 @@ class Push:
         bodies: list[Raw] = []
         before: Position | None = None
         size = 0
-        while len(bodies) < number and size < HISTORY_BYTES:
+        while len(bodies) < number and size < ANSWER_BYTES:
             step = min(number - len(bodies), HISTORY_STEP)
             entries = await self._bus.newest(channel, before, step)
             if before is None and entries:
                 end = max(end, entries[0].position)
             for entry in entries:
                 before = entry.position
-                if entry.expires > now and size < HISTORY_BYTES:
+                if entry.expires > now and size < ANSWER_BYTES:
                     bodies.append(Raw(entry.body))
                     size += len(entry.body)
             if len(entries) < step:

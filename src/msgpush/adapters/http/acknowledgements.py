@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import msgspec
 from msgspec import Raw, Struct, structs
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,25 +16,22 @@ from msgpush.adapters.http.operation import (
     limit,
     parameter,
 )
-from msgpush.adapters.http.requests import Query, body_headers, path_tail, read_body
+from msgpush.adapters.http.requests import Query, no_field, path_tail, read_object
 from msgpush.adapters.http.responses import json_response
 from msgpush.domain.channel import NAME_CHARACTER, USER, encoding_advice, is_channel, no_channel
 from msgpush.domain.errors import Fault, Invalid, Malformed, RateExceeded
 from msgpush.domain.grant import Grant
-from msgpush.domain.json_text import check_utf8, escape, unreadable, without_bom
 from msgpush.domain.outbox import PLACE, Place
 from msgpush.domain.ports import Limiter
 from msgpush.domain.quoting import short_repr
 from msgpush.domain.redelivery import Acknowledged
-from msgpush.domain.service import Push
+from msgpush.domain.service import ANSWER_BYTES, Push
 
 USERS = "/api/v1/users/"
 MAX_KEYS = 1_000
 MAX_KEY = 64 + 1 + 128  # characters: a service, a slash and an id
 MAX_BYTES = 512 * 1024
-ANSWER_BYTES = 4 * 1024 * 1024  # of messages, after which an answer ends
-
-_decode = msgspec.json.Decoder(float_hook=float).decode
+EXAMPLE = '{"keys": ["importer/42"]}'
 
 
 class PendingList(Struct):
@@ -120,8 +116,7 @@ class AcknowledgementsApi:
         user = _user(request, "/acknowledgements")
         grant = await self._authenticate(request, user, Query(request.scope))
         # Whatever the type says: a beacon can't choose it freely.
-        body_headers(request.scope, MAX_BYTES, "the body")
-        keys = _keys(await read_body(request.receive, MAX_BYTES, "the body"))
+        keys = _keys(await read_object(request, MAX_BYTES, EXAMPLE))
         self._push.check(grant)  # a body may take long
         if self._limiter is not None and grant.subject is not None:
             await _take(self._limiter, grant.subject, len(keys))
@@ -173,27 +168,11 @@ def _user(request: Request, suffix: str) -> str:
     return user
 
 
-def _keys(body: bytes) -> list[str]:
-    """The keys that a request names.
-
-    Raises:
-        Malformed: it isn't JSON.
-        Invalid: it has something else.
-    """
-    check_utf8(body)
-    body = without_bom(body)
-    try:
-        given: Any = _decode(body)
-    except msgspec.ValidationError as error:
-        raise Invalid(Fault("", f"it has something that can't be read: {error}")) from None
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise unreadable(body, error) from None
-    if not isinstance(given, dict):
-        raise Invalid(Fault("", 'it must be a JSON object such as {"keys": ["importer/42"]}'))
+def _keys(given: dict[str, Any]) -> list[str]:
+    """The keys that a request names; raises `Invalid` where it has something else."""
     for name in given:
         if name != "keys":
-            told = f"{short_repr(name)} is no field of an acknowledgement: it has keys alone"
-            raise Invalid(Fault(f"/{escape(name)}", told))
+            raise no_field(name, "an acknowledgement: it has keys alone")
     keys = given.get("keys")
     if not isinstance(keys, list) or not 0 < len(keys) <= MAX_KEYS:
         raise Invalid(Fault("/keys", f"it must be a list of 1 to {MAX_KEYS} keys of messages"))

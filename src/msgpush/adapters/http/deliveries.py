@@ -22,13 +22,12 @@ from msgpush.adapters.http.responses import json_response
 from msgpush.domain.channel import USER
 from msgpush.domain.errors import Malformed, NotDue
 from msgpush.domain.grant import Grant
-from msgpush.domain.message import format_ms, is_service
+from msgpush.domain.message import ID_PATTERN, SERVICE_PATTERN, SERVICE_RULE, format_ms, is_service
 from msgpush.domain.outbox import DEAD_PLACE, Reason, Record, check_dead_place
 from msgpush.domain.quoting import short_repr
-from msgpush.domain.service import Push
+from msgpush.domain.service import ANSWER_BYTES, Push
 
-SERVICE = "^[A-Za-z0-9_.-]{1,64}$"
-ANSWER_BYTES = 4 * 1024 * 1024  # of messages, after which an answer ends
+SERVICE = f"^{SERVICE_PATTERN}$"
 
 
 class Delivery(Struct):
@@ -69,7 +68,7 @@ class Redelivered(Struct):
 
 
 _SERVICE = parameter("service", "The service that has published it.", "path", pattern=SERVICE)
-_ID = parameter("id", "The message's id.", "path", pattern="^[A-Za-z0-9_.:-]{1,128}$")
+_ID = parameter("id", "The message's id.", "path", pattern=f"^{ID_PATTERN}$")
 _DELIVERY = "/api/v1/messages/{service}/{id}/delivery"
 _DEAD = "/api/v1/dead-letters"
 
@@ -182,7 +181,7 @@ class DeliveriesApi:
         if service is None:
             raise Malformed("the parameter service is missing: whose dead letters are asked for")
         if not is_service(service):
-            raise Malformed(f"the parameter service is {short_repr(service)}: 1-64 of A-Za-z0-9_.-")
+            raise Malformed(f"the parameter service is {short_repr(service)}: {SERVICE_RULE}")
         after = None if text is None else check_dead_place(text)
         grant = await self._auth.authenticate(request.scope)
         grant.check_listen([f"service:{service}"])

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,21 +20,17 @@ from msgpush.adapters.http.operation import (
     fields,
     json_answer,
 )
-from msgpush.adapters.http.requests import body_headers, read_body
+from msgpush.adapters.http.requests import no_field, read_object
 from msgpush.adapters.http.responses import json_response
 from msgpush.domain.channel import MAX_LISTENED, is_channel, no_channel
 from msgpush.domain.credentials import Revocation
 from msgpush.domain.errors import Fault, Invalid, RateExceeded
-from msgpush.domain.json_text import check_utf8, escape, unreadable, without_bom
 from msgpush.domain.message import format_ms, normal_timestamp
 from msgpush.domain.ports import Limiter
 from msgpush.domain.quoting import short_repr
 from msgpush.domain.service import Push
 
 MAX_BYTES = 16 * 1024
-
-# A number that no float can hold is one all the same.
-_decode = msgspec.json.Decoder(float_hook=float).decode
 
 log = logging.getLogger("msgpush.auth")
 
@@ -144,7 +139,7 @@ class PermissionsApi:
 
     async def ticket(self, request: Request) -> Response:
         grant = await self._auth.authenticate(request.scope)
-        channels, acknowledge = _wanted(await _read(request))
+        channels, acknowledge = _wanted(await read_object(request, MAX_BYTES))
         self._push.check(grant)  # a body may take long
         grant.check_listen(channels)
         allowance = await self._limiter.take(grant.subject or "", 1)
@@ -156,7 +151,7 @@ class PermissionsApi:
     async def revoke(self, request: Request) -> Response:
         grant = await self._auth.authenticate(request.scope)
         grant.check_admin()
-        revocation = self._revocation(await _read(request))
+        revocation = self._revocation(await read_object(request, MAX_BYTES))
         self._push.check(grant)
         await self._push.revoke(revocation)
         what = {revocation.kind: revocation.value or _moment(revocation.at)}
@@ -180,7 +175,7 @@ class PermissionsApi:
                 return Revocation("issued_before", "", at)
         for name, value in given.items():
             if name not in ("subject", "jti", "issued_before"):
-                raise _no_field(name, "a revocation")
+                raise no_field(name, "a revocation")
             if len(given) == 1:
                 raise _not_allowed(name, value, "it must be a text, and not empty")
         raise Invalid(
@@ -199,27 +194,11 @@ def _meant(revocation: Revocation) -> str:
             return f"all that were issued before {_moment(revocation.at)}"
 
 
-async def _read(request: Request) -> dict[str, Any]:
-    body_headers(request.scope, MAX_BYTES, "the body")
-    body = await read_body(request.receive, MAX_BYTES, "the body")
-    check_utf8(body)
-    body = without_bom(body)
-    try:
-        given = _decode(body)
-    except msgspec.ValidationError as error:
-        raise Invalid(Fault("", f"it has something that can't be read: {error}")) from None
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise unreadable(body, error) from None
-    if not isinstance(given, dict):
-        raise Invalid(Fault("", "it must be a JSON object"))
-    return given
-
-
 def _wanted(given: dict[str, Any]) -> tuple[list[str], bool]:
     """The channels that a request for a ticket names, and whether it is to act for their users."""
     for name in given:
         if name not in ("channels", "acknowledge"):
-            raise _no_field(name, "a ticket")
+            raise no_field(name, "a ticket")
     acknowledge = given.get("acknowledge")
     if not isinstance(acknowledge, bool | None):
         raise _not_allowed("acknowledge", acknowledge, "true or false")
@@ -253,10 +232,6 @@ def _seconds(value: object) -> float:
 
 def _not_allowed(name: str, value: object, allowed: str) -> Invalid:
     return Invalid(Fault(f"/{name}", f"{short_repr(value)} is not allowed: {allowed}"))
-
-
-def _no_field(name: str, of: str) -> Invalid:
-    return Invalid(Fault(f"/{escape(name)}", f"{short_repr(name)} is no field of {of}"))
 
 
 def _moment(seconds: float) -> str:

@@ -44,7 +44,7 @@ from msgpush.domain.errors import (
 )
 from msgpush.domain.grant import Grant
 from msgpush.domain.json_text import without_bom
-from msgpush.domain.message import ID_RULE, Draft, Message, is_id, parse, parse_all
+from msgpush.domain.message import ID_PATTERN, ID_RULE, Draft, Message, is_id, parse, parse_all
 from msgpush.domain.ports import Limiter
 from msgpush.domain.quoting import short_repr
 from msgpush.domain.service import Push, Receipt
@@ -99,7 +99,7 @@ def _publishes_one(path: str, id: str, summary: str, schema: Json, example: Json
         "Idempotency-Key",
         "The message's id, where the body has none.",
         "header",
-        pattern='^("[A-Za-z0-9_.:-]{1,128}"|[A-Za-z0-9_.:-]{1,128})$',
+        pattern=f'^("{ID_PATTERN}"|{ID_PATTERN})$',
     )
     return Operation(
         "POST",

@@ -2,16 +2,22 @@
 
 import re
 from collections.abc import AsyncIterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote_to_bytes
 
+import msgspec
+from starlette.requests import Request
 from starlette.types import Receive, Scope
 
 from msgpush.adapters.http.problems import Unsupported
-from msgpush.domain.errors import Malformed, TooLarge
+from msgpush.domain.errors import Fault, Invalid, Malformed, TooLarge
+from msgpush.domain.json_text import check_utf8, escape, unreadable, without_bom
 from msgpush.domain.quoting import short_repr
 
 MAX_PARAMETERS = 256
+
+# A number that no float can hold is one all the same.
+_decode = msgspec.json.Decoder(float_hook=float).decode
 
 
 class ClientGone(Exception):
@@ -199,3 +205,36 @@ def body_headers(scope: Scope, limit: int | None, what: str) -> BodyHeaders:
                 " the body as it is"
             )
     return BodyHeaders(content_type, key)
+
+
+async def read_object(request: Request, limit: int, example: str = "") -> dict[str, Any]:
+    """The JSON object (RFC 8259) that a request's body is.
+
+    Args:
+        limit: bytes of the body.
+        example: one that would do, for the error's text.
+
+    Raises:
+        TooLarge, Unsupported, ClientGone: as `body_headers` and `read_body`.
+        Malformed: it isn't JSON.
+        Invalid: it is something else.
+    """
+    body_headers(request.scope, limit, "the body")
+    body = await read_body(request.receive, limit, "the body")
+    check_utf8(body)
+    body = without_bom(body)
+    try:
+        given = _decode(body)
+    except msgspec.ValidationError as error:
+        raise Invalid(Fault("", f"it has something that can't be read: {error}")) from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise unreadable(body, error) from None
+    if not isinstance(given, dict):
+        such = f" such as {example}" if example else ""
+        raise Invalid(Fault("", f"it must be a JSON object{such}"))
+    return given
+
+
+def no_field(name: str, of: str) -> Invalid:
+    """The refusal of a field that an object of this kind doesn't have."""
+    return Invalid(Fault(f"/{escape(name)}", f"{short_repr(name)} is no field of {of}"))

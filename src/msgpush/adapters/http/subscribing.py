@@ -10,8 +10,9 @@ from starlette.types import Scope
 from msgpush.adapters.http.addresses import limited_address, with_port
 from msgpush.adapters.http.operation import CHANNEL, CURSOR, Json, parameter, repeatable
 from msgpush.adapters.http.requests import Query, header
-from msgpush.domain.channel import BROADCAST, MAX_LISTENED, USER, check_channel
+from msgpush.domain.channel import BROADCAST, MAX_LISTENED, check_channel
 from msgpush.domain.connection import Start
+from msgpush.domain.credentials import users_named
 from msgpush.domain.errors import BusUnavailable, KeysUnavailable, Malformed, Overloaded
 from msgpush.domain.grant import Grant
 from msgpush.domain.marks import PRIORITIES
@@ -109,8 +110,7 @@ class StreamQuery(Query):
 
 def users_served(channels: Iterable[str], grant: Grant) -> frozenset[str]:
     """The users whose stream this is, of those whose channels it listens to."""
-    users = (each.removeprefix(USER) for each in channels if each.startswith(USER))
-    return frozenset(user for user in users if grant.acts_for(user))
+    return frozenset(user for user in users_named(channels) if grant.acts_for(user))
 
 
 def read_types(name: str, text: str, also: str = "") -> frozenset[str]:

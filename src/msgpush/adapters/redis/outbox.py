@@ -189,17 +189,18 @@ class RedisOutbox:
 
     async def due(self, limit: int) -> tuple[int, list[Record]]:
         args = [self._now_ms(), limit, LEASE, self._dead_letter_size]
-        now, number, surplus, due, *keys = await self._link.script(
+        now, number, surplus, due, *named = await self._link.script(
             self._take_due, [OUTBOX, DUE, DEAD], args
         )
         self.pending = int(number)
-        found = await self._records([key.decode() for key in keys[:due]])
+        keys = [key.decode() for key in named]
+        found = await self._records(keys[:due])
         missing = [key for key, record in zip(keys, found, strict=False) if record is None]
-        await self._drop_missing(DUE, [key.decode() for key in missing])
+        await self._drop_missing(DUE, missing)
         records = [each for each in found if each is not None]
         await self._mark_superseded(records)
         left = int(surplus)
-        for record in await self._records([key.decode() for key in keys[due:]]):
+        for record in await self._records(keys[due:]):
             if left <= 0 or record is None:
                 break
             left -= record.size

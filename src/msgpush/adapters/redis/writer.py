@@ -51,7 +51,6 @@ log = logging.getLogger("msgpush.redis")
 _body, _channels = attrgetter("body"), attrgetter("channels")
 _pack = msgspec.msgpack.Encoder().encode
 APPEND = lua("outbox") + lua("append")
-ASKED_ID_LIFETIME = 10 * 86_400_000  # milliseconds beyond a message's ttl
 
 
 class Writer:
@@ -172,7 +171,7 @@ class Writer:
         if asks:
             more = outbox_keys(asks)
             keys += more
-            limits = (len(more), *self._pending_room.limits, ASKED_ID_LIFETIME)
+            limits = (len(more), *self._pending_room.limits)
         end = self._epochs.chain.known
         # All of it text: Redis's MessagePack knows no binary.
         seen = (end.position.ms, end.position.seq, end.tag.decode())

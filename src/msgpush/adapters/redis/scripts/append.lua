@@ -14,8 +14,8 @@
 --          whether replicas are waited for, whether it has to be written even if Redis is full, 0 or what holds for
 --          the outbox, messages}, each message
 --          {ttl in ms, number of its id or 0, digest, timestamp, {numbers of its channels' histories}, service:id, ask}
---          The outbox: {how many keys it has, messages and bytes of a mailbox, bytes of all pending, ms for which an id
---          is remembered beyond its message's ttl}; an ask: see `outbox.lua`
+--          The outbox: {how many keys it has, messages and bytes of a mailbox, bytes of all pending}; an ask:
+--          see `outbox.lua`
 -- then each message as it is stored
 --
 -- Answers {"ok", ms, seq of the first, the log's length before, index, what was accepted before or "", ...}, where minus the
@@ -159,7 +159,7 @@ for i = 1, #messages do
       ids[key] = digest .. id .. ' ' .. message[4]
       if ask then
         ids[key] = ids[key] .. ' a'
-        call('SET', KEYS[offset + key], ids[key], 'PX', ttl + limits[5])
+        call('SET', KEYS[offset + key], ids[key], 'PX', ttl + SPARE)
       else
         call('SET', KEYS[offset + key], ids[key], 'PX', ID_LIFETIME)
       end

@@ -17,7 +17,6 @@
 
 local DAY = 86400000
 local ID_LIFETIME = 600000
-local ASKED_LIFETIME = 10 * DAY -- beyond its message's ttl
 
 local call = redis.call
 local ms, seq, open, now, outbox_keys, entries = unpack(cmsgpack.unpack(ARGV[1]))
@@ -83,7 +82,7 @@ for _, entry in ipairs(entries) do
       if later(id, known) then call('SET', last, id, 'PX', math.max(DAY, left)) end
     end
     if key > 0 and call('EXISTS', KEYS[2 + 2 * channels + key]) == 0 then
-      local lifetime = entry[9] and ttl + ASKED_LIFETIME or ID_LIFETIME
+      local lifetime = entry[9] and ttl + SPARE or ID_LIFETIME
       call('SET', KEYS[2 + 2 * channels + key], entry[7], 'PX', lifetime)
     end
     if entry[9] then asks[#asks + 1] = {entry[9], id, message} end

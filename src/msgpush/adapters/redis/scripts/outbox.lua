@@ -14,13 +14,15 @@
 -- `redo` has it done once more, by `redo.lua`, before anything else.
 
 local call = redis.call
+-- Milliseconds: for which a record is left to whoever sees to it; and, beyond what a record lives in its state, for which
+-- its id is remembered.
+local LEASE, SPARE = 15000, 864000000
 
 local function open_outbox(outbox, due, now)
   local format = string.format
-  local RANK, WITHIN, LEASE = 2 ^ 51, 512, 15000
-  local SPARE = 864000000 -- ms beyond what a record lives in its state, for which its id is remembered
+  local RANK, WITHIN = 2 ^ 51, 512
   local redo, totals, boxes, when = {}, {}, {}, {}
-  local self = {now = now, SPARE = SPARE}
+  local self = {now = now}
 
   local function text(number) return format('%.0f', number) end
   self.text = text

@@ -8,7 +8,7 @@
 --
 -- Answers for each change {result, the record's fields s, at, en, d, rs, ow}; or nothing where another call was stopped halfway.
 
-local KEPT, LEASE, REMEMBERED, LONGEST = 86400000, 15000, 600000, 3600
+local KEPT, REMEMBERED, LONGEST = 86400000, 600000, 3600
 
 local now, dead_ttl, waits, changes = unpack(cmsgpack.unpack(ARGV[1]))
 if now == 0 then
@@ -127,7 +127,7 @@ for _, name in ipairs(order) do
       outbox.put('ZADD', dead, text(record.en), key)
       outbox.count_dead(record.sz)
       -- As long as its record is kept its id is remembered.
-      if record.hi == '1' then outbox.put('PEXPIRE', id, text(dead_ttl + outbox.SPARE)) end
+      if record.hi == '1' then outbox.put('PEXPIRE', id, text(dead_ttl + SPARE)) end
     end
     if is == 'gone' then
       outbox.put('DEL', name)
