@@ -59,7 +59,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     else:
         options.parts = frozenset(filter(None, options.parts.replace(" ", "").split(",")))
     if not options.parts or options.parts - _LETTERS:
-        parser.error("--parts takes letters from a to l, separated by commas")
+        parser.error(
+            f"--parts takes letters from {min(_LETTERS)} to {max(_LETTERS)}, separated by commas"
+        )
     if compared and (alone := options.parts - COMPARABLE):
         parser.error(f"--parts: {', '.join(sorted(alone))} can't be compared: no server runs there")
     if options.seconds is None:
@@ -85,6 +87,7 @@ def planned(options: argparse.Namespace, files: int) -> Plan:
         streams=min(streams, most),
         idle_streams=min(idle, most),
         rounds=rounds,
+        turns=1 if options.quick else 3,
         note=f"fewer streams than usual: this system lets a process open {files:,} files"
         if idle > most
         else "",

@@ -13,14 +13,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 CHANNEL = "bench"
 MARK = b'"stage":"embedding"'
-"""In every message once, with no newline. One this long is found at several GB/s, `"t":` at 2."""
+"""In every message once. One this long is found at several GB/s, `"t":` at 2."""
 
 _BASE = 10**18  # makes every number below 19 digits, so that all messages have one length
 _EDGE = len(MARK) - 1
-_NEWLINE = ord("\n")
+_WITHIN = frozenset(MARK)
+"""A read that cuts a mark ends with one of these bytes; blocks and frames end with none of them."""
 _BUFFER = 1 << 20
 _ANSWER = 1 << 16
 _IN_FLIGHT = 128  # connections being opened at once: well within any listen backlog
@@ -36,11 +38,54 @@ _WARM_UP_SECONDS = 0.5
 _CONTENT_LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 _ACCEPTED = re.compile(rb'"accepted": *(\d+)')
 _NUMBER = re.compile(rb'"t":(\d{19})')
-_IDS = re.compile(rb"id: ?(\S+)\n")
 
 
 class Spoiled(Exception):
     """The run can't give a figure: a connection was refused or closed, or nothing came in time."""
+
+
+class Kind(NamedTuple):
+    """What carries a stream.
+
+    Attributes:
+        path: of a stream that listens to `CHANNEL`.
+        headers: what a request for it has besides.
+        status: how an answer begins that opens it.
+        opened: what its first block or frame ends with, and nothing before that has.
+        cursor: finds those of its messages.
+    """
+
+    name: str
+    path: str
+    headers: bytes
+    status: bytes
+    opened: bytes
+    cursor: re.Pattern[bytes]
+
+
+SSE = Kind(
+    name="SSE",
+    path=f"/sse/stream/{CHANNEL}",
+    headers=b"Accept: text/event-stream\r\n",
+    status=b"HTTP/1.1 200 ",
+    opened=b"\n\n",
+    cursor=re.compile(rb"id: ?(\S+)\n"),
+)
+WHOLE = SSE._replace(name="SSE, whole messages", path=f"{SSE.path}?events=none")
+"""Progress comes as its data alone otherwise: less than half of what a WebSocket gets."""
+# The server's frames aren't masked: what is between messages is all that differs. A client that
+# answers no ping is cut after a minute: servers are told to send none in a run's time.
+WS = Kind(
+    name="WebSockets",
+    path=f"/ws?channel={CHANNEL}",
+    headers=(
+        b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    ),
+    status=b"HTTP/1.1 101 ",
+    opened=b"}}",
+    cursor=re.compile(rb'"event":"message","id":"([^"]+)"'),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,13 +204,12 @@ def _dial(port: int, index: int) -> socket.socket:
 class Streams:
     """Open event streams, and how many messages each has received."""
 
-    def __init__(self, poll: select.epoll, port: int) -> None:
+    def __init__(self, poll: select.epoll, port: int, kind: Kind = SSE) -> None:
         self.received: Counter[int] = Counter()
         self.bytes = 0
         self.witness = bytearray()
         """Everything that the first stream received."""
-        self._poll = poll
-        self._port = port
+        self._poll, self._port, self._kind = poll, port, kind
         self._sockets: dict[int, socket.socket] = {}
         self._buffer = bytearray(_BUFFER)
         self._cut: dict[int, bytes] = {}
@@ -174,10 +218,16 @@ class Streams:
     def open(
         self,
         count: int,
-        path: Callable[[int], str] = lambda _: f"/sse/stream/{CHANNEL}",
+        path: Callable[[int], str] | None = None,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> None:
-        """All streams are open, their opening blocks read, when this returns."""
+        """All streams are open, their opening blocks read, when this returns.
+
+        Args:
+            path: of each; None: all listen to one channel.
+        """
+        kind = self._kind
+        path = path or (lambda _: kind.path)
         opening: dict[int, bytes] = {}
         paths: dict[int, str] = {}
         deadline = time.monotonic() + _STREAM_OPENING_SECONDS
@@ -195,17 +245,18 @@ class Streams:
                         self.read(fd)
                     continue
                 if event & select.EPOLLOUT:
-                    request = f"GET {paths[fd]} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n"
-                    self._sockets[fd].send(f"{request}Accept: text/event-stream\r\n\r\n".encode())
+                    head = f"GET {paths[fd]} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n"
+                    self._sockets[fd].send(head.encode() + kind.headers + b"\r\n")
                     self._poll.modify(fd, select.EPOLLIN)
                     continue
-                opening[fd] += self._sockets[fd].recv(4096) or b"(closed)\n\n"
-                if b"\n\n" in opening[fd]:
+                came = self._sockets[fd].recv(4096)
+                opening[fd] += came
+                if kind.opened in opening[fd] or not came or _is_refusal(opening[fd], kind):
                     answer = opening.pop(fd)
-                    _check_opened(answer)
+                    _check_opened(answer, kind)
                     # What was missed may have come with it.
                     self.received[fd] = answer.count(MARK)
-                    if not answer.endswith(b"\n"):
+                    if answer[-1] in _WITHIN:
                         self._cut[fd] = answer[-_EDGE:]
             if time.monotonic() > deadline:
                 raise Spoiled(
@@ -225,7 +276,7 @@ class Streams:
         if not size:
             raise Spoiled("the server closed a stream")
         found = buffer.count(MARK, 0, size)
-        if fd in self._cut or buffer[size - 1] != _NEWLINE:
+        if fd in self._cut or buffer[size - 1] in _WITHIN:
             found += self._joined(fd, size)
         if fd == self._first:
             self.witness += buffer[:size]
@@ -236,15 +287,20 @@ class Streams:
     def _joined(self, fd: int, size: int) -> int:
         """The number of marks, 0 or 1, that the last read's end and this one's start make."""
         before = self._cut.pop(fd, b"")
-        if self._buffer[size - 1] != _NEWLINE:
+        if self._buffer[size - 1] in _WITHIN:
             tail = bytes(self._buffer[max(0, size - _EDGE) : size])
             self._cut[fd] = (before + tail)[-_EDGE:] if size < _EDGE else tail
         return (before + self._buffer[: min(size, _EDGE)]).count(MARK) if before else 0
 
 
-def _check_opened(answer: bytes) -> None:
-    if not answer.startswith(b"HTTP/1.1 200 ") or b"msgpush.open" not in answer:
-        raise Spoiled(f"a stream did not open: {answer[:400].decode(errors='replace')!r}")
+def _is_refusal(answer: bytes, kind: Kind) -> bool:
+    return b"\r\n\r\n" in answer and not answer.startswith(kind.status)
+
+
+def _check_opened(answer: bytes, kind: Kind) -> None:
+    if not answer.startswith(kind.status) or b"msgpush.open" not in answer:
+        told = answer[:400].decode(errors="replace")
+        raise Spoiled(f"a stream did not open ({kind.name}): {told!r}")
 
 
 class Publishers:
@@ -360,10 +416,10 @@ class _Window:
         return False
 
 
-def probe(port: int) -> str:
+def probe(port: int, kind: Kind = SSE) -> str:
     """The cursor of one message, published and received: the server works, and is warm."""
     with select.epoll() as poll:
-        streams = Streams(poll, port)
+        streams = Streams(poll, port, kind)
         streams.open(1)
         body = message(0)
         publishers = Publishers(poll, port, "/api/v1/messages/send", 1, len(body))
@@ -376,7 +432,7 @@ def probe(port: int) -> str:
                 raise Spoiled(
                     f"one message did not come through: {publishers.refusal or 'no answer'}"
                 )
-        cursor: bytes = _IDS.findall(streams.witness)[-1]
+        cursor: bytes = kind.cursor.findall(streams.witness)[-1]
         return cursor.decode()
 
 
@@ -411,13 +467,13 @@ class _Flood:
         self._next += 1
 
 
-def fanout(port: int, count: int, connections: int, seconds: float) -> Fanout:
+def fanout(port: int, count: int, connections: int, seconds: float, *, kind: Kind = SSE) -> Fanout:
     """Publish flat out to streams on one channel.
 
     Every accepted message must then have reached every stream, once.
     """
     with select.epoll() as readable, select.epoll() as answered:
-        streams = Streams(readable, port)
+        streams = Streams(readable, port, kind)
         streams.open(count)
         publishers = Publishers(
             answered, port, "/api/v1/messages/send", connections, len(message(0))
@@ -452,7 +508,7 @@ def fanout(port: int, count: int, connections: int, seconds: float) -> Fanout:
             refused=publishers.refused,
             missing=missing,
             surplus=surplus,
-            gaps=streams.witness.count(b"event: msgpush.gap"),
+            gaps=streams.witness.count(b"msgpush.gap"),
             bytes_per_delivery=streams.bytes / max(1, streams.received.total()),
             busy=window.busy,
             refusal=publishers.refusal,
@@ -485,12 +541,12 @@ def _at(share: float, ordered: list[int]) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] / 1e6 if ordered else 0.0
 
 
-def burst(port: int, count: int, rounds: int, server: int, pause: float = 0.1) -> Burst:
+def burst(
+    port: int, count: int, rounds: int, server: int, pause: float = 0.1, *, kind: Kind = SSE
+) -> Burst:
     """Open idle streams, weigh the server, then send one message at a time to all of them."""
     with select.epoll() as poll:
-        streams = Streams(poll, port)
-        publishers = Publishers(poll, port, "/api/v1/messages/send", 1, len(message(0)))
-        publisher = next(iter(publishers))
+        streams = Streams(poll, port, kind)
         before = _resident(server)
         began = time.monotonic()
         streams.open(count)
@@ -498,6 +554,9 @@ def burst(port: int, count: int, rounds: int, server: int, pause: float = 0.1) -
         _read_for(poll, streams, 1.0)
         after = _resident(server)
 
+        # Only now: a connection that is silent at first is closed after some seconds.
+        publishers = Publishers(poll, port, "/api/v1/messages/send", 1, len(message(0)))
+        publisher = next(iter(publishers))
         latencies: list[int] = []
         done, cpu, waited = 0, 0.0, 0.0
         while done < rounds:

@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from bench import load
@@ -41,6 +42,8 @@ class Plan:
     batch: int = 100
     missed: int = 20
     live_rate: float = 100.0
+    turns: int = 3
+    """Of WebSockets and SSE each."""
     note: str = ""
     """To be read with the figures."""
 
@@ -274,6 +277,57 @@ class Bench:
         more = (weights[2] - weights[1]) - (weights[1] - weights[0])
         self._figure(f"{name}: bytes of a message more that waits", more / number)
 
+    def sockets(self) -> None:
+        """WebSockets, and SSE in turn: what else the machine does slows both alike."""
+        plan = self.plan
+        kinds = (load.SSE, load.WHOLE, load.WS) if self._floors else (load.WS,)
+        rates: dict[load.Kind, list[float]] = {kind: [] for kind in kinds}
+        others: dict[load.Kind, list[tuple[float, ...]]] = {kind: [] for kind in kinds}
+        for turn in range(plan.turns):
+            for kind in kinds if turn % 2 == 0 else kinds[::-1]:
+                name = f"n, {kind.name}, {turn + 1}"
+                rates[kind].append(self._flat_out(name, kind))
+                if kind != load.WHOLE:
+                    others[kind].append(self._one_at_a_time(f"{name}, one at a time", kind))
+        rate = {kind: median(each) for kind, each in rates.items()}
+        what = f"n  deliveries/s, {plan.streams:,} WebSockets, {plan.connections} publishers"
+        self._figure(what, rate[load.WS], rate.get(load.SSE))
+        if load.WHOLE in rate:
+            self._figure("   floor: SSE with whole messages", rate[load.WS], rate[load.WHOLE])
+        many = f"{plan.idle_streams:,}"
+        for n, (what, unit) in enumerate(
+            (
+                (f"   one message to {many} WebSockets, p50", "ms"),
+                ("   p99", "ms"),
+                ("   max", "ms"),
+                (f"   memory per idle WebSocket at {many}", "KiB"),
+            )
+        ):
+            middle = {kind: median(row[n] for row in rows) for kind, rows in others.items() if rows}
+            self._figure(what, middle[load.WS], middle.get(load.SSE), unit)
+
+    def _flat_out(self, name: str, kind: load.Kind) -> float:
+        """Deliveries a second to many streams of a kind."""
+        plan = self.plan
+        with self._fresh(plan.streams, kind) as service:
+            arguments = service.port, plan.streams, plan.connections, plan.seconds
+            return self._measure(name, load.fanout, *arguments, kind=kind).deliveries_per_second
+
+    def _one_at_a_time(self, name: str, kind: load.Kind) -> tuple[float, ...]:
+        """Latencies of one message to streams of a kind, in ms; KiB that an idle one takes."""
+        count = self.plan.idle_streams
+        with self._fresh(count, kind) as service:
+            arguments = service.port, count, self.plan.rounds, service.pid
+            got = self._measure(name, load.burst, *arguments, kind=kind)
+        return got.p50, got.p99, got.max, got.rss_per_stream / 1024
+
+    @contextmanager
+    def _fresh(self, streams: int, kind: load.Kind) -> Iterator[Server]:
+        """A server that has served one of these, and sends neither pings nor heartbeats."""
+        with self._service(streams, HEARTBEAT_INTERVAL="3600") as service:
+            self._client(load.probe, service.port, kind)
+            yield service
+
     def _batches(self, name: str, service: Server, streams: int = 0) -> load.Published:
         plan = self.plan
         return self._measure(
@@ -419,6 +473,13 @@ PARTS = (
         "messages that ask for acknowledgements, on both buses",
         Bench.asking,
         lambda plan: 2 * (3 * (plan.seconds + 1.2) + 12 + plan.idle_streams / 1500),
+    ),
+    Part(
+        "n",
+        "n",
+        "WebSockets and SSE in turn: {plan.streams:,} and {plan.idle_streams:,} of each",
+        Bench.sockets,
+        lambda plan: plan.turns * (plan.seconds + plan.idle_streams / 3000 + plan.rounds / 4 + 6),
     ),
 )
 """In the order in which they run."""

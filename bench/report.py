@@ -112,7 +112,7 @@ def print_table(about: Mapping[str, str], report: Report, took: float) -> None:
         "floors: a, b a bare epoll send loop in Python; d a bare uvicorn app that reads the body"
         " and answers 202;"
     )
-    print("        h the embedded bus")
+    print("        h the embedded bus; n SSE in turn with WebSockets, medians of both")
     print_end(report.notes, report.faults, took)
 
 

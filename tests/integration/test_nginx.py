@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,9 @@ from typing import Any, Self
 
 import msgspec
 import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Origin
 
 from tests.support.client import PATIENCE, RawConnection, SseClient, request
 from tests.support.eventsource import EventStreamParser
@@ -609,3 +613,103 @@ def test_under_a_prefix_it_is_the_same_whether_nginx_strips_it_or_not(tmp_path: 
                 )
                 assert stream.next().type == "message"
             assert request(nginx.port, "GET", f"{prefix}/static/index.js").status == 200
+
+
+# WebSockets
+
+
+def websocket(port: int, query: str = "") -> ClientConnection:
+    """A WebSocket through a proxy; it has to be entered."""
+    return connect(f"ws://127.0.0.1:{port}/ws?{query}")
+
+
+def told(websocket: ClientConnection) -> Any:
+    return msgspec.json.decode(websocket.recv(PATIENCE))
+
+
+def test_a_websocket_is_passed_on_and_goes_on_where_it_was_cut(nginx: Nginx) -> None:
+    with websocket(nginx.port, "channel=ws") as first:
+        assert told(first)["event"] == "msgpush.open"
+        first.send('{"subscribe": ["ws2"], "ref": 1}')
+        assert told(first) == {"ref": 1, "ok": {"channels": ["broadcast", "ws", "ws2"]}}
+        assert publish(nginx.port, "w1", "ws2", {"x": "x" * 100_000}) == 202
+        message = told(first)
+        assert message["data"]["id"] == "w1"
+    publish(nginx.port, "w2", "ws2")
+    with websocket(nginx.port, f"channel=ws2&last_event_id={message['id']}") as second:
+        assert [told(second)["event"], told(second)["data"]["id"]] == ["msgpush.open", "w2"]
+    log = '"GET /ws HTTP/1.1" 101'
+    eventually(lambda: nginx.logs("access.log").count(log) == 2)
+
+
+def test_what_asks_for_no_websocket_is_told_so(nginx: Nginx) -> None:
+    answer = request(nginx.port, "GET", "/ws")
+    assert (answer.status, answer.headers["content-type"]) == (426, "application/problem+json")
+
+
+def test_heartbeats_keep_an_idle_websocket_open(tmp_path: Path) -> None:
+    shortened = [("proxy_read_timeout 90s;  # as for streams", "proxy_read_timeout 1s;")]
+    with (
+        ServiceProcess(ENABLE_AUTH="false", HEARTBEAT_INTERVAL="0.3") as lively,
+        ServiceProcess(ENABLE_AUTH="false", HEARTBEAT_INTERVAL="60") as silent,
+    ):
+        for service in (lively, silent):
+            folder = tmp_path / str(service.port)
+            folder.mkdir()
+            with (
+                Nginx(folder, service.port, service.port, changes=shortened) as nginx,
+                websocket(nginx.port) as opened,
+            ):
+                assert told(opened)["event"] == "msgpush.open"
+                if service is lively:
+                    events = {told(opened)["event"] for _ in range(8)}
+                    assert events == {"msgpush.heartbeat"}
+                else:
+                    with pytest.raises(ConnectionClosed):
+                        told(opened)
+
+
+def test_a_page_of_its_own_origin_may_open_a_websocket_where_the_proxy_is_trusted(
+    tmp_path: Path,
+) -> None:
+    for trusted in ('["127.0.0.1"]', "[]"):
+        folder = tmp_path / str(len(trusted))
+        folder.mkdir()
+        with (
+            ServiceProcess(ENABLE_AUTH="false", TRUSTED_PROXIES=trusted) as service,
+            Nginx(folder, service.port, service.port, tls=True) as nginx,
+        ):
+            plain, encrypted = (f"127.0.0.1:{port}" for port in (nginx.port, nginx.tls_port))
+            assert may_open(f"ws://{plain}/ws", f"http://{plain}")
+            context = ssl.create_default_context(cafile=str(nginx.certificate))
+            url = f"wss://{encrypted}/ws"
+            assert may_open(url, f"https://{encrypted}", ssl=context) is (trusted != "[]")
+            assert may_open(url, None, ssl=context)
+            for other in ("https://evil.example", f"https://127.0.0.1:{nginx.port}", "null"):
+                assert not may_open(url, other, ssl=context)
+
+
+def may_open(url: str, origin: str | None, **options: Any) -> bool:
+    """Whether a page of an origin gets a WebSocket; None: no page asks."""
+    try:
+        with connect(url, origin=Origin(origin) if origin else None, **options) as opened:
+            return bool(told(opened)["event"] == "msgpush.open")
+    except InvalidStatus as refused:
+        assert refused.response.status_code == 403
+        assert b"CORS_ORIGINS" in refused.response.body
+        return False
+
+
+def test_a_websocket_s_token_is_in_no_log_whatever_becomes_of_it(
+    instances: tuple[ServiceProcess, ServiceProcess], tmp_path: Path
+) -> None:
+    with Nginx(tmp_path, instances[0].port, instances[1].port) as nginx:
+        with websocket(nginx.port, "token=a-secret") as opened:
+            told(opened)
+        for instance in instances:
+            instance.signal(signal.SIGKILL)
+            instance.wait()
+        with pytest.raises(InvalidStatus):
+            websocket(nginx.port, "token=a-secret").__enter__()
+        eventually(lambda: nginx.logs("access.log").count('"GET /ws HTTP/1.1"') == 2)
+        assert "a-secret" not in nginx.logs()

@@ -347,13 +347,17 @@ def test_a_request_that_was_answered_before_its_body_came_is_not_answered_twice(
     assert received.count(b"HTTP/1.1 ") == 1
 
 
-def test_an_upgrade_is_answered_as_a_plain_request(service: ThreadedService) -> None:
+@pytest.mark.parametrize(("protocol", "status"), [(b"h2c", b"200"), (b"websocket", b"404")])
+def test_an_upgrade_to_anything_but_a_websocket_is_answered_as_a_plain_request(
+    service: ThreadedService, protocol: bytes, status: bytes
+) -> None:
     with RawConnection(service.port) as connection:
         connection.send(
-            b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: %b\r\n"
             b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+            % protocol
         )
-        assert connection.read_all().startswith(b"HTTP/1.1 200 ")
+        assert connection.read_all().startswith(b"HTTP/1.1 %b " % status)
 
 
 def test_http_1_0_gets_a_stream_without_chunks_where_the_service_is_open() -> None:

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, WebSocketRoute
 
+from msgpush.adapters.websocket import commands
 from msgpush.entrypoints.app import create_app, lifespan
 from msgpush.entrypoints.settings import Settings
 from tests.support.asgi import Answer, AsgiDriver
@@ -118,6 +119,63 @@ own ticket            401  401       401   403    403  200  403     400     401 
 ticket unknown        401  401       401   401    401  401  401     400     401    401  401     400      400      400     400       400    400  400   400   401
 """
 
+# The same of a WebSocket: whether it opens (101), or else how that is refused, by a close code of
+# 4000 more or, where a page may not even see that, by a status; and of each command on one that
+# names no channel, which is asked of none that doesn't open.
+SOCKETS = """
+                      open  listen  subscribe  user  unsubscribe  acknowledge  own  publish  token  ping
+nothing               401   401     401        401   401          401          401  401      401    401
+expired               401   401     401        401   401          401          401  401      401    401
+wrong key             401   401     401        401   401          401          401  401      401    401
+alg none              401   401     401        401   401          401          401  401      401    401
+public key as secret  401   401     401        401   401          401          401  401      401    401
+wrong audience        401   401     401        401   401          401          401  401      401    401
+no audience           401   401     401        401   401          401          401  401      401    401
+unknown key           401   401     401        401   401          401          401  401      401    401
+wrong claim           401   401     401        401   401          401          401  401      401    401
+two tokens            401   401     401        401   401          401          401  401      401    401
+ticket as a token     401   401     401        401   401          401          401  401      401    401
+own ticket as a token 401   401     401        401   401          401          401  401      401    401
+ticket in a cookie    401   401     401        401   401          401          401  401      401    401
+basic                 401   401     401        401   401          401          401  401      401    401
+subscriber            101   101     200        403   200          403          200  403      403    200
+publisher             101   403     403        403   200          403          200  200      403    200
+publisher elsewhere   101   403     403        403   200          403          200  403      403    200
+other user            101   403     403        403   200          403          200  403      403    200
+that user             101   403     403        200   200          200          200  403      403    200
+back end              101   403     403        403   200          200          200  403      403    200
+back end elsewhere    101   403     403        200   200          403          200  403      403    200
+admin                 101   403     403        403   200          403          200  403      200    200
+everything            101   101     200        200   200          200          200  200      200    200
+cookie                101   101     200        200   200          200          200  200      200    200
+cookie own page       101   101     200        200   200          200          200  200      200    200
+cookie known page     101   101     200        200   200          200          200  200      200    200
+cookie other page     403   403     403        403   403          403          403  403      403    403
+cookie no page        403   403     403        403   403          403          403  403      403    403
+cookie cross-site     403   403     403        403   403          403          403  403      403    403
+cookie same-site      403   403     403        403   403          403          403  403      403    403
+cookie typed in       101   101     200        200   200          200          200  200      200    200
+cookie subscriber     101   101     200        403   200          403          200  403      403    200
+cookie expired        403   403     403        403   403          403          403  403      403    403
+header and cookie     401   401     401        401   401          401          401  401      401    401
+query                 101   101     200        200   200          200          200  200      200    200
+query expired         401   401     401        401   401          401          401  401      401    401
+query and header      401   401     401        401   401          401          401  401      401    401
+ticket                101   101     200        403   200          403          403  403      403    200
+own ticket            101   403     403        200   200          200          200  403      403    200
+ticket unknown        401   401     401        401   401          401          401  401      401    401
+"""
+COMMANDS = {
+    "subscribe": '"subscribe":["demo"]',
+    "user": '"subscribe":["user:alice"]',
+    "unsubscribe": '"unsubscribe":["broadcast"]',
+    "acknowledge": '"acknowledge":["a/none"],"user":"alice"',
+    "own": '"acknowledge":["a/none"]',
+    "publish": f'"publish":{MESSAGE.decode()}',
+    "token": '"token":"{later}"',
+    "ping": '"ping":1',
+}
+
 
 class Credentials(NamedTuple):
     headers: dict[str, str]
@@ -212,8 +270,8 @@ async def credentials(client: AsgiDriver) -> dict[str, Credentials]:
     }
 
 
-def rows() -> Iterator[tuple[str, dict[str, int]]]:
-    head, *lines = MATRIX.strip("\n").splitlines()
+def rows(matrix: str = MATRIX) -> Iterator[tuple[str, dict[str, int]]]:
+    head, *lines = matrix.strip("\n").splitlines()
     names = head.split()
     for line in lines:
         name, *statuses = re.split(r"  +|(?<=[a-z]) (?=\d)", line.strip())
@@ -285,26 +343,60 @@ async def test_every_endpoint_gives_these_credentials_what_the_contract_says(
         assert (await client.request("GET", endpoint.target, b"", given.headers)).status == 200
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"), list(rows(SOCKETS)), ids=[name for name, _ in rows(SOCKETS)]
+)
+@pytest.mark.parametrize("wire", [True, False])
+async def test_every_command_gives_these_credentials_what_the_contract_says(
+    client: AsgiDriver, name: str, expected: dict[str, int], wire: bool
+) -> None:
+    client = AsgiDriver(client.app, wire=wire)
+    given = (await credentials(client))[name]
+    got = dict.fromkeys(expected, await connect(client, given))
+    got["listen"] = await connect(client, given, "demo")
+    if got["open"] == 101:
+        async with client.socket(f"/ws{given.query}", given.headers) as socket:
+            later = issue("root", **EVERYTHING, lifetime=900)
+            for column, command in COMMANDS.items():
+                socket.say(f'{{"ref":"{column}",{command}}}'.replace("{later}", later))
+                answer = await socket.answer(column)
+                got[column] = answer["error"]["status"] if "error" in answer else 200
+    assert got == expected
+
+
+async def connect(client: AsgiDriver, given: Credentials, *channels: str) -> int:
+    """Whether a WebSocket opens, as `SOCKETS` has it."""
+    query = [given.query.removeprefix("?"), *(f"channel={each}" for each in channels)]
+    async with client.socket(f"/ws?{'&'.join(filter(None, query))}", given.headers) as socket:
+        if socket.denial is not None:
+            return socket.denial.status
+        if (await socket.first())["event"] == "msgpush.open":
+            return 101
+        return await socket.closed() - 4000
+
+
 async def test_the_matrix_knows_all_these_credentials(client: AsgiDriver) -> None:
-    assert [name for name, _ in rows()] != []
-    assert {name for name, _ in rows()} == set(await credentials(client))
+    for matrix in (MATRIX, SOCKETS):
+        assert [name for name, _ in rows(matrix)] != []
+        assert {name for name, _ in rows(matrix)} == set(await credentials(client))
+    assert {*COMMANDS} - {"user", "own"} == {*commands.COMMANDS}
 
 
 async def test_no_route_is_missing_from_the_matrix(client: AsgiDriver) -> None:
-    asked = [*ENDPOINTS.values(), *OPEN]
+    asked = [*ENDPOINTS.values(), *OPEN, Endpoint("GET", "/ws")]
     for route in create_app(Settings()).routes:
         if isinstance(route, Mount):
             assert any(endpoint.target.startswith(route.path) for endpoint in asked)
             continue
-        assert isinstance(route, Route)
+        assert isinstance(route, Route | WebSocketRoute)
         covered = {
             method
             for method, target, _ in asked
             if route.path_regex.fullmatch(target.partition("?")[0])
         }
-        methods = (route.methods or {"GET"}) - {"HEAD"}
+        methods = (route.methods if isinstance(route, Route) else None) or {"GET"}
         # The regular expression of a route may match what an earlier one serves.
-        assert methods <= covered, f"{route.path} is not in the matrix"
+        assert methods - {"HEAD"} <= covered, f"{route.path} is not in the matrix"
 
 
 @pytest.mark.parametrize(
@@ -321,6 +413,7 @@ async def test_the_open_modes_ask_for_nothing(settings: Settings) -> None:
                 for name, each in ENDPOINTS.items()
             }
             assert set(got.values()) == {200, 201, 202, 404}
+            assert await connect(client, Credentials(headers), "demo", "user:alice") == 101
 
 
 # Whose name can't be a channel's

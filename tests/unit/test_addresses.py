@@ -62,7 +62,11 @@ def test_another_machine_is_not_this_one_in_any_notation() -> None:
 
 
 async def seen(
-    trusted: str, client: tuple[str, int] | None, *forwarded: str, proto: str = "https"
+    trusted: str,
+    client: tuple[str, int] | None,
+    *forwarded: str,
+    proto: str = "https",
+    type: str = "http",
 ) -> tuple[Any, str]:
     """What an application sees of where a request comes from, and of its scheme."""
     settings = Settings.from_environ({"TRUSTED_PROXIES": trusted})
@@ -79,7 +83,8 @@ async def seen(
 
     headers = [(b"x-forwarded-for", each.encode()) for each in forwarded]
     headers.append((b"x-forwarded-proto", proto.encode()))
-    scope = {"type": "http", "scheme": "http", "client": client, "headers": headers}
+    plain = "http" if type == "http" else "ws"
+    scope = {"type": type, "scheme": plain, "client": client, "headers": headers}
     await ProxyHeaders(app, settings.trusted_proxies)(scope, receive, send)
     return found[0]
 
@@ -90,6 +95,18 @@ async def seen(
 @pytest.mark.parametrize("peer", PROXY)
 async def test_a_proxy_is_trusted_in_every_notation_of_its_address(trusted: str, peer: str) -> None:
     assert await seen(trusted, (peer, 5), "203.0.113.7") == (("203.0.113.7", 0), "https")
+
+
+@pytest.mark.parametrize("type", ["http", "websocket"])
+@pytest.mark.parametrize(
+    ("proto", "secure"),
+    [("https", True), ("wss", True), ("http", False), ("ws", False), ("x", False)],
+)
+async def test_a_trusted_proxy_says_whether_its_client_came_over_tls_in_either_words(
+    type: str, proto: str, secure: bool
+) -> None:
+    _, scheme = await seen('["10.0.0.1"]', ("10.0.0.1", 5), "203.0.113.7", proto=proto, type=type)
+    assert scheme == ("http" if type == "http" else "ws") + ("s" if secure else "")
 
 
 @pytest.mark.parametrize("peer", PROXY_V6)

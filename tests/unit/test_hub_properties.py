@@ -1,39 +1,187 @@
-"""Any order of publishing, sweeping, stalling, cutting and resuming gives each client its messages
-exactly once.
-"""
+"""Any order of publishing, sweeping, stalling, changing channels, cutting and resuming gives each
+client its messages exactly once.
+
+What is due is said by positions alone: a message is due if it has a channel that its reader
+listened to at the message's place in the log. The reader listens to other channels from its cursor
+on, where they are changed."""
 
 import itertools
+from collections.abc import Iterable
+from typing import NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
+    invariant,
     precondition,
     rule,
     run_state_machine_as_test,
 )
 
 from msgpush.domain import catch_up, connection, fan_out
-from msgpush.domain.position import Position, parse_cursor
-from tests.support.driver import Driver, Reader
+from msgpush.domain.catch_up import Step
+from msgpush.domain.history import Gap, Page, Replay
+from msgpush.domain.position import ZERO, Position, parse_cursor
+from tests.support.driver import Driver, Reader, at_once
 from tests.support.fakes import make, message_id
 
 CHANNELS = ("a", "b", "c")
+TYPES = ("info", "status")
+
+some_channels = st.sets(st.sampled_from(CHANNELS), min_size=1)
+any_channels = st.sets(st.sampled_from(CHANNELS))
+
+
+class Published(NamedTuple):
+    position: Position
+    id: str
+    channels: frozenset[str]
+    type: str
+
+
+class Told(NamedTuple):
+    """A gap of a channel: what comes after `after` may be missing, and nothing from `upto` on.
+
+    What is written together with it is no sign that it has come to its end. `number`: the events
+    that there were before it."""
+
+    channel: str
+    after: Position
+    number: int
+    chunk: int
+    upto: Position | None
+
+
+class Event(NamedTuple):
+    """Something that was written: a message has an id, a gap no cursor."""
+
+    chunk: int
+    cursor: str | None = None
+    id: str | None = None
+    gap: Gap | None = None
+    lost: Position = ZERO  # the newest message of the gap's channel that was trimmed by then
 
 
 class Client:
-    """A client that reconnects with the last cursor it saw, and checks what it sees."""
+    """A client that reconnects with the last cursor that it saw, and checks what was written.
 
-    def __init__(self, channels: frozenset[str], reader: Reader) -> None:
-        self.channels = channels
-        self.reader = reader
-        self.read = 0  # lines of the present connection that it has seen
-        self.got: list[str] = []
+    Attributes:
+        spans: the channels that it listens to, each after a position.
+        events: what it saw on former connections, and what was written on this one.
+        seen: how many of them it saw on former ones.
+    """
+
+    def __init__(self, types: frozenset[str] | None) -> None:
+        self.types = types
+        self.reader: Reader
+        self.read = 0  # chunks of the present connection that are among the events
+        self.seen = 0
+        self.events: list[Event] = []
+        self.spans: list[tuple[Position, frozenset[str]]] = []
+        # What is known by the events so far.
         self.cursor = ""
-        self.begin: Position | None = None
-        self.told = False
+        self.upto = ZERO
+        self.got: set[str] = set()
+        self.gaps: list[Told] = []
+        self.settled: dict[str, Position] = {}  # up to where each channel's losses were told
+
+    @property
+    def channels(self) -> frozenset[str]:
+        return self.spans[-1][1]
+
+    def channels_at(self, position: Position) -> frozenset[str]:
+        spans = [channels for after, channels in self.spans if after < position]
+        return spans[-1] if spans else frozenset()
+
+    def wants(self, message: Published) -> frozenset[str]:
+        """The channels by which a message is due."""
+        if self.types is not None and message.type not in self.types:
+            return frozenset()
+        return message.channels & self.channels_at(message.position)
+
+    def listen(self, after: Position, channels: frozenset[str], *, earliest: bool) -> None:
+        """Listen to these from a position on; of the earliest that is retained nothing is told."""
+        number, chunk = len(self.events), len(self.reader.sink.chunks)
+        former = self.channels if self.spans else frozenset()
+        self.spans = [each for each in self.spans if each[0] < after]
+        self.spans.append((after, channels))
+        for channel in channels - former:
+            self.settled[channel] = after
+            if earliest:
+                self.gaps.append(Told(channel, after, number, chunk, None))
+
+    def forget(self, seen: int) -> None:
+        """It saw no more than so many events before it was cut."""
+        self.events = self.events[:seen]
+        self.gaps = [each._replace(chunk=-1) for each in self.gaps if each.number < seen]
+
+    # What was written
+
+    def take(self, event: Event, position: Position | None, log: Iterable[Published]) -> None:
+        """Check what was written; `position` is that of its cursor."""
+        if event.gap is not None:
+            self.take_gap(event, position or ZERO)
+        elif position is not None:
+            if event.id is not None:
+                assert self.upto < position, "in order, and once"
+            assert self.upto <= position, "no cursor goes back"
+            self.check(position, event, log)
+            self.cursor, self.upto = event.cursor or "", position
+
+    def take_gap(self, event: Event, after: Position) -> None:
+        gap, number, chunk = event.gap, len(self.events) - 1, event.chunk
+        assert gap is not None
+        for channel in CHANNELS if gap.channel is None else (gap.channel,):
+            self.gaps.append(Told(channel, after, number, chunk, None))
+        if gap.reason == "trimmed" and gap.channel is not None:
+            assert gap.channel in self.channels, "no gap is told of what isn't listened to"
+            assert event.lost > self.settled[gap.channel], "a loss is told once"
+            self.settled[gap.channel] = event.lost
+
+    def check(self, position: Position, event: Event | None, log: Iterable[Published]) -> None:
+        """With this cursor everything up to it has come, or was told to be missing."""
+        for message in log:
+            if not self.upto < message.position <= position:
+                continue
+            by = self.wants(message)
+            if event is not None and message.id == event.id:
+                assert by, "nothing comes that isn't listened to"
+                self.got.add(message.id)
+                self.close_gaps(message, event.chunk)
+            elif by:
+                assert all(self.excused(channel, message.position) for channel in by), (
+                    "an id is written after everything at or below it"
+                )
+
+    def close_gaps(self, message: Published, chunk: int) -> None:
+        """From a message of a channel on nothing of that is missing."""
+        self.gaps = [
+            each._replace(upto=message.position)
+            if each.upto is None and each.chunk < chunk and each.channel in message.channels
+            else each
+            for each in self.gaps
+        ]
+
+    def excused(self, channel: str, position: Position) -> bool:
+        return any(
+            each.channel == channel
+            and each.after < position
+            and (each.upto is None or position < each.upto)
+            for each in self.gaps
+        )
+
+
+class Reading(NamedTuple):
+    """A read of the histories that is under way."""
+
+    replay: Replay
+    channels: list[str]
+    pages: list[Page]
+    limit: Position
 
 
 class HubMachine(RuleBasedStateMachine):
@@ -41,18 +189,36 @@ class HubMachine(RuleBasedStateMachine):
     def begin(self, history: int, ring: int) -> None:
         self.history = history
         self.driver = Driver(history_length=history, ring_length=ring, heartbeat=30)
-        self.published: list[tuple[Position, str, frozenset[str]]] = []
+        self.published: list[Published] = []
         self.clients: list[Client] = []
+        self.readings: dict[Client, Reading] = {}
         self.numbers = itertools.count()
-        for channels in ({"a"}, {"a"}, {"a", "b"}):
-            self.connect(channels, earliest=False)
+        # Of what comes before a log's first entry nothing is told.
+        self.say([{"c"}], "info", None)
+        self.driver.tail()
+        for channels in ({"a"}, {"a"}, {"a", "b"}, set[str]()):
+            self.connect(channels, None, earliest=False)
             self.driver.settle()
 
-    @rule(channels=st.lists(st.sets(st.sampled_from(CHANNELS), min_size=1), min_size=1, max_size=5))
-    def publish(self, channels: list[set[str]]) -> None:
-        drafts = [make(f"m{next(self.numbers)}", *sorted(names)) for names in channels]
+    # The log
+
+    @rule(
+        channels=st.lists(some_channels, min_size=1, max_size=5),
+        type=st.sampled_from(TYPES),
+        ttl=st.sampled_from([None, None, 20]),
+    )
+    def publish(self, channels: list[set[str]], type: str, ttl: int | None) -> None:
+        self.say(channels, type, ttl)
+
+    def say(self, channels: list[set[str]], type: str, ttl: int | None) -> None:
+        now = self.driver.clock.now()
+        drafts = [
+            make(f"m{next(self.numbers)}", *sorted(names), type=type, ttl=ttl, now=now)
+            for names in channels
+        ]
         for draft, cursor in zip(drafts, self.driver.publish(*drafts), strict=True):
-            self.published.append((self.position(cursor), draft.id, frozenset(draft.channels)))
+            own = frozenset(draft.channels)
+            self.published.append(Published(self.position(cursor), draft.id, own, type))
 
     @rule(number=st.integers(1, 4))
     def tail(self, number: int) -> None:
@@ -69,90 +235,159 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule()
     def settle(self) -> None:
+        self.readings.clear()
         self.driver.settle()
 
     @rule()
     def sweep_a_little(self) -> None:
         self.driver.hub.sweep(0)
 
-    @rule(channels=st.sets(st.sampled_from(CHANNELS), min_size=1), earliest=st.booleans())
-    def come(self, channels: set[str], earliest: bool) -> None:
-        self.connect(channels, earliest)
+    @rule(seconds=st.sampled_from([0.001, 1.0, 31.0]))
+    def wait(self, seconds: float) -> None:
+        self.driver.clock.advance(seconds)
+        self.driver.hub.beat()
 
-    def connect(self, channels: set[str], earliest: bool) -> None:
+    # Clients
+
+    @rule(
+        channels=any_channels,
+        earliest=st.booleans(),
+        types=st.sampled_from([None, None, frozenset({"status"})]),
+    )
+    def come(self, channels: set[str], earliest: bool, types: frozenset[str] | None) -> None:
+        self.connect(channels, types, earliest=earliest)
+
+    def connect(self, channels: set[str], types: frozenset[str] | None, *, earliest: bool) -> None:
         if len(self.clients) < 6:
-            reader = self.driver.connect(
-                *channels, after="earliest" if earliest else None, settle=False
-            )
-            self.clients.append(Client(frozenset(channels), reader))
+            client = Client(types)
+            self.open(client, frozenset(channels), "earliest" if earliest else "")
+            self.clients.append(client)
+
+    def open(self, client: Client, channels: frozenset[str], cursor: str) -> None:
+        types = None if client.types is None else sorted(client.types)
+        client.reader = self.driver.connect(
+            *channels, after=cursor or None, types=types, settle=False
+        )
+        client.read = 0
+        client.seen = len(client.events)
+        client.upto = self.driver.hub.log.head if not cursor else self.position(cursor)
+        if not cursor:
+            # It begins with what its opening says.
+            client.upto = self.position(client.reader.sink.lines[0].removeprefix("open "))
+        client.spans = [each for each in client.spans if each[0] < client.upto]
+        client.settled.clear()
+        client.listen(client.upto, channels, earliest=cursor == "earliest")
+        client.settled.update(dict.fromkeys(channels, client.upto))
+
+    @precondition(lambda self: self.clients)
+    @rule(data=st.data(), channels=any_channels, started=st.booleans())
+    def change(self, data: st.DataObject, channels: set[str], started: bool) -> None:
+        client = data.draw(st.sampled_from(self.clients))
+        connection = client.reader.connection
+        if not connection.attached or connection.channels == channels:
+            return
+        hub = self.driver.hub
+        before, after = connection.cursor_in(hub.log), connection.position_in(hub.log)
+        # Everything up to there has come by now, and nothing behind it.
+        assert client.upto <= after
+        client.check(after, None, self.published)
+        client.upto = after
+        assert connection.cohort is not None
+        wanted = msgspec.structs.replace(
+            connection.cohort.subscription, channels=frozenset(channels)
+        )
+        hub.change(connection, wanted)
+        assert connection.cursor_in(hub.log) == before
+        client.listen(after, frozenset(channels), earliest=before == "earliest")
+        if started and not connection.live:
+            # As `Delivery` does, though a read of the histories is under way.
+            hub.advance(connection)
+        hub.take_newly_behind()
 
     @precondition(lambda self: self.clients)
     @rule(data=st.data())
     def advance(self, data: st.DataObject) -> None:
-        connection = data.draw(st.sampled_from(self.clients)).reader.connection
-        if not connection.live:
-            self.driver.advance(connection)
+        client = data.draw(st.sampled_from(self.clients))
+        if not client.reader.connection.live and self.reading(client) is None:
+            self.driver.advance(client.reader.connection)
+
+    def reading(self, client: Client) -> Reading | None:
+        """The read that is under way for a client, unless it was sent elsewhere meanwhile."""
+        reading = self.readings.get(client)
+        if reading is None or client.reader.connection.replay is not reading.replay:
+            return None
+        return reading
+
+    @precondition(lambda self: self.clients)
+    @rule(data=st.data(), number=st.integers(1, 3))
+    def begin_to_read_histories(self, data: st.DataObject, number: int) -> None:
+        client = data.draw(st.sampled_from(self.clients))
+        connection, hub = client.reader.connection, self.driver.hub
+        if connection.live or hub.advance(connection) is not Step.HISTORY:
+            return
+        assert connection.replay is not None
+        channels, limit = list(connection.channels), hub.floor_of(connection)
+        pages = at_once(self.driver.bus.history(channels, connection.replay.after, number))
+        self.readings[client] = Reading(connection.replay, channels, pages, limit)
+
+    @precondition(lambda self: self.readings)
+    @rule(data=st.data())
+    def have_read_histories(self, data: st.DataObject) -> None:
+        client = data.draw(st.sampled_from(list(self.readings)))
+        reading = self.reading(client)
+        del self.readings[client]
+        if reading is not None:
+            pages = dict(zip(reading.channels, reading.pages, strict=True))
+            self.driver.hub.deliver(client.reader.connection, pages, reading.limit)
 
     @precondition(lambda self: self.clients)
     @rule(data=st.data(), full=st.booleans())
     def stall(self, data: st.DataObject, full: bool) -> None:
         data.draw(st.sampled_from(self.clients)).reader.sink.full = full
 
-    @rule(seconds=st.sampled_from([0.001, 1.0, 31.0]))
-    def wait(self, seconds: float) -> None:
-        self.driver.clock.advance(seconds)
-        self.driver.hub.beat()
-
     @precondition(lambda self: self.clients)
     @rule(data=st.data())
     def cut_and_resume(self, data: st.DataObject) -> None:
         client = data.draw(st.sampled_from(self.clients))
-        unseen = len(client.reader.sink.lines) - client.read
-        self.see(client, data.draw(st.integers(0, unseen)))
+        channels = client.channels
+        seen = data.draw(st.integers(client.seen, len(client.events)))
         self.driver.hub.detach(client.reader.connection)
-        client.reader = self.driver.connect(
-            *client.channels, after=client.cursor or None, settle=False
+        self.readings.pop(client, None)
+        client.forget(seen)
+        client.cursor = next(
+            (each.cursor for each in reversed(client.events) if each.cursor is not None), ""
         )
-        client.read = 0
-        if not client.cursor:
-            client.begin = None
+        self.open(client, channels, client.cursor)
 
-    def see(self, client: Client, number: int) -> None:
-        """The client sees further lines; each cursor among them must stand for all that came
-        before.
-        """
-        for line in client.reader.sink.lines[client.read : client.read + number]:
-            client.read += 1
-            kind, _, rest = line.partition(" ")
-            if kind == "gap":
-                client.told = True
-                continue
-            if kind == "close":
-                continue
-            cursor = rest if kind in ("open", "heartbeat") else kind
-            if kind not in ("open", "heartbeat"):
-                client.got.append(message_id(line))
-            client.cursor = cursor
-            if cursor != "earliest":
-                self.check(client, self.position(cursor))
-            elif client.begin is None:
-                client.begin = Position(0, 0)
+    # What comes of it
 
-    def check(self, client: Client, upto: Position) -> None:
-        if client.begin is None:
-            client.begin = upto
-        due = [
-            id
-            for position, id, channels in self.published
-            if client.begin < position <= upto and channels & client.channels
-        ]
-        assert len(set(client.got)) == len(client.got), "once"
-        if client.told or (client.begin == Position(0, 0) and self.history < 1000):
-            assert client.got == [id for id in due if id in set(client.got)], (
-                "in order, and nothing else"
-            )
-        else:
-            assert client.got == due, "an id is written after everything at or below it"
+    @invariant()
+    def everything_that_was_written_is_right(self) -> None:
+        for client in getattr(self, "clients", ()):
+            chunks = client.reader.sink.chunks
+            for number in range(client.read, len(chunks)):
+                client.read = number + 1
+                for line in chunks[number].decode().splitlines():
+                    if not line.startswith("close"):
+                        event = self.event(line, number)
+                        client.events.append(event)
+                        at = event.gap.after if event.gap is not None else event.cursor
+                        client.take(event, self.position(at or ""), self.published)
+
+    def event(self, line: str, chunk: int) -> Event:
+        kind, _, rest = line.partition(" ")
+        match kind:
+            case "gap":
+                gap = msgspec.json.decode(rest, type=Gap)
+                return Event(chunk, gap=gap, lost=self.trimmed(gap.channel))
+            case "open" | "heartbeat":
+                return Event(chunk, rest)
+        return Event(chunk, kind, message_id(line))
+
+    def trimmed(self, channel: str | None) -> Position:
+        """The newest message of a channel that its history has no longer for its length."""
+        own = [each.position for each in self.published if channel in each.channels]
+        return own[-self.history - 1] if len(own) > self.history else ZERO
 
     def teardown(self) -> None:
         if not hasattr(self, "driver"):
@@ -161,20 +396,35 @@ class HubMachine(RuleBasedStateMachine):
             client.reader.sink.full = False
         self.driver.tail()
         # Whatever the tail had lost, the next entry shows it.
-        cursor = self.driver.publish(make("last", *CHANNELS))[0]
-        self.published.append((self.position(cursor), "last", frozenset(CHANNELS)))
+        self.say([{*CHANNELS}], "status", None)
         self.driver.tail()
         self.driver.settle()
+        self.everything_that_was_written_is_right()
+        last = self.published[-1].id
         for client in self.clients:
+            connection = client.reader.connection
             if client.reader.sink.ended:
                 continue
-            self.see(client, len(client.reader.sink.lines))
-            assert client.got[-1:] == ["last"]
-            assert client.reader.connection.live
+            assert connection.live
+            assert connection.channels == client.channels
+            assert (last in client.got) == bool(client.channels)
+            assert connection.position_in(self.driver.hub.log) == self.driver.hub.log.head
+        self.nothing_is_left()
+
+    def nothing_is_left(self) -> None:
+        hub = self.driver.hub
+        for client in self.clients:
+            hub.detach(client.reader.connection)
+        hub.take_newly_behind()
+        self.driver.clock.advance(10)
+        hub.beat()
+        assert (hub.pending, hub.leftovers()) == (0, 0)
 
     def position(self, cursor: str) -> Position:
+        if cursor == "earliest":
+            return ZERO
         position = parse_cursor(cursor, self.driver.bus.epoch)
-        assert position is not None
+        assert position is not None, cursor
         return position
 
 

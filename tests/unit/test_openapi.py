@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, WebSocketRoute
 
 from msgpush.adapters.openapi import openapi
 from msgpush.domain.message import TYPES
@@ -72,9 +72,9 @@ def test_every_route_is_described_and_every_description_has_its_route() -> None:
         if isinstance(route, Mount):
             routed.add(("get", f"{route.path}/{{path}}"))
             continue
-        assert isinstance(route, Route)
+        assert isinstance(route, Route | WebSocketRoute)
         path = re.sub(r":\w+\}", "}", route.path)
-        methods = route.methods or {"GET", "HEAD"}
+        methods = (route.methods if isinstance(route, Route) else None) or {"GET", "HEAD"}
         routed |= {
             (method.lower(), path)
             for method in methods
@@ -142,6 +142,32 @@ def test_a_stream_describes_every_spelling_of_every_parameter(path: str, method:
         "token",
     ]
     assert described == {("header", "Last-Event-ID"), *(("query", name) for name in queries)}
+
+
+async def test_a_websocket_takes_the_parameters_that_are_described_and_no_other(
+    client: AsgiDriver,
+) -> None:
+    values = {
+        "channel": "a",
+        "user": "u",
+        "service": "s",
+        "types": "info",
+        "priority": "high",
+        "passive": "true",
+        "broadcast": "false",
+        "last_event_id": "latest",
+        "lastEventId": "latest",
+        "lastEventID": "latest",
+        "token": "t",
+    }
+    described = set(parameters("/ws", "get"))
+    assert described == {("header", "Last-Event-ID"), *(("query", name) for name in values)}
+    for name, value in values.items():
+        async with client.socket(f"/ws?{name}={value}", {"Last-Event-ID": ""}) as socket:
+            await socket.event("msgpush.open")
+    for name in ("other", "events"):
+        async with client.socket(f"/ws?{name}=none") as socket:
+            assert await socket.closed() == 4400
 
 
 @pytest.mark.parametrize(
@@ -287,6 +313,8 @@ async def test_the_service_accepts_every_example_and_delivers_messages_as_in_the
         ("GET /api/v1/connections/stats", "", {}, 200),
         ("DELETE /api/v1/connections/x", "", {}, 404),
         ("GET /static/nothing", "", {}, 404),
+        ("GET /ws", "", {}, 426),
+        ("GET /ws", "", {"via": "1.1 proxy"}, 403),
     ],
 )
 async def test_an_answer_is_as_described(

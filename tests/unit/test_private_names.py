@@ -81,6 +81,22 @@ TABLE: dict[tuple[str, str, str], dict[str, str]] = {
         "HttpParserUpgrade": "where its head ends is its argument",
         "HttpParserError": "it is no request",
     },
+    ("websockets", "websockets.server:ServerProtocol", "entrypoints/websocket.py"): {
+        "process_request": "checks a handshake whose head httptools has parsed",
+    },
+    ("websockets", "websockets.headers", "entrypoints/websocket.py"): {"parse_subprotocol": "those that are offered"},
+    ("websockets", "websockets.exceptions:InvalidHeader", "entrypoints/websocket.py"): {"name": "which is at fault"},
+    ("websockets", "websockets.protocol:Protocol", "entrypoints/websocket.py"): {
+        "__init__(side, state, max_size, logger)": "with the handshake behind it",
+        "debug": "it would log what frames say",
+        "reader": "whether a frame has begun",
+        "parser": "is ended: else it is a circle",
+        "parser_exc": "is dropped: else it is a circle",
+        "close_rcvd": "the code that the application is told",
+        "close_sent": "the code where the client broke the protocol",
+    },
+    ("websockets", "websockets.streams:StreamReader", "entrypoints/websocket.py"): {"buffer": "whether a frame has begun"},
+    ("websockets", "websockets.frames:Frame", "entrypoints/websocket.py"): {"serialize(mask)": "frames, one by one"},
     ("redis", "redis.asyncio.connection:Connection", "adapters/redis/link.py"): {
         "__init__(host, port, db, client_name, socket_timeout, socket_connect_timeout, retry, protocol)": "without the "
         "client's pool and retries",

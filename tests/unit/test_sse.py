@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message
 
-from msgpush.adapters.sse.stream import EventView, SendSink, closing
+from msgpush.adapters.sse.stream import EventSink, EventView, closing
 from msgpush.domain.connection import NOW, Connection, Subscription
 from msgpush.domain.history import Gap
 from msgpush.domain.message import TYPES, Draft, Entry, draft, parse
@@ -150,7 +150,7 @@ async def test_a_client_over_plain_asgi_that_reads_slowly_but_on_and_on_is_not_c
     None
 ):
     server, driver = SlowServer(), Driver()
-    sink = SendSink(server.send)
+    sink = EventSink(server.send)
     sink.writer = asyncio.create_task(sink.write())
     connection = Connection("c1", sink)
     driver.hub.attach(connection, Subscription(frozenset("a"), EventView(frozenset())), NOW)

@@ -28,7 +28,8 @@ from msgpush.adapters.http.operation import (
     ref,
 )
 from msgpush.adapters.http.problems import Problem
-from msgpush.adapters.sse import endpoint
+from msgpush.adapters.sse import endpoint as sse
+from msgpush.adapters.websocket import endpoint as websocket
 from msgpush.domain.channel import MAX_CHANNELS, MAX_TARGETS, NAME_CHARACTER, NAME_RULE
 from msgpush.domain.message import Message
 from msgpush.domain.ports import ConnectionStats
@@ -37,7 +38,8 @@ from msgpush.domain.service import History, Receipt
 
 OPERATIONS = (
     *publish.OPERATIONS,
-    *endpoint.OPERATIONS,
+    *sse.OPERATIONS,
+    *websocket.OPERATIONS,
     *history.OPERATIONS,
     *acknowledgements.OPERATIONS,
     *deliveries.OPERATIONS,
@@ -64,7 +66,8 @@ DELIVERED_EXAMPLE: Json = {
 }
 
 _ABOUT = """\
-Publish messages over HTTP, receive them over Server-Sent Events, live and without loss.
+Publish messages over HTTP, receive them over Server-Sent Events or a WebSocket, live and without \
+loss.
 
 Every error is a problem (RFC 9457, `application/problem+json`). Unknown fields and \
 parameters are refused, but for parameters whose name begins with `_`, and on streams for those \

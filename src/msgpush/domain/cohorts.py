@@ -71,6 +71,8 @@ class Cohorts:
         cohort.join(connection, floor)
         if opening is not None:
             opening.upto = floor
+            if opening.users is None:
+                opening.users = cohort.subscription.acts_for
             self._opened.append((connection, opening))
 
     def fall_behind(self, connection: Connection, position: Position) -> None:
@@ -78,6 +80,36 @@ class Cohorts:
         assert connection.cohort is not None
         # Before the log's first entry nothing can be missing.
         self.enter(connection, connection.cohort, position if position > ZERO else None)
+
+    def move(self, connection: Connection, subscription: Subscription) -> None:
+        """Have a connection listen to something else, after what it has been given so far."""
+        former = connection.cohort
+        assert former is not None
+        # Found before the other one is left: their frames are the same, and stay.
+        cohort = self.of(subscription)
+        position, replay = connection.position_in(self._log), connection.replay
+        opening, added = connection.opening, subscription.acts_for - former.subscription.acts_for
+        asked = connection.last_event_id
+        self.leave(connection)
+        floor = cohort.floor(self._log.head)
+        if replay is None and position == floor:
+            if added:
+                opening = Opening(None)
+                opening.users = added
+            connection.opening = opening
+            self.join(connection, cohort, floor)
+            return
+        if opening is None and added:
+            opening = Opening(None if replay is not None and replay.after is None else position)
+            opening.lost = bool(connection.gaps)
+        if opening is not None:
+            opening.added |= added
+        connection.opening = opening if subscription.acts_for else None
+        after = position if replay is None else replay.after
+        self.enter(connection, cohort, after if after != ZERO else None)
+        if replay is not None:
+            connection.replay = replay.of(subscription.channels)
+            connection.last_event_id = asked
 
     def scatter(self, cohort: Cohort) -> None:
         """Have all live connections of a cohort read on from the log, each at its own pace."""

@@ -13,6 +13,8 @@ A connection is in one of these states:
     live -> behind          its sink has refused a chunk; the log has outrun its cohort, has lost
                             entries, or its end
     behind -> live          it has everything up to its cohort's floor
+    live -> live, behind    it listens to something else from now on: in another cohort, at its own
+    behind -> behind        cursor; live where that is the other's floor, and it was before
     behind -> blocked       its sink can take nothing
     blocked -> behind       its sink can again
     any -> ended            its client has gone, or the hub has closed it: its permissions have

@@ -163,7 +163,7 @@ class Delivery:
         asyncio.get_running_loop().call_later(CLOSING, self._hub.cut_closing)
 
     def start(self, connection: Connection) -> None:
-        """Serve a connection that was just attached."""
+        """Serve a connection that was just attached, or changed."""
         if not connection.live:
             # Most resumes need one step, and no task.
             self._hub.advance(connection)
@@ -375,7 +375,7 @@ class Delivery:
             return size  # it was closed, or sent back, while it waited
         limit = self._hub.floor_of(connection)
         channels = list(cohort.subscription.channels)
-        number = max(PAGE[0], min(PAGE[1], PAGE_BYTES // (size * len(channels))))
+        number = max(PAGE[0], min(PAGE[1], PAGE_BYTES // (size * max(1, len(channels)))))
         pages = await self._bus.history(channels, replay.after, number)
         async with self._turn:
             # Else it was sent elsewhere while the bus was read.

@@ -91,10 +91,14 @@ class Grant(Struct, frozen=True):
 
     def check_listen(self, channels: Iterable[str]) -> None:
         """Raise `Denied` unless all of the channels may be listened to; `broadcast` always may."""
+        if missing := self.not_listened(channels):
+            raise _denied("subscribe", missing)
+
+    def not_listened(self, channels: Iterable[str]) -> list[str]:
+        """Those of some channels that may not be listened to."""
         own = self.channels
         others = [each for each in channels if each != BROADCAST and each not in own]
-        if missing := self.subscribe.lacking(others):
-            raise _denied("subscribe", missing)
+        return self.subscribe.lacking(others)
 
     def check_publish(self, channels: Iterable[str]) -> None:
         """Raise `Denied` unless a message may go to all of its channels."""

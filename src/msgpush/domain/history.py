@@ -94,6 +94,15 @@ class Replay:
         # `after`.
         self._floors: dict[str, Position] = {}
 
+    def of(self, channels: frozenset[str]) -> "Replay":
+        """The same read from here on, of these channels: those that it had before go on.
+
+        A channel that is new is read after the same position as all others."""
+        other = Replay(self.after, 0, self._types, self._least)
+        other._promised_from = self._promised_from
+        other._floors = {each: at for each, at in self._floors.items() if each in channels}
+        return other
+
     def step(
         self, pages: Mapping[str, Page], limit: Position, now: int, size: int | None = None
     ) -> Replayed:

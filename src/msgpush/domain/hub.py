@@ -1,6 +1,7 @@
 """The hub: one log, read by many connections, with no queue per connection.
 
     attach, detach    connections come and go; `places` counts them
+    change            a connection listens to something else from now on
     append, sweep     live delivery, by cohorts: `fan_out`
     show              what waits for an acknowledgement, to a stream that has become live
     advance           one that is behind comes a step nearer to the head: `catch_up`
@@ -133,6 +134,14 @@ class Hub:
         if start.reset:
             connection.gaps.append(reset_after(cursor))
 
+    def change(self, connection: Connection, subscription: Subscription) -> None:
+        """Have a connection listen to something else from its cursor on.
+
+        Nothing is given to it any more of a channel that it leaves, and everything after its cursor
+        of one that is new to it: what is missing of that it is told. Its view stays."""
+        if connection.cohort is not None and connection.cohort.subscription != subscription:
+            self._cohorts.move(connection, subscription)
+
     def show(
         self, connection: Connection, opening: Opening, records: Iterable[Record]
     ) -> list[Wake] | None:
@@ -147,6 +156,8 @@ class Hub:
         view, frames, shown = cohort.subscription.view, list[bytes](), list[Record]()
         wakes: list[Wake] = []
         for record in records:
+            if record.user not in cohort.subscription.acts_for:
+                continue  # its channel was left meanwhile
             if not cohort.subscription.wants(record.type, record.priority):
                 continue
             match opening.brings(record):

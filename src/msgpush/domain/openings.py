@@ -17,15 +17,19 @@ class Opening:
         after: where it went on reading; None: it is new, or reads all that is retained.
 
     Attributes:
+        users: those whose messages are meant; None: all for whom the stream acts once it is live.
+        added: those among them for whom it has come to act after it had begun: it is new to them.
         upto: where it became live.
         given: the attempts that it was given as it caught up, by their keys.
         lost: whether it is told that messages are missing.
     """
 
-    __slots__ = ("after", "given", "lost", "upto")
+    __slots__ = ("added", "after", "given", "lost", "upto", "users")
 
     def __init__(self, after: Position | None) -> None:
         self.after = after
+        self.users: frozenset[str] | None = None
+        self.added: frozenset[str] = frozenset()
         self.upto = ZERO
         self.given: dict[str, int] = {}
         self.lost = False
@@ -41,7 +45,9 @@ class Opening:
         given = self.given.get(record.key)
         if given is not None:
             return "count" if given < record.attempt else None
-        if self.after is None or (self.lost and record.newest > self.after):
+        if self.after is None or record.user in self.added:
+            return "show"
+        if self.lost and record.newest > self.after:
             return "show"
         if record.written_at is None and record.newest <= self.after:
             return "show"

@@ -261,7 +261,7 @@ class Redelivery:
         users: dict[str, bool] = {}
         asking, later = [], []
         for connection, opening in self._opened:
-            own = _users_of(connection)
+            own = _users_of(connection) & (opening.users or frozenset())
             if len(users.keys() | own) <= USERS or not users:
                 users.update(dict.fromkeys(own, False))
                 asking.append((connection, opening, own))

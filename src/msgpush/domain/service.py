@@ -376,6 +376,16 @@ class Push:
         else:
             self._delivery.start(connection)
 
+    def change(self, connection: Connection, subscription: Subscription) -> None:
+        """Have a connection listen to something else, from its cursor on: with no seam."""
+        self._hub.change(connection, subscription)
+        if connection.attached:
+            self._delivery.start(connection)
+
+    def renew(self, connection: Connection, grant: Grant) -> None:
+        """Serve a connection by another grant of the same subject from now on."""
+        connection.grant, connection.ends = grant, self._permissions.end_of(grant)
+
     def unsubscribe(self, connection: Connection) -> None:
         """Forget a connection."""
         self._delivery.stop(connection)

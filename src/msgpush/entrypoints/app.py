@@ -2,6 +2,7 @@
 
 import secrets
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -11,7 +12,7 @@ from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match, Mount, Route, Router
+from starlette.routing import BaseRoute, Match, Mount, Route, Router, WebSocketRoute
 from starlette.types import ASGIApp, Scope
 
 from msgpush.adapters.auth.authenticator import OpenAuthenticator, TokenAuthenticator
@@ -36,6 +37,8 @@ from msgpush.adapters.memory.limiter import MemoryLimiter
 from msgpush.adapters.metrics import Gauges, Metrics
 from msgpush.adapters.openapi import openapi
 from msgpush.adapters.sse.endpoint import Streams
+from msgpush.adapters.websocket.commands import Means
+from msgpush.adapters.websocket.endpoint import Sockets
 from msgpush.domain.observer import Observer
 from msgpush.domain.ports import Bus, Credentials, Limiter, Roster
 from msgpush.domain.service import Push
@@ -80,7 +83,7 @@ def create_app(settings: Settings) -> Service:
         )
     metrics.registry.register(
         Gauges(
-            connections=lambda: {"sse": len(push.connections)},
+            connections=lambda: _by_transport(push),
             bus_length=lambda: bus.length,
             unknown=lambda: bus.unknown,
             pending=lambda: bus.outbox.pending,
@@ -90,7 +93,16 @@ def create_app(settings: Settings) -> Service:
     publish = _publish_endpoints(settings, push, auth, limiter=limiter)
     routes = [
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in publish.items()),
-        *_routes(settings, push, auth, roster=roster, metrics=metrics, bus=backend.name),
+        *_routes(
+            settings,
+            push,
+            auth,
+            limiter=limiter,
+            roster=roster,
+            metrics=metrics,
+            bus=backend.name,
+            rules=rules,
+        ),
     ]
     prefix = settings.root_path
     app = Service(
@@ -201,9 +213,11 @@ def _routes(
     push: Push,
     auth: Authenticator,
     *,
+    limiter: Limiter | None,
     roster: Roster,
     metrics: Metrics,
     bus: str,
+    rules: CorsRules,
 ) -> list[BaseRoute]:
     """Every path of the service, and its handler."""
     history = HistoryApi(push, auth)
@@ -216,14 +230,19 @@ def _routes(
         max_lifetime=settings.max_token_lifetime,
         leeway=settings.jwt_leeway,
     )
-    acknowledgements = AcknowledgementsApi(push, auth, _ack_limiter(settings.ack_rate))
+    acknowledging = _ack_limiter(settings.ack_rate)
+    acknowledgements = AcknowledgementsApi(push, auth, acknowledging)
     deliveries = DeliveriesApi(push, auth)
     streams = partial(Streams, push=push, auth=auth, default_events=settings.default_events)
+    means = Means(push, auth, limiter, acknowledging, settings.max_message_bytes, metrics.error)
+    sockets = Sockets(push, means, rules.origins)
     register_url_convertor("rest", _Rest())
     return [
         Route("/sse/stream/{channel:rest}", streams("stream")),
         Route("/sse/user/{user_id:rest}", streams("user")),
         Route("/sse/service/{service_name:rest}", streams("service")),
+        Route("/ws", sockets),
+        WebSocketRoute("/ws", sockets),
         Route(f"{API}/channels/{{channel:rest}}/messages", history.messages),
         Route(
             f"{API}/users/{{user_id:rest}}/acknowledgements",
@@ -252,6 +271,12 @@ def _routes(
         Route("/metrics", health.metrics),
         *page_routes(openapi()),
     ]
+
+
+def _by_transport(push: Push) -> dict[str, int]:
+    """The clients' connections, by what carries them."""
+    none = {"sse": 0, "ws": 0}
+    return none | Counter(each.info.transport for each in push.connections.values())
 
 
 def _ack_limiter(rate: float) -> MemoryLimiter | None:

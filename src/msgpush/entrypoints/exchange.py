@@ -10,12 +10,33 @@ import re
 from collections.abc import MutableMapping
 from functools import lru_cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.types import ASGIApp, Message
 
 if TYPE_CHECKING:
-    from msgpush.entrypoints.protocol import Protocol
+    from msgpush.entrypoints.protocol import State
+
+
+class Connection(Protocol):
+    """What carries an exchange."""
+
+    transport: asyncio.Transport
+    server_state: "State"
+    write_paused: bool
+
+    async def drained(self) -> None:
+        """Wait until the socket takes more, or is gone."""
+
+    def resume_reading(self) -> None:
+        """Read on, if nothing else is in the way."""
+
+    def answered(self, exchange: "Exchange") -> None:
+        """An exchange has its whole answer."""
+
+    def end(self) -> None:
+        """Close behind the last answer."""
+
 
 _STATUS_LINES = {
     each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\n".encode() for each in HTTPStatus
@@ -29,7 +50,8 @@ log = logging.getLogger("msgpush.server")
 
 
 @lru_cache(maxsize=256)
-def _header_line(name: bytes, value: bytes) -> bytes:
+def header_line(name: bytes, value: bytes) -> bytes:
+    """A header as it is written (RFC 9112, section 5)."""
     if _NO_NAME.search(name) or _NO_VALUE.search(value):
         raise RuntimeError(f"no valid header: {name!r}: {value!r}")
     return b"%b: %b\r\n" % (name.lower(), value)
@@ -64,7 +86,7 @@ class Exchange:
 
     def __init__(
         self,
-        connection: "Protocol",
+        connection: Connection,
         scope: MutableMapping[str, Any],
         *,
         keep_alive: bool,
@@ -119,16 +141,17 @@ class Exchange:
             raise
         except Exception as error:
             log.error("the application has failed", exc_info=error)
-            await self._fail()
+            await self.fail()
         else:
             if not self.complete and not self.gone:
                 log.error("the application has returned without an answer")
-                await self._fail()
+                await self.fail()
         finally:
             tasks = self._connection.server_state.tasks
             tasks.discard(asyncio.current_task())
 
-    async def _fail(self) -> None:
+    async def fail(self) -> None:
+        """Answer for an application that doesn't."""
         if self.complete:
             self._connection.end()
             return
@@ -188,7 +211,7 @@ class Exchange:
         ]
         closes = False
         for name, value in headers:
-            line = _header_line(name, value)
+            line = header_line(name, value)
             parts.append(line)
             if line.startswith(b"content-length:"):
                 self._framing = int(value)

@@ -21,12 +21,14 @@ What a connection does with bytes that come is its state:
     BODY       they are the body of the request that came last
     STREAM     its answer is an open stream: they are the rest of its own body, or end the stream
     HALF_SHUT  none will come: the client has half-closed after a whole request, and waits
+    UPGRADED   they are another protocol's: it has the transport
     DEAF       they are discarded: what came was no request, but those before it get their answers
     LINGERING  they are discarded: we have half-closed, so that the client can read the last answer
 
     IDLE -> HEAD -> BODY -> IDLE    its first byte, its last header, its last byte has come
     IDLE, BODY -> STREAM            the application opens a stream
     IDLE, HEAD -> HALF_SHUT         the client half-closes, while it waits for an answer
+    HEAD -> UPGRADED                it is a request for a WebSocket, and no other waits
     IDLE, HEAD -> DEAF              what comes is refused while an answer is still to be given
     any but STREAM -> LINGERING     the last answer is given with input unread, or is a refusal
 
@@ -50,10 +52,19 @@ import httptools
 import uvicorn
 from msgspec import Struct
 from uvicorn.server import ServerState
+from websockets.server import ServerProtocol
 
 from msgpush.adapters.http.addresses import one_notation
 from msgpush.adapters.http.problems import encode, problem
+from msgpush.domain.wheel import Wheel
 from msgpush.entrypoints.exchange import Exchange
+from msgpush.entrypoints.websocket import (
+    Faulty,
+    Handshake,
+    SocketWire,
+    WebSocket,
+    read_handshake,
+)
 
 HIGH_WATER = 16 * 1024
 READ_AHEAD = 64 * 1024  # bytes of a body that wait for the application, after which none are read
@@ -63,7 +74,7 @@ PARSED_AT_ONCE = (
 LINGER_SECONDS = 1.0
 HALF_SHUT_SECONDS = 1.0
 
-_REFUSALS = {400: "malformed", 408: "too_slow", 431: "headers"}
+_REFUSALS = {400: "malformed", 426: "malformed", 408: "too_slow", 431: "headers"}
 _ORIGIN = re.compile(rb"(?i)\norigin:[ \t]*(\S+)")
 _ABSOLUTE = re.compile(rb"(?i)https?://([^/?#@]+)(?=[/?]|\Z)")
 # A path that ends with a name of ours, in printable ASCII; what stands before it may be a proxy's
@@ -77,12 +88,16 @@ class Limits(Struct, frozen=True):
     """The most that a client may take: bytes of a request's line and headers together, and seconds.
 
     `header_timeout` counts from connecting, or from the first byte of a later request on the same
-    connection."""
+    connection. Of a WebSocket: bytes of a message, which has `body_timeout`, too; seconds between
+    two pings, and for which one may go unanswered."""
 
     header_bytes: int = 32 * 1024
     header_timeout: float = 5.0
     body_timeout: float = 30.0
     keep_alive: int = 75
+    max_message_bytes: int = 256 * 1024
+    ping_interval: float = 30.0
+    ping_timeout: float = 30.0
 
 
 class Reading(Enum):
@@ -93,6 +108,7 @@ class Reading(Enum):
     BODY = auto()
     STREAM = auto()
     HALF_SHUT = auto()
+    UPGRADED = auto()
     DEAF = auto()
     LINGERING = auto()
 
@@ -160,6 +176,9 @@ class State(ServerState):
         on_refused: told why, whenever a request was refused before it was one.
         cors: the headers without which pages of an origin couldn't read such a refusal.
         deadlines: connections that must get on with it, and until when.
+        asking: WebSockets, and when each is asked next whether its client is there.
+        room: what all WebSockets read into.
+        checker: checks their handshakes.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -169,7 +188,10 @@ class State(ServerState):
         self._common = b""
         self.on_refused: Callable[[str], None] = lambda reason: None
         self.cors: Callable[[str | None], Mapping[str, str]] = lambda origin: {}
-        self.deadlines: dict[Protocol, float] = {}
+        self.deadlines: dict[Protocol | WebSocket, float] = {}
+        self.asking: Wheel[WebSocket] = Wheel(min(limits.ping_interval, limits.ping_timeout) / 300)
+        self.room = memoryview(bytearray(PARSED_AT_ONCE))
+        self.checker = ServerProtocol()
 
     @property
     def common_headers(self) -> bytes:
@@ -184,6 +206,11 @@ class State(ServerState):
         for connection, deadline in list(self.deadlines.items()):
             if now >= deadline:
                 connection.expire()
+
+    def ask(self, now: float) -> None:
+        """Find out whether the clients of WebSockets are there: those whose turn it is."""
+        for socket in self.asking.due(now):
+            socket.ask(now)
 
 
 class Protocol(asyncio.Protocol):
@@ -211,6 +238,7 @@ class Protocol(asyncio.Protocol):
         "_root_path",
         "_server",
         "_timed",
+        "_upgraded",
         "_url",
         "_waiting",
         "_writable",
@@ -248,6 +276,7 @@ class Protocol(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._expects_continue = False
         self._refusal = (400, "this is no HTTP request")
+        self._upgraded: tuple[Handshake, bytes] | None = None  # until the rest is known
 
     def _new_parser(self) -> Any:
         parser = httptools.HttpRequestParser(self)
@@ -339,7 +368,11 @@ class Protocol(asyncio.Protocol):
         ):
             self._parse(held[at : at + PARSED_AT_ONCE] if len(held) > PARSED_AT_ONCE else held)
             at += PARSED_AT_ONCE
-        if self._waiting:
+        if self._upgraded is not None:
+            handshake, rest = self._upgraded
+            self._upgraded = None
+            self._hand_over(handshake, rest + held[at:])
+        elif self._waiting:
             # Nothing more is read for now, which isn't the client's fault: its time stands still.
             self._held = held[at:]
             self._pause_reading()
@@ -359,7 +392,11 @@ class Protocol(asyncio.Protocol):
                 self._parser.feed_data(data)
                 break
             except httptools.HttpParserUpgrade as upgrade:
-                data = self._without_upgrade() + data[upgrade.args[0] :]
+                rest = data[upgrade.args[0] :]
+                if self._asks_for_websocket():
+                    self._upgrade(rest)
+                    return
+                data = self._without_upgrade() + rest
             except httptools.HttpParserError:
                 # Not worth a line in the log: whoever can connect could fill a disk with them.
                 self._refuse(*self._refusal, unread=data)
@@ -403,8 +440,53 @@ class Protocol(asyncio.Protocol):
         if wrong or self._framing_bytes > self._limits.header_bytes:
             self.transport.abort()
 
+    def _asks_for_websocket(self) -> bool:
+        """True if the request whose head has come asks for a WebSocket, and can become one.
+
+        Behind a request that isn't answered yet it can't: it is a plain one then.
+        """
+        if self._parser.get_method() != b"GET" or self._parser.get_http_version() != "1.1":
+            return False
+        body = any(
+            name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+            for name, value in self._headers
+        )
+        wanted = [value for name, value in self._headers if name == b"upgrade"]
+        busy = self._answering is not None or self._waiting
+        return not body and not busy and [each.lower() for each in wanted] == [b"websocket"]
+
+    def _upgrade(self, rest: bytes) -> None:
+        """Leave the connection to a WebSocket, or refuse the handshake."""
+        self._settle_host()
+        found = read_handshake(self._headers, self.server_state.checker)
+        if isinstance(found, Faulty):
+            self._refuse(found.status, found.detail, headers=found.headers)
+            return
+        self._reading = Reading.UPGRADED
+        self._upgraded = found, rest
+
+    def _hand_over(self, handshake: Handshake, held: bytes) -> None:
+        """Leave the connection to a WebSocket.
+
+        Args:
+            held: what has come behind the request.
+        """
+        state = self.server_state
+        state.connections.discard(self)
+        state.deadlines.pop(self, None)
+        socket = WebSocket(
+            self.transport, state, handshake.accept, held, write_paused=self.write_paused
+        )
+        scope = self._scope("GET", "1.1")
+        del scope["method"]
+        scope["type"], scope["scheme"] = "websocket", "ws"
+        scope["subprotocols"] = handshake.subprotocols
+        scope["extensions"] = {"websocket.http.response": {}, "msgpush.wire": SocketWire(socket)}
+        self._parser = self._latest = None
+        socket.begin(self._app, scope)
+
     def _without_upgrade(self) -> bytes:
-        # No upgrade is offered here, so it is a plain request (RFC 9110, section 7.8). But the
+        # No other upgrade is offered here: it is a plain request (RFC 9110, section 7.8). But the
         # parser leaves out its body: another one gets the head anew.
         version = self._parser.get_http_version().encode()
         lines = [b"%b %b HTTP/%b" % (self._parser.get_method(), self._url, version)]
@@ -607,7 +689,7 @@ class Protocol(asyncio.Protocol):
         """Close behind the last answer, so that it can be read though its body still comes."""
         if self._reading is Reading.BODY:
             self.linger()
-        else:
+        elif self._reading is not Reading.UPGRADED:
             self.transport.close()
 
     def linger(self) -> None:
@@ -641,11 +723,18 @@ class Protocol(asyncio.Protocol):
                 took = f"took longer than {self._limits.body_timeout:g} seconds"
                 self._refuse(408, f"the request's body {took}")
 
-    def _refuse(self, status: int, detail: str, unread: bytes = b"") -> None:
+    def _refuse(
+        self,
+        status: int,
+        detail: str,
+        unread: bytes = b"",
+        headers: bytes = b"",
+    ) -> None:
         """Answer what can't become a request, or is one no longer, and end the connection.
 
         Args:
             unread: what the parser had before it when it gave up: it doesn't tell the last header.
+            headers: further lines of the answer's head.
         """
         self.server_state.on_refused(_REFUSALS[status])
         unanswered = self._unanswered
@@ -671,7 +760,7 @@ class Protocol(asyncio.Protocol):
         )
         cors = self.server_state.cors(sent[0].decode("latin-1") if sent else None)
         added = "".join(f"{name.lower()}: {value}\r\n" for name, value in cors.items())
-        self.transport.write(f"{head}{added}\r\n".encode() + body)
+        self.transport.write(f"{head}{added}".encode() + headers + b"\r\n" + body)
         self.linger()
 
     @property

@@ -69,7 +69,9 @@ class Server(uvicorn.Server):
             self._on_ready(*address_of(sockets[0]))
 
     async def on_tick(self, counter: int) -> bool:
-        self.server_state.expire(time.monotonic())
+        now = time.monotonic()
+        self.server_state.expire(now)
+        self.server_state.ask(now)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

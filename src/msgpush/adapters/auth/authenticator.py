@@ -6,7 +6,7 @@ from starlette.types import Scope
 
 from msgpush.adapters.auth.tokens import Tokens
 from msgpush.adapters.http.callers import COOKIE, bearer
-from msgpush.adapters.http.origins import own_origin, sent_origin
+from msgpush.adapters.http.origins import is_welcome
 from msgpush.adapters.http.requests import header
 from msgpush.domain.credentials import PREFIX
 from msgpush.domain.errors import Denied, Unauthorized
@@ -21,6 +21,9 @@ class OpenAuthenticator:
     async def authenticate(
         self, scope: Scope, token: str | None = None, *, by_ticket: bool = False
     ) -> Grant:
+        return EVERYTHING
+
+    async def read(self, token: str) -> Grant:
         return EVERYTHING
 
 
@@ -57,6 +60,11 @@ class TokenAuthenticator:
         self._push.check(grant)
         return grant
 
+    async def read(self, token: str) -> Grant:
+        grant = await self._tokens.read(token)
+        self._push.check(grant)
+        return grant
+
     async def _ticket(self, ticket: str) -> Grant:
         grant = await self._push.ticket(ticket)
         if grant is None:
@@ -65,12 +73,12 @@ class TokenAuthenticator:
 
     def _is_wanted(self, scope: Scope) -> bool:
         """True if a request whose cookie a browser has added was made by a page that may."""
-        origin = header(scope, b"origin")
-        if origin is not None:
-            own = own_origin(scope["scheme"], header(scope, b"host"))
-            return origin in self._origins or (own is not None and sent_origin(origin) == own)
+        if (origin := header(scope, b"origin")) is not None:
+            return is_welcome(origin, scope, self._origins)
         site = header(scope, b"sec-fetch-site")
-        return scope["method"] in ("GET", "HEAD") and site in (None, "same-origin", "none")
+        # A WebSocket's handshake has no method here: it is a GET.
+        read = scope.get("method", "GET") in ("GET", "HEAD")
+        return read and site in (None, "same-origin", "none")
 
 
 _FOREIGN_COOKIE = (

@@ -1,7 +1,5 @@
 """`/api/v1/users/{user_id}/...`: what waits for a user's acknowledgement, and giving it."""
 
-from typing import Any
-
 from msgspec import Raw, Struct, structs
 from starlette.requests import Request
 from starlette.responses import Response
@@ -116,10 +114,14 @@ class AcknowledgementsApi:
         user = _user(request, "/acknowledgements")
         grant = await self._authenticate(request, user, Query(request.scope))
         # Whatever the type says: a beacon can't choose it freely.
-        keys = _keys(await read_object(request, MAX_BYTES, EXAMPLE))
+        given = await read_object(request, MAX_BYTES, EXAMPLE)
+        for name in given:
+            if name != "keys":
+                raise no_field(name, "an acknowledgement: it has keys alone")
+        keys = read_keys(given.get("keys"), "/keys")
         self._push.check(grant)  # a body may take long
         if self._limiter is not None and grant.subject is not None:
-            await _take(self._limiter, grant.subject, len(keys))
+            await take_acknowledgements(self._limiter, grant.subject, len(keys))
         return json_response(await self._push.redelivery.acknowledge(user, keys))
 
     async def pending(self, request: Request) -> Response:
@@ -143,7 +145,7 @@ class AcknowledgementsApi:
         return grant
 
 
-async def _take(limiter: Limiter, subject: str, wanted: int) -> None:
+async def take_acknowledgements(limiter: Limiter, subject: str, wanted: int) -> None:
     """Take so many of a subject's rate, or none.
 
     Raises:
@@ -168,16 +170,12 @@ def _user(request: Request, suffix: str) -> str:
     return user
 
 
-def _keys(given: dict[str, Any]) -> list[str]:
-    """The keys that a request names; raises `Invalid` where it has something else."""
-    for name in given:
-        if name != "keys":
-            raise no_field(name, "an acknowledgement: it has keys alone")
-    keys = given.get("keys")
+def read_keys(keys: object, pointer: str) -> list[str]:
+    """The keys that a request names; raises `Invalid`, which points there, where it doesn't."""
     if not isinstance(keys, list) or not 0 < len(keys) <= MAX_KEYS:
-        raise Invalid(Fault("/keys", f"it must be a list of 1 to {MAX_KEYS} keys of messages"))
+        raise Invalid(Fault(pointer, f"it must be a list of 1 to {MAX_KEYS} keys of messages"))
     for index, key in enumerate(keys):
         if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY:
             told = f"{short_repr(key)} is no key of a message: it must be <service>/<id>"
-            raise Invalid(Fault(f"/keys/{index}", told))
+            raise Invalid(Fault(f"{pointer}/{index}", told))
     return keys

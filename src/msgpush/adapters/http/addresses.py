@@ -84,7 +84,7 @@ class ProxyHeaders:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # Not a coroutine of its own: that would cost every open stream half a kilobyte.
-        if scope["type"] == "http" and self._trusts_peer(scope):
+        if scope["type"] in ("http", "websocket") and self._trusts_peer(scope):
             self._believe(scope)
         return self._app(scope, receive, send)
 
@@ -100,8 +100,10 @@ class ProxyHeaders:
         return any(address in network for network in self._networks)
 
     def _believe(self, scope: Scope) -> None:
-        if (scheme := header(scope, b"x-forwarded-proto")) in ("http", "https"):
-            scope["scheme"] = scheme
+        # Of a WebSocket some proxies say ws or wss: Traefik does.
+        if (scheme := header(scope, b"x-forwarded-proto")) in ("http", "https", "ws", "wss"):
+            secure = "s" if scheme in ("https", "wss") else ""
+            scope["scheme"] = ("http" if scope["type"] == "http" else "ws") + secure
         told = [
             value.decode("latin-1")
             for name, value in scope["headers"]

@@ -30,6 +30,14 @@ class Authenticator(Protocol):
             KeysUnavailable, BusUnavailable: that can't be found out now.
         """
 
+    async def read(self, token: str) -> Grant:
+        """The permissions that a token gives; a ticket is none.
+
+        Raises:
+            Unauthorized: it isn't valid.
+            KeysUnavailable, BusUnavailable: that can't be found out now.
+        """
+
 
 def bearer(scope: Scope) -> str | None:
     """A request's bearer token (RFC 6750, section 2.1); other schemes are for others."""

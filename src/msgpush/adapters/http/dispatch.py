@@ -8,7 +8,7 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
-from msgpush.adapters.http.problems import ProblemResponse, error_response, problem
+from msgpush.adapters.http.problems import ProblemResponse, deny, error_response, problem
 from msgpush.adapters.http.requests import ClientGone
 from msgpush.domain.errors import MsgpushError
 
@@ -37,6 +37,7 @@ class Service(Starlette):
     ) -> None:
         super().__init__(routes=routes, middleware=middleware, lifespan=lifespan)
         self.router.redirect_slashes = False
+        self.router.default = _nowhere
         self._hot, self._on_error = hot, on_error
         self._entrance = self.build_middleware_stack()
 
@@ -78,6 +79,15 @@ class Service(Starlette):
         else:
             return
         await response(scope, receive, send)
+
+
+async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request for a path that there isn't."""
+    if scope["type"] == "websocket":
+        response = ProblemResponse(problem(404, "there is no WebSocket here: it is /ws"))
+        await deny(response, scope, receive, send)
+        return
+    raise HTTPException(404)
 
 
 def _no_such_endpoint(error: HTTPException) -> ProblemResponse:

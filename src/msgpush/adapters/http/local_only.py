@@ -5,8 +5,8 @@ from collections.abc import Awaitable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from msgpush.adapters.http.cors import CorsRules
-from msgpush.adapters.http.origins import is_local_host
-from msgpush.adapters.http.problems import error_response
+from msgpush.adapters.http.origins import Strangers, is_local_host
+from msgpush.adapters.http.problems import deny, error_response
 from msgpush.adapters.http.requests import header
 from msgpush.domain.errors import Denied
 
@@ -28,13 +28,19 @@ class LocalOnly:
 
     def __init__(self, app: ASGIApp, rules: CorsRules) -> None:
         self._app, self._rules = app, rules
+        self._strangers = Strangers()
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # Not a coroutine of its own: that would cost every open stream half a kilobyte.
-        if scope["type"] == "http" and (reason := self._stranger(scope)):
-            refusal = error_response(Denied(f"{reason}; {_ADVICE}"))
+        if scope["type"] in ("http", "websocket") and (reason := self._stranger(scope)):
+            refused = (
+                Denied(f"{reason}; {_ADVICE}")
+                if scope["type"] == "http"
+                else self._strangers.refuse(reason, _ADVICE)
+            )
+            refusal = error_response(refused)
             refusal.headers.update(self._rules.answer(header(scope, b"origin")))
-            return refusal(scope, receive, send)
+            return deny(refusal, scope, receive, send)
         return self._app(scope, receive, send)
 
     def _stranger(self, scope: Scope) -> str | None:

@@ -1,14 +1,24 @@
 """Origins (RFC 6454, section 4; HTML, "origin"), and those whose pages may use the service."""
 
+import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from functools import lru_cache
 from ipaddress import IPv6Address
 
+from starlette.types import Scope
+
 from msgpush.adapters.http.addresses import read_address
+from msgpush.adapters.http.requests import header
+from msgpush.domain.errors import Denied
 
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
+STRANGERS_TOLD = 100  # whoever can connect could fill a disk
+
+log = logging.getLogger("msgpush.http")
+
 _PORTS = {"http": 80, "https": 443}
+_PAGE_SCHEMES = {"ws": "http", "wss": "https"}  # of pages that open such a URL of their own origin
 # Below two labels at least, and below no address: all of `com` is nobody's, and 10.0.0.1 isn't
 # below 0.0.1.
 _ANY_BELOW = re.compile(
@@ -62,9 +72,17 @@ def sent_origin(text: str) -> str | None:
 def own_origin(scheme: str, host: str | None) -> str | None:
     """The origin of pages from where this request went, by its scheme and `Host` header."""
     try:
-        return read_origin(f"{scheme}://{host or ''}")
+        return read_origin(f"{_PAGE_SCHEMES.get(scheme, scheme)}://{host or ''}")
     except ValueError:
         return None
+
+
+def is_welcome(origin: str, scope: Scope, others: Container[str]) -> bool:
+    """True if the page that a request's `Origin` names is one of the service, or of these others.
+
+    A browser doesn't ask before it opens a WebSocket, nor before it sends a cookie along."""
+    own = own_origin(scope["scheme"], header(scope, b"host"))
+    return origin in others or (own is not None and sent_origin(origin) == own)
 
 
 @lru_cache(maxsize=64)
@@ -81,6 +99,22 @@ def is_local_host(host: str) -> bool:
         return read_address(name).is_loopback and (":" in name) == (match[1] is not None)
     except ValueError:
         return False
+
+
+class Strangers:
+    """Those who may not open a WebSocket: what to do about it is logged, once for each.
+
+    A browser tells its page only that it failed."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def refuse(self, reason: str, advice: str) -> Denied:
+        """The refusal of one of them."""
+        if reason not in self._told and len(self._told) < STRANGERS_TOLD:
+            self._told.add(reason)
+            log.warning("a WebSocket was refused: %s; %s", reason, advice)
+        return Denied(f"{reason}; {advice}")
 
 
 class Origins:

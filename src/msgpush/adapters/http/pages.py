@@ -4,7 +4,7 @@ from importlib import resources
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -67,8 +67,15 @@ def page_routes(description: bytes) -> list[BaseRoute]:
         Route("/", start),
         Route("/docs", docs),
         Route("/openapi.json", describe),
-        Mount("/static", _Files(directory=folder)),
+        _Folder("/static", _Files(directory=folder)),
     ]
+
+
+class _Folder(Mount):
+    """A folder of files, of which none is a WebSocket."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        return super().matches(scope) if scope["type"] == "http" else (Match.NONE, {})
 
 
 class _Files(StaticFiles):

@@ -8,7 +8,7 @@ from math import ceil
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 from starlette.responses import Response
-from starlette.types import Message, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from msgpush.domain.errors import (
     BusUnavailable,
@@ -116,6 +116,17 @@ def error_response(error: MsgpushError) -> ProblemResponse:
         # this.
         headers["Connection"] = "close"
     return ProblemResponse(Problem.of(error), headers)
+
+
+async def deny(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request with this response, also where it asks for a WebSocket, instead of that."""
+    if scope["type"] == "websocket":
+        await receive()  # the request itself
+        if "websocket.http.response" not in scope.get("extensions", {}):
+            # A server that can't be told makes it a 403, whatever it is.
+            await send({"type": "websocket.close"})
+            return
+    await response(scope, receive, send)
 
 
 def challenge(code: str, description: str) -> str:

@@ -151,7 +151,7 @@ class Publish:
                 message.id = _id_of(headers.idempotency_key)
             draft = self._push.draft(message, broadcast=self._broadcast)
             grant.check_publish(draft.channels)
-            rate = () if self._limiter is None else await self._take(self._limiter, grant)
+            rate = () if self._limiter is None else await take_one(self._limiter, grant)
         except MsgpushError as error:
             self._push.rejected(error, draft)
             raise
@@ -160,11 +160,18 @@ class Publish:
             raise result
         await respond(send, 202, encode(result), headers=rate)
 
-    async def _take(self, limiter: Limiter, grant: Grant) -> Iterable[tuple[bytes, bytes]]:
-        allowance = await limiter.take(grant.subject or "", 1)
-        if not allowance.granted:
-            raise RateExceeded(MESSAGES, allowance)
-        return raw_headers(rate_headers(MESSAGES, allowance))
+
+async def take_one(limiter: Limiter, grant: Grant) -> Iterable[tuple[bytes, bytes]]:
+    """Take one message of a subject's rate; returns the headers that tell it what is left.
+
+    Raises:
+        RateExceeded: there is none now.
+        BusUnavailable: that can't be found out now.
+    """
+    allowance = await limiter.take(grant.subject or "", 1)
+    if not allowance.granted:
+        raise RateExceeded(MESSAGES, allowance)
+    return raw_headers(rate_headers(MESSAGES, allowance))
 
 
 class Failed(Struct):

@@ -3,22 +3,31 @@
 The same for whatever carries the stream."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import NamedTuple
 
+from msgspec import Struct
 from starlette.types import Scope
 
 from msgpush.adapters.http.addresses import limited_address, with_port
+from msgpush.adapters.http.callers import Authenticator
 from msgpush.adapters.http.operation import CHANNEL, CURSOR, Json, parameter, repeatable
 from msgpush.adapters.http.requests import Query, header
 from msgpush.domain.channel import BROADCAST, MAX_LISTENED, check_channel
-from msgpush.domain.connection import Start
+from msgpush.domain.connection import Start, Subscription
 from msgpush.domain.credentials import users_named
-from msgpush.domain.errors import BusUnavailable, KeysUnavailable, Malformed, Overloaded
+from msgpush.domain.errors import (
+    BusUnavailable,
+    KeysUnavailable,
+    Malformed,
+    Overloaded,
+    Refusal,
+)
 from msgpush.domain.grant import Grant
 from msgpush.domain.marks import PRIORITIES
 from msgpush.domain.message import TYPES
-from msgpush.domain.ports import ClientInfo
-from msgpush.domain.position import check_cursor
+from msgpush.domain.ports import ClientInfo, View
+from msgpush.domain.position import TERMINAL, check_cursor, is_cursor
 from msgpush.domain.quoting import short_repr
 from msgpush.domain.service import Push
 
@@ -29,6 +38,20 @@ CURSORS = ("lastEventId", "lastEventID", "evs_last_event_id", "last_event_id")
 
 # Why no stream can be served now, as their `reason` says.
 REFUSED = (Overloaded, BusUnavailable, KeysUnavailable)
+
+# What is told to a client whose stream is refused so.
+ADVICE: Mapping[Refusal, str] = {
+    "connections": "this process has as many streams as MAX_CONNECTIONS allows",
+    "subject": (
+        "this subject has as many streams as MAX_CONNECTIONS_PER_SUBJECT allows: close one first"
+    ),
+    "address": (
+        "this address has as many streams as MAX_CONNECTIONS_PER_ADDRESS allows: close one first"
+    ),
+    "draining": "this process is about to end: the next try may reach another",
+    "bus": "the bus can't be reached now",
+    "keys": "the keys that tokens are verified with can't be fetched now",
+}
 
 _RESUME = (
     "Continue after this cursor. `earliest`: all that is retained; `latest`, or none: from now."
@@ -63,6 +86,31 @@ def stream_parameters(*own: Json) -> list[Json]:
     ]
 
 
+class Wanted(Struct, frozen=True):
+    """A stream, as a request asks for it."""
+
+    channels: frozenset[str]
+    types: frozenset[str] | None
+    least: int
+    passive: bool
+    cursor: str | None
+    token: str | None
+
+    def subscription(self, view: View, grant: Grant) -> Subscription:
+        """The same as a subscription, of a client that is shown it in this way."""
+        users = frozenset() if self.passive else users_served(self.channels, grant)
+        return Subscription(self.channels, view, self.types, self.least, users)
+
+
+class Admitted(NamedTuple):
+    """A stream that may begin, once it has come in."""
+
+    grant: Grant
+    client: ClientInfo
+    subscription: Subscription
+    start: Start
+
+
 class StreamQuery(Query):
     """The parameters of a request for a stream."""
 
@@ -92,6 +140,13 @@ class StreamQuery(Query):
                 f" {', '.join(PRIORITIES)}"
             )
         return PRIORITIES.index(text)
+
+    def wanted(self, named: Iterable[str]) -> Wanted:
+        """All that any stream's request may say; `named`: channels that stand elsewhere in it."""
+        cursor, token, passive = self.cursor(), self.one("token"), self.flag("passive", False)
+        channels, types = self.channels(named), self.one("types")
+        kinds = None if types is None else read_types("types", types)
+        return Wanted(channels, kinds, self.least(), passive, cursor, token)
 
     def channels(self, named: Iterable[str]) -> frozenset[str]:
         """The channels that the path has named, those of the query, and broadcasts."""
@@ -128,17 +183,68 @@ def read_types(name: str, text: str, also: str = "") -> frozenset[str]:
     return types
 
 
-async def admitted(push: Push, client: ClientInfo, grant: Grant, cursor: str | None) -> Start:
+def is_over(scope: Scope) -> bool:
+    """True if a request's client was told never to come back, whatever else is wrong with it."""
+    try:
+        asked = StreamQuery(scope).last_event_id()
+    except Malformed:
+        asked = header(scope, b"last-event-id")
+    return asked is not None and asked.endswith(TERMINAL) and is_cursor(asked)
+
+
+async def permitted(auth: Authenticator, scope: Scope, wanted: Wanted) -> Grant:
+    """The permissions of a request for a stream.
+
+    Raises:
+        Unauthorized, Denied: they aren't enough, or there are none.
+        KeysUnavailable, BusUnavailable: that can't be found out now.
+    """
+    grant = await auth.authenticate(scope, wanted.token)
+    grant.check_listen(wanted.channels)
+    return grant
+
+
+async def admit(
+    push: Push, scope: Scope, grant: Grant, wanted: Wanted, *, view: View, transport: str
+) -> Admitted:
     """Admit a client's stream, and find where it begins to read; nothing of it is kept here.
 
     Raises:
         Overloaded: no stream can be served now, or none of this client's.
         BusUnavailable: the bus can't be asked now.
     """
+    client = read_client(scope, grant, transport)
     push.admit(client, grant.ticket)
-    start = await push.start_at(cursor)
+    start = await push.start_at(wanted.cursor)
     push.admit(client, grant.ticket)
-    return start
+    return Admitted(grant, client, wanted.subscription(view, grant), start)
+
+
+async def come_in(
+    push: Push, admitted: Admitted, connection: str, has_gone: Callable[[], Awaitable[bool]]
+) -> bool:
+    """Take a stream's place, and claim its ticket; it must be subscribed right after this.
+
+    The ticket is claimed last of all: that ends its older stream for good.
+
+    Args:
+        has_gone: finds out whether the client is known to have gone by now.
+
+    Returns:
+        False: it has.
+
+    Raises:
+        Overloaded: there is no place any more.
+        Unauthorized: the ticket is valid no longer.
+        BusUnavailable: that can't be found out now.
+    """
+    ticket = admitted.grant.ticket
+    with push.place(admitted.client, ticket):
+        if ticket is not None:
+            if await has_gone():
+                return False
+            await push.claim(admitted.grant, connection)
+    return True
 
 
 def read_client(scope: Scope, grant: Grant, transport: str) -> ClientInfo:

@@ -50,6 +50,7 @@ class _Written(NamedTuple):
 
     messages: int
     live: bool
+    channels: frozenset[str]
     transport: str
     kinds: set[str]
 
@@ -197,9 +198,10 @@ class RedisRoster:
         connections, written = self._listing.connections, self._written
         stale = (
             id
-            for id, (messages, live, _, _) in written.items()
-            if id in connections
-            and (connections[id].messages_sent, connections[id].live) != (messages, live)
+            for id, (messages, live, channels, _, _) in written.items()
+            if (now := connections.get(id)) is not None
+            # A subscription's own set: the same object, unless it has changed.
+            and (now.messages_sent != messages or now.live != live or now.channels is not channels)
         )
         new = (id for id in connections if id not in written)
         return [*islice(new, ADDED), *islice(stale, REFRESHED)]
@@ -214,13 +216,19 @@ class RedisRoster:
         for state in states:
             # To the end of the order: the others' turn comes first.
             before = self._written.pop(state.id, None)
-            if before is None:
-                kinds = kinds_of(state.channels)
-                self._transports[state.transport] += 1
+            channels = self._listing.connections[state.id].channels
+            if before is not None and before.channels is channels:
+                kinds = before.kinds
+            else:
+                kinds = kinds_of(channels)
                 self._kinds.update(kinds)
-                before = _Written(0, False, state.transport, kinds)
-            self._written[state.id] = before._replace(
-                messages=state.messages_sent, live=state.state == "live"
+                if before is None:
+                    self._transports[state.transport] += 1
+                else:
+                    self._kinds.subtract(before.kinds)
+            live = state.state == "live"
+            self._written[state.id] = _Written(
+                state.messages_sent, live, channels, state.transport, kinds
             )
 
     def _forget(self) -> None:

@@ -5,23 +5,23 @@ import secrets
 from typing import Literal
 from urllib.parse import quote
 
-from msgspec.structs import replace
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from msgpush.adapters.http.callers import Authenticator
 from msgpush.adapters.http.operation import Json, Operation, content, parameter
 from msgpush.adapters.http.problems import ProblemResponse, problem
-from msgpush.adapters.http.requests import header, path_tail
+from msgpush.adapters.http.requests import path_tail
+from msgpush.adapters.http.sinks import has_wire
 from msgpush.adapters.http.subscribing import (
     REFUSED,
     TYPES_PATTERN,
     StreamQuery,
-    admitted,
-    read_client,
+    admit,
+    is_over,
+    permitted,
     read_types,
     stream_parameters,
-    users_served,
 )
 from msgpush.adapters.sse.stream import HEADERS, EventStream, EventView, refusal
 from msgpush.domain.channel import (
@@ -32,10 +32,8 @@ from msgpush.domain.channel import (
     is_channel,
     no_channel,
 )
-from msgpush.domain.connection import Subscription
 from msgpush.domain.errors import Malformed
 from msgpush.domain.message import TYPES
-from msgpush.domain.position import TERMINAL, is_cursor
 from msgpush.domain.service import Push
 
 Kind = Literal["stream", "user", "service"]
@@ -169,7 +167,7 @@ class Streams:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # The order of refusals is part of the contract.
-        if _is_over(scope):
+        if is_over(scope):
             await Response(status_code=204)(scope, receive, send)
         elif scope["method"] not in ("GET", "HEAD"):
             response = ProblemResponse(
@@ -183,44 +181,25 @@ class Streams:
     async def _open(self, scope: Scope, send: Send) -> EventStream | None:
         """Read and check a request; returns its stream, unless it is answered already."""
         query = StreamQuery(scope)
-        cursor = query.cursor()
-        token = query.one("token")
-        passive = query.flag("passive", False)
-        subscription = self._subscription(scope, query)
+        wanted = query.wanted(self._named(scope))
+        events = query.one("events")
+        query.done(POLYFILLS)
+        view = EventView(
+            self._default_events if events is None else read_events(events),
+            chunked=has_wire(scope),
+        )
         try:
-            grant = await self._auth.authenticate(scope, token)
-            grant.check_listen(subscription.channels)
-            if not passive and (users := users_served(subscription.channels, grant)):
-                subscription = replace(subscription, acts_for=users)
+            grant = await permitted(self._auth, scope, wanted)
             if scope["method"] == "HEAD":
                 await _answer(send, b"")
                 return None
-            client = read_client(scope, grant, "sse")
-            start = await admitted(self._push, client, grant, cursor)
+            admitted = await admit(self._push, scope, grant, wanted, view=view, transport="sse")
         except REFUSED as error:
             # Never a 5xx or 429: a native EventSource would give up for good.
             self._push.refused(error.reason)
             await _answer(send, refusal(error.reason))
             return None
-        return EventStream(
-            self._push,
-            secrets.token_hex(8),
-            info=client,
-            grant=grant,
-            subscription=subscription,
-            start=start,
-        )
-
-    def _subscription(self, scope: Scope, query: StreamQuery) -> Subscription:
-        channels = query.channels(self._named(scope))
-        types, events, least = query.one("types"), query.one("events"), query.least()
-        query.done(POLYFILLS)
-        view = EventView(
-            self._default_events if events is None else read_events(events),
-            chunked="msgpush.wire" in scope.get("extensions", {}),
-        )
-        wanted = None if types is None else read_types("types", types)
-        return Subscription(channels, view, wanted, least)
+        return EventStream(self._push, secrets.token_hex(8), admitted)
 
     def _named(self, scope: Scope) -> list[str]:
         """The channels that the path names."""
@@ -242,15 +221,6 @@ class Streams:
 async def _answer(send: Send, body: bytes) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
     await send({"type": "http.response.body", "body": body})
-
-
-def _is_over(scope: Scope) -> bool:
-    # Whatever else may be wrong with the request: its client was told never to come back.
-    try:
-        asked = StreamQuery(scope).last_event_id()
-    except Malformed:
-        asked = header(scope, b"last-event-id")
-    return asked is not None and asked.endswith(TERMINAL) and is_cursor(asked)
 
 
 def read_events(text: str) -> frozenset[str]:

@@ -2,20 +2,21 @@
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import msgspec
 from msgspec import Struct
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from msgpush.domain.connection import Connection, Start, Subscription
+from msgpush.adapters.http.sinks import SendSink, Wire, WireSink
+from msgpush.adapters.http.subscribing import ADVICE, Admitted, come_in
+from msgpush.domain.connection import Connection
 from msgpush.domain.errors import BusUnavailable, Overloaded, Refusal, Unauthorized
-from msgpush.domain.grant import Grant
 from msgpush.domain.history import Gap
 from msgpush.domain.message import Entry, data_of
-from msgpush.domain.ports import ClientInfo, Sink
+from msgpush.domain.ports import Sink
 from msgpush.domain.service import Push
 
 CONTENT_TYPE = b"text/event-stream; charset=utf-8"
@@ -24,7 +25,6 @@ HEADERS = [
     (b"cache-control", b"no-store, no-transform"),
     (b"x-accel-buffering", b"no"),
 ]
-SEND_AHEAD = 64 * 1024
 PIECE = 16 * 1024  # what is passed on at once: each shows that a slow client still reads
 
 _encode = msgspec.json.encode
@@ -110,136 +110,31 @@ def closing(reason: str, reconnect: bool, cursor: str = "") -> bytes:
     return b"event: msgpush.close\n%bdata: %b\n\n" % (id, _encode(_Close(reason, reconnect)))
 
 
-# What a refused stream's comment says, for whoever looks at it.
-_ADVICE: Mapping[Refusal, bytes] = {
-    "connections": b"this process has as many streams as MAX_CONNECTIONS allows",
-    "subject": (
-        b"this subject has as many streams as MAX_CONNECTIONS_PER_SUBJECT allows: close one first"
-    ),
-    "address": (
-        b"this address has as many streams as MAX_CONNECTIONS_PER_ADDRESS allows: close one first"
-    ),
-    "draining": b"this process is about to end: the next try may reach another",
-    "bus": b"the bus can't be reached now",
-    "keys": b"the keys that tokens are verified with can't be fetched now",
-}
-
-
 def refusal(reason: Refusal) -> bytes:
     """All that a new stream gets which can't be served now; what to do is a comment."""
     return b": %b\nretry: %d\n%b" % (
-        _ADVICE[reason],
+        ADVICE[reason].encode(),
         random.randint(10_000, 30_000),
         closing("overload", True),
     )
 
 
-class Wire(Protocol):
-    """The server's ASGI extension `msgpush.wire`: framed bytes go straight to the transport."""
+class EventSink(SendSink):
+    """A sink over plain ASGI that passes on bytes."""
 
-    @property
-    def backlog(self) -> int: ...
-    @property
-    def writable(self) -> bool: ...
+    def messages(self, body: bytes) -> Iterable[tuple[int, Message]]:
+        for start in range(0, len(body), PIECE):
+            piece = body[start : start + PIECE]
+            yield len(piece), {"type": "http.response.body", "body": piece, "more_body": True}
+
+    def last(self) -> Message:
+        return {"type": "http.response.body", "body": b""}
+
+
+class _StreamWire(Wire, Protocol):
+    """The wire extension of a response: it becomes a stream once it is opened."""
+
     def open(self) -> None: ...
-    def write(self, framed: bytes) -> bool: ...
-    def finish(self, framed: bytes) -> None: ...
-    def abort(self) -> None: ...
-    async def drained(self) -> None: ...
-
-
-class WireSink:
-    """A sink over the wire extension: no task, no copy and no switch for what it is offered."""
-
-    __slots__ = ("_wire", "offer")
-
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-        self.offer = wire.write
-
-    @property
-    def writable(self) -> bool:
-        return self._wire.writable
-
-    @property
-    def backlog(self) -> int:
-        return self._wire.backlog
-
-    def finish(self, chunk: bytes) -> None:
-        self._wire.finish(chunk)
-
-    def abort(self) -> None:
-        self._wire.abort()
-
-    async def drained(self) -> bool:
-        await self._wire.drained()
-        return self._wire.writable
-
-
-class SendSink:
-    """A sink over plain ASGI, for servers without the extension: a task writes what it is offered.
-
-    It takes chunks until 64 KiB wait for the server to take them.
-    """
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._chunks: list[bytes] = []
-        self._changed = asyncio.Event()
-        self._written = asyncio.Event()
-        self._ended = self._gone = False
-        self.backlog = 0
-        self.writer: asyncio.Task[None] | None = None
-
-    @property
-    def writable(self) -> bool:
-        return self.backlog < SEND_AHEAD and not self._ended and not self._gone
-
-    def offer(self, chunk: bytes) -> bool:
-        if not self.writable:
-            return False
-        self._put(chunk)
-        return True
-
-    def finish(self, chunk: bytes) -> None:
-        self._ended = True
-        self._put(chunk)
-
-    def abort(self) -> None:
-        self._gone = True
-        self._written.set()
-        if self.writer is not None:
-            self.writer.cancel()
-
-    async def drained(self) -> bool:
-        while not self.writable and not self._gone and not self._ended:
-            self._written.clear()
-            await self._written.wait()
-        return self.writable
-
-    async def write(self) -> None:
-        """Pass on what is offered, until the end or the client's."""
-        while not self._gone:
-            self._changed.clear()
-            if self._chunks:
-                body, self._chunks = b"".join(self._chunks), []
-                for start in range(0, len(body), PIECE):
-                    piece = body[start : start + PIECE]
-                    await self._send(
-                        {"type": "http.response.body", "body": piece, "more_body": True}
-                    )
-                    self.backlog -= len(piece)
-                    self._written.set()
-            elif self._ended:
-                await self._send({"type": "http.response.body", "body": b""})
-                return
-            else:
-                await self._changed.wait()
-
-    def _put(self, chunk: bytes) -> None:
-        self._chunks.append(chunk)
-        self.backlog += len(chunk)
-        self._changed.set()
 
 
 class EventStream(StreamingResponse):
@@ -247,20 +142,10 @@ class EventStream(StreamingResponse):
     client to go.
     """
 
-    def __init__(
-        self,
-        push: Push,
-        connection_id: str,
-        *,
-        info: ClientInfo,
-        grant: Grant,
-        subscription: Subscription,
-        start: Start,
-    ) -> None:
+    def __init__(self, push: Push, connection_id: str, admitted: Admitted) -> None:
         # Not StreamingResponse's own: there is nothing to iterate over.
         self.status_code, self.raw_headers, self.background = 200, HEADERS, None
-        self._push, self._id, self._info, self._grant = push, connection_id, info, grant
-        self._subscription, self._start = subscription, start
+        self._push, self._id, self._admitted = push, connection_id, admitted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
@@ -268,9 +153,9 @@ class EventStream(StreamingResponse):
         if (refused := await self._enter(receive)) is not None:
             await send({"type": "http.response.body", "body": refused})
             return
-        wire: Wire | None = scope.get("extensions", {}).get("msgpush.wire")
+        wire: _StreamWire | None = scope.get("extensions", {}).get("msgpush.wire")
         if wire is None:
-            await self._serve_by_send(SendSink(send), receive)
+            await self._serve_by_send(EventSink(send), receive)
             return
         wire.open()
         connection = self._subscribe(WireSink(wire))
@@ -283,28 +168,22 @@ class EventStream(StreamingResponse):
     async def _enter(self, receive: Receive) -> bytes | None:
         """Come in, or have what is told instead; nothing waits, and nothing is refused, from here
         to the first block.
-
-        The ticket is claimed last of all: that ends its older stream for good.
         """
-        ticket = self._grant.ticket
         try:
-            with self._push.place(self._info, ticket):
-                if ticket is not None:
-                    if await _has_gone(receive):
-                        return b""
-                    await self._push.claim(self._grant, self._id)
+            if not await come_in(self._push, self._admitted, self._id, lambda: _has_gone(receive)):
+                return b""
         except Unauthorized:
             # It was valid when the response began. Who comes back is told 401.
             return closing("expired", True)
         except (Overloaded, BusUnavailable) as error:
-            reason = error.reason if isinstance(error, Overloaded) else "bus"
-            self._push.refused(reason)
-            return refusal(reason)
+            self._push.refused(error.reason)
+            return refusal(error.reason)
         return None
 
     def _subscribe(self, sink: Sink) -> Connection:
-        connection = Connection(self._id, sink, self._info, grant=self._grant)
-        self._push.subscribe(connection, self._subscription, self._start)
+        grant, client, subscription, start = self._admitted
+        connection = Connection(self._id, sink, client, grant=grant)
+        self._push.subscribe(connection, subscription, start)
         return connection
 
     async def _serve_by_send(self, sink: SendSink, receive: Receive) -> None:
