@@ -83,7 +83,7 @@ class Known:
     next: int = 0
     written: bool = False
     superseded: bool = False
-    owed: list[str] = field(default_factory=list)  # the states that receipts are owed for
+    owed: list[tuple[str, int]] = field(default_factory=list)  # states and when: the receipts owed
     ended: int = 0
     looked: int = 0  # when it is left to whoever has taken it no longer
     touched: bool = False  # since then: then it may be given out earlier
@@ -117,7 +117,7 @@ class Known:
 
     def end(self, state: str, now: int) -> None:
         self.state, self.ended = state, now
-        self.owed += [state] * self.receipt
+        self.owed += [(state, now)] * self.receipt
         self.touched = True
 
 
@@ -488,8 +488,8 @@ class OutboxMachine(RuleBasedStateMachine):
                 known.phase, known.touched = "parked", True
             case GiveUp() if pending and newest and now >= known.moment(SMALL):
                 known.end("dead", now)
-            case Told(receipt=receipt) if receipt.state in known.owed:
-                known.owed.remove(receipt.state)
+            case Told(receipt=receipt) if (receipt.state, receipt.at) in known.owed:
+                known.owed.remove((receipt.state, receipt.at))
                 known.touched, known.looked = True, now
             case Forget() if known.state == "dead":
                 known.state, known.owed = "gone", []
@@ -546,7 +546,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     def compare(self, known: Known, record: Record) -> None:
         assert (record.state, record.user) == (known.state, known.user)
-        assert [receipt.state for receipt in record.owed] == known.owed
+        assert [(receipt.state, receipt.at) for receipt in record.owed] == known.owed
         assert (record.attempt, record.deliveries) == (known.attempts, known.deliveries)
         assert (record.written_at is not None) == known.written
         if known.state == "pending":
