@@ -805,12 +805,15 @@ class IsolationMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.has_socket)
     @rule(data=st.data())
     def subscribe(self, data: st.DataObject) -> None:
-        reading, socket = self.socket(data)
-        names = self.wanted(data, reading.listener, 3)
+        reading, _ = self.socket(data)
+        self.add(reading, self.wanted(data, reading.listener, 3))
+
+    def add(self, reading: Reading, names: list[str]) -> None:
         new = set(names) - reading.channels
         status = 422 if not all(map(is_name, names)) else self.status(reading.listener, new)
         self.finish(reading)
-        answer = self.run(socket.ask(subscribe=names))
+        assert isinstance(reading.exchange, Socket)
+        answer = self.run(reading.exchange.ask(subscribe=names))
         self.count(f"subscriptions: {status}")
         self.changed(reading, answer, status, reading.channels | set(names))
 
@@ -827,37 +830,42 @@ class IsolationMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.has_socket)
     @rule(data=st.data())
     def renew(self, data: st.DataObject) -> None:
-        """A connection gets another token: mostly one of its own, which may allow less."""
-        reading, socket = self.socket(data)
+        """A connection gets another token: mostly one of its own, which allows more, or less."""
+        reading, _ = self.socket(data)
         own = [each for each in self.people if each.subject == reading.subject]
-        person = data.draw(st.sampled_from([*own, *own, *own, *self.people]))
-        subscribe = data.draw(st.sampled_from([[], [], [*person.subscribe[:1]], ["*"]]))
-        later = next(self.lifetimes)
-        by = token(person.subject, subscribe=subscribe, lifetime=later)
-        earlier = token(person.subject, subscribe=subscribe, lifetime=300)
-        shown = data.draw(st.sampled_from([by, by, by, person.expired, earlier]))
+        person = data.draw(st.sampled_from([*own * 7, *self.people]))
+        kind = data.draw(st.sampled_from(["later", "later", "later", "earlier", "expired"]))
+        subscribe = data.draw(st.sampled_from([(), person.subscribe[:1], ("*",)]))
+        if person in own and reading.ticket is None and data.draw(st.booleans()):
+            self.give(reading, person, ("*",), "later")
+            some = st.lists(st.sampled_from(self.names), min_size=1, max_size=3)
+            self.add(reading, data.draw(some))
+        self.give(reading, person, subscribe, kind)
+
+    def give(self, reading: Reading, person: Person, subscribe: tuple[str, ...], kind: str) -> None:
+        """Give a connection a token of somebody."""
+        lifetime = next(self.lifetimes) if kind == "later" else 300
+        shown = token(person.subject, subscribe=subscribe, lifetime=lifetime)
+        shown = person.expired if kind == "expired" else shown
         self.finish(reading)
-        answer = self.run(socket.ask(token=shown))
-        same = reading.ticket is None and person.subject == reading.subject
+        assert isinstance(reading.exchange, Socket)
+        answer = self.run(reading.exchange.ask(token=shown))
         if reading.ticket is not None:
             status = 403
-        elif shown == person.expired:
+        elif kind == "expired":
             status = 401
+        elif person.subject != reading.subject:
+            status = 403
         else:
-            status = 403 if not same else 200 if shown == by else 422
+            status = 200 if kind == "later" else 422
         self.count(f"renewals: {status}")
-        listener, left = reading.listener, set[str]()
+        left = set[str]()
         if status == 200:
-            listener = Listener(
-                frozenset({own_name(person.subject)}),
-                tuple(subscribe),
-                (),
-                frozenset({person.user}),
-            )
-            left = {each for each in reading.channels if not may_listen(listener, each)}
+            own = frozenset({own_name(person.subject)})
+            reading.listener = Listener(own, subscribe, users=frozenset({person.user}))
+            left = {each for each in reading.channels if not may_listen(reading.listener, each)}
             assert answer["ok"]["left"] == sorted(left)
             self.count("left", len(left))
-        reading.listener = listener
         self.changed(reading, answer, status, reading.channels - left)
 
     def changed(

@@ -45,6 +45,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote
 
@@ -751,9 +752,11 @@ class Protocol(asyncio.Protocol):
             return
         told = problem(status, detail)
         body = encode(told)
+        # Whoever sends Upgrade says so in Connection (RFC 9110, section 7.8).
+        options = "close, upgrade" if status == HTTPStatus.UPGRADE_REQUIRED else "close"
         head = (
             f"HTTP/1.1 {status} {told.title}\r\ncontent-type: application/problem+json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n"
+            f"content-length: {len(body)}\r\nconnection: {options}\r\n"
         )
         sent = [value for name, value in self._headers if name == b"origin"] or _ORIGIN.findall(
             unread

@@ -105,7 +105,7 @@ def read_handshake(
 ) -> Handshake | Faulty:
     """Read a request's headers as a handshake (RFC 6455, section 4.2.1)."""
     shown = Headers()
-    upgrade = b"connection: upgrade\r\nupgrade: websocket\r\n"
+    upgrade = b"upgrade: websocket\r\n"
     try:
         for name, value in headers:
             if name in _SHOWN:
@@ -120,7 +120,8 @@ def read_handshake(
     except InvalidUpgrade:
         return Faulty(426, "a WebSocket is asked for with Upgrade: websocket", upgrade)
     except InvalidHeader as error:
-        if error.name == "Sec-WebSocket-Version":
+        # Whoever speaks another version may have another idea of the rest, too.
+        if shown.get_all("Sec-WebSocket-Version") != ["13"]:
             told = "the only version of WebSocket that is spoken here is 13"
             return Faulty(426, told, upgrade + b"sec-websocket-version: 13\r\n")
         return Faulty(400, f"the header {error.name} of the handshake is missing, or wrong")
