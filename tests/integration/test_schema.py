@@ -32,13 +32,15 @@ CURSORS = ("last_event_id", "lastEventId", "lastEventID")
 # What doesn't hold for an operation, since the description can't say all of it:
 EXCLUDED: dict[str, list[CheckFunction]] = {
     "revoke": [positive_data_acceptance],  # a moment in the future is refused
+    # Without an upgrade it is a 426, whatever else it says.
+    "webSocket": [positive_data_acceptance, negative_data_rejection],
     "batch": [
         positive_data_acceptance,
         negative_data_rejection,
     ],  # each message stands alone, and may be a conflict
 }
 # Operations with which no request succeeds that was made from the description alone.
-NEVER = {"closeConnection"}
+NEVER = {"closeConnection", "webSocket"}
 # Operations on messages that ask for acknowledgements: each has one of its own, which is called as
 # the operation is, of the service and the user `seeds`.
 ALIVE = ("delivery", "withdraw", "pending")
