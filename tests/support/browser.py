@@ -51,15 +51,20 @@ class Unanswered(Exception):
 
 
 class Browser:
-    """A browser of the test's own, which is asked over two pipes (Chrome's DevTools Protocol)."""
+    """A browser of the test's own, which is asked over two pipes (Chrome's DevTools Protocol).
 
-    def __init__(self, profile: Path) -> None:
+    Args:
+        flags: further ones of its command line.
+    """
+
+    def __init__(self, profile: Path, *flags: str) -> None:
         assert CHROMIUM is not None, "CI installs Chromium"
         asked, self._asking = os.pipe()
         self._telling, told = os.pipe()
         # Out of the way: in the browser they become 3 and 4.
         given = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 10) for each in (asked, told)]
-        argv = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--remote-debugging-pipe"]
+        own = (f"--user-data-dir={profile}", "--remote-debugging-pipe")
+        argv = [CHROMIUM, *FLAGS, *flags, *own]
         self._pid = os.posix_spawn(
             CHROMIUM,
             argv,

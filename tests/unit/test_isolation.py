@@ -1219,10 +1219,10 @@ def test_everybody_receives_exactly_what_they_may_listen_to() -> None:
             "refused publish": 100,
             "delivered": 150,
             "read in histories": 5,
-            "sockets: 200": 100,
+            "sockets: 200": 40,
             "sockets: 400": 30,
-            "sockets: 401": 50,
-            "sockets: 403": 50,
+            "sockets: 401": 20,
+            "sockets: 403": 20,
             "subscriptions: 200": 20,
             "subscriptions: 403": 3,
             "renewals: 200": 5,
@@ -1265,4 +1265,4 @@ def test_everybody_receives_exactly_what_they_may_listen_to() -> None:
             "a cursor of somebody else's": 5,
         }
     )
-    assert least <= seen, seen
+    assert not least - seen, (least - seen, seen)
