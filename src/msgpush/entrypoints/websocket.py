@@ -456,7 +456,7 @@ class WebSocket(asyncio.BufferedProtocol):
         else:
             if self._stage is Stage.ASKED or self._stage is Stage.DENIED:
                 log.error("the application has returned without an answer")
-            elif self._stage is Stage.OPEN:
+            elif self._stage is Stage.OPEN and not self.transport.is_closing():
                 log.error("the application has returned without closing its WebSocket")
             await self._give_up()
         finally:
