@@ -163,11 +163,11 @@ class Delivery:
         asyncio.get_running_loop().call_later(CLOSING, self._hub.cut_closing)
 
     def start(self, connection: Connection) -> None:
-        """Serve a connection that was just attached, or changed."""
+        """Serve a connection that was just attached."""
         if not connection.live:
             # Most resumes need one step, and no task.
             self._hub.advance(connection)
-        self._start_catch_ups()
+        self.go_on()
 
     def stop(self, connection: Connection) -> None:
         """Forget a connection."""
@@ -273,7 +273,7 @@ class Delivery:
             more = True
             while more:
                 more = self._hub.sweep(FAN_OUT_SECONDS)
-                self._start_catch_ups()
+                self.go_on()
                 moved, self._moved = self._moved, asyncio.Event()
                 moved.set()
                 if more:
@@ -283,7 +283,7 @@ class Delivery:
         while True:
             await asyncio.sleep(BEAT)
             self._hub.beat()
-            self._start_catch_ups()
+            self.go_on()
 
     async def _probe(self) -> None:
         # An entry that goes the way of all messages, and concerns nobody.
@@ -310,7 +310,8 @@ class Delivery:
             log.warning("the bus takes no messages: %s", refused.detail)
             self._told = refused.detail
 
-    def _start_catch_ups(self) -> None:
+    def go_on(self) -> None:
+        """Have those catch up that have fallen behind; nothing is written yet."""
         for connection in self._hub.take_newly_behind():
             self._catch_up(connection)
 

@@ -377,10 +377,11 @@ class Push:
             self._delivery.start(connection)
 
     def change(self, connection: Connection, subscription: Subscription) -> None:
-        """Have a connection listen to something else, from its cursor on: with no seam."""
+        """Have a connection listen to something else, from its cursor on: with no seam.
+
+        Nothing is written before this returns: who has asked for it can be told first."""
         self._hub.change(connection, subscription)
-        if connection.attached:
-            self._delivery.start(connection)
+        self._delivery.go_on()
 
     def renew(self, connection: Connection, grant: Grant) -> None:
         """Serve a connection by another grant of the same subject from now on."""
