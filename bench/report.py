@@ -15,6 +15,7 @@ _PACKAGES = (
     "uvicorn",
     "uvloop",
     "httptools",
+    "websockets",
     "starlette",
     "msgspec",
     "redis",
