@@ -36,6 +36,8 @@ from msgpush.domain.service import Push
 # the header.
 CURSORS = ("lastEventId", "lastEventID", "evs_last_event_id", "last_event_id")
 
+NOBODY: frozenset[str] = frozenset()  # one for all: most streams are nobody's own
+
 # Why no stream can be served now, as their `reason` says.
 REFUSED = (Overloaded, BusUnavailable, KeysUnavailable)
 
@@ -98,7 +100,7 @@ class Wanted(Struct, frozen=True):
 
     def subscription(self, view: View, grant: Grant) -> Subscription:
         """The same as a subscription, of a client that is shown it in this way."""
-        users = frozenset() if self.passive else users_served(self.channels, grant)
+        users = NOBODY if self.passive else users_served(self.channels, grant)
         return Subscription(self.channels, view, self.types, self.least, users)
 
 
@@ -165,7 +167,8 @@ class StreamQuery(Query):
 
 def users_served(channels: Iterable[str], grant: Grant) -> frozenset[str]:
     """The users whose stream this is, of those whose channels it listens to."""
-    return frozenset(user for user in users_named(channels) if grant.acts_for(user))
+    served = frozenset(user for user in users_named(channels) if grant.acts_for(user))
+    return served or NOBODY
 
 
 def read_types(name: str, text: str, also: str = "") -> frozenset[str]:

@@ -182,6 +182,7 @@ class EventStream(StreamingResponse):
 
     def _subscribe(self, sink: Sink) -> Connection:
         grant, client, subscription, start = self._admitted
+        del self._admitted  # the connection has what is still needed
         connection = Connection(self._id, sink, client, grant=grant)
         self._push.subscribe(connection, subscription, start)
         return connection
