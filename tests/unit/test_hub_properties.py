@@ -31,6 +31,8 @@ from tests.support.fakes import make, message_id
 
 CHANNELS = ("a", "b", "c")
 TYPES = ("info", "status")
+CROWDED = (("a",), ("a", "b"), ("b",))
+CROWD = 31  # after 32 readers a sweep looks whether its time is up
 
 some_channels = st.sets(st.sampled_from(CHANNELS), min_size=1)
 any_channels = st.sets(st.sampled_from(CHANNELS))
@@ -41,6 +43,7 @@ class Published(NamedTuple):
     id: str
     channels: frozenset[str]
     type: str
+    expires: float
 
 
 class Told(NamedTuple):
@@ -87,6 +90,7 @@ class Client:
         self.upto = ZERO
         self.got: set[str] = set()
         self.gaps: list[Told] = []
+        self.began = 0.0  # to read the earliest: of what had expired by then nothing is told
         self.settled: dict[str, Position] = {}  # up to where each channel's losses were told
 
     @property
@@ -151,8 +155,10 @@ class Client:
             if event is not None and message.id == event.id:
                 assert by, "nothing comes that isn't listened to"
                 self.got.add(message.id)
+                for channel in by:  # what is missing after this is another loss
+                    self.settled[channel] = min(self.settled[channel], position)
                 self.close_gaps(message, event.chunk)
-            elif by:
+            elif by and message.expires > self.began:
                 assert all(self.excused(channel, message.position) for channel in by), (
                     "an id is written after everything at or below it"
                 )
@@ -176,8 +182,9 @@ class Client:
 
 
 class Reading(NamedTuple):
-    """A read of the histories that is under way."""
+    """A read of the histories that is under way; so many messages were published before it."""
 
+    published: int
     replay: Replay
     channels: list[str]
     pages: list[Page]
@@ -196,8 +203,12 @@ class HubMachine(RuleBasedStateMachine):
         # Of what comes before a log's first entry nothing is told.
         self.say([{"c"}], "info", None)
         self.driver.tail()
-        for channels in ({"a"}, {"a"}, {"a", "b"}, set[str]()):
-            self.connect(channels, None, earliest=False)
+        # So many that a sweep may stop between the first client and the next.
+        for channels in CROWDED:
+            for _ in range(CROWD):
+                self.driver.connect(*channels)
+        for channels in (("a",), ("a",), ("a", "b"), ()):
+            self.connect({*channels}, None, earliest=False)
             self.driver.settle()
 
     # The log
@@ -206,19 +217,23 @@ class HubMachine(RuleBasedStateMachine):
         channels=st.lists(some_channels, min_size=1, max_size=5),
         type=st.sampled_from(TYPES),
         ttl=st.sampled_from([None, None, 20]),
+        heard=st.integers(0, 5),
     )
-    def publish(self, channels: list[set[str]], type: str, ttl: int | None) -> None:
+    def publish(self, channels: list[set[str]], type: str, ttl: int | None, heard: int) -> None:
         self.say(channels, type, ttl)
+        self.driver.tail(heard)
 
     def say(self, channels: list[set[str]], type: str, ttl: int | None) -> None:
         now = self.driver.clock.now()
+        if not channels:
+            return
         drafts = [
             make(f"m{next(self.numbers)}", *sorted(names), type=type, ttl=ttl, now=now)
             for names in channels
         ]
         for draft, cursor in zip(drafts, self.driver.publish(*drafts), strict=True):
-            own = frozenset(draft.channels)
-            self.published.append(Published(self.position(cursor), draft.id, own, type))
+            own, expires = frozenset(draft.channels), now + draft.ttl
+            self.published.append(Published(self.position(cursor), draft.id, own, type, expires))
 
     @rule(number=st.integers(1, 4))
     def tail(self, number: int) -> None:
@@ -228,9 +243,9 @@ class HubMachine(RuleBasedStateMachine):
     def lose_the_tail(self) -> None:
         del self.driver.waiting[:1]
 
-    @rule()
-    def deliver(self) -> None:
-        self.driver.tail()
+    @rule(number=st.sampled_from([0, 10]))
+    def deliver(self, number: int) -> None:
+        self.driver.tail(number)
         self.driver.hub.sweep()
 
     @rule()
@@ -240,6 +255,7 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule()
     def sweep_a_little(self) -> None:
+        """Serve some of a round's readers: the crowd, and the first client."""
         self.driver.hub.sweep(0)
 
     @rule(seconds=st.sampled_from([0.001, 1.0, 31.0]))
@@ -276,19 +292,54 @@ class HubMachine(RuleBasedStateMachine):
             client.upto = self.position(client.reader.sink.lines[0].removeprefix("open "))
         client.spans = [each for each in client.spans if each[0] < client.upto]
         client.settled.clear()
+        client.began = self.driver.clock.now() if cursor == "earliest" else 0.0
         client.listen(client.upto, channels, earliest=cursor == "earliest")
         client.settled.update(dict.fromkeys(channels, client.upto))
 
-    @precondition(lambda self: self.clients)
+    @rule(
+        data=st.data(),
+        news=st.lists(some_channels, max_size=6),
+        swept=st.booleans(),
+        changes=st.lists(any_channels, min_size=1, max_size=3),
+    )
+    def change_in_the_midst(
+        self,
+        data: st.DataObject,
+        news: list[set[str]],
+        swept: bool,
+        changes: list[set[str]],
+    ) -> None:
+        """Change channels while something is pending, some of it on its way."""
+        self.say(news, "info", None)
+        self.driver.tail()
+        if swept:
+            self.driver.hub.sweep(0)
+        for channels in changes:
+            self.change(data.draw(st.sampled_from(self.clients)), channels, started=False)
+
     @rule(data=st.data(), channels=any_channels, started=st.booleans())
-    def change(self, data: st.DataObject, channels: set[str], started: bool) -> None:
+    def change_one(self, data: st.DataObject, channels: set[str], started: bool) -> None:
+        self.change(data.draw(st.sampled_from(self.clients)), channels, started=started)
+
+    @rule(data=st.data(), news=st.lists(some_channels, min_size=3, max_size=9))
+    def fall_behind(self, data: st.DataObject, news: list[set[str]]) -> None:
+        """A client whose socket is full for a while: it has some of the news still to get."""
         client = data.draw(st.sampled_from(self.clients))
+        sink = client.reader.sink
+        sink.full = True
+        self.say(news, "info", None)
+        self.driver.tail()
+        self.driver.hub.sweep()
+        sink.full = False
+
+    def change(self, client: Client, channels: set[str], *, started: bool) -> None:
         connection = client.reader.connection
         if not connection.attached or connection.channels == channels:
             return
         hub = self.driver.hub
         before, after = connection.cursor_in(hub.log), connection.position_in(hub.log)
         # Everything up to there has come by now, and nothing behind it.
+        self.everything_that_was_written_is_right()
         assert client.upto <= after
         client.check(after, None, self.published)
         client.upto = after
@@ -304,7 +355,6 @@ class HubMachine(RuleBasedStateMachine):
             hub.advance(connection)
         hub.take_newly_behind()
 
-    @precondition(lambda self: self.clients)
     @rule(data=st.data())
     def advance(self, data: st.DataObject) -> None:
         client = data.draw(st.sampled_from(self.clients))
@@ -318,7 +368,6 @@ class HubMachine(RuleBasedStateMachine):
             return None
         return reading
 
-    @precondition(lambda self: self.clients)
     @rule(data=st.data(), number=st.integers(1, 3))
     def begin_to_read_histories(self, data: st.DataObject, number: int) -> None:
         client = data.draw(st.sampled_from(self.clients))
@@ -328,7 +377,9 @@ class HubMachine(RuleBasedStateMachine):
         assert connection.replay is not None
         channels, limit = list(connection.channels), hub.floor_of(connection)
         pages = at_once(self.driver.bus.history(channels, connection.replay.after, number))
-        self.readings[client] = Reading(connection.replay, channels, pages, limit)
+        self.readings[client] = Reading(
+            len(self.published), connection.replay, channels, pages, limit
+        )
 
     @precondition(lambda self: self.readings)
     @rule(data=st.data())
@@ -339,13 +390,12 @@ class HubMachine(RuleBasedStateMachine):
         if reading is not None:
             pages = dict(zip(reading.channels, reading.pages, strict=True))
             self.driver.hub.deliver(client.reader.connection, pages, reading.limit)
+            self.see(client, self.published[: reading.published])
 
-    @precondition(lambda self: self.clients)
     @rule(data=st.data(), full=st.booleans())
     def stall(self, data: st.DataObject, full: bool) -> None:
         data.draw(st.sampled_from(self.clients)).reader.sink.full = full
 
-    @precondition(lambda self: self.clients)
     @rule(data=st.data())
     def cut_and_resume(self, data: st.DataObject) -> None:
         client = data.draw(st.sampled_from(self.clients))
@@ -364,29 +414,33 @@ class HubMachine(RuleBasedStateMachine):
     @invariant()
     def everything_that_was_written_is_right(self) -> None:
         for client in getattr(self, "clients", ()):
-            chunks = client.reader.sink.chunks
-            for number in range(client.read, len(chunks)):
-                client.read = number + 1
-                for line in chunks[number].decode().splitlines():
-                    if not line.startswith("close"):
-                        event = self.event(line, number)
-                        client.events.append(event)
-                        at = event.gap.after if event.gap is not None else event.cursor
-                        client.take(event, self.position(at or ""), self.published)
+            self.see(client, self.published)
 
-    def event(self, line: str, chunk: int) -> Event:
+    def see(self, client: Client, known: list[Published]) -> None:
+        """Check what was written to a client by what the histories had when they were read."""
+        chunks = client.reader.sink.chunks
+        for number in range(client.read, len(chunks)):
+            client.read = number + 1
+            for line in chunks[number].decode().splitlines():
+                if not line.startswith("close"):
+                    event = self.event(line, number, known)
+                    client.events.append(event)
+                    at = event.gap.after if event.gap is not None else event.cursor
+                    client.take(event, self.position(at or ""), self.published)
+
+    def event(self, line: str, chunk: int, known: list[Published]) -> Event:
         kind, _, rest = line.partition(" ")
         match kind:
             case "gap":
                 gap = msgspec.json.decode(rest, type=Gap)
-                return Event(chunk, gap=gap, lost=self.trimmed(gap.channel))
+                return Event(chunk, gap=gap, lost=self.trimmed(gap.channel, known))
             case "open" | "heartbeat":
                 return Event(chunk, rest)
         return Event(chunk, kind, message_id(line))
 
-    def trimmed(self, channel: str | None) -> Position:
+    def trimmed(self, channel: str | None, known: list[Published]) -> Position:
         """The newest message of a channel that its history has no longer for its length."""
-        own = [each.position for each in self.published if channel in each.channels]
+        own = [each.position for each in known if channel in each.channels]
         return own[-self.history - 1] if len(own) > self.history else ZERO
 
     def teardown(self) -> None:
@@ -413,8 +467,8 @@ class HubMachine(RuleBasedStateMachine):
 
     def nothing_is_left(self) -> None:
         hub = self.driver.hub
-        for client in self.clients:
-            hub.detach(client.reader.connection)
+        for each in list(hub.connections.values()):
+            hub.detach(each)
         hub.take_newly_behind()
         self.driver.clock.advance(10)
         hub.beat()
@@ -441,7 +495,7 @@ def test_every_client_gets_exactly_its_messages_or_is_told(
     run_state_machine_as_test(
         HubMachine,
         settings=settings(
-            max_examples=80,
+            max_examples=150,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
