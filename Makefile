@@ -14,7 +14,7 @@ help:  ## Show this list
 
 .venv/run: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PINNED) $(BIN)/$(PIP) install --constraint constraints.txt --editable .
+	$(PINNED) $(BIN)/$(PIP) install --constraint constraints.txt --editable '.[client]'
 	touch $@
 
 .venv/dev: pyproject.toml constraints.txt .venv/run

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 from msgpush.adapters.redis.link import HASH_TAG

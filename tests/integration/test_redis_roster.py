@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 from msgpush.adapters.redis.link import HASH_TAG

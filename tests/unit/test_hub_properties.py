@@ -207,8 +207,8 @@ class HubMachine(RuleBasedStateMachine):
         for channels in CROWDED:
             for _ in range(CROWD):
                 self.driver.connect(*channels)
-        for channels in (("a",), ("a",), ("a", "b"), ()):
-            self.connect({*channels}, None, earliest=False)
+        for own in (("a",), ("a",), ("a", "b"), ()):
+            self.connect({*own}, None, earliest=False)
             self.driver.settle()
 
     # The log
