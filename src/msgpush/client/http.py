@@ -1,0 +1,175 @@
+"""The two ways to the service: blocking, and async. Each does what an exchange says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
+
+import anyio
+import httpx2
+
+from msgpush.client.exchange import Answer, Call, Exchange, Failure, Wait
+from msgpush.client.tokens import AsyncTokenSource, Tokens
+
+T = TypeVar("T")
+
+# To connect and to send there is little time; an answer may wait for the service's own timeouts.
+TIMEOUT = httpx2.Timeout(15.0, connect=5.0)
+
+
+def base_url(url: str) -> str:
+    """The service's address, with the prefix under which a proxy serves it, if there is one.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parsed = httpx2.URL(url)
+    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query:
+        raise ValueError(f"url is {url!r}: it must be such as https://push.example.com")
+    return url.rstrip("/")
+
+
+def _request(base: str, call: Call, token: str) -> dict[str, Any]:
+    headers = {"Content-Type": call.content_type} if call.body else {}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    return {
+        "method": call.method,
+        "url": base + call.path,
+        "content": call.body or None,
+        "headers": headers,
+    }
+
+
+def _answer(response: httpx2.Response) -> Answer:
+    return Answer(response.status_code, response.headers, response.content)
+
+
+def failure(error: Exception) -> Failure:
+    """That there is no answer, and why."""
+    return Failure(str(error) or type(error).__name__)
+
+
+class Http:
+    """A blocking client.
+
+    Args:
+        options: further arguments of `httpx2.Client`, such as `verify` or `proxy`.
+        sleep: waits for so many seconds, or is told to go on earlier.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        token: AsyncTokenSource,
+        options: Mapping[str, Any],
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self._base, self._options, self._sleep = base, options, sleep
+        self._tokens = Tokens(token)
+        if self._tokens.waits:
+            raise TypeError("the token's function is a coroutine function: it must be a plain one")
+        self._client: httpx2.Client | None = None
+
+    def run(self, exchange: Exchange[T]) -> T:
+        """The result of an exchange; raises what it raises."""
+        try:
+            step = next(exchange)
+            while True:
+                step = exchange.send(self._do(step))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def close(self) -> None:
+        """Close its connections; the next request opens new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def forked(self) -> None:
+        """This is another process now: the connections are those of its parent."""
+        self._client = None
+
+    def _do(self, step: Call | Wait) -> Answer | Failure:
+        if isinstance(step, Wait):
+            self._sleep(step.seconds)
+            return Failure(step.cause)
+        try:
+            if step.fresh:
+                self._tokens.forget()
+            token = self._tokens.get()
+        except Exception as error:
+            return _no_token(error)
+        if self._client is None:
+            self._client = httpx2.Client(**{"timeout": TIMEOUT, **self._options})
+        try:
+            return _answer(self._client.request(**_request(self._base, step, token)))
+        except httpx2.HTTPError as error:
+            return failure(error)
+
+
+class AsyncHttp:
+    """An async client; as `Http`."""
+
+    def __init__(self, base: str, token: AsyncTokenSource, options: Mapping[str, Any]) -> None:
+        self._base, self._options = base, options
+        self.tokens = Tokens(token)
+        self._opened: httpx2.AsyncClient | None = None
+
+    @property
+    def _client(self) -> httpx2.AsyncClient:
+        if self._opened is None:
+            self._opened = httpx2.AsyncClient(**{"timeout": TIMEOUT, **self._options})
+        return self._opened
+
+    async def run(self, exchange: Exchange[T]) -> T:
+        """The result of an exchange; raises what it raises."""
+        try:
+            step = next(exchange)
+            while True:
+                step = exchange.send(await self._do(step))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    async def close(self) -> None:
+        """Close its connections; the next request opens new ones."""
+        client, self._opened = self._opened, None
+        if client is not None:
+            await client.aclose()
+
+    def stream(
+        self, path: str, headers: Mapping[str, str], *, token: str, timeout: float
+    ) -> AbstractAsyncContextManager[httpx2.Response]:
+        """A request whose answer is read as it comes.
+
+        Args:
+            timeout: seconds that its headers may take.
+        """
+        request = _request(self._base, Call("GET", path), token)
+        request["headers"] |= headers
+        wait = httpx2.Timeout(timeout, read=None)
+        return self._client.stream(**request, timeout=wait)
+
+    async def _do(self, step: Call | Wait) -> Answer | Failure:
+        if isinstance(step, Wait):
+            await anyio.sleep(step.seconds)
+            return Failure(step.cause)
+        try:
+            if step.fresh:
+                self.tokens.forget()
+            token = await self.tokens.aget()
+        except Exception as error:
+            return _no_token(error)
+        try:
+            return _answer(await self._client.request(**_request(self._base, step, token)))
+        except httpx2.HTTPError as error:
+            return failure(error)
+
+
+def _no_token(error: Exception) -> Failure:
+    # Whatever a token's function raises is no reason for a job to fail: it may work the next time.
+    return Failure(f"no token: {failure(error).cause}")
