@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple, ParamSpec, TypeVar
 
-from bench import load
+from bench import clients, load
 from bench.redis_server import NoServer, RedisProcess, memory_costs, redis_process, used_memory
 from bench.report import Figure, Report, say
 from bench.servers import Server, free_port, serving
@@ -306,6 +306,27 @@ class Bench:
             middle = {kind: median(row[n] for row in rows) for kind, rows in others.items() if rows}
             self._figure(what, middle[load.WS], middle.get(load.SSE), unit)
 
+    def python_client(self) -> None:
+        """What the Python client publishes and hears, and what a job's reports cost it."""
+        plan = self.plan
+        with self._service(16) as service:
+            sent = self._measure("o", clients.publish_buffered, service.port, plan.seconds)
+        self._figure("o  Python publisher, buffered, messages/s", sent.messages_per_second)
+        number = int(plan.seconds * 20_000)
+        kept = {"HISTORY_LENGTH": str(number), "MEMORY_BUS_BYTES": str(1 << 30)}
+        with self._service(16, **kept) as service:
+            self._client(clients.fill, service.port, number)
+            heard = self._measure("o, Listener", clients.hear, service.port, number)
+            twin = self._measure("o, SyncListener", clients.hear_in_thread, service.port, number)
+        self._figure("   Listener, messages/s", heard.messages_per_second)
+        self._figure("   SyncListener, messages/s", twin.messages_per_second)
+        with self._service(16) as service:
+            job = self._measure("o, job", clients.job, service.port)
+        what = (
+            f"   a job of {clients.STEPS:,} steps that reports each, seconds (floor: says nothing)"
+        )
+        self._figure(what, job.reporting_seconds, job.silent_seconds)
+
     def _flat_out(self, name: str, kind: load.Kind) -> float:
         """Deliveries a second to many streams of a kind."""
         plan = self.plan
@@ -480,6 +501,13 @@ PARTS = (
         "WebSockets and SSE in turn: {plan.streams:,} and {plan.idle_streams:,} of each",
         Bench.sockets,
         lambda plan: plan.turns * (plan.seconds + plan.idle_streams / 3000 + plan.rounds / 4 + 6),
+    ),
+    Part(
+        "o",
+        "o",
+        "the Python client: a publisher, listeners, a job that reports its steps",
+        Bench.python_client,
+        lambda plan: 10 * plan.seconds + 30,
     ),
 )
 """In the order in which they run."""

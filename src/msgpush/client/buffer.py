@@ -27,16 +27,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
-from msgpush.client.errors import BufferFull, Ended, MsgpushError, Unsent
+from msgpush.client.errors import BufferFull, Ended, MsgpushError, Unsendable, Unsent
 from msgpush.client.exchange import publish_all
 from msgpush.client.http import Http
-from msgpush.client.messages import Item, Sent
+from msgpush.client.messages import Bar, Item, Sent
 
 WhenFull = Literal["wait", "raise"]
 
 GATHER_SECONDS, GATHER_MESSAGES = 0.02, 100
 # Nobody sees a bar move more often than this, and each request costs the job a little.
-PROGRESS_SECONDS = 0.1
+PROGRESS_SECONDS = 0.25
 LARGEST_BATCH = 1000
 CAPACITY, CAPACITY_BYTES = 10_000, 64 << 20
 LAST_SECONDS = 5.0  # for what is left at the end
@@ -103,7 +103,7 @@ class Buffer:
     def _begin(self) -> None:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._waiting: OrderedDict[int, Item] = OrderedDict()
+        self._waiting: OrderedDict[int, Item | Bar] = OrderedDict()
         self._groups: dict[str, int] = {}  # of those that wait, the number of each group's
         self._sending: dict[int, Item] = {}
         self._bytes = 0
@@ -113,7 +113,7 @@ class Buffer:
         self._failing = False
         self._ending = self._abandoned = False
 
-    def put(self, item: Item, *, patient: bool = True) -> None:
+    def put(self, item: Item | Bar, *, patient: bool = True) -> None:
         """Take a message, which is sent later; wait for room, if that is what a full buffer does.
 
         Args:
@@ -130,7 +130,7 @@ class Buffer:
                     raise self.full(item)
                 self._changed.wait()
 
-    def offer(self, item: Item) -> bool:
+    def offer(self, item: Item | Bar) -> bool:
         """Take a message if there is room at once; whether it was taken. Raises `Ended`."""
         with self._changed:
             return self._take_in(item)
@@ -142,7 +142,7 @@ class Buffer:
             self._changed.notify_all()
             return self._changed.wait_for(lambda: self._oldest() > upto, seconds)
 
-    def full(self, item: Item) -> BufferFull:
+    def full(self, item: Item | Bar) -> BufferFull:
         """The error for a message that there is no room for."""
         return BufferFull(item.key, self._capacity)
 
@@ -172,24 +172,27 @@ class Buffer:
     def forked(self) -> None:
         """This is another process now: what waited is its parent's to send."""
         self._http.forked()
+        for entry in self._waiting.values():
+            _leave(entry)
         self._begin()
 
-    def _take_in(self, item: Item) -> bool:
+    def _take_in(self, item: Item | Bar) -> bool:
         if self._ending:
             raise Ended("the publisher is closed")
         older = self._groups.get(item.group)
-        replaced = len(self._waiting[older].text) if older is not None else 0
+        replaced = self._waiting[older].size if older is not None else 0
         number = len(self._waiting) + len(self._sending) - (older is not None)
         if number and (
-            number >= self._capacity
-            or self._bytes - replaced + len(item.text) > self._capacity_bytes
+            number >= self._capacity or self._bytes - replaced + item.size > self._capacity_bytes
         ):
             return False
         if older is not None:
-            del self._waiting[older]
+            _leave(self._waiting.pop(older))
         self._number += 1
         self._waiting[self._number] = item
-        self._bytes += len(item.text) - replaced
+        if isinstance(item, Bar):
+            item.waiting = True
+        self._bytes += item.size - replaced
         if item.group:
             self._groups[item.group] = self._number
         if self._thread is None:
@@ -208,7 +211,7 @@ class Buffer:
             while (items := self._take()) is not None:
                 verdicts = self._http.run(publish_all(items, self._clock))
                 with self._changed:
-                    self._bytes -= sum(len(item.text) for item in items)
+                    self._bytes -= sum(item.size for item in items)
                     self._sending.clear()
                     self._last_sent = self._clock()
                     self._failing = False
@@ -227,12 +230,26 @@ class Buffer:
             self._gather()
             taken: list[Item] = []
             for _ in range(min(len(self._waiting), LARGEST_BATCH)):
-                number, item = self._waiting.popitem(last=False)
-                self._sending[number] = item
-                if item.group:
-                    self._groups.pop(item.group, None)
-                taken.append(item)
+                number, entry = self._waiting.popitem(last=False)
+                if entry.group:
+                    self._groups.pop(entry.group, None)
+                if (item := self._ready(entry)) is not None:
+                    self._sending[number] = item
+                    taken.append(item)
             return taken
+
+    def _ready(self, entry: Item | Bar) -> Item | None:
+        """The message itself; of a bar, made now, unless it can't be one."""
+        if isinstance(entry, Item):
+            return entry
+        try:
+            item = entry.take()
+        except (TypeError, ValueError) as error:
+            self._bytes -= entry.size
+            self._complain(Unsendable(str(error)))
+            return None
+        self._bytes += item.size - entry.size
+        return item
 
     def _gather(self) -> None:
         """Give others the time to join the first one that waits."""
@@ -260,6 +277,12 @@ class Buffer:
             )
             if self._abandoned:
                 raise _Abandoned
+
+
+def _leave(entry: Item | Bar) -> None:
+    """It doesn't wait any longer, and is not going to be sent."""
+    if isinstance(entry, Bar):
+        entry.waiting = False
 
 
 class _Abandoned(Exception):

@@ -64,6 +64,10 @@ class Item(Struct, frozen=True):
     def key(self) -> str:
         return f"{self.service}/{self.id}"
 
+    @property
+    def size(self) -> int:
+        return len(self.text)
+
 
 class Sent(Struct, frozen=True):
     """A message that the service has accepted; of a buffered one, only its key is known."""
@@ -91,8 +95,12 @@ def item(
     *,
     broadcast: bool = False,
     group: str = "",
+    said_at: int | None = None,
 ) -> Item:
     """A message, with an id, as it is sent.
+
+    Args:
+        said_at: nanoseconds since 1970; by default now.
 
     Raises:
         ValueError: a type that there isn't, or no service.
@@ -112,7 +120,15 @@ def item(
             message["target"] = {**message.get("target", {}), **cast("Data", value)}
         else:
             message[name] = value
+    if said_at is not None:
+        message["timestamp"] = _text_of(said_at)
     return _ready(defaults, message, broadcast=broadcast, group=group)
+
+
+def check(options: Options | Routing) -> None:
+    """Raise `TypeError` where there is no such option: a typing mistake loses no message."""
+    if not options.keys() <= _OPTIONS:
+        raise TypeError(f"no such option: {', '.join(sorted(options.keys() - _OPTIONS))}")
 
 
 def complete(defaults: Defaults, message: Data) -> Item:
@@ -134,7 +150,7 @@ def _ready(
     if defaults.source:
         message.setdefault("source", defaults.source)
     if defaults.stamped:
-        message.setdefault("timestamp", _now())
+        message.setdefault("timestamp", _text_of(time.time_ns()))
     return Item(str(service), str(id), _encode(message), broadcast, group)
 
 
@@ -181,6 +197,42 @@ def group_of(task: str, options: Options | Routing) -> str:
     return "" if "id" in options or options.get("ack") else f"{task} {options}"
 
 
+class Bar:
+    """A task's progress on its way: as long as it waits, its data are the newest there are.
+
+    So a loop that reports each step makes a message when one is sent, and not at each step. Nothing
+    is locked: who sets the data looks at `waiting` afterwards, who takes it ends `waiting` before.
+    """
+
+    size = 1024  # about: it isn't known before
+
+    def __init__(self, defaults: Defaults, options: Routing, group: str) -> None:
+        self.group = group
+        self.waiting = False
+        self._defaults, self._options = defaults, options
+        self._data: dict[str, Any] = {}
+        self._said_at = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self._options.get('service', self._defaults.service)}/{self._data.get('task_id')}"
+
+    def show(self, data: dict[str, Any]) -> bool:
+        """Set the data; whether it has to be put in the buffer for that."""
+        self._data, self._said_at = data, time.time_ns()
+        return not self.waiting
+
+    def stay_behind(self) -> None:
+        """Something else is said now: what is shown from here on comes after that."""
+        self.waiting = False
+
+    def take(self) -> Item:
+        """The message; raises as `item` does."""
+        self.waiting = False
+        data, said_at = self._data, self._said_at
+        return item(self._defaults, "progress", data, self._options, said_at=said_at)
+
+
 def failed(task: str, error: BaseException | str) -> dict[str, Any]:
     """The data that tells of an error: its text, and of an exception its type."""
     if isinstance(error, str):
@@ -189,15 +241,15 @@ def failed(task: str, error: BaseException | str) -> dict[str, Any]:
     return {"task_id": task, "message": str(error) or kind, "error": kind}
 
 
-_last_now = (0, "")
+_last = (0, "")
 
 
-def _now() -> str:
+def _text_of(nanoseconds: int) -> str:
     """RFC 3339, to the millisecond: the same text for all messages of one."""
-    global _last_now  # noqa: PLW0603 - a cache of one
-    now = time.time_ns() // 1_000_000
-    made_at, text = _last_now
+    global _last  # noqa: PLW0603 - a cache of one
+    now = nanoseconds // 1_000_000
+    made_at, text = _last
     if now != made_at:
         text = datetime.fromtimestamp(now / 1000, UTC).isoformat(timespec="milliseconds")
-        _last_now = now, text
+        _last = now, text
     return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import secrets
 import time
 import weakref
 from abc import ABC, abstractmethod
@@ -19,6 +20,7 @@ from msgpush.client.errors import MsgpushError, Unsendable
 from msgpush.client.exchange import Call, Verdict, ask, delivery_path, publish, publish_all
 from msgpush.client.http import AsyncHttp, Http, base_url
 from msgpush.client.messages import (
+    Bar,
     Data,
     Defaults,
     Item,
@@ -26,6 +28,7 @@ from msgpush.client.messages import (
     Routing,
     Sent,
     Type,
+    check,
     complete,
     failed,
     group_of,
@@ -83,7 +86,7 @@ class _Publisher(ABC, Generic[R]):
     def _send(self, item: Item) -> R: ...
 
     @abstractmethod
-    def _put(self, item: Item) -> None:
+    def _put(self, entry: Item | Bar) -> None:
         """Buffer a message of a job, which must not be held up by a service that is away."""
 
     def send(self, type: Type, data: Data | None = None, **options: Unpack[Options]) -> R:
@@ -148,7 +151,7 @@ class _Publisher(ABC, Generic[R]):
         It goes through the buffer in any case, isn't held up by a service that is away, and raises
         nothing: `on_error` is told.
         """
-        self._report(type, data, options, "")
+        self._report(type, data, options)
 
     def task(self, name: str, *, id: str | None = None, **options: Unpack[Routing]) -> Task:
         """A task whose start, progress and end are reported, as in
@@ -158,15 +161,28 @@ class _Publisher(ABC, Generic[R]):
             id: the task's own, as in `import-42`; by default its name and a random part.
             options: whom its messages are for, and what else `send` takes.
         """
-        return Task(self._report, name, id, options)
+        check(options)
+        id = id or f"{name}-{secrets.token_hex(4)}"
+        bar = Bar(self._later, options, group_of(id, options))
 
-    def _report(self, type: str, data: Data | None, options: Options | Routing, group: str) -> None:
+        def report(type: Type, data: Data) -> None:
+            self._report(type, data, options)
+
+        return Task(report, self._put_report, bar, name, id)
+
+    def _report(self, type: Type, data: Data | None, options: Options | Routing) -> None:
         try:
-            self._put(item(self._later, type, data, options, group=group))
-        except MsgpushError as error:
-            self._complain(error)
+            entry = item(self._later, type, data, options)
         except (TypeError, ValueError) as error:
             self._complain(Unsendable(str(error)))
+        else:
+            self._put_report(entry)
+
+    def _put_report(self, entry: Item | Bar) -> None:
+        try:
+            self._put(entry)
+        except MsgpushError as error:
+            self._complain(error)
 
 
 class Publisher(_Publisher[Sent]):
@@ -242,8 +258,8 @@ class Publisher(_Publisher[Sent]):
             return Sent(item.key)
         return self._http.run(publish(item, time.monotonic))
 
-    def _put(self, item: Item) -> None:
-        self._buffer.put(item, patient=False)
+    def _put(self, entry: Item | Bar) -> None:
+        self._buffer.put(entry, patient=False)
 
 
 class AsyncPublisher(_Publisher[Awaitable[Sent]]):
@@ -304,10 +320,10 @@ class AsyncPublisher(_Publisher[Awaitable[Sent]]):
             await run_sync(self._buffer.put, item)
         return Sent(item.key)
 
-    def _put(self, item: Item) -> None:
+    def _put(self, entry: Item | Bar) -> None:
         # The loop isn't held up for a moment: what a full buffer doesn't take is told.
-        if not self._buffer.offer(item):
-            raise self._buffer.full(item)
+        if not self._buffer.offer(entry):
+            raise self._buffer.full(entry)
 
     def _know_loop(self) -> None:
         if self._in_loop is not None:

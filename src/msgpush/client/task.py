@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sized
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
-from msgpush.client.messages import Data, Routing, Type, failed, group_of, progressed
+from msgpush.client.messages import Bar, Data, Type, failed, progressed
 
 T = TypeVar("T")
 
 TRACKED_EVERY = 0.1  # seconds between two steps of a bar: nobody sees more
 
-Report = Callable[[str, Data | None, Routing, str], None]
+Report = Callable[[Type, Data], None]
 
 
 class Task:
@@ -25,13 +24,15 @@ class Task:
     can't be sent is told to the publisher's `on_error`. May be used from any thread.
 
     Args:
-        report: where its messages go.
+        report: publishes any message of it.
+        put: puts its bar in the buffer.
     """
 
-    def __init__(self, report: Report, name: str, id: str | None, options: Routing) -> None:
-        self.name, self.id = name, id or f"{name}-{uuid.uuid4().hex[:8]}"
-        self._say, self._options = report, options
-        self._group = group_of(self.id, options)
+    def __init__(
+        self, report: Report, put: Callable[[Bar], None], bar: Bar, name: str, id: str
+    ) -> None:
+        self.name, self.id = name, id
+        self._report, self._put, self._bar = report, put, bar
         self._result: dict[str, Any] = {}
 
     def progress(
@@ -43,8 +44,8 @@ class Task:
         **details: Any,
     ) -> None:
         """Say how far it is, in percent. One that is newer replaces one that still waits."""
-        data = progressed(self.id, percent, stage, message, details)
-        self._say("progress", data, self._options, self._group)
+        if self._bar.show(progressed(self.id, percent, stage, message, details)):
+            self._put(self._bar)
 
     def status(self, state: str, **data: Any) -> None:
         """Say what it is at."""
@@ -64,7 +65,8 @@ class Task:
 
     def report(self, type: Type, data: Data | None = None) -> None:
         """Publish any message of it."""
-        self._say(type, {"task_id": self.id, "task": self.name, **(data or {})}, self._options, "")
+        self._bar.stay_behind()
+        self._report(type, {"task_id": self.id, "task": self.name, **(data or {})})
 
     @overload
     def track(
