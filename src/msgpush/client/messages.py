@@ -250,6 +250,7 @@ def _text_of(nanoseconds: int) -> str:
     now = nanoseconds // 1_000_000
     made_at, text = _last
     if now != made_at:
-        text = datetime.fromtimestamp(now / 1000, UTC).isoformat(timespec="milliseconds")
+        moment = datetime.fromtimestamp(now / 1000, UTC).replace(tzinfo=None)
+        text = f"{moment.isoformat(timespec='milliseconds')}Z"
         _last = now, text
     return text

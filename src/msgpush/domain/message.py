@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Annotated, Any, Literal, get_args
@@ -460,9 +461,13 @@ _TIMESTAMP = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+-])(\d\d):(\d\d))",
     re.ASCII,
 )
+_NORMAL = re.compile(
+    r"\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{3}Z", re.ASCII
+)  # but for the day, which not each month has
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+@lru_cache(maxsize=256)  # asked twice of each message, and many are of the same millisecond
 def normal_timestamp(text: str) -> str:
     """An RFC 3339 date-time of any offset and precision, as UTC with milliseconds and `Z`.
 
@@ -471,6 +476,10 @@ def normal_timestamp(text: str) -> str:
     Raises:
         Invalid: no such date-time, or one outside the years 1 to 9999.
     """
+    if _NORMAL.fullmatch(text):
+        with suppress(ValueError):
+            datetime.fromisoformat(text)
+            return text
     match = _TIMESTAMP.fullmatch(text)
     try:
         if match is None:
