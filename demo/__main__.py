@@ -3,86 +3,15 @@
 import argparse
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from pathlib import Path
 
-from demo.client import Publisher, Refused, Stopped, listen
-from demo.worker import CHANNEL, MESSAGES_A_FILE, RECEIPTS, Worker
+from demo.processes import ROOT, Process
+from demo.worker import CHANNEL, MESSAGES_A_FILE, RECEIPTS, SERVICE, Stopped, Worker
+from msgpush.client import Gap, MsgpushError, Opened, Publisher, SyncListener, SyncMessage
 
-ROOT = Path(__file__).parents[1]
-
-
-class Service:
-    """The service's process, started again when it ends: so that a restart can be watched.
-
-    Args:
-        history: messages that a channel must keep, so that a reload shows the whole job.
-    """
-
-    def __init__(self, port: int, history: int) -> None:
-        self.base = f"http://127.0.0.1:{port}"
-        self._flags = [f"--service-port={port}", f"--history-length={history}", "--drain-seconds=1"]
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
-        self._keeper = threading.Thread(target=self._keep, daemon=True)
-        self._process: subprocess.Popen[str] | None = None
-
-    def start(self) -> bool:
-        """Start it; whether it serves. If not, it has said why on stderr."""
-        if not self._start():
-            return False
-        self._keeper.start()
-        return True
-
-    def stop(self) -> None:
-        """End it, and return when it is gone."""
-        with self._lock:
-            self._ended.set()
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        if self._keeper.is_alive():
-            self._keeper.join()
-
-    def _start(self) -> bool:
-        """Start the service's process; returns whether it came up."""
-        with self._lock:
-            if self._ended.is_set():
-                return False
-            # A session of its own: Ctrl-C reaches the demo alone, which then ends the service in
-            # order.
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "demo.app", *self._flags],
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-        assert self._process.stdout is not None
-        # Its own word, not an answer at its address: that could be another's.
-        with self._process.stdout as said:
-            ready = said.readline() != ""
-        if ready:
-            pid = self._process.pid
-            print(
-                f"  The service is process {pid}. To see it forget everything and come back: kill"
-                f" {pid}",
-                flush=True,
-            )
-        return ready
-
-    def _keep(self) -> None:
-        while not self._ended.is_set():
-            if self._process is not None:
-                self._process.wait()
-            if not self._ended.wait(1.0):
-                self._start()
+DIRECT = {"trust_env": False}  # the service is on this machine: no proxy is asked for it
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -118,59 +47,77 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--limit: it must be from 1 to 10000")
 
     stop = _stop_at_signals()
-    # Twice what a job publishes: a restart in its middle has the worker say it again.
-    service = Service(
-        options.port or _free_port(), history=2 * MESSAGES_A_FILE * (options.limit + 1)
+    port = options.port or _free_port()
+    url = f"http://127.0.0.1:{port}"
+    # Twice what a job reports: a restart in its middle has the worker say it again.
+    history = 2 * MESSAGES_A_FILE * (options.limit + 1)
+    flags = [f"--service-port={port}", f"--history-length={history}", "--drain-seconds=1"]
+    service = Process(
+        ["-m", "demo.app", *flags],
+        "The service is process {pid}. To see it forget everything and come back: kill {pid}",
+    )
+    writer = Process(
+        ["-m", "demo.answer", url],
+        "Who writes the answer is process {pid}. To see it go on after a restart: kill {pid}",
     )
     try:
-        return _run(service, options, stop) if service.start() else 1
+        if not (service.start() and writer.start()):
+            return 1
+        return _run(url, options, stop)
     finally:
         stop.set()
+        writer.stop()
         service.stop()
 
 
-def _run(service: Service, options: argparse.Namespace, stop: threading.Event) -> int:
+def _run(url: str, options: argparse.Namespace, stop: threading.Event) -> int:
     """Do the job while the page shows it; returns the exit status."""
-    worker = Worker(
-        options.folder.resolve(),
-        Publisher(service.base, stop),
-        pace=options.pace,
-        limit=options.limit,
-        stop=stop,
-    )
-    opened = threading.Event()
-    listener = threading.Thread(
-        target=listen,
-        args=(service.base, f"{CHANNEL},{RECEIPTS}"),
-        kwargs={
-            "on_open": opened.set,
-            "on_reset": worker.tell_again,
-            "on_message": worker.receive,
-            "stop": stop,
-        },
-        daemon=True,
-    )
-    listener.start()
-    # Nothing is published before the worker would see that it was lost.
-    while not opened.wait(0.1) and not stop.is_set():
-        pass
-    print(
-        f"\n  Open {service.base}/demo/ and watch the documents being indexed."
-        "\n  The worker asks you something there, again and again until you answer."
-        "\n  Reload the page whenever you like: it shows the same. Ctrl-C ends the demo.\n",
-        flush=True,
-    )
-    try:
-        worker.run()
+    with Publisher(
+        url, service=SERVICE, source="folder", on_error=_complain, http=DIRECT
+    ) as publisher:
+        worker = Worker(
+            options.folder.resolve(),
+            publisher,
+            pace=options.pace,
+            limit=options.limit,
+            stop=stop,
+        )
+        opened = threading.Event()
+        threading.Thread(target=_listen, args=(url, worker, opened), daemon=True).start()
+        # Nothing is reported before the worker would see that it was lost.
+        while not opened.wait(0.1) and not stop.is_set():
+            pass
+        print(
+            f"\n  Open {url}/demo/ and watch the documents being indexed, and an answer being"
+            " written.\n  The worker asks you something there, again and again until you answer."
+            "\n  Reload the page whenever you like: it shows the same. Ctrl-C ends the demo.\n",
+            flush=True,
+        )
+        try:
+            worker.run()
+        except Stopped:
+            return 1 if options.once else 0
+        publisher.flush()
         print("  The job is done.", flush=True)
         if not options.once:
             stop.wait()
-    except Stopped:
-        return 1 if options.once else 0
-    except Refused as reason:
-        print(f"  The service refuses a message: {reason}", file=sys.stderr)
-        return 1
-    return 0
+        return 0
+
+
+def _listen(url: str, worker: Worker, opened: threading.Event) -> None:
+    """Have the worker told of receipts, and of a log that is lost; from `opened` on it is."""
+    for event in SyncListener(url, channels=[CHANNEL, RECEIPTS], http=DIRECT):
+        match event:
+            case Opened():
+                opened.set()
+            case Gap(reason="reset"):
+                worker.tell_again()
+            case SyncMessage():
+                worker.receive(event)
+
+
+def _complain(error: MsgpushError) -> None:
+    print(f"  {error}", file=sys.stderr)
 
 
 def _stop_at_signals() -> threading.Event:

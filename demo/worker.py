@@ -3,13 +3,14 @@
 import math
 import os
 import re
+import secrets
 import threading
-import uuid
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from demo.client import Publisher
+from msgpush.client import Publisher, SyncMessage
+from msgpush.client.messages import Type
 
 SERVICE = "demo-worker"
 CHANNEL = "demo"
@@ -33,6 +34,10 @@ SKIPPED = {"__pycache__", "node_modules", "swagger-ui"}
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
+class Stopped(Exception):
+    """The demo ends."""
+
+
 class Unreadable(Exception):
     """A file that is no document. Its text says why."""
 
@@ -51,7 +56,7 @@ def documents(folder: Path, limit: int) -> list[Path]:
 
 
 class Worker:
-    """Indexes a folder, publishes what becomes of each file, and asks for a person's word on it.
+    """Indexes a folder, reports what becomes of each file, and asks for a person's word on it.
 
     Args:
         pace: seconds that each chunk takes at least, so that people can watch.
@@ -63,63 +68,70 @@ class Worker:
     ) -> None:
         self._folder, self._publisher = folder, publisher
         self._pace, self._limit, self._stop = pace, limit, stop
-        self._task = f"index-{uuid.uuid4().hex[:8]}"
-        self._number = 0
+        self._job = publisher.task("index", channels=[CHANNEL], ttl=TTL)
         self._lock = threading.Lock()
-        # The newest message about each file, about the job, and about each question: what is said
-        # again when the log has been lost.
-        self._state: dict[str, dict[str, Any]] = {}
+        # What was said last about each file and the job, and each question: what is said again when
+        # the log has been lost.
+        self._told: dict[str, tuple[Type, dict[str, Any]]] = {}
+        self._asked: dict[str, tuple[str, dict[str, str]]] = {}
 
     def run(self) -> None:
-        """Do the whole job; returns when its end has been published.
+        """Do the whole job; returns when its end has been reported.
 
         Raises:
             Stopped: the demo has ended first.
-            Refused: by the service, which no message of this job should be.
         """
         files = documents(self._folder, self._limit)
-        job = {"folder": self._folder.name or str(self._folder), "files": len(files)}
-        self._tell("", "status", {"state": "started", **job})
-        self._ask(
-            "import",
-            f"Approve the import of {_files(len(files))} from the folder “{job['folder']}”?",
-            "Approve",
-        )
-        unreadable = 0
-        counts: dict[str, Counter[str]] = {}
-        for path in files:
-            name = _shown(path.relative_to(self._folder))
-            try:
-                counts[name] = self._index(name, _chunks(_text(path)))
-            except Unreadable as reason:
-                self._tell(name, "error", {"file": name, "message": str(reason)})
-                unreadable += 1
-                left_out = _files(unreadable, "unreadable ")
-                self._ask("unreadable", f"Leave out {left_out}?", "Leave out")
-        for name, terms in _top_terms(counts).items():
-            self._tell(
-                name, "success", {"file": name, "words": counts[name].total(), "terms": terms}
+        about = {"folder": self._folder.name or str(self._folder), "files": len(files)}
+        with self._job as job:
+            self._tell("", "status", {"state": "started", **about})
+            self._ask(
+                "import",
+                f"Approve the import of {_files(len(files))} from the folder “{about['folder']}”?",
+                "Approve",
             )
-        self._tell("", "status", {"state": "finished", **job, "failed": len(files) - len(counts)})
-        self._ask("index", f"Put the index of {_files(len(counts))} to use?", "Put to use")
+            unreadable = 0
+            counts: dict[str, Counter[str]] = {}
+            for path in job.track(files, stage="counting words"):
+                name = _shown(path.relative_to(self._folder))
+                try:
+                    counts[name] = self._index(name, _chunks(_text(path)))
+                except Unreadable as reason:
+                    self._tell(name, "error", {"file": name, "message": str(reason)})
+                    unreadable += 1
+                    left_out = _files(unreadable, "unreadable ")
+                    self._ask("unreadable", f"Leave out {left_out}?", "Leave out")
+            for name, terms in _top_terms(counts).items():
+                self._tell(
+                    name, "success", {"file": name, "words": counts[name].total(), "terms": terms}
+                )
+            self._ask("index", f"Put the index of {_files(len(counts))} to use?", "Put to use")
+            failed = len(files) - len(counts)
+            self._tell("", "status", {"state": "finished", **about, "failed": failed})
+            job.result(files=len(counts))
 
     def tell_again(self) -> None:
-        """Publish the present state anew, under new ids: the log that had it is gone."""
+        """Report the present state anew: the log that had it is gone."""
         with self._lock:
-            for key, message in list(self._state.items()):
-                self._publish(key, message)
+            for type, data in self._told.values():
+                self._job.report(type, data)
+            for topic, (_, data) in list(self._asked.items()):
+                self._ask_now(topic, data)
 
-    def receive(self, message: dict[str, Any]) -> None:
+    def receive(self, message: SyncMessage) -> None:
         """Take what the stream brings: a receipt says what became of a question."""
-        if message["service"] != "msgpush":
+        if message.service != "msgpush":
             return
-        receipt = message["data"]
         with self._lock:
-            for key, asked in list(self._state.items()):
+            for topic, (key, asked) in list(self._asked.items()):
                 # Not one that a newer question has replaced.
-                if receipt["key"] == f"{SERVICE}/{asked['id']}":
-                    data = {"question": asked["data"]["question"], **receipt}
-                    self._publish(key, {"type": "info", "data": data})
+                if message.data["key"] == key:
+                    del self._asked[topic]
+                    self._told[f"/{topic}"] = (
+                        "info",
+                        {"question": asked["question"], **message.data},
+                    )
+                    self._job.report(*self._told[f"/{topic}"])
 
     def _index(self, name: str, chunks: list[str]) -> Counter[str]:
         self._tell(name, "status", {"file": name, "state": "started", "chunks": len(chunks)})
@@ -127,41 +139,30 @@ class Worker:
         told = 0
         for number, chunk in enumerate(chunks, 1):
             words.update(word.lower() for word in _WORD.findall(chunk) if len(word) <= LONGEST_WORD)
-            self._stop.wait(self._pace)
+            if self._stop.wait(self._pace):
+                raise Stopped
             step = number * STEPS // len(chunks)
             if step > told:
                 told = step
                 self._tell(name, "progress", _progress(name, number, len(chunks)))
         return words
 
-    def _tell(self, key: str, type: str, data: dict[str, Any]) -> None:
+    def _tell(self, key: str, type: Type, data: dict[str, Any]) -> None:
         with self._lock:
-            self._publish(key, {"type": type, "data": data})
+            self._told[key] = type, data
+            self._job.report(type, data)
 
     def _ask(self, topic: str, question: str, answer: str) -> None:
         """Ask for a person's word. A newer question on the same topic replaces the older one."""
-        message = {
-            "type": "info",
-            "target": {"user_id": USER},
-            "channels": [],
-            "data": {"question": question, "answer": answer},
-            "metadata": {"ttl": TTL, "ack": {**ACK, "collapse": topic}},
-        }
         with self._lock:
-            self._publish(f"/{topic}", message)  # no file's name begins with a slash
+            self._told.pop(f"/{topic}", None)
+            self._ask_now(topic, {"question": question, "answer": answer})
 
-    def _publish(self, key: str, message: dict[str, Any]) -> None:
-        self._number += 1
-        self._state[key] = {
-            "service": SERVICE,
-            "source": "folder",
-            "target": {"task_id": self._task},
-            "channels": [CHANNEL],
-            "metadata": {"ttl": TTL},
-            **message,
-            "id": f"{self._task}-{self._number:06d}",
-        }
-        self._publisher.publish(self._state[key])
+    def _ask_now(self, topic: str, data: dict[str, str]) -> None:
+        id = f"{self._job.id}-{topic}-{secrets.token_hex(4)}"
+        self._asked[topic] = f"{SERVICE}/{id}", data
+        ack = {**ACK, "collapse": topic}
+        self._publisher.report("info", data, id=id, user=USER, ttl=TTL, ack=ack)
 
 
 def _files(number: int, kind: str = "") -> str:
