@@ -1,13 +1,10 @@
 """What the documents say is true: their programs run, their tables are the code's."""
 
-import contextlib
-import io
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from starlette.applications import Starlette
 
 from msgpush.entrypoints.settings import markdown_table
@@ -64,14 +61,17 @@ async def test_the_application_that_mounts_the_service_runs() -> None:
             await stream.read_until(published.encode())
 
 
-def test_the_readmes_publisher_is_answered_with_202(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_job_says_how_far_it_is() -> None:
+    from tests.support.client import request
     from tests.support.service import ThreadedService
 
     (program,) = programs("README.md")
-    with ThreadedService() as service, contextlib.redirect_stdout(io.StringIO()) as printed:
+    with ThreadedService() as service:
         exec(program.replace("127.0.0.1:8089", f"127.0.0.1:{service.port}"), {})
-    assert printed.getvalue() == "202\n"
-    assert "httpx" not in program
+        answer = request(service.port, "GET", "/api/v1/channels/user:123/messages")
+    types = [message["type"] for message in answer.json()["messages"]]
+    assert (types[0], *types[-2:]) == ("status", "progress", "success")
+    assert set(types[1:-1]) == {"progress"}
 
 
 def test_the_domain_and_the_memory_bus_need_nothing_but_msgspec() -> None:

@@ -126,7 +126,8 @@ class Buffer:
         """
         with self._changed:
             while not self._take_in(item):
-                if self._when_full == "raise" or (self._failing and not patient):
+                mine = threading.current_thread() is self._thread  # it would wait for itself
+                if self._when_full == "raise" or mine or (self._failing and not patient):
                     raise self.full(item)
                 self._changed.wait()
 
