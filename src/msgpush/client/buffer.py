@@ -27,8 +27,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
-from msgpush.client.errors import BufferFull, Ended, MsgpushError, Unsendable, Unsent
-from msgpush.client.exchange import publish_all
+from msgpush.client.errors import BufferFull, Ended, MsgpushError, Unavailable, Unsendable, Unsent
+from msgpush.client.exchange import Verdict, publish_all
 from msgpush.client.http import Http
 from msgpush.client.messages import Bar, Item, Sent
 
@@ -163,6 +163,7 @@ class Buffer:
                 self._abandoned = True
                 left = [*self._sending.values(), *self._waiting.values()]
                 self._waiting.clear()
+                self._sending.clear()
                 self._changed.notify_all()
             if left:
                 self._complain(Unsent(tuple(item.key for item in left)))
@@ -210,7 +211,7 @@ class Buffer:
     def _run(self) -> None:
         with suppress(_Abandoned):
             while (items := self._take()) is not None:
-                verdicts = self._http.run(publish_all(items, self._clock))
+                verdicts = self._publish(items)
                 with self._changed:
                     self._bytes -= sum(item.size for item in items)
                     self._sending.clear()
@@ -221,6 +222,16 @@ class Buffer:
                     if not isinstance(verdict, Sent):
                         self._complain(verdict)
         self._http.close()
+
+    def _publish(self, items: list[Item]) -> list[Verdict]:
+        try:
+            return self._http.run(publish_all(items, self._clock))
+        except _Abandoned:
+            raise
+        except Exception as error:
+            # Whatever it is (options that httpx2 doesn't take, say): the thread goes on, and tells.
+            log.exception("messages could not be sent")
+            return [Unavailable(repr(error), (item.key,)) for item in items]
 
     def _take(self) -> list[Item] | None:
         """The next messages to send; none, when it ends."""
