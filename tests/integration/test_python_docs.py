@@ -65,7 +65,7 @@ def run(block: str, service: ThreadedService, **names: Any) -> None:
 
 
 def history(service: ThreadedService, channel: str) -> list[Message]:
-    answer = request(service.port, "GET", f"/api/v1/channels/{channel}/messages?limit=1000")
+    answer = request(service.port, "GET", f"/api/v1/channels/{channel}/messages?last=1000")
     messages: list[Message] = msgspec.json.decode(answer.body)["messages"]
     return messages
 
