@@ -11,6 +11,7 @@ from demo.processes import ROOT, Process
 from demo.worker import CHANNEL, MESSAGES_A_FILE, RECEIPTS, SERVICE, Stopped, Worker
 from msgpush.client import Gap, MsgpushError, Opened, Publisher, SyncListener, SyncMessage
 
+WORDS_SLOWER = 1.6  # than chunks are
 DIRECT = {"trust_env": False}  # the service is on this machine: no proxy is asked for it
 
 
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         "The service is process {pid}. To see it forget everything and come back: kill {pid}",
     )
     writer = Process(
-        ["-m", "demo.answer", url],
+        ["-m", "demo.answer", url, str(WORDS_SLOWER * options.pace)],
         "Who writes the answer is process {pid}. To see it go on after a restart: kill {pid}",
     )
     try:

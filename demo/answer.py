@@ -1,4 +1,4 @@
-"""An answer that is written word by word, as a language model does: `python -m demo.answer URL`.
+"""An answer that is written word by word, as a language model does: `... demo.answer URL PACE`.
 
 Pages that reload, and a writer that is restarted, lose and double nothing, and no database is
 needed for it: the channel is all the memory there is.
@@ -15,46 +15,38 @@ import asyncio
 import re
 import secrets
 import sys
-from dataclasses import dataclass, field
 from typing import Any
 
 from msgpush.client import AsyncPublisher, Gap, Listener, Message
 
 SERVICE, CHANNEL = "demo-writer", "answers"
 TTL = 604_800
-PACE = 0.08  # seconds a piece
 DIRECT = {"trust_env": False}  # the service is on this machine: no proxy is asked for it
 FIRST = "What is this good for?"
 
-_TEXT = """\
-Whatever takes longer than a click. An import runs for minutes, a report is made by night, a \
-model writes word by word: somebody waits, and wants to see how far it is. The service that does \
-the work says so in a message, and whoever listens has it a moment later. This very answer comes \
-that way. Reload the page in the middle of it: nothing is missing, and nothing comes twice, \
-since each word has a number, and the page says up to where it has got them. Stop the process \
-that writes it: another one reads what is written already, and goes on behind the last word. \
-Stop the service itself: it has forgotten everything, says so, and all of it is said again."""
-
-
-@dataclass
-class Answer:
-    """A question, and the numbers of its answer's pieces that the channel has."""
-
-    pieces: list[str]
-    written: set[int] = field(default_factory=set)
-
-    def next(self) -> int | None:
-        """The number of the piece to write next; none: it is complete."""
-        return next((each for each in range(len(self.pieces)) if each not in self.written), None)
+TEXT = """\
+This writer has no model behind it, so it says what it always says. Whatever takes longer than a \
+click. An import runs for minutes, a report is made by night, a model writes word by word: \
+somebody waits, and wants to see how far it is. The service that does the work says so in a \
+message, and whoever listens has it a moment later. This very answer comes that way. Reload the \
+page in the middle of it: nothing is missing, and nothing comes twice, since each word has a \
+number, and the page says up to where it has got them. Stop the process that writes it: another \
+one reads what is written already, and goes on behind the last word. Stop the service itself: it \
+has forgotten everything, says so, and all of it is said again."""
+PIECES = re.findall(r"\S+\s*", TEXT)
 
 
 class Writer:
-    """Answers each question that is asked on the channel. What is written it knows from there."""
+    """Answers each question that is asked on the channel. What is written it knows from there.
 
-    def __init__(self, publisher: AsyncPublisher) -> None:
-        self._publisher = publisher
+    Args:
+        pace: seconds a piece.
+    """
+
+    def __init__(self, publisher: AsyncPublisher, pace: float) -> None:
+        self._publisher, self._pace = publisher, pace
         self._questions: dict[str, str] = {}
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[str, set[int]] = {}  # the numbers of the pieces that the channel has
         self._changed = asyncio.Event()
 
     def hear(self, message: Message) -> None:
@@ -62,9 +54,9 @@ class Writer:
         data = message.data
         if "question" in data:
             self._questions[data["answer"]] = data["question"]
-            self._answers.setdefault(data["answer"], Answer(_pieces(data["question"])))
+            self._answers.setdefault(data["answer"], set())
         elif "number" in data and data["answer"] in self._answers:
-            self._answers[data["answer"]].written.add(data["number"])
+            self._answers[data["answer"]].add(data["number"])
         self._changed.set()
 
     @property
@@ -79,7 +71,7 @@ class Writer:
     async def begin_anew(self) -> None:
         """The log was lost, with all questions and answers."""
         self._answers.clear()
-        for id, question in self._questions.items():
+        for id, question in list(self._questions.items()):
             await self.ask(id, question)
 
     async def come_back(self) -> str:
@@ -90,12 +82,12 @@ class Writer:
         """Write the answers, one after the other, for ever."""
         while True:
             self._changed.clear()
-            for id, answer in self._answers.items():
-                if (number := answer.next()) is not None:
-                    last = number == len(answer.pieces) - 1
-                    text = answer.pieces[number]
-                    data = {"answer": id, "number": number, "text": text, "last": last}
-                    await asyncio.sleep(PACE)
+            for id, written in self._answers.items():
+                left = (number for number in range(len(PIECES)) if number not in written)
+                if (number := next(left, None)) is not None:
+                    await asyncio.sleep(self._pace)
+                    last = number == len(PIECES) - 1
+                    data = {"answer": id, "number": number, "text": PIECES[number], "last": last}
                     await self._say(data, f"{id}-{number}")
                     break
             # For the next question, or to hear this piece: then it is written.
@@ -106,18 +98,14 @@ class Writer:
         return sent.key
 
 
-def _pieces(question: str) -> list[str]:
-    return re.findall(r"\S+\s*", f"{question}\n{_TEXT}")
-
-
-async def run(url: str) -> None:
-    """Write answers until this process is ended."""
+async def run(url: str, pace: float) -> None:
+    """Write answers until this process is ended, a piece each `pace` seconds."""
     async with (
         AsyncPublisher(url, service=SERVICE, http=DIRECT) as publisher,
         Listener(url, channels=[CHANNEL], since="earliest", http=DIRECT) as listener,
         asyncio.TaskGroup() as tasks,
     ):
-        writer = Writer(publisher)
+        writer = Writer(publisher, pace)
         mine = await writer.come_back()
         async for event in listener:
             match event:
@@ -133,4 +121,4 @@ async def run(url: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(run(sys.argv[1]))
+    asyncio.run(run(sys.argv[1], float(sys.argv[2])))

@@ -88,7 +88,7 @@ const handlers = {
     showFile(file, "success", 100, terms.length ? `${words} words: ${terms.join(", ")}` : "no words");
   },
   error: ({ file, message }) => showFile(file, "error", 100, message),
-  info: showReceipt,
+  info: showReceipt, // the worker's word about a question
 };
 
 function say(text) {
@@ -126,29 +126,30 @@ function forget() {
   showTotal();
 }
 
-// The header that the browser sends when it reconnects wins over `earliest`: then it continues where it was.
-const stream = new EventSource("../sse/stream/demo,user:demo?events=none&last_event_id=earliest");
-stream.onmessage = (event) => {
-  const message = JSON.parse(event.data);
-  if (message.metadata.ack) asked(message);
+// For ever, and from where it was: nothing is lost and nothing doubled, or a gap says so.
+const push = new MsgPush("..", { channels: ["demo", "user:demo", "answers"], since: "earliest" });
+push.on("message", (message) => {
+  if (message.channels?.includes("answers")) answered(message.data);
+  else if (message.metadata.ack) look();
   else handlers[message.type]?.(message.data);
-};
-stream.addEventListener("msgpush.open", () => {
+});
+push.on("open", () => {
   say("live");
   look();
 });
 // Answered in another tab, or replaced by a newer question.
-stream.addEventListener("msgpush.acknowledged", (event) => {
-  const { keys, state } = JSON.parse(event.data);
+push.on("acknowledged", ({ keys, state }) => {
   for (const key of keys) end(key, state);
 });
-stream.addEventListener("error", () => say(stream.readyState === EventSource.CLOSED ? "closed" : "reconnecting"));
-stream.addEventListener("msgpush.gap", (event) => {
-  const { reason } = JSON.parse(event.data);
-  if (reason === "reset") forget();
+push.on("gap", ({ reason }) => {
+  if (reason === "reset") {
+    forget();
+    forgetAnswers();
+  }
   notice(`Messages may be missing (${reason}): ${GAPS[reason] ?? "it is not known why"}.`);
 });
-stream.addEventListener("msgpush.close", (event) => {
-  const { reason, reconnect } = JSON.parse(event.data);
-  notice(`The service has closed the stream (${reason})${reconnect ? "; it opens again soon" : ""}.`);
+push.on("close", ({ reason, reconnect }) => {
+  say(reconnect ? "reconnecting" : "closed");
+  if (reason !== "lost")
+    notice(`The service has closed the stream (${reason})${reconnect ? "; it opens again soon" : ""}.`);
 });

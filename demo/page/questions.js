@@ -1,8 +1,8 @@
 "use strict";
 
-// Messages that ask for an acknowledgement. Each comes again until it has one.
+// Messages that ask for an acknowledgement. Each is sent again until it has one; the client drops what has come before.
 
-const USER = "../api/v1/users/demo";
+const PENDING = "../api/v1/users/demo/pending";
 const TITLE = document.title;
 const questionList = document.querySelector("#questions");
 const receiptList = document.querySelector("#receipts");
@@ -11,13 +11,6 @@ const questions = new Map(); // what waits for an answer, by key
 const ended = new Map(); // what doesn't any longer: its state
 
 const keyOf = ({ service, id }) => `${service}/${id}`;
-
-function asked(message) {
-  const key = keyOf(message);
-  if (questions.has(key)) showTimes(questions.get(key), message); // a repeat: it is shown already
-  else if (ended.get(key) === "acknowledged") acknowledge(key); // the word has been lost
-  else look();
-}
 
 let looks = Promise.resolve();
 let willLook = false;
@@ -28,7 +21,7 @@ function look() {
   willLook = true;
   looks = looks.then(async () => {
     willLook = false;
-    const answer = await fetch(`${USER}/pending`);
+    const answer = await fetch(PENDING);
     if (answer.ok) showQuestions((await answer.json()).messages);
   }).catch(() => {}); // the service is away: the stream opens again, and then this is asked again
 }
@@ -49,14 +42,19 @@ function showQuestions(messages) {
   showBadge();
 }
 
-function questionItem(key, { data }) {
+function questionItem(key, message) {
+  const { data } = message;
   const item = document.createElement("li");
   const button = element("button", "", data.answer);
   button.addEventListener("click", async () => {
     button.disabled = true;
-    if (await acknowledge(key)) end(key, "acknowledged");
-    else notice("Your answer has not reached the service. Please give it again.");
-    button.disabled = false;
+    try {
+      await push.acknowledge(message);
+      end(key, "acknowledged");
+    } catch {
+      notice("Your answer has not reached the service. Please give it again.");
+      button.disabled = false;
+    }
   });
   item.append(element("span", "question", data.question), element("span", "note"), button);
   return item;
@@ -65,15 +63,6 @@ function questionItem(key, { data }) {
 function showTimes(item, { metadata }) {
   const times = metadata.retry_count + 1;
   item.querySelector(".note").textContent = times > 1 ? `asked ${times} times` : "";
-}
-
-async function acknowledge(key) {
-  try {
-    const answer = await fetch(`${USER}/acknowledgements`, { method: "POST", body: JSON.stringify({ keys: [key] }) });
-    return answer.ok;
-  } catch {
-    return false;
-  }
 }
 
 function end(key, state) {

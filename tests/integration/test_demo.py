@@ -330,23 +330,50 @@ def test_a_question_is_shown_once_in_each_tab_until_it_is_answered_in_one_of_the
         # Another's, of whose answer the worker says nothing.
         ask(demo.port, "more")
         for tab in (one, other):
-            tab.becomes(rf"/^more\?asked \d times/.test({TEXT.format('#questions li')})")
             tab.shows(".question", "more?", UNREADABLE, INDEX)
         other.click("#questions button")
         for tab in (one, other):
             tab.shows(".question", UNREADABLE, INDEX)
             tab.shows("#badge", "2")
+        eventually(lambda: state(demo.port, "more") == "acknowledged")
 
         one.value("window.old = true; location.reload()")
         one.becomes("window.old === undefined")
         one.shows("#receipts li > :first-child", IMPORT)
         one.shows(".question", UNREADABLE, INDEX)
 
-        # An answer that has been lost, as this tab knows when the question comes again.
-        other.value("ended.set('tests/lost', 'acknowledged')")
-        one.value("stream.close()")
-        ask(demo.port, "lost")
-        eventually(lambda: state(demo.port, "lost") == "acknowledged")
+
+@needs_chromium
+def test_an_answer_survives_a_reload_another_writer_and_a_restart_of_the_service(
+    folder: Path, tmp_path: Path
+) -> None:
+    with Demo(folder, "--pace", "0.02") as demo, Browser(tmp_path / "profile") as browser:
+        eventually(lambda: demo.port)
+        tab = browser.open(f"http://127.0.0.1:{demo.port}/demo/")
+        tab.becomes(r"/being written, \d\d words/.test(answerState.textContent)")
+        os.kill(demo.writers[-1], signal.SIGKILL)
+        tab.value("window.old = true; location.reload()")
+        eventually(lambda: len(demo.writers) == 2)
+        tab.becomes(f"window.old === undefined && {COMPLETE}")
+        told = pieces(demo.port)
+        text = tab.value("answerText.textContent")
+        assert text == "".join(told) != ""
+
+        demo.restart_service()
+        tab.becomes(rf"/\(reset\)/.test({TEXT.format('#notices')}) && {COMPLETE}")
+        assert tab.value("answerText.textContent") == text
+        assert pieces(demo.port) == told, "each is written once, in its place"
+
+
+COMPLETE = "answerState.textContent.startsWith('complete')"
+
+
+def pieces(port: int) -> list[str]:
+    """The pieces of the only answer, in the channel's order; each must be there once."""
+    found = request(port, "GET", "/api/v1/channels/answers/messages?limit=1000").json()
+    data = [each["data"] for each in found["messages"] if "number" in each["data"]]
+    assert [each["number"] for each in data] == [*range(len(data))]
+    return [each["text"] for each in data]
 
 
 def state(port: int, id: str) -> str:
