@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from starlette.applications import Starlette
 
 from msgpush.entrypoints.settings import markdown_table
@@ -23,6 +24,24 @@ def test_the_readme_shows_the_settings_as_they_are() -> None:
     )
     assert table is not None
     assert table[1] == markdown_table(), "run: python -m tests.support.readme"
+
+
+def outline(document: str) -> list[str]:
+    """The levels of a page's headings, its blocks of code, and its tables' rows as their widths."""
+    text = (ROOT / document).read_text()
+    outline = []
+    for part in re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL):
+        if part.startswith("```"):
+            outline.append(part)
+        else:
+            outline += re.findall(r"^#+(?= )", part, re.MULTILINE)
+            outline += [row.count("|") * "|" for row in re.findall(r"^\|.*", part, re.MULTILINE)]
+    return outline
+
+
+@pytest.mark.parametrize("page", ["README", "docs/clients"])
+def test_a_translation_has_the_same_headings_code_and_tables(page: str) -> None:
+    assert outline(f"{page}.zh-CN.md") == outline(f"{page}.md")
 
 
 def test_the_program_that_embeds_the_domain_runs() -> None:
