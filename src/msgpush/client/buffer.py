@@ -18,6 +18,7 @@ from __future__ import annotations
 import atexit
 import functools
 import logging
+import multiprocessing.util
 import os
 import threading
 import time
@@ -60,11 +61,14 @@ class Complaints:
 
     def __call__(self, error: MsgpushError) -> None:
         """Tell; never raises, since a job goes on whatever becomes of its messages."""
-        if self._on_error is not None:
+        if self._on_error is not None and not is_complaining():
+            _telling.now = True
             try:
                 self._on_error(error)
-            except Exception:
+            except (Exception, SystemExit):
                 log.exception("on_error itself has failed")
+            finally:
+                _telling.now = False
             return
         now = self._clock()
         if now < self._next:
@@ -74,6 +78,14 @@ class Complaints:
         silent, self._silent = self._silent, 0
         more = f" (and {silent} more errors since the last such line)" if silent else ""
         log.warning("%s%s", error, more)
+
+
+_telling = threading.local()
+
+
+def is_complaining() -> bool:
+    """Whether this thread is in `on_error`: what that reports itself could fail alike, for ever."""
+    return getattr(_telling, "now", False)
 
 
 class Buffer:
@@ -106,6 +118,7 @@ class Buffer:
         self._waiting: OrderedDict[int, Item | Bar] = OrderedDict()
         self._groups: dict[str, int] = {}  # of those that wait, the number of each group's
         self._sending: dict[int, Item] = {}
+        self._unsendable: list[Unsendable] = []
         self._bytes = 0
         self._number = 0
         self._eager = 0  # up to this number nothing is gathered any longer: somebody waits for it
@@ -126,8 +139,7 @@ class Buffer:
         """
         with self._changed:
             while not self._take_in(item):
-                mine = threading.current_thread() is self._thread  # it would wait for itself
-                if self._when_full == "raise" or mine or (self._failing and not patient):
+                if self._when_full == "raise" or self._is_mine() or (self._failing and not patient):
                     raise self.full(item)
                 self._changed.wait()
 
@@ -136,11 +148,24 @@ class Buffer:
         with self._changed:
             return self._take_in(item)
 
+    def hurry(self) -> int:
+        """Gather no longer what is here by now; up to which number that is."""
+        with self._changed:
+            self._eager = self._number
+            self._changed.notify_all()
+            return self._eager
+
+    def is_done(self, upto: int) -> bool:
+        """Whether all up to that number has been sent."""
+        with self._changed:
+            return self._oldest() > upto
+
     def flush(self, seconds: float | None = None) -> bool:
         """Wait until all that is here by now has been sent; whether it has, in that time."""
+        if self._is_mine():
+            seconds = 0.0
+        upto = self.hurry()
         with self._changed:
-            upto = self._eager = self._number
-            self._changed.notify_all()
             return self._changed.wait_for(lambda: self._oldest() > upto, seconds)
 
     def full(self, item: Item | Bar) -> BufferFull:
@@ -157,6 +182,8 @@ class Buffer:
         """Send what is here, take nothing more, and tell what could not be sent in that time."""
         self.end()
         thread = self._thread
+        if self._is_mine():
+            return  # it sends what is here, and ends
         if thread is not None:
             self.flush(seconds)
             with self._changed:
@@ -173,7 +200,6 @@ class Buffer:
 
     def forked(self) -> None:
         """This is another process now: what waited is its parent's to send."""
-        self._http.forked()
         for entry in self._waiting.values():
             _leave(entry)
         self._begin()
@@ -181,6 +207,8 @@ class Buffer:
     def _take_in(self, item: Item | Bar) -> bool:
         if self._ending:
             raise Ended("the publisher is closed")
+        if self._thread is None:
+            self._thread = self._started(item)
         older = self._groups.get(item.group)
         replaced = self._waiting[older].size if older is not None else 0
         number = len(self._waiting) + len(self._sending) - (older is not None)
@@ -197,12 +225,21 @@ class Buffer:
         self._bytes += item.size - replaced
         if item.group:
             self._groups[item.group] = self._number
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="msgpush publisher", daemon=True)
-            self._thread.start()
-        elif older is None and len(self._waiting) in (1, GATHER_MESSAGES):
+        if older is None and len(self._waiting) in (1, GATHER_MESSAGES):
             self._changed.notify_all()
         return True
+
+    def _started(self, item: Item | Bar) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name="msgpush publisher", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # there are too many, or the interpreter is about to end
+            raise Unavailable(str(error), (item.key,)) from error
+        return thread
+
+    def _is_mine(self) -> bool:
+        """Whether this is the buffer's own thread, which would wait for itself."""
+        return threading.current_thread() is self._thread
 
     def _oldest(self) -> float:
         first = next(iter(self._sending), None) or next(iter(self._waiting), None)
@@ -211,6 +248,8 @@ class Buffer:
     def _run(self) -> None:
         with suppress(_Abandoned):
             while (items := self._take()) is not None:
+                for error in self._unsendable:
+                    self._complain(error)
                 verdicts = self._publish(items)
                 with self._changed:
                     self._bytes -= sum(item.size for item in items)
@@ -236,6 +275,7 @@ class Buffer:
     def _take(self) -> list[Item] | None:
         """The next messages to send; none, when it ends."""
         with self._changed:
+            self._unsendable.clear()
             self._changed.wait_for(lambda: self._waiting or self._ending)
             if not self._waiting:
                 return None
@@ -256,9 +296,9 @@ class Buffer:
             return entry
         try:
             item = entry.take()
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # its data may be anything
             self._bytes -= entry.size
-            self._complain(Unsendable(str(error)))
+            self._unsendable.append(Unsendable(str(error)))
             return None
         self._bytes += item.size - entry.size
         return item
@@ -309,6 +349,13 @@ def _watch_the_process() -> None:
     """Have all buffers told when the interpreter exits, and that they are in a forked process."""
     atexit.register(_close_all)
     os.register_at_fork(after_in_child=_forked)
+    # A forked process of multiprocessing ends without what `atexit` has, but not without this.
+    _close_at_its_end(_lives)
+    multiprocessing.util.register_after_fork(_lives, _close_at_its_end)
+
+
+def _close_at_its_end(_: object) -> None:
+    multiprocessing.util.Finalize(None, _close_all, exitpriority=0)
 
 
 def _close_all() -> None:

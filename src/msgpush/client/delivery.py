@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from msgpush.client.exchange import Answer
+from msgpush.client.errors import Rejected
+from msgpush.client.exchange import Answer, read
 
 
 class Delivery(Struct, frozen=True):
@@ -29,5 +30,8 @@ _decode = msgspec.json.Decoder(Delivery).decode
 
 
 def read_delivery(answer: Answer) -> Delivery:
-    """The state that the service has answered."""
-    return _decode(answer.body)
+    """The state that the service has answered; raises `Rejected` where that isn't one."""
+    delivery = read(answer, _decode)
+    if isinstance(delivery, Rejected):
+        raise delivery
+    return delivery

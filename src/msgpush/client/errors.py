@@ -94,15 +94,19 @@ class Problem(Struct):
 
 
 _decode_problem = msgspec.json.Decoder(Problem).decode
+# What a decoder raises for a body that is something else.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def rejected(status: int, body: bytes, key: str = "") -> Rejected:
     """The error that an answer stands for; of one that isn't the service's own, what it says."""
     try:
         problem = _decode_problem(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         text = " ".join(body.decode(errors="replace").split())[:200]
-        return Rejected(status, f"not an answer of msgpush ({text or 'empty'}): is the URL right?")
+        return Rejected(
+            status, f"not an answer of msgpush ({text or 'empty'}): is the URL right?", (), key
+        )
     return Rejected(status, problem.detail or problem.title, problem.errors, key)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
@@ -18,7 +17,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Struct
 
-from msgpush.client.errors import Problem, Rejected, Unavailable, rejected
+from msgpush.client.errors import UNREADABLE, Problem, Rejected, Unavailable, rejected
 from msgpush.client.messages import Item, Sent
 
 # Ids are remembered for 10 minutes: half of it is surely safe for a retry, whatever it took.
@@ -184,9 +183,13 @@ def publish_all(items: Sequence[Item], clock: Callable[[], float]) -> Exchange[l
     left = list(range(len(items)))
     retries = _Retries(clock)
     fresh = False
+    most = BATCH_MESSAGES
     while left:
-        some = _batch(items, left)
+        some = _batch(items, left[:most])
         answer = yield _batched([items[number] for number in some], fresh=fresh)
+        if len(some) > 1 and _is_too_much(answer):
+            most = len(some) // 2
+            continue
         judged = _judge(answer, [items[number] for number in some])
         now: dict[int, Verdict] = {
             n: each for n, each in zip(some, judged, strict=True) if isinstance(each, Verdict)
@@ -222,8 +225,8 @@ def _batch(items: Sequence[Item], left: Sequence[int]) -> list[int]:
     """The first of what is left that go in one request. A broadcast has a request to itself."""
     some: list[int] = []
     room = BATCH_BYTES
-    for number in left[:BATCH_MESSAGES]:
-        room -= len(items[number].text)
+    for number in left:
+        room -= len(items[number].text) + len(b"\n")
         if some and (items[number].broadcast or room < 0):
             break
         some.append(number)
@@ -275,16 +278,22 @@ def _results(answer: Answer | Failure) -> list[_Result] | None:
     if isinstance(answer, Answer) and b'"results"' in answer.body:
         try:
             return _decode_results(answer.body).results
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return None
     return None
+
+
+def _is_too_much(answer: Answer | Failure) -> bool:
+    """Whether somebody in between (a proxy has limits of its own) takes no batch of this size."""
+    return isinstance(answer, Answer) and answer.status == 413 and _results(answer) is None
 
 
 def _accepted(answer: Answer, item: Item) -> Sent | Rejected:
     """What an answer to this message alone says."""
     if answer.status == 202:
-        with suppress(msgspec.DecodeError):
-            return _sent(item, _decode_result(answer.body))
+        result = read(answer, _decode_result)
+        if isinstance(result, _Result) and result.id:
+            return _sent(item, result)
     return rejected(answer.status, answer.body, item.key)
 
 
@@ -307,6 +316,14 @@ def passes(status: int) -> bool:
     return status in (408, 425, 429) or status >= 500
 
 
+def read(answer: Answer, decode: Callable[[bytes], T]) -> T | Rejected:
+    """What an answer says; an error, where it is not one of this service."""
+    try:
+        return decode(answer.body)
+    except UNREADABLE:
+        return rejected(answer.status, answer.body)
+
+
 def retry_after(headers: Mapping[str, str]) -> float:
     """The seconds that `Retry-After` asks for (RFC 9110, section 10.2.3); at most a minute."""
     text = headers.get("retry-after", "")
@@ -318,7 +335,12 @@ def retry_after(headers: Mapping[str, str]) -> float:
 
 
 def _until(date: str) -> float:
-    return (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds() if date else 0.0
+    if not date:
+        return 0.0
+    moment = parsedate_to_datetime(date)
+    if moment.tzinfo is None:  # two of the three forms of a date need not say that it is GMT
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - datetime.now(UTC)).total_seconds()
 
 
 def _is_unauthorized(verdict: Verdict) -> bool:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import os
+import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
@@ -71,7 +76,10 @@ class Http:
         self._tokens = Tokens(token)
         if self._tokens.waits:
             raise TypeError("the token's function is a coroutine function: it must be a plain one")
+        self._lock = threading.Lock()
         self._client: httpx2.Client | None = None
+        _watch_the_process()
+        _lives.add(self)
 
     def run(self, exchange: Exchange[T]) -> T:
         """The result of an exchange; raises what it raises."""
@@ -90,8 +98,16 @@ class Http:
             client.close()
 
     def forked(self) -> None:
-        """This is another process now: the connections are those of its parent."""
+        """This is another process now: the connections, and who holds a lock, are its parent's."""
+        self._lock = threading.Lock()
+        self._tokens.forked()
         self._client = None
+
+    def _opened(self) -> httpx2.Client:
+        with self._lock:
+            if self._client is None:
+                self._client = httpx2.Client(**{"timeout": TIMEOUT, **self._options})
+            return self._client
 
     def _do(self, step: Call | Wait) -> Answer | Failure:
         if isinstance(step, Wait):
@@ -103,10 +119,9 @@ class Http:
             token = self._tokens.get()
         except Exception as error:
             return _no_token(error)
-        if self._client is None:
-            self._client = httpx2.Client(**{"timeout": TIMEOUT, **self._options})
+        client = self._opened()
         try:
-            return _answer(self._client.request(**_request(self._base, step, token)))
+            return _answer(client.request(**_request(self._base, step, token)))
         except httpx2.HTTPError as error:
             return failure(error)
 
@@ -118,11 +133,17 @@ class AsyncHttp:
         self._base, self._options = base, options
         self.tokens = Tokens(token)
         self._opened: httpx2.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        _watch_the_process()
+        _lives.add(self)
 
     @property
     def _client(self) -> httpx2.AsyncClient:
-        if self._opened is None:
+        loop = asyncio.get_running_loop()
+        if self._opened is None or self._loop is not loop:
+            # Connections of a loop that has ended are of no use in another one.
             self._opened = httpx2.AsyncClient(**{"timeout": TIMEOUT, **self._options})
+            self._loop = loop
         return self._opened
 
     async def run(self, exchange: Exchange[T]) -> T:
@@ -141,18 +162,18 @@ class AsyncHttp:
         if client is not None:
             await client.aclose()
 
-    def stream(
-        self, path: str, headers: Mapping[str, str], *, token: str, timeout: float
-    ) -> AbstractAsyncContextManager[httpx2.Response]:
-        """A request whose answer is read as it comes.
+    def forked(self) -> None:
+        """As of `Http`."""
+        self.tokens.forked()
+        self._opened = None
 
-        Args:
-            timeout: seconds that its headers may take.
-        """
+    def stream(
+        self, path: str, headers: Mapping[str, str], *, token: str
+    ) -> AbstractAsyncContextManager[httpx2.Response]:
+        """A request whose answer is read as it comes; it may take as long as it likes."""
         request = _request(self._base, Call("GET", path), token)
         request["headers"] |= headers
-        wait = httpx2.Timeout(timeout, read=None)
-        return self._client.stream(**request, timeout=wait)
+        return self._client.stream(**request, timeout=None)
 
     async def _do(self, step: Call | Wait) -> Answer | Failure:
         if isinstance(step, Wait):
@@ -168,6 +189,22 @@ class AsyncHttp:
             return _answer(await self._client.request(**_request(self._base, step, token)))
         except httpx2.HTTPError as error:
             return failure(error)
+
+
+_lives: weakref.WeakSet[Http | AsyncHttp] = weakref.WeakSet()
+
+
+@functools.cache
+def _watch_the_process() -> None:
+    """Have all clients told that they are in a forked process: two on one connection mix up their
+    answers.
+    """
+    os.register_at_fork(after_in_child=_forked)
+
+
+def _forked() -> None:
+    for client in list(_lives):
+        client.forked()
 
 
 def _no_token(error: Exception) -> Failure:

@@ -12,10 +12,9 @@ import asyncio
 import logging
 import os
 import threading
-import weakref
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from queue import SimpleQueue
 from time import monotonic
 from typing import Any, Generic, Protocol, Self, TypedDict, TypeVar, Unpack, cast
@@ -27,7 +26,7 @@ from anyio.to_thread import run_sync
 from msgspec import Struct
 
 from msgpush.client.cursors import CursorFile
-from msgpush.client.errors import Ended, MsgpushError, rejected
+from msgpush.client.errors import UNREADABLE, Ended, MsgpushError, Rejected, rejected
 from msgpush.client.events import (
     Closed,
     Event,
@@ -38,7 +37,7 @@ from msgpush.client.events import (
     SyncEvent,
     SyncMessage,
 )
-from msgpush.client.exchange import Backoff, Call, ask, passes, retry_after
+from msgpush.client.exchange import Backoff, Call, ask, passes, read, retry_after
 from msgpush.client.http import AsyncHttp, base_url, failure
 from msgpush.client.tokens import AsyncTokenSource
 
@@ -75,6 +74,10 @@ class _Lost(Exception):
     def __init__(self, detail: str, at_least: float = 0.0) -> None:
         super().__init__(detail)
         self.at_least = at_least
+
+
+class _Unauthorized(_Lost):
+    """The token was refused."""
 
 
 class ListenerOptions(TypedDict, total=False):
@@ -118,6 +121,7 @@ class _Streams(Generic[M]):
         self._acknowledged: OrderedDict[str, None] = OrderedDict()
         self._words: set[asyncio.Task[bool]] = set()
         self._end: Closed | None = None
+        self.open = False  # whether somebody iterates, and closes it then
 
     async def events(self) -> AsyncGenerator[tuple[M | Gap | Opened | Closed | None, str]]:
         """All events, each with the cursor after it; of a heartbeat the cursor alone."""
@@ -133,6 +137,8 @@ class _Streams(Generic[M]):
                             yield event, cursor
                     end = self._end or Closed("lost", True, "the connection was closed")
                 except (_Lost, httpx2.HTTPError, TimeoutError) as error:
+                    if not isinstance(error, _Unauthorized):
+                        self._refused = False
                     end = Closed("lost", True, failure(error).cause)
                     at_least = error.at_least if isinstance(error, _Lost) else 0.0
                 if not told:
@@ -145,10 +151,15 @@ class _Streams(Generic[M]):
         finally:
             if keeper is not None:
                 keeper.cancel()
-            await self._write()
-            for word in self._words:
-                word.cancel()
-            await self._http.close()
+                await asyncio.wait([keeper])  # or it writes an older one over what is written now
+            await self.keep()
+
+    async def close(self) -> None:
+        """End what is said besides, and close all connections."""
+        self.open = False
+        for word in self._words:
+            word.cancel()
+        await self._http.close()
 
     async def _stream(self) -> AsyncGenerator[tuple[M | Gap | Opened | None, str]]:
         """The events of one stream; `_end` says how the service has ended it, if it has."""
@@ -157,9 +168,16 @@ class _Streams(Generic[M]):
         if self._cursor:
             headers["Last-Event-ID"] = self._cursor
         token = await self._token()
-        async with self._http.stream(self._path, headers, token=token, timeout=OPENS_IN) as answer:
-            if not await self._is_open(answer):
-                return
+        async with AsyncExitStack() as closed:
+            try:
+                async with asyncio.timeout(OPENS_IN):
+                    answer = await closed.enter_async_context(
+                        self._http.stream(self._path, headers, token=token)
+                    )
+                    if not await self._is_open(answer):
+                        return
+            except TimeoutError:
+                raise _Lost(f"there was no answer in {OPENS_IN:g} s") from None
             source = httpx2.EventSource(answer, LARGEST_EVENT).__aiter__()
             async with aclosing(cast("AsyncGenerator[httpx2.ServerSentEvent]", source)) as lines:
                 while True:
@@ -176,7 +194,10 @@ class _Streams(Generic[M]):
                         self._end = _decode_closed(line.data)
                         return
                     self._cursor = line.id or self._cursor
-                    event = self._event(line)
+                    try:
+                        event = self._event(line)
+                    except UNREADABLE:
+                        raise rejected(200, line.data.encode()) from None
                     if event is not None or line.event == "msgpush.heartbeat":
                         yield event, self._cursor
 
@@ -198,7 +219,7 @@ class _Streams(Generic[M]):
         if status == 401 and self._http.tokens.renewable and not self._refused:
             self._refused = True
             self._http.tokens.forget()
-            raise _Lost(str(rejected(status, body)))
+            raise _Unauthorized(str(rejected(status, body)))
         if not passes(status):
             raise rejected(status, body)
         raise _Lost(str(rejected(status, body)), retry_after(answer.headers))
@@ -209,17 +230,19 @@ class _Streams(Generic[M]):
                 return self._message(line)
             case "msgpush.gap":
                 return _decode_gap(line.data)
+            case "msgpush.heartbeat":
+                self._backoff.reset()
             case "msgpush.open":
                 opened = _decode_opened(line.data)
                 self._silence = max(SHORTEST_SILENCE, opened.heartbeat * SILENT_BEATS)
                 self._refused = False
-                self._backoff.reset()
                 return opened
         return None
 
     def _message(self, line: httpx2.ServerSentEvent) -> M | None:
         """A message, unless it has come before."""
         message = self._decode(line.data)
+        self._backoff.reset()  # not by opening alone: whoever cuts each stream then isn't hurried
         message.cursor, message.raw = self._cursor, line.data
         if message.metadata.ack:
             key = message.key
@@ -250,9 +273,16 @@ class _Streams(Generic[M]):
         user = message.target.get("user_id", "")
         path = f"/api/v1/users/{quote(user, safe='')}/acknowledgements"
         call = Call("POST", path, msgspec.json.encode({"keys": [message.key]}))
-        answer = await self._http.run(ask(call, monotonic, message.key))
+        try:
+            answer = await self._http.run(ask(call, monotonic, message.key))
+        finally:
+            if not self.open:  # nobody iterates any longer, who would close it
+                await self._http.close()
+        said = read(answer, _decode_acknowledged)
+        if isinstance(said, Rejected):
+            raise said
         _remember(self._acknowledged, message.key)
-        return message.key in _decode_acknowledged(answer.body).acknowledged
+        return message.key in said.acknowledged
 
     async def _acknowledge_again(self, message: Received) -> bool:
         try:
@@ -264,11 +294,17 @@ class _Streams(Generic[M]):
     async def _keep(self) -> None:
         while True:
             await asyncio.sleep(KEPT_EVERY)
-            await self._write()
+            await self.keep()
 
-    async def _write(self) -> None:
+    async def keep(self) -> None:
+        """As `write`, in a thread."""
         if self._file is not None:
-            await run_sync(self._file.write, self.done)
+            await run_sync(self.write)
+
+    def write(self) -> None:
+        """Write down the place after what is done."""
+        if self._file is not None:
+            self._file.write(self.done)
 
 
 def _remember(keys: OrderedDict[str, None], key: str) -> None:
@@ -332,19 +368,26 @@ class Listener:
 
     def __init__(self, url: str, **options: Unpack[ListenerOptions]) -> None:
         self._streams = _Streams(Message, url, options)
-        self._iterators: weakref.WeakSet[_Events] = weakref.WeakSet()
+        self._inbox = _LoopInbox()
+        self._tasks: list[asyncio.Task[None]] = []  # the last one is that of the iteration
 
     def __aiter__(self) -> AsyncIterator[Event]:
-        events = _Events(self._streams)
-        self._iterators.add(events)
-        return events
+        """Hear on where an earlier iteration has stopped; one that goes on still ends."""
+        loop = asyncio.get_running_loop()
+        before = [each for each in self._tasks if not each.done() and each.get_loop() is loop]
+        turn = self._inbox.begin()
+        task = loop.create_task(_receive(self._streams, self._inbox, before))
+        self._tasks = [*before, task]
+        return _Events(self._streams, self._inbox, turn, task)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for events in list(self._iterators):
-            await events.aclose()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
 
 class SyncListener:
@@ -356,9 +399,11 @@ class SyncListener:
     def __init__(self, url: str, **options: Unpack[ListenerOptions]) -> None:
         self._streams = _Streams(SyncMessage, url, options)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._left: list[_Pair[SyncMessage]] = []  # received, and not asked for
 
     def __iter__(self) -> Iterator[SyncEvent]:
-        inbox = _ThreadInbox()
+        inbox = _ThreadInbox(self._left)
+        self._left = []
         thread = threading.Thread(
             target=self._receive, args=(inbox,), name="msgpush listener", daemon=True
         )
@@ -372,11 +417,13 @@ class SyncListener:
                     yield event
                 self._streams.done = cursor
         except _End as end:
+            self._streams.write()
             if end.error is not None:
                 raise end.error from None
         finally:
             inbox.stop()
             thread.join()
+            self._left = inbox.left()
 
     def _receive(self, inbox: _ThreadInbox) -> None:
         with suppress(asyncio.CancelledError):
@@ -385,7 +432,8 @@ class SyncListener:
     async def _run(self, inbox: _ThreadInbox) -> None:
         self._loop = inbox.loop = asyncio.get_running_loop()
         inbox.task = asyncio.current_task()
-        await _receive(self._streams, inbox)
+        if not inbox.stopped:
+            await _receive(self._streams, inbox)
 
     def _acknowledge(self, message: Received) -> bool:
         if self._loop is None or self._loop.is_closed():
@@ -424,29 +472,58 @@ class _Inbox(Protocol[T_contra]):
         """Wait until half of them have been taken."""
 
 
-async def _receive(streams: _Streams[M], inbox: _Inbox[_Pair[M]]) -> None:
-    """Receive events until there are no more, or this task is cancelled."""
+async def _receive(
+    streams: _Streams[M], inbox: _Inbox[_Pair[M]], before: Sequence[asyncio.Task[None]] = ()
+) -> None:
+    """Receive events until this task is cancelled: that is how whoever iterates ends it. So what
+    was received can be acknowledged as long as it is worked on.
+
+    Args:
+        before: the tasks of earlier iterations, which end first.
+    """
+    for task in before:
+        task.cancel()
+    if before:
+        await asyncio.wait(before)
+    streams.open = True
     try:
-        async with aclosing(streams.events()) as events:
-            async for pair in events:
-                if inbox.is_full():
-                    await inbox.has_room()
-                inbox.put(pair)
-    except Exception as error:
-        inbox.put(_End(error))
-    else:
-        inbox.put(_End())
+        try:
+            async with aclosing(streams.events()) as events:
+                async for pair in events:
+                    inbox.put(pair)  # first, since this may be where it is cancelled
+                    if inbox.is_full():
+                        await inbox.has_room()
+        except Exception as error:
+            inbox.put(_End(error))
+        else:
+            inbox.put(_End())
+        await asyncio.Event().wait()
+    finally:
+        await streams.close()
 
 
 class _LoopInbox:
-    """An inbox within one event loop."""
+    """An inbox within one event loop. What one iteration has left in it is the next one's."""
 
     def __init__(self) -> None:
-        self._received: deque[_Pair[Message] | _End] = deque()
+        self._received: deque[_Pair[Message]] = deque()
+        self._end: _End | None = None
+        self._turn = 0
         self._something, self._room = asyncio.Event(), asyncio.Event()
 
+    def begin(self) -> int:
+        """Another iteration begins, which may be in another loop; its number."""
+        self._something.set()
+        self._something, self._room = asyncio.Event(), asyncio.Event()
+        self._end = None
+        self._turn += 1
+        return self._turn
+
     def put(self, pair: _Pair[Message] | _End) -> None:
-        self._received.append(pair)
+        if isinstance(pair, _End):
+            self._end = pair
+        else:
+            self._received.append(pair)
         self._something.set()
 
     def is_full(self) -> bool:
@@ -456,15 +533,17 @@ class _LoopInbox:
         self._room.clear()
         await self._room.wait()
 
-    async def take(self) -> _Pair[Message]:
+    async def take(self, turn: int) -> _Pair[Message]:
         """The next event, once it is there; raises `_End` after the last one."""
-        while not self._received:
-            self._something.clear()
-            await self._something.wait()
-        pair = self._received[0]
-        if isinstance(pair, _End):
-            raise pair
-        self._received.popleft()
+        while turn == self._turn and not self._received:
+            if self._end is not None:
+                raise self._end
+            something = self._something
+            something.clear()
+            await something.wait()
+        if turn != self._turn:
+            raise _End
+        pair = self._received.popleft()
         if len(self._received) == AHEAD // 2:
             self._room.set()
         return pair
@@ -473,10 +552,10 @@ class _LoopInbox:
 class _Events:
     """An iteration over a listener. Its task ends with it."""
 
-    def __init__(self, streams: _Streams[Message]) -> None:
-        self._streams, self._inbox = streams, _LoopInbox()
-        self._loop = asyncio.get_running_loop()
-        self._task = self._loop.create_task(_receive(streams, self._inbox))
+    def __init__(
+        self, streams: _Streams[Message], inbox: _LoopInbox, turn: int, task: asyncio.Task[None]
+    ) -> None:
+        self._streams, self._inbox, self._turn, self._task = streams, inbox, turn, task
         self._cursor = ""
 
     def __aiter__(self) -> Self:
@@ -486,32 +565,35 @@ class _Events:
         try:
             while True:
                 self._streams.done = self._cursor or self._streams.done
-                event, self._cursor = await self._inbox.take()
+                event, self._cursor = await self._inbox.take(self._turn)
                 if isinstance(event, Message):
                     event._say = self._streams.acknowledge
                 if event is not None:
                     return event
         except _End as end:
+            await self._streams.keep()
             if end.error is not None:
                 raise end.error from None
             raise StopAsyncIteration from None
 
-    async def aclose(self) -> None:
-        """End it, and return when its connection is closed."""
-        self._task.cancel()
-        await asyncio.wait([self._task])
-
     def __del__(self) -> None:
         # A loop that was left by `break` says so by this alone.
         with suppress(RuntimeError):  # the event loop has ended, and its tasks with it
-            self._loop.call_soon_threadsafe(self._task.cancel)
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
 
 class _ThreadInbox:
-    """An inbox between the thread of the streams and the program's."""
+    """An inbox between the thread of the streams and the program's.
 
-    def __init__(self) -> None:
+    Args:
+        before: what was left of an earlier one.
+    """
+
+    def __init__(self, before: Sequence[_Pair[SyncMessage]]) -> None:
         self._received: SimpleQueue[_Pair[SyncMessage] | _End] = SimpleQueue()
+        for pair in before:
+            self._received.put(pair)
+        self.stopped = False
         self._room = asyncio.Event()
         self._waited_for = False
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -541,8 +623,18 @@ class _ThreadInbox:
 
     def stop(self) -> None:
         """No more are wanted."""
+        self.stopped = True  # before the task is there, it sees this
         if self.task is not None:
             self._tell(self.task.cancel)
+
+    def left(self) -> list[_Pair[SyncMessage]]:
+        """What nobody has asked for, once it has ended."""
+        left: list[_Pair[SyncMessage]] = []
+        while not self._received.empty():
+            pair = self._received.get()
+            if not isinstance(pair, _End):
+                left.append(pair)
+        return left
 
     def _tell(self, what: Callable[[], object]) -> None:
         assert self.loop is not None

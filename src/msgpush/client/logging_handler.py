@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, Protocol
 
+from msgpush.client.buffer import is_complaining
 from msgpush.client.messages import Data, Type
 
 # What these say while a message is being sent would make another message.
@@ -33,7 +34,7 @@ class MsgpushHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Publish a record."""
-        if record.name.startswith(_OWN):
+        if record.name.startswith(_OWN) or is_complaining():
             return
         try:
             type: Type = "info"

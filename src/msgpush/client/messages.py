@@ -222,9 +222,9 @@ class Bar:
         self._data, self._said_at = data, time.time_ns()
         return not self.waiting
 
-    def stay_behind(self) -> None:
-        """Something else is said now: what is shown from here on comes after that."""
-        self.waiting = False
+    def stay_behind(self) -> Bar:
+        """Something else is said now. What is shown from here on comes after that: by this one."""
+        return Bar(self._defaults, self._options, self.group) if self.waiting else self
 
     def take(self) -> Item:
         """The message; raises as `item` does."""
@@ -238,7 +238,11 @@ def failed(task: str, error: BaseException | str) -> dict[str, Any]:
     if isinstance(error, str):
         return {"task_id": task, "message": error}
     kind = type(error).__name__
-    return {"task_id": task, "message": str(error) or kind, "error": kind}
+    try:
+        text = str(error)
+    except Exception:
+        text = ""  # it is about the job's error, not about that one's own
+    return {"task_id": task, "message": text or kind, "error": kind}
 
 
 _last = (0, "")

@@ -9,7 +9,8 @@ import secrets
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack, cast
 
 from anyio.to_thread import run_sync
@@ -36,10 +37,11 @@ from msgpush.client.messages import (
     progressed,
 )
 from msgpush.client.task import Task
-from msgpush.client.tokens import AsyncTokenSource, TokenSource
+from msgpush.client.tokens import AsyncTokenSource, OAuth2, TokenSource
 
 R = TypeVar("R")
 TOKEN_TIMEOUT = 30.0
+LOOK_EVERY = 0.01  # seconds, for room in the buffer
 
 
 class PublisherOptions(TypedDict, total=False):
@@ -173,7 +175,7 @@ class _Publisher(ABC, Generic[R]):
     def _report(self, type: Type, data: Data | None, options: Options | Routing) -> None:
         try:
             entry = item(self._later, type, data, options)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # the data may be anything
             self._complain(Unsendable(str(error)))
         else:
             self._put_report(entry)
@@ -275,9 +277,12 @@ class AsyncPublisher(_Publisher[Awaitable[Sent]]):
     def __init__(
         self, url: str, *, token: AsyncTokenSource = None, **options: Unpack[PublisherOptions]
     ) -> None:
-        self._in_loop = _InLoop(token) if inspect.iscoroutinefunction(token) else None
+        asked = callable(token) and not isinstance(token, OAuth2)
+        self._in_loop = _InLoop(cast("_Source", token)) if asked else None
         buffer_token = cast("TokenSource", self._in_loop or token)
         super().__init__(url, token, buffer_token, options)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._when_full = options.get("when_full", "wait")
         self._http = AsyncHttp(self._base, token, self._http_options)
 
     async def batch(self, messages: Iterable[Mapping[str, Any]]) -> list[Verdict]:
@@ -298,10 +303,17 @@ class AsyncPublisher(_Publisher[Awaitable[Sent]]):
 
     async def flush(self, seconds: float | None = None) -> bool:
         """As of `Publisher`."""
-        return await run_sync(self._buffer.flush, seconds)
+        self._know_loop()
+        upto = self._buffer.hurry()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not self._buffer.is_done(upto):  # noqa: ASYNC110 - a thread's state
+                    await asyncio.sleep(LOOK_EVERY)
+        return self._buffer.is_done(upto)
 
     async def close(self) -> None:
         """As of `Publisher`."""
+        self._know_loop()
         await run_sync(self._buffer.close)
         await self._http.close()
 
@@ -317,28 +329,48 @@ class AsyncPublisher(_Publisher[Awaitable[Sent]]):
             return await self._http.run(publish(item, time.monotonic))
         self._know_loop()
         if not self._buffer.offer(item):
-            await run_sync(self._buffer.put, item)
+            if self._when_full == "raise":
+                raise self._buffer.full(item)
+            async with self._turn:  # who came first is first
+                while not self._buffer.offer(item):  # noqa: ASYNC110 - a thread's state
+                    await asyncio.sleep(LOOK_EVERY)
         return Sent(item.key)
 
     def _put(self, entry: Item | Bar) -> None:
+        with suppress(RuntimeError):  # a thread of the job has none
+            self._know_loop()
         # The loop isn't held up for a moment: what a full buffer doesn't take is told.
         if not self._buffer.offer(entry):
             raise self._buffer.full(entry)
 
     def _know_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop, self._turn = loop, asyncio.Lock()
         if self._in_loop is not None:
-            self._in_loop.loop = asyncio.get_running_loop()
+            self._in_loop.loop = loop
+
+
+_Source = Callable[[], str | Awaitable[str]]
 
 
 class _InLoop:
-    """A coroutine function's token, for the buffer's thread."""
+    """A function's token, for the buffer's thread: what is to be awaited is so in the loop."""
 
-    def __init__(self, source: Callable[[], Coroutine[Any, Any, str]]) -> None:
+    def __init__(self, source: _Source) -> None:
         self._source = source
         self.loop: asyncio.AbstractEventLoop | None = None
 
     def __call__(self) -> str:
+        token = self._source()
+        if isinstance(token, str):
+            return token
         if self.loop is None or self.loop.is_closed():
+            if inspect.iscoroutine(token):
+                token.close()
             raise RuntimeError("the event loop of its function has ended")
-        token = asyncio.run_coroutine_threadsafe(self._source(), self.loop)
-        return token.result(TOKEN_TIMEOUT)
+        return asyncio.run_coroutine_threadsafe(_result(token), self.loop).result(TOKEN_TIMEOUT)
+
+
+async def _result(token: Awaitable[str]) -> str:
+    return await token

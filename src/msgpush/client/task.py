@@ -65,7 +65,7 @@ class Task:
 
     def report(self, type: Type, data: Data | None = None) -> None:
         """Publish any message of it."""
-        self._bar.stay_behind()
+        self._bar = self._bar.stay_behind()
         self._report(type, {"task_id": self.id, "task": self.name, **(data or {})})
 
     @overload

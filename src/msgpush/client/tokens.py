@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from authlib.integrations.httpx_client import OAuth2Client
 
 RENEWED_EARLY = 60.0  # seconds before its end, or a quarter of its life if that is less
+TRIED_AGAIN = 5.0
 TIMEOUT = 10.0
 
 
@@ -40,26 +41,39 @@ class OAuth2:
         self._id, self._secret, self._url = client_id, client_secret, token_url
         self._scope, self._parameters = scope, parameters
         self._lock = threading.Lock()
-        self._token, self._until = "", 0.0
+        self._token, self._until, self._end = "", 0.0, 0.0
 
     def __call__(self) -> str:
         """A token that is good for a while; blocks while the server is asked."""
         with self._lock:
-            if time.monotonic() >= self._until:
-                asked = time.monotonic()
-                with self._client() as client:
-                    answer: dict[str, Any] = client.fetch_token(
-                        self._url, grant_type="client_credentials", **self._parameters
-                    )
-                life = float(answer.get("expires_in", 3600))
-                self._token = str(answer["access_token"])
-                self._until = asked + life - min(RENEWED_EARLY, life / 4)
+            asked = time.monotonic()
+            if asked >= self._until:
+                try:
+                    self._renew(asked)
+                except Exception:
+                    if asked >= self._end:
+                        raise
+                    self._until = asked + TRIED_AGAIN  # this one is still good
             return self._token
 
     def forget(self) -> None:
         """Ask for another one the next time: this one was refused."""
         with self._lock:
-            self._until = 0.0
+            self._until = self._end = 0.0
+
+    def forked(self) -> None:
+        """This is another process now: who held the lock is in its parent."""
+        self._lock = threading.Lock()
+
+    def _renew(self, asked: float) -> None:
+        with self._client() as client:
+            answer: dict[str, Any] = client.fetch_token(
+                self._url, grant_type="client_credentials", **self._parameters
+            )
+        life = float(answer.get("expires_in") or 3600)
+        self._token = _text(answer["access_token"])
+        self._end = asked + life
+        self._until = self._end - min(RENEWED_EARLY, life / 4)
 
     def _client(self) -> OAuth2Client:
         from authlib.integrations.httpx_client import OAuth2Client  # noqa: PLC0415 - 0.2 s
@@ -76,7 +90,7 @@ class Tokens:
 
     def __init__(self, source: AsyncTokenSource) -> None:
         self._source = source
-        self._kept = source if isinstance(source, str) else ""
+        self._kept = _text(source) if isinstance(source, str) and source else ""
 
     @property
     def renewable(self) -> bool:
@@ -94,6 +108,11 @@ class Tokens:
             self._source.forget()
         if callable(self._source):
             self._kept = ""
+
+    def forked(self) -> None:
+        """This is another process now."""
+        if isinstance(self._source, OAuth2):
+            self._source.forked()
 
     def get(self) -> str:
         """A token, or nothing; blocks while the source is asked."""
@@ -114,6 +133,9 @@ class Tokens:
 
 
 def _text(token: object) -> str:
-    if not isinstance(token, str) or not token:
-        raise TypeError(f"the token's function gave {type(token).__name__}, and no text")
+    if not isinstance(token, str):
+        raise TypeError(f"the token is {type(token).__name__}, and no text")
+    token = token.strip()  # a file's last line has an end
+    if not (token and token.isascii() and token.isprintable()):
+        raise ValueError("the token is no text for a header")
     return token
