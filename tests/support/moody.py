@@ -32,11 +32,14 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """The bytes of an answer, and whether the connection ends after them, or stays silent."""
+    """The bytes of an answer, and whether the connection ends after them, or stays silent, or says
+    them for ever.
+    """
 
     data: bytes = b""
     ends: bool = False
     hangs: bool = False
+    endless: bool = False
 
 
 Mood = Callable[["Moody", Request], Reply]
@@ -66,6 +69,11 @@ def hangs_too_late(moody: "Moody", request: Request) -> Reply:
     """The request is done, and nothing comes."""
     moody.ask(request)
     return Reply(hangs=True)
+
+
+def never_ends(_: "Moody", __: Request) -> Reply:
+    """An answer that goes on for ever."""
+    return Reply(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 65536, endless=True)
 
 
 def cuts(share: float) -> Mood:
@@ -153,6 +161,8 @@ class Moody:
             mood = self.moods.pop(0) if self.moods else self.usual
         reply = mood(self, request)
         handler.wfile.write(reply.data)
+        while reply.endless and not self._end.is_set():
+            handler.wfile.write(reply.data)
         if reply.hangs:
             self._end.wait(PATIENCE * 3)
         return not (reply.ends or reply.hangs)

@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 # To connect and to send there is little time; an answer may wait for the service's own timeouts.
 TIMEOUT = httpx2.Timeout(15.0, connect=5.0)
+# Whatever answers at the service's address: it ends, and has room. 1,000 receipts are 7 MB at most.
+ANSWERED_IN, LARGEST_ANSWER = 60.0, 16 << 20
 
 
 def base_url(url: str) -> str:
@@ -48,8 +50,26 @@ def _request(base: str, call: Call, token: str) -> dict[str, Any]:
     }
 
 
-def _answer(response: httpx2.Response) -> Answer:
-    return Answer(response.status_code, response.headers, response.content)
+class _Endless(Exception):
+    """An answer that takes too long, or too much room."""
+
+
+class _Body:
+    """The body of an answer, as far as it has come."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._until = time.monotonic() + ANSWERED_IN
+
+    def add(self, part: bytes) -> None:
+        """Another part; raises `_Endless`."""
+        self._data += part
+        if len(self._data) > LARGEST_ANSWER or time.monotonic() > self._until:
+            raise _Endless("the answer has no end")
+
+    def answer(self, response: httpx2.Response) -> Answer:
+        """The whole answer."""
+        return Answer(response.status_code, response.headers, bytes(self._data))
 
 
 def failure(error: Exception) -> Failure:
@@ -120,9 +140,13 @@ class Http:
         except Exception as error:
             return _no_token(error)
         client = self._opened()
+        body = _Body()
         try:
-            return _answer(client.request(**_request(self._base, step, token)))
-        except httpx2.HTTPError as error:
+            with client.stream(**_request(self._base, step, token)) as response:
+                for part in response.iter_bytes():
+                    body.add(part)
+                return body.answer(response)
+        except (httpx2.HTTPError, _Endless) as error:
             return failure(error)
 
 
@@ -185,9 +209,13 @@ class AsyncHttp:
             token = await self.tokens.aget()
         except Exception as error:
             return _no_token(error)
+        body = _Body()
         try:
-            return _answer(await self._client.request(**_request(self._base, step, token)))
-        except httpx2.HTTPError as error:
+            async with self._client.stream(**_request(self._base, step, token)) as response:
+                async for part in response.aiter_bytes():
+                    body.add(part)
+                return body.answer(response)
+        except (httpx2.HTTPError, _Endless) as error:
             return failure(error)
 
 
