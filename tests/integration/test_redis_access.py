@@ -11,7 +11,7 @@ import pytest
 
 from msgpush.domain.credentials import Revocation
 from msgpush.domain.errors import BusUnavailable
-from msgpush.entrypoints.token_command import token_command
+from msgpush.entrypoints import cli
 from tests.support.client import Response, SseClient, request
 from tests.support.redis_servers import RedisServer
 from tests.support.service import ServiceProcess, ThreadedService, eventually
@@ -225,13 +225,13 @@ def test_the_command_knows_what_was_revoked(
 ) -> None:
     environ = {"REDIS_URL": redis.url, "JWT_SECRET": SECRET}
     given = token("trudy")
-    assert token_command(["inspect", given], environ) == 0
+    assert cli.run(["token", "inspect", given], environ) == 0
     assert post(pair[0], "revocations", {"subject": "trudy"}).status == 201
-    assert token_command(["inspect", given], environ) == 1
+    assert cli.run(["token", "inspect", given], environ) == 1
     assert (
         "refused: the token is refused: its subject's tokens have been revoked"
         in capsys.readouterr().out
     )
     environ["REDIS_URL"] = "redis://127.0.0.1:1"
-    assert token_command(["inspect", given], environ) == 0
+    assert cli.run(["token", "inspect", given], environ) == 0
     assert "(Whether it was revoked can't be told: " in capsys.readouterr().out

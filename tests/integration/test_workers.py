@@ -28,7 +28,7 @@ GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 PARENT = """
 import os, sys
-from msgpush.entrypoints.cli import supervise
+from msgpush.entrypoints.commands.serve import supervise
 from msgpush.entrypoints.settings import Settings
 
 class Unchecked(Settings, frozen=True):

@@ -8,7 +8,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from msgpush import __version__
-from msgpush.entrypoints.cli import _greet, _warn, main
+from msgpush.entrypoints.cli import main
+from msgpush.entrypoints.commands.serve import _greet, _warn
 from msgpush.entrypoints.settings import Settings
 from tests.support.tokens import P256, SECRET, public_pem
 
@@ -17,9 +18,9 @@ from tests.support.tokens import P256, SECRET, public_pem
     ("argv", "status", "told"),
     [
         (["--version"], 0, f"msgpush {__version__}\n"),
-        (["--help"], 0, "usage: msgpush serve"),
+        (["--help"], 0, "Usage: msgpush "),
         (["serve", "--help"], 0, "--service-port"),
-        ([], 2, "usage: msgpush serve"),
+        ([], 2, "Usage: msgpush "),
         (["server"], 2, 'there is no command "server"'),
         (["serve", "--service-port", "x"], 2, "--service-port"),
         (
@@ -28,8 +29,8 @@ from tests.support.tokens import P256, SECRET, public_pem
             '--workers is "2": several processes need a bus that they share',
         ),
         (["serve", "--jwt-secret", "hunter2"], 2, "--jwt-secret (its value is not shown)"),
-        (["token"], 2, "usage: msgpush token"),
-        (["token", "--help"], 0, "issue|inspect"),
+        (["token"], 2, "Usage: msgpush token"),
+        (["token", "--help"], 0, "inspect  Say why"),
         (["token", "issue", "--sub", "me"], 2, "JWT_SECRET has no value"),
     ],
 )

@@ -5,7 +5,7 @@ the other.
 import re
 from pathlib import Path
 
-from msgpush.entrypoints.cli import DRAIN_GRACE
+from msgpush.entrypoints.commands.serve import DRAIN_GRACE
 from msgpush.entrypoints.protocol import Limits
 from msgpush.entrypoints.settings import Settings
 from msgpush.entrypoints.table import DEFAULTS

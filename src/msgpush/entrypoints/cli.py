@@ -1,280 +1,164 @@
-"""The `msgpush` command."""
+"""The `msgpush` command: finds the command that is asked for, and says how it went."""
 
+import importlib
 import os
-import shlex
-import shutil
-import socket
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import MutableMapping, Sequence
+from difflib import get_close_matches
+from typing import Any, NamedTuple
 
-import msgspec
-import structlog
+import click
+from click.shell_completion import CompletionItem, shell_complete
 
 from msgpush import __version__
-from msgpush.adapters.http.addresses import with_port
-from msgpush.adapters.logs import configure
-from msgpush.adapters.metrics import Shared
-from msgpush.domain.quoting import short_repr
-from msgpush.entrypoints.app import create_app
-from msgpush.entrypoints.output import complain, say, standard_files
-from msgpush.entrypoints.protocol import Limits
-from msgpush.entrypoints.server import address_of, listen, raise_open_files, run, unix_socket
-from msgpush.entrypoints.settings import Settings, SettingsError, help_text
-from msgpush.entrypoints.supervisor import Supervisor, Worker, listen_together, worker_command
-from msgpush.entrypoints.token_command import token_command
+from msgpush.entrypoints.output import complain, safe, standard_files
 
-RESERVED_FILES = 128  # for publishers, health checks, the log: not for streams
-DRAIN_GRACE = 5.0  # what a worker may take beyond DRAIN_SECONDS before it is ended
+DONE, FAILED, ASKED_WRONGLY, INTERRUPTED = 0, 1, 2, 130
+NAME = "msgpush"
+COMPLETE = "_MSGPUSH_COMPLETE"  # how a shell asks what a line may go on with
 
-BUSES = {"memory": "from memory, which it forgets at exit", "redis": "with Redis"}
 
-USAGE = """\
-usage: msgpush serve [--SETTING VALUE ...]   run the service (--help lists the settings)
-       msgpush token issue|inspect ...       make a token, or say why one isn't accepted (--help)
-       msgpush --version
-       msgpush --help
+class Place(NamedTuple):
+    """Where a command is, and what is said of it: so the list of all imports none of them."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "serve": Place("serve", "Run the service."),
+    "publish": Place("publish", "Publish a message, or many from stdin."),
+    "listen": Place("listen", "Show messages as they come."),
+    "history": Place("history", "Show the messages that a channel keeps."),
+    "connections": Place("connections", "List who is connected."),
+    "disconnect": Place("connections", "Close a connection."),
+    "stats": Place("connections", "Show how many are connected."),
+    "acknowledge": Place("delivery", "Acknowledge messages for a user."),
+    "dead-letters": Place("delivery", "List, redeliver or delete messages that were given up."),
+    "token": Place("token", "Issue a token, or say why one isn't accepted."),
+    "doctor": Place("doctor", "Find out what is wrong on the way to a service."),
+    "completion": Place("completion", "Print the completion script of a shell."),
+}
+
+EPILOG = """\
+\b
+Example:
+  msgpush publish --type info --service me --channel demo --data '{"hello": "world"}'
+
+\b
+Each command has its own --help. Where the service is, and the token for it, are
+read from MSGPUSH_URL and MSGPUSH_TOKEN. The exit status is 0: done, 1: failed or
+refused, 2: asked wrongly, 3: the service couldn't be reached, 130: interrupted.
 """
 
-log = structlog.get_logger("msgpush")
+
+class Commands(click.Group):
+    """The commands of the table, each imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        place = COMMANDS.get(cmd_name)
+        if place is None:
+            return None
+        try:
+            module = importlib.import_module(f"msgpush.entrypoints.commands.{place.module}")
+        except ImportError as error:
+            if error.name != "httpx2" and "msgpush[client]" not in str(error):
+                raise
+            raise click.ClickException(
+                f"{cmd_name} needs httpx2: pip install 'msgpush[client]'"
+            ) from None
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name != "serve" and not all(map(_is_text, args)):
+            # The settings of `serve` say themselves which of them it is.
+            raise click.UsageError("the arguments are not in UTF-8")
+        if name not in COMMANDS and not ctx.resilient_parsing:
+            near = get_close_matches(name, COMMANDS, 1)
+            advice = f"did you mean {near[0]}?" if near else "msgpush --help lists them all"
+            raise click.UsageError(f'there is no command "{safe(name[:80])}"; {advice}')
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, place.help) for name, place in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[Any]]:
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [
+            CompletionItem(name, help=place.help)
+            for name, place in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+
+
+@click.command(
+    cls=Commands,
+    epilog=EPILOG,
+    no_args_is_help=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name=NAME, message="%(prog)s %(version)s")
+@click.pass_context
+def commands(ctx: click.Context) -> None:
+    """Real-time push: run the service, publish to it, listen to it, and see how it does."""
+    if ctx.obj.get("NO_COLOR"):
+        ctx.color = False
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+        ctx.exit(ASKED_WRONGLY)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line, and exit with its status: 0 done, 1 failed, 2 asked wrongly."""
+    """Run the command line, and exit with its status."""
     with standard_files():
-        sys.exit(_main(list(sys.argv[1:] if argv is None else argv)))
+        sys.exit(run(sys.argv[1:] if argv is None else argv, os.environ))
 
 
-def _main(argv: list[str]) -> int:
+def run(argv: Sequence[str], environ: MutableMapping[str, str]) -> int:
     """Run one command; returns the exit status."""
-    match argv:
-        case ["--version"]:
-            print(f"msgpush {__version__}")
-            return 0
-        case ["--help" | "-h"] | []:
-            print(USAGE, end="")
-            return 0 if argv else 2
-        case ["token", *rest]:
-            return token_command(rest, os.environ)
-        case ["serve", *flags]:
-            if "--help" in flags or "-h" in flags:
-                print(help_text())
-                return 0
-            warnings: list[str] = []
-            try:
-                settings = Settings.from_environ(os.environ, flags, warnings.append)
-            except SettingsError as error:
-                complain(f"msgpush: {error}")
-                return 2
-            worker = Worker.from_environ(os.environ)
-            if worker is not None:
-                return work(settings, worker)
-            return (
-                supervise(settings, flags, warnings)
-                if settings.workers > 1
-                else serve(settings, warnings)
-            )
-        case [command, *_]:
-            complain(f"msgpush: there is no command {short_repr(command)}\n{USAGE.rstrip()}")
-            return 2
-        case _:
-            raise AssertionError(argv)
-
-
-def serve(settings: Settings, warnings: Sequence[str] = ()) -> int:
-    """Run the service until a signal ends it; returns the exit status.
-
-    Args:
-        warnings: what is to be said of the settings, besides what they are.
-    """
-    configure(settings.log_level, settings.log_format)
-    with ExitStack() as opened:
-        listeners = _prepare(settings, opened, warnings)
-        if not listeners:
-            return 1
-        return _run(
-            settings, listeners[0], on_ready=lambda host, port: _greet(settings, host, port)
-        )
-
-
-def supervise(settings: Settings, flags: Sequence[str], warnings: Sequence[str] = ()) -> int:
-    """Run the service in workers, which get these flags, until a signal; returns the exit status.
-
-    Args:
-        warnings: what is to be said of the settings, besides what they are.
-    """
-    configure(settings.log_level, settings.log_format)
-    with ExitStack() as opened:
-        listeners = _prepare(settings, opened, warnings)
-        if not listeners:
-            return 1
-        address = address_of(listeners[0])
-        directory = opened.enter_context(tempfile.TemporaryDirectory(prefix="msgpush-"))
-        return Supervisor(
-            worker_command(flags),
-            listeners,
-            environ={**os.environ, Shared.DIRECTORY: directory},
-            patience=settings.drain_seconds + DRAIN_GRACE,
-            on_ready=lambda: _greet(settings, *address),
-            on_exit=lambda number: Shared.forget(directory, number),
-        ).run()
-
-
-def work(settings: Settings, worker: Worker) -> int:
-    """Run the service as a supervisor's worker until a signal ends it; returns the exit status."""
-    configure(settings.log_level, settings.log_format)
-    structlog.contextvars.bind_contextvars(pid=os.getpid())
-    worker.watch(settings.drain_seconds + DRAIN_GRACE)
-    shared = Shared.join(os.environ[Shared.DIRECTORY], worker.number)
-
-    def ready(*_: object) -> None:
-        log.info("a worker serves", worker=worker.number)
-        worker.serves(shared.refresh)
-
-    status = _run(settings, worker.listener, supervised=True, on_ready=ready)
-    if worker.orphaned:
-        shared.leave()
-    return status
-
-
-def _prepare(settings: Settings, opened: ExitStack, warnings: Sequence[str]) -> list[socket.socket]:
-    """The sockets that each process listens on; none, and a line in the log, if that can't be."""
-    if _fitting(settings) < 1:
-        log.error(
-            f"no stream could be served: {RESERVED_FILES} open files are for other things, and the"
-            " limit is no more; raise it (ulimit -n, LimitNOFILE of systemd, ulimits of"
-            " compose.yaml)",
-            open_files=raise_open_files(),
-        )
-        return []
     try:
-        listeners = _listen(settings, opened)
-    except OSError as error:
-        where = settings.service_uds or f"{settings.service_host} port {settings.service_port}"
-        log.error("can't listen on %s: %s", where, error.strerror or error)
-        return []
-    _warn(settings, warnings)
-    return listeners
+        if instruction := environ.get(COMPLETE):
+            return shell_complete(commands, {}, NAME, COMPLETE, instruction)
+        # Not its `main`, which takes an end that nobody reads for a failure.
+        with commands.make_context(NAME, list(argv), obj=environ) as ctx:
+            commands.invoke(ctx)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        complain(error.format_message())  # the help itself
+        return ASKED_WRONGLY
+    except click.UsageError as error:
+        complain(f"{_asked(error)}: {_sentence(error)}")
+        return ASKED_WRONGLY
+    except click.ClickException as error:
+        complain(f"{NAME}: {safe(error.format_message())}")
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    return DONE
 
 
-def _listen(settings: Settings, opened: ExitStack) -> list[socket.socket]:
-    host, port, number = settings.service_host, settings.service_port, settings.workers
-    if settings.service_uds is not None:
-        first = opened.enter_context(
-            unix_socket(settings.service_uds, int(settings.service_uds_mode, 8))
-        )
-        return [first, *(opened.enter_context(first.dup()) for _ in range(number - 1))]
-    listeners = [listen(host, port)] if number == 1 else listen_together(host, port, number)
-    return [opened.enter_context(listener) for listener in listeners]
+def _is_text(argument: str) -> bool:
+    """Whether it can be sent: Python takes bytes that aren't UTF-8 for halves of characters."""
+    return not any("\ud800" <= character <= "\udfff" for character in argument)
 
 
-def _run(
-    settings: Settings,
-    listener: socket.socket,
-    *,
-    supervised: bool = False,
-    on_ready: Callable[[str, int], None],
-) -> int:
-    """Serve with these settings; returns the exit status."""
-    app = create_app(msgspec.structs.replace(settings, max_connections=_fitting(settings)))
-    return run(
-        app,
-        host=settings.service_host,
-        port=settings.service_port,
-        listener=listener,
-        supervised=supervised,
-        root_path=settings.root_path,
-        limits=Limits(
-            header_timeout=settings.header_timeout,
-            body_timeout=settings.body_timeout,
-            max_message_bytes=settings.max_message_bytes,
-            ping_interval=settings.heartbeat_interval,
-            ping_timeout=settings.write_timeout,
-        ),
-        drain=lambda: app.state.push.drain(settings.drain_seconds),
-        drain_seconds=settings.drain_seconds,
-        on_ready=on_ready,
-        on_refused=app.state.metrics.refused,
-        cors=app.state.cors.answer,
-    )
+def _asked(error: click.UsageError) -> str:
+    return error.ctx.command_path if error.ctx is not None else NAME
 
 
-def _warn(settings: Settings, warnings: Sequence[str] = ()) -> None:
-    """Log what may be a mistake in the settings."""
-    for warning in warnings:
-        log.warning(warning)
-    if settings.mode == "open":
-        log.warning(
-            "authentication is off: whoever reaches this address may publish and listen to"
-            " everything"
-        )
-    public = settings.jwt_public_key or settings.jwks_url or settings.discovers_keys
-    if settings.mode == "tokens" and not settings.jwt_audience and public:
-        log.warning(
-            "JWT_AUDIENCE is not set: tokens that their issuer made for nobody in particular are"
-            " accepted, and those with an aud are refused"
-        )
-    if (
-        settings.service_uds is not None
-        and settings.mode != "local"
-        and "unix" not in settings.trusted_proxies
-    ):
-        log.warning(
-            "clients on SERVICE_UDS have no address and no scheme but http:"
-            ' TRUSTED_PROXIES=["unix"] takes the word of the proxy that connects to it'
-        )
-    if settings.service_uds is None and "unix" in settings.trusted_proxies:
-        log.warning(
-            'TRUSTED_PROXIES has "unix", which means nothing without SERVICE_UDS: on a port,'
-            " addresses count"
-        )
-    if (settings.jwks_url or "").startswith("http://"):
-        log.warning("JWKS_URL is not https: whoever is in between can make tokens")
-    if settings.redis is not None and settings.redis.options.get("ssl_cert_reqs") == "none":
-        log.warning(
-            "REDIS_URL has ssl_cert_reqs=none: whoever is in between can read and change everything"
-        )
-    if (room := _fitting(settings)) < settings.max_connections:
-        log.warning(
-            "MAX_CONNECTIONS is lowered to what the limit of open files allows",
-            max_connections=room,
-        )
-
-
-def _fitting(settings: Settings) -> int:
-    """The streams that this process can serve, and is allowed to."""
-    return min(settings.max_connections, raise_open_files() - RESERVED_FILES)
-
-
-def _greet(settings: Settings, host: str, port: int) -> None:
-    """Say that the service is ready, and how to try it."""
-    bus = "redis" if settings.redis_host or settings.redis_url else "memory"
-    where: dict[str, str | int] = (
-        {"host": host, "port": port} if settings.service_uds is None else {"uds": host}
-    )
-    log.info("ready", version=__version__, **where, bus=bus, workers=settings.workers)
-    if settings.log_format == "json":
-        return
-    # Not every machine and browser takes "any address" for its own.
-    shown_host = "localhost" if host in ("0.0.0.0", "::") else host
-    url, curl, page = f"http://{with_port(shown_host, port)}", "curl", ""
-    if settings.service_uds is None:
-        page = f"or open {url}/ in a browser. "
-    else:
-        url, curl = "http://localhost", f"curl --unix-socket {shlex.quote(host)}"
-    message = '{"type":"info","service":"me","channels":["demo"],"data":{"hello":"world"}}'
-    token = header = ""
-    if settings.mode == "tokens":
-        key = "" if settings.jwt_secret else " --key private.pem"
-        command = "msgpush" if shutil.which("msgpush") else f"{sys.executable} -m msgpush"
-        allowed = f"--subscribe demo --publish demo --publish service:me{key}"
-        token = f"\n    TOKEN=$({command} token issue --sub me {allowed})"
-        header = ' -H "Authorization: Bearer $TOKEN"'
-    say(
-        f"\n  msgpush {__version__} serves {settings.service_uds or f'{url}/'} {BUSES[bus]}.\n  Try"
-        " it in two other"
-        f" terminals{', each with the same key in its environment' if token else ''}:\n{token}\n   "
-        f" {curl} -N {url}/sse/stream/demo{header}\n    {curl} {url}/api/v1/messages/send{header}"
-        f" -d '{message}'\n\n  {page}Ctrl-C ends it.\n"
-    )
+def _sentence(error: click.UsageError) -> str:
+    """What was asked wrongly, and what to do, in one line."""
+    text = safe(error.format_message()).rstrip(".")
+    path = _asked(error)
+    return text if path == NAME else f"{text} ({path} --help shows how)"

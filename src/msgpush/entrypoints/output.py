@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NoReturn, TextIO
 
 # What write(2) says of a file that takes no more; it names no file then.
@@ -19,6 +19,30 @@ def say(text: str) -> None:
 def complain(text: str) -> None:
     """Print to stderr. What can't be written is lost."""
     _write(sys.stderr, text)
+
+
+def on_terminal() -> bool:
+    """Whether a person reads stdout, and no program."""
+    return sys.stdout.isatty()
+
+
+def safe(text: str) -> str:
+    """A text that others have written, on one line, and with nothing that a terminal obeys."""
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Rows in columns that are as wide as they have to be."""
+    lines = [list(titles), *([safe(str(cell)) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 @contextlib.contextmanager

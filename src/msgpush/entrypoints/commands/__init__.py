@@ -1,0 +1,1 @@
+"""The commands of `msgpush`, a module a topic. Each is imported when it is asked for."""
