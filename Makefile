@@ -7,7 +7,7 @@ PIP := python -m pip --quiet --disable-pip-version-check
 PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long lint format bench chaos fuzz demo constraints clean
+.PHONY: help run test test-long test-js lint format bench chaos fuzz demo constraints clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -29,6 +29,9 @@ test: .venv/dev  ## Run the tests
 
 test-long: .venv/dev  ## Run those that take long: other servers, failovers, chaos
 	$(BIN)/python -m pytest --numprocesses 2 --dist load -m long
+
+test-js:  ## Run the tests of the JavaScript client (these need Node.js and npm)
+	cd clients/js && npm ci --silent --no-audit --no-fund && npm test
 
 lint: .venv/dev  ## Check style, types and architecture
 	$(BIN)/ruff check .
