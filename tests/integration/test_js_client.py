@@ -33,6 +33,8 @@ from tests.support.tokens import SECRET, bearer, token
 SERVED = Path(pages.__file__).parent / "static" / "msgpush.js"
 CORE = 5 * 1000  # bytes, minified and compressed
 REQUIRED = "CI" in os.environ
+
+pytestmark = pytest.mark.long
 ADMIN = bearer(token("ops", admin=True, publish=["*"]))
 
 
@@ -200,8 +202,13 @@ def test_a_leader_that_hangs_is_replaced_and_nothing_comes_twice_when_it_wakes(
         for tab in (leader, other):
             open_streams(tab, 1)
         first = alone(service)
-        busy = "const until = Date.now() + 8000; while (Date.now() < until);"
+        other.value("void (new BroadcastChannel('busy').onmessage = () => { window.busy = true; })")
+        busy = (
+            "new BroadcastChannel('busy').postMessage(1);"
+            "const until = Date.now() + 8000; while (Date.now() < until);"
+        )
         tabs.say(leader, "Runtime.evaluate", expression=busy)
+        other.becomes("window.busy")
         since = time.monotonic()
         publish(service.port, "1")
         heard(other, ["1"])
@@ -216,6 +223,64 @@ def test_a_leader_that_hangs_is_replaced_and_nothing_comes_twice_when_it_wakes(
             tab.becomes("heard.length >= 4")
             assert sorted(tab.value("heard")) == ["1", "2", "3", "4"]
         assert alone(service) != first
+
+
+@needs_chromium
+def test_a_leader_that_nobody_sees_and_whose_timers_wait_is_replaced_when_its_stream_is_lost(
+    browser: Browser,
+) -> None:
+    with pages_of(browser) as (service, page, tabs):
+        leader, other = (tabs.open(page, user="alice", session="alice") for _ in range(2))
+        for tab in (leader, other):
+            open_streams(tab, 1)
+        first = alone(service)
+        leader.value(
+            "Object.defineProperty(document, 'visibilityState', {value: 'hidden'});"
+            "void (window.setTimeout = () => 0)"
+        )
+        request(service.port, "DELETE", f"/api/v1/connections/{first}?reconnect=true")
+        publish(service.port, "1")
+        for tab in (leader, other):
+            heard(tab, ["1"])
+        assert alone(service) != first
+
+
+@needs_chromium
+def test_tabs_that_have_no_locks_have_a_connection_each_and_end_with_their_session_too(
+    browser: Browser,
+) -> None:
+    with pages_of(browser) as (service, page, tabs):
+        opened = []
+        for user in ("alice", "alice", "bob"):
+            opened.append(tab := tabs.open(page))
+            tab.value("void Object.defineProperty(navigator, 'locks', {value: undefined})")
+            tab.value(f"listen({{user: '{user}', session: '{user}'}})")
+            open_streams(tab, 1)
+            if user == "alice":
+                assert len(service.push.connections) == len(opened)
+        for tab in opened[:2]:
+            tab.becomes("how('close').length === 1 && !how('close')[0].reconnect")
+        alone(service)
+
+
+@needs_chromium
+def test_a_worker_hears_and_acknowledges(browser: Browser) -> None:
+    with pages_of(browser) as (service, page, tabs):
+        tab = tabs.open(page)
+        script = f"""importScripts("{page.base}/static/msgpush.js");
+            const client = new MsgPush("{page.base}", {{ user: "alice", session: "alice" }});
+            client.on("open", () => postMessage("open"));
+            client.on("info", async (data, message) => {{
+              await client.acknowledge(message);
+              postMessage(data.text);
+            }});"""
+        tab.value(
+            f"const worker = new Worker(URL.createObjectURL(new Blob([{json.dumps(script)}])));"
+            "void (worker.onmessage = ({data}) => heard.push(data))"
+        )
+        tab.becomes("heard.length === 1")
+        publish(service.port, "1", target={"user_id": "alice"}, metadata={"ack": True})
+        heard(tab, ["open", "1"])
 
 
 @needs_chromium

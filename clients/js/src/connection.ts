@@ -145,7 +145,7 @@ export class Connection implements Source {
     if (!this.#lostAt || (known && now - this.#openedAt > HEALTHY)) this.#lostAt = now;
     if (reason === "drain") this.#drainedAt = now;
     // It grows with the time that it has been away: who was away for long isn't missed for a little longer.
-    let pause = Math.min(LONGEST_PAUSE, Math.max(FIRST_PAUSE, (now - this.#lostAt) / 5));
+    let pause = Math.min(LONGEST_PAUSE, Math.max(FIRST_PAUSE, (now - this.#lostAt) / 8));
     const draining = now < this.#drainedAt + DRAINS_FOR;
     if (draining) pause = Math.min(DRAIN_PAUSE, pause);
     const advice = draining ? 0 : reason === "overload" ? (retry ?? 10_000 + 20_000 * Math.random()) : status && retry;

@@ -44,7 +44,9 @@ export class MsgPush {
     if (user !== undefined) named.push(`user:${user}`);
     if (service !== undefined) named.push(`service:${service}`);
     const open = typeof transport === "string" ? TRANSPORTS[transport] : transport;
-    if (!named.length || !open) throw new TypeError(open ? "nothing to listen to" : `no transport ${transport}`);
+    if (!named.length) throw new TypeError("nothing to listen to");
+    if (!open || (open === webSocket && !globalThis.WebSocket) || (open === eventSource && !globalThis.EventSource))
+      throw new TypeError(`no transport ${transport} here`);
     this.#options = options;
     this.#channels = new Set(named);
     this.#setup = {

@@ -3,7 +3,8 @@
  *
  * A web lock says who leads: that tab has the connection, listens to the channels of all, and passes on all frames over a
  * BroadcastChannel, numbered. A leader that is closed lets go of the lock, and the next in line goes on at its own cursor.
- * One that hangs gives no answer to a ping: the lock is stolen from it. The later a leader, the greater its epoch; nobody
+ * One that hangs gives no answer to a ping: the lock is stolen from it. So it is from one that has no stream and isn't seen,
+ * since a browser lets such a tab try only once a minute. The later a leader, the greater its epoch; nobody
  * listens to an earlier one.
  *
  * Each tab keeps a cursor of its own. Where it isn't the leader's, or a number is missing, the tab catches up on a stream
@@ -30,6 +31,7 @@ interface Said {
   seq?: number;
   cursor?: string;
   opened?: Opened | undefined;
+  hidden?: boolean;
 }
 
 /** The share that a tab has in the connection of a session. */
@@ -56,6 +58,8 @@ export class Tabs implements Source {
   #covered = false; // its stream has all channels of this tab
   #heard = Date.now();
   #pinged = 0;
+  #hidden = false; // nobody sees it
+  #missed = 0; // since when it has no stream
 
   #connection: Connection | undefined; // of the leader, or where tabs can't share
   #asked: readonly string[] = []; // its channels
@@ -84,6 +88,7 @@ export class Tabs implements Source {
     this.#name = JSON.stringify([this.#origin(), session, setup.query]);
     this.#shared = !!globalThis.navigator?.locks && !!globalThis.BroadcastChannel;
     if (!this.#shared) {
+      if (globalThis.BroadcastChannel) this.#tune(true); // who is signed in counts all the same
       this.#connection = new Connection(setup, take); // such as a page that isn't served over TLS
       return;
     }
@@ -177,6 +182,8 @@ export class Tabs implements Source {
   }
 
   #steal(): void {
+    this.#pinged = 0;
+    this.#heard = this.#missed = Date.now();
     this.#waiting?.abort();
     this.#waiting = undefined;
     this.#hold({ steal: true });
@@ -211,15 +218,13 @@ export class Tabs implements Source {
 
   #look(): void {
     const now = Date.now();
-    if (this.#release || this.#asleep || now - this.#heard < QUIET) return;
+    if (this.#release || this.#asleep) return;
+    if (this.#hidden && !hidden() && !this.#opened && now - this.#missed > QUIET) return this.#steal();
+    if (now - this.#heard < QUIET) return;
     if (!this.#pinged) {
       this.#pinged = now;
       this.#say("ping");
-    } else if (now - this.#pinged > UNANSWERED) {
-      this.#pinged = 0;
-      this.#heard = now;
-      this.#steal();
-    }
+    } else if (now - this.#pinged > UNANSWERED) this.#steal();
   }
 
   #sleep(): void {
@@ -256,7 +261,7 @@ export class Tabs implements Source {
     this.#asked = this.#union();
     this.#connection = new Connection({ ...this.#setup, channels: this.#asked, since: this.#cursor }, (frame) => {
       if (!this.#release) return;
-      this.#say("frame", { seq: ++this.#seq!, frame });
+      this.#say("frame", { seq: ++this.#seq!, frame, hidden: hidden() });
       this.#receive(frame);
     });
   }
@@ -288,10 +293,10 @@ export class Tabs implements Source {
   }
 
   #beat(): void {
-    this.#say("beat", { seq: this.#seq!, cursor: this.#cursor, opened: this.#opened });
+    this.#say("beat", { seq: this.#seq!, cursor: this.#cursor, opened: this.#opened, hidden: hidden() });
   }
 
-  #follow({ kind, epoch, seq, frame, cursor, opened }: Said): void {
+  #follow({ kind, epoch, seq, frame, cursor, opened, hidden }: Said): void {
     if (epoch < this.#epoch) return;
     if (epoch > this.#epoch) {
       this.#epoch = epoch;
@@ -300,6 +305,7 @@ export class Tabs implements Source {
     }
     this.#heard = Date.now();
     this.#pinged = 0;
+    this.#hidden = hidden ?? false;
     if (kind === "lead") this.#say("join", { channels: this.#channels });
     if (kind === "beat" && seq !== this.#seq) this.#adopt(seq!, cursor!, opened);
     if (kind !== "frame") return;
@@ -333,6 +339,7 @@ export class Tabs implements Source {
     }
     if (event === "msgpush.close") {
       this.#opened = undefined;
+      this.#missed = Date.now();
       if (!data.reconnect) return this.#end(data.reason);
     }
     if (this.#side) this.#waits.push(frame);
@@ -399,5 +406,6 @@ export class Tabs implements Source {
   }
 }
 
+const hidden = (): boolean => globalThis.document?.visibilityState === "hidden";
 const nameOf = ({ service, id, timestamp }: Message): string => `${service}/${id} ${timestamp}`;
 const same = (one: Message, other: Message): boolean => nameOf(one) === nameOf(other);
