@@ -1,0 +1,12 @@
+// npm `eventsource`: the EventSource of Node.js.
+import { EventSource } from "eventsource";
+
+import { gaveUp, names, told, url } from "./print.mjs";
+
+const source = new EventSource(url);
+for (const name of names) {
+  source.addEventListener(name, (event) => told(event.type, event.lastEventId, event.data));
+}
+source.addEventListener("error", (event) => {
+  if (source.readyState === EventSource.CLOSED) gaveUp(event.message);
+});
