@@ -79,10 +79,10 @@ class Writer:
         return await self._say({"writer": "is back"}, secrets.token_hex(8))
 
     async def write(self) -> None:
-        """Write the answers, one after the other, for ever."""
+        """Write what of the answers is missing, for ever."""
         while True:
             self._changed.clear()
-            for id, written in self._answers.items():
+            for id, written in reversed(self._answers.items()):  # the newest first: it is shown
                 left = (number for number in range(len(PIECES)) if number not in written)
                 if (number := next(left, None)) is not None:
                     await asyncio.sleep(self._pace)

@@ -76,18 +76,22 @@ function showJob(data) {
   showTotal();
 }
 
+// The task itself says that it has begun, how far it is, and that it is done: here its files tell that.
 const handlers = {
   status(data) {
-    if (data.file === undefined) showJob(data);
-    else showFile(data.file, "status", 0, `${data.chunks} ${data.chunks === 1 ? "chunk" : "chunks"} to read`);
+    if (data.files !== undefined) showJob(data);
+    else if (data.file !== undefined) showFile(data.file, "status", 0, `${data.chunks} ${data.chunks === 1 ? "chunk" : "chunks"} to read`);
   },
   progress({ file, progress, stage, details }) {
-    showFile(file, "progress", progress, `chunk ${details.chunk} of ${details.chunks}: ${stage}`);
+    if (file !== undefined) showFile(file, "progress", progress, `chunk ${details.chunk} of ${details.chunks}: ${stage}`);
   },
   success({ file, words, terms }) {
-    showFile(file, "success", 100, terms.length ? `${words} words: ${terms.join(", ")}` : "no words");
+    if (file !== undefined) showFile(file, "success", 100, terms.length ? `${words} words: ${terms.join(", ")}` : "no words");
   },
-  error: ({ file, message }) => showFile(file, "error", 100, message),
+  error({ file, message }) {
+    if (file !== undefined) showFile(file, "error", 100, message);
+    else notice(`The worker has failed: ${message}`);
+  },
   info: showReceipt, // the worker's word about a question
 };
 

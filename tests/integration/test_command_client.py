@@ -182,6 +182,7 @@ def shell(service: ThreadedService, tmp_path: Path) -> Shell:
     return Shell(service, tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "example"), EXAMPLES, ids=[each for _, each in EXAMPLES])
 def test_the_example_of_a_help_does_what_it_says(
     name: str, example: str, shell: Shell, service: ThreadedService, tmp_path: Path
@@ -212,6 +213,7 @@ def test_the_example_of_a_help_does_what_it_says(
         eventually(lambda: streams(service) == 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block", BLOCKS, ids=[block.splitlines()[-1] for block in BLOCKS])
 def test_what_the_page_shows_runs(block: str, shell: Shell, service: ThreadedService) -> None:
     for n in (1, 2):
@@ -262,13 +264,13 @@ def test_lines_from_stdin_are_published_in_order_and_what_is_wrong_holds_nothing
     service: ThreadedService,
 ) -> None:
     good = [f'{{"type":"info","channels":["n"],"data":{{"n":{n}}}}}' for n in range(2500)]
-    bad = ["no json", '{"type":"nope"}', "[]", '{"type":"info","service":7}']
-    text = "\n".join([*good[:1000], *bad, "", *good[1000:]])
+    bad = ["no json", '{"type":"nope"}', "[]", "[" * 3000, '{"type":"info","service":7}']
+    text = "\ufeff" + "\n".join([*good[:1000], *bad, "", *good[1000:]])
     result = msgpush("publish", "--service", "s", stdin=text, MSGPUSH_URL=url(service))
     assert (result.returncode, result.stdout) == (1, "")
     told = result.stderr.splitlines()
-    assert [line.split(":")[1] for line in told[:4]] == [f" line {n}" for n in range(1001, 1005)]
-    assert told[4:] == ["msgpush: 2500 published, 4 refused"]
+    assert [line.split(":")[1] for line in told[:5]] == [f" line {n}" for n in range(1001, 1006)]
+    assert told[5:] == ["msgpush: 2500 published, 5 refused"]
     result = msgpush("history", "n", MSGPUSH_URL=url(service))
     kept = [each["data"]["n"] for each in lines(result.stdout)]
     assert kept[-1000:] == list(range(1500, 2500))
@@ -332,6 +334,7 @@ def test_who_listens_is_a_guest_unless_it_says_otherwise(service: ThreadedServic
             eventually(lambda expected=expected: httpx2.get(state).json()["state"] == expected)  # type: ignore[misc]
 
 
+@pytest.mark.long
 def test_a_listener_goes_on_when_the_service_is_restarted() -> None:
     port = free_port()
     environ = {"MSGPUSH_URL": f"http://127.0.0.1:{port}"}
@@ -602,6 +605,9 @@ def test_a_service_that_cannot_be_reached_or_refuses_the_token_is_told_in_one_li
         (["history", "demo", "--url", "127.0.0.1:8089"], 'the URL is "127.0.0.1:8089": it must be'),
         (["history", "demo", "--url", "https://u:pass@"], 'the URL is "https://": it must be'),
         (["history", "demo", "--url", "https://x/#y"], 'the URL is "https://x/#y": it must be'),
+        (["history", "demo", "--url", "http://x..y"], 'the URL is "http://x..y": it must be'),
+        (["history", "demo", "--url", "http://u:pass/w@h"], 'the URL is "http://h": it must be'),
+        (["history", "demo", "--url", "http://h/?t=pass"], 'the URL is "http://h/?...": it must'),
         (["history", "demo", "--token", "a b"], "the token can't be one"),
         (["history", "demo", "--token", "a", "--token-file", "b"], "exclude each other"),
         (["history", "demo", "--token-file", "/none"], "--token-file /none: No such file"),
@@ -634,6 +640,30 @@ def test_what_is_asked_wrongly_is_told_in_one_line(
     assert err.count("\n") == 1
     assert err.removesuffix("\n").isprintable()
     assert "pass" not in err.replace("--pass", "")
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"ALL_PROXY": "socks5://127.0.0.1:1"},
+        {"HTTPS_PROXY": "foo://127.0.0.1"},
+        {"SSL_CERT_FILE": "/none"},
+    ],
+    ids=["no SOCKS", "no proxy", "no certificates"],
+)
+@pytest.mark.parametrize("command", ["history demo", "publish --type info --service s", "doctor"])
+def test_an_environment_in_which_nothing_can_be_asked_is_told_in_one_line(
+    command: str,
+    environ: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    status, out, err = said(capsys, *command.split())
+    assert (status, out) == (3, "")
+    assert "the proxy or the certificates that the environment names" in err
+    assert err.count("\n") == 1
 
 
 def test_what_the_service_finds_wrong_is_told_with_its_place(

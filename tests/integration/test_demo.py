@@ -403,6 +403,9 @@ def test_a_browser_shows_every_file_the_reset_and_then_the_same_again(
     whole_job(demo.port)
     with Browser(tmp_path / "profile") as browser:
         tab = browser.open(f"http://127.0.0.1:{demo.port}/demo/")
+        tab.at_each_load("window.errors = []; onerror = (error) => void errors.push(error)")
+        tab.value("void location.reload()")
+        tab.becomes("window.errors !== undefined")
         shows_the_whole_job(tab)
         files = tab.texts("#files li")
         assert "whale.txt100 %800 words: captain, ship, whale, sea" in files
@@ -419,6 +422,7 @@ def test_a_browser_shows_every_file_the_reset_and_then_the_same_again(
         assert request(demo.port, "DELETE", target).status == 204
         tab.shows("#state", "closed")
         tab.becomes(rf"/\(reset\).*\(disconnected\)/.test({TEXT.format('#notices')})")
+        assert tab.value("errors") == []
 
 
 def shows_the_whole_job(tab: Tab) -> None:

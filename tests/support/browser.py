@@ -132,6 +132,12 @@ class Tab:
             raise Unanswered(answer["exceptionDetails"])
         return answer["result"].get("value")
 
+    def at_each_load(self, script: str) -> None:
+        """Have some JavaScript run before that of each page that is loaded from here on."""
+        self._browser.ask("Page.enable", {}, self._session)
+        params = {"source": script}
+        self._browser.ask("Page.addScriptToEvaluateOnNewDocument", params, self._session)
+
     def becomes(self, expression: str) -> None:
         """Return once some JavaScript is true in the page; fail when it isn't in time."""
         assert self._waited(expression, bool), expression

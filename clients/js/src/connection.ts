@@ -60,6 +60,7 @@ export class Connection implements Source {
   listen(channels: readonly string[]): void {
     const before = this.#channels;
     this.#channels = channels;
+    if (!before.length) this.#cursor = ""; // who listens to nothing has no place
     if (!this.#open || !this.#link?.send || !channels.length) return this.#soon(0);
     const tell = (command: string, names: readonly string[]) => {
       if (names.length)
@@ -128,13 +129,14 @@ export class Connection implements Source {
   }
 
   /** There is no stream any longer: another one follows, unless that makes no sense. */
-  #lost({ reason = "lost", detail = "the connection was lost", reconnect = true, status = 0, retry }: Ended): void {
+  #lost({ reason = "lost", detail = "the connection was lost", reconnect = true, status = 0, retry, told }: Ended): void {
     const { token } = this.#setup;
     const now = Date.now();
     const known = this.#open;
     this.#drop();
     // Of most ends a page sees no reason: one that has not opened may have been refused for its token.
-    if (reason === "lost" ? !known : reason !== "drain" && reason !== "overload") token.forget();
+    const mayBeRefused = reason === "lost" ? !known && !told : reason !== "drain" && reason !== "overload";
+    if (mayBeRefused || status === 401) token.forget();
     if (reason === "unauthorized" || status === 401) reconnect = token.renewable;
     else if ([204, 400, 403].includes(status)) reconnect = false;
     if (status === 204) reason = "over";
@@ -147,7 +149,7 @@ export class Connection implements Source {
     // It grows with the time that it has been away: who was away for long isn't missed for a little longer.
     let pause = Math.min(LONGEST_PAUSE, Math.max(FIRST_PAUSE, (now - this.#lostAt) / 8));
     const draining = now < this.#drainedAt + DRAINS_FOR;
-    if (draining) pause = Math.min(DRAIN_PAUSE, pause);
+    if (draining) pause = Math.min(pause, Math.max(DRAIN_PAUSE, (now - this.#lostAt) / 20));
     const advice = draining ? 0 : reason === "overload" ? (retry ?? 10_000 + 20_000 * Math.random()) : status && retry;
     this.#patient = !!advice;
     this.#soon((advice || 0) + pause * (0.5 + Math.random() / 2));

@@ -45,6 +45,8 @@ export class MsgPush {
     if (service !== undefined) named.push(`service:${service}`);
     const open = typeof transport === "string" ? TRANSPORTS[transport] : transport;
     if (!named.length) throw new TypeError("nothing to listen to");
+    const needed = { eventsource: "EventSource", websocket: "WebSocket" }[transport as string];
+    if (needed && !(needed in globalThis)) throw new TypeError(`there is no ${needed} here`);
     if (!open || (open === webSocket && !globalThis.WebSocket) || (open === eventSource && !globalThis.EventSource))
       throw new TypeError(`no transport ${transport} here`);
     this.#options = options;
@@ -179,6 +181,7 @@ export class MsgPush {
   }
 
   #tell(name: string, ...told: unknown[]): void {
+    if (name === "error" && !this.#heard.get(name)?.size) console.error("msgpush:", ...told);
     for (const hear of [...(this.#heard.get(name) ?? [])])
       try {
         hear(...told);

@@ -20,9 +20,12 @@ const TICK = 500;
 const SOON = 20; // tabs that are opened together
 const LATER = 2_000; // tabs that are closed, or only reload
 const REMEMBERED = 5_000;
+const MOST_CHANNELS = 64; // of a stream
+const SIDES = 3; // tabs that catch up at a time: a browser has six connections to a server in all
+const ENDS = ["disconnected", "revoked", "over", "session"]; // what ends a session, and is no refusal
 
 interface Said {
-  kind: "join" | "leave" | "ping" | "lead" | "beat" | "frame" | "done";
+  kind: "join" | "leave" | "ping" | "lead" | "beat" | "frame" | "done" | "part";
   from: string;
   epoch: number;
   channels?: readonly string[];
@@ -55,6 +58,7 @@ export class Tabs implements Source {
   #seq: number | undefined;
   #position = ""; // its cursor
   #opened: Opened | undefined;
+  #pendingShown = false;
   #covered = false; // its stream has all channels of this tab
   #heard = Date.now();
   #pinged = 0;
@@ -66,7 +70,8 @@ export class Tabs implements Source {
   #change: ReturnType<typeof setTimeout> | undefined;
   #release: (() => void) | undefined; // what the leader ends with
   #waiting: AbortController | undefined; // in line for the lock
-  #side: Connection | undefined; // catching up
+  #catching: AbortController | undefined;
+  #side: Connection | undefined; // its stream, when it is its turn
   #waits: Frame[] = []; // what the leader has said meanwhile
   #watch: ReturnType<typeof setInterval> | undefined;
   #asleep = false;
@@ -160,6 +165,7 @@ export class Tabs implements Source {
   // Who leads
 
   #join(): void {
+    if (!this.#shared) return;
     this.#heard = Date.now();
     this.#pinged = 0;
     this.#seq = undefined;
@@ -218,7 +224,7 @@ export class Tabs implements Source {
 
   #look(): void {
     const now = Date.now();
-    if (this.#release || this.#asleep) return;
+    if (this.#release || this.#asleep || !this.#shared) return;
     if (this.#hidden && !hidden() && !this.#opened && now - this.#missed > QUIET) return this.#steal();
     if (now - this.#heard < QUIET) return;
     if (!this.#pinged) {
@@ -259,6 +265,10 @@ export class Tabs implements Source {
     this.#change = undefined;
     this.#connection?.close();
     this.#asked = this.#union();
+    if (this.#asked.length > MOST_CHANNELS) {
+      this.#say("part");
+      return this.#part();
+    }
     this.#connection = new Connection({ ...this.#setup, channels: this.#asked, since: this.#cursor }, (frame) => {
       if (!this.#release) return;
       this.#say("frame", { seq: ++this.#seq!, frame, hidden: hidden() });
@@ -285,6 +295,8 @@ export class Tabs implements Source {
     if (kind === "join") this.#others.set(from, said.channels!);
     if (kind === "leave") this.#others.delete(from);
     if (kind === "done") this.#know(said.keys!);
+    if (!this.#shared) return;
+    if (kind === "part") return this.#part();
     if (kind === "lead" || kind === "beat" || kind === "frame") return this.#follow(said);
     if (!this.#release) return;
     if (kind !== "done") this.#beat();
@@ -322,6 +334,10 @@ export class Tabs implements Source {
   /** Follow a leader from where it is. */
   #adopt(seq: number, cursor: string, opened: Opened | undefined): void {
     this.#seq = seq;
+    if (!this.#pendingShown) {
+      this.#pendingShown = true;
+      this.#showPending().catch(() => {}); // the next delivery brings them
+    }
     this.#position = cursor;
     if (opened) this.#receive({ event: "msgpush.open", id: cursor, data: opened });
   }
@@ -335,14 +351,14 @@ export class Tabs implements Source {
     if (event === "msgpush.open") {
       this.#opened = data;
       this.#covered = this.#covers(data);
-      if (this.#covered && this.#cursor && this.#cursor !== id && !this.#side) this.#catchUp();
+      if (this.#covered && this.#cursor && this.#cursor !== id && !this.#catching) this.#catchUp();
     }
     if (event === "msgpush.close") {
       this.#opened = undefined;
       this.#missed = Date.now();
-      if (!data.reconnect) return this.#end(data.reason);
+      if (!data.reconnect) return ENDS.includes(data.reason) ? this.#end(data.reason) : this.#part();
     }
-    if (this.#side) this.#waits.push(frame);
+    if (this.#catching) this.#waits.push(frame);
     else this.#deliver(frame);
   }
 
@@ -355,28 +371,75 @@ export class Tabs implements Source {
   }
 
   #catchUp(): void {
+    const catching = (this.#catching = new AbortController());
+    const { signal } = catching;
+    navigator.locks
+      .request(`${this.#name} catching up ${Math.floor(Math.random() * SIDES)}`, { signal }, () => {
+        if (signal.aborted) return;
+        this.#side = this.#aside();
+        return new Promise<void>((done) => signal.addEventListener("abort", () => done()));
+      })
+      .catch(() => {}); // it isn't wanted any longer
+  }
+
+  /** A stream from where this tab is, until it meets what the leader says. */
+  #aside(): Connection {
     const setup = { ...this.#setup, channels: this.#channels, since: this.#cursor };
-    this.#side = new Connection(setup, (frame) => {
+    return new Connection(setup, (frame) => {
       const { event, id, data } = frame;
       if (id) this.#cursor = id;
       if (event === "message" ? this.#wants(data, id) : event === "msgpush.gap") this.#take(frame);
-      const met = event === "message" && this.#waits.some((each) => each.event === event && same(each.data, data));
+      const beat = event === "msgpush.heartbeat";
+      const met = this.#waits
+        .map((each) => (beat ? each.id === id : event === "message" && each.event === event && same(each.data, data)))
+        .lastIndexOf(true);
       const over = event === "msgpush.close" && !data.reconnect;
-      if (((met || event === "msgpush.heartbeat") && this.#covered) || over) this.#caughtUp();
+      if (((met >= 0 || beat) && this.#covered) || over) this.#caughtUp(met);
     });
   }
 
-  #caughtUp(): void {
-    const waited = this.#waits;
+  /** Go on with what the leader has said after the frame of this number. */
+  #caughtUp(met: number): void {
+    const waited = this.#waits.slice(met + 1);
     this.#abandon();
-    if (this.#position) this.#cursor = this.#position;
     for (const frame of waited) this.#deliver(frame);
   }
 
   #abandon(): void {
     this.#side?.close();
     this.#side = undefined;
+    this.#catching?.abort();
+    this.#catching = undefined;
     this.#waits = [];
+  }
+
+  /** What all tabs want together is refused: each asks for what it wants itself, and hears why. */
+  #part(): void {
+    this.#abandon();
+    this.#waiting?.abort();
+    this.#waiting = undefined;
+    this.#retire();
+    this.#shared = false;
+    clearInterval(this.#watch);
+    const setup = { ...this.#setup, channels: this.#channels, since: this.#cursor };
+    this.#connection = new Connection(setup, (frame) => this.#take(frame));
+  }
+
+  /** What waits for an acknowledgement is shown to a stream as it opens. A tab that follows opens none: it asks. */
+  async #showPending(): Promise<void> {
+    const { base, token, withCredentials, query } = this.#setup;
+    if (query.passive || query.priority) return;
+    for (const name of this.#channels.filter((each) => each.startsWith("user:"))) {
+      const shown = await token.get();
+      const answer = await fetch(`${base}/api/v1/users/${encodeURIComponent(name.slice("user:".length))}/pending`, {
+        headers: shown ? { Authorization: `Bearer ${shown}` } : {},
+        credentials: withCredentials ? "include" : "same-origin",
+      });
+      const { messages } = answer.ok ? await answer.json() : { messages: [] };
+      for (const data of messages as Message[])
+        if (!this.#over.signal.aborted && (!query.types || query.types.split(",").includes(data.type)))
+          this.#take({ event: "message", data });
+    }
   }
 
   #covers(opened: Opened | undefined): boolean {

@@ -40,17 +40,17 @@ export const fetching: Transport = (ask, take, ended) => {
     if (status !== 200) {
       const { detail } = await answer.json().catch(() => ({}));
       const retry = 1000 * Math.min(60, +answer.headers.get("Retry-After")! || 0);
-      return ended({ status, detail: `${status} ${detail ?? ""}`, retry });
+      return ended({ status, detail: `${status} ${detail ?? ""}`, retry, told: true });
     }
     const push = eventStream(take);
     const decoder = new TextDecoder();
     for (const reader = answer.body!.getReader(); ; ) {
       const { done, value } = await reader.read();
-      if (done) return ended({});
+      if (done) return ended({ told: true });
       push(decoder.decode(value, { stream: true }));
     }
   };
-  read().catch((error) => ended({ detail: String(error) }));
+  read().catch((error) => ended({ detail: String(error), told: true }));
   return { close: () => stopped.abort() };
 };
 

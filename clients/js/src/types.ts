@@ -100,6 +100,8 @@ export interface Ended {
   reconnect?: boolean;
   status?: number;
   retry?: number | undefined;
+  /** This transport sees how it is answered: a status that isn't here was none. */
+  told?: boolean;
 }
 
 /** A stream that is open, or about to. After `close` nothing is heard of it. */

@@ -1,5 +1,6 @@
 """`msgpush publish`: one message from flags, or many from stdin."""
 
+import codecs
 import os
 import stat
 import sys
@@ -44,7 +45,7 @@ class _Json(click.ParamType[Raw]):
                 self.fail(f"{value[1:]}: {error.strerror}", param, ctx)
         try:
             msgspec.json.decode(text, type=dict[str, Raw])
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self.fail(f"it must be a JSON object ({error})", param, ctx)
         return Raw(text)
 
@@ -234,23 +235,30 @@ def _publish_lines(remote: Remote, publisher: Publisher, service: str | None) ->
 
 def _chunks(file: int) -> Iterator[tuple[list[bytes], int]]:
     """The lines of a file as they arrive, and the number of bytes with each chunk of them."""
-    rest = b""
+    rest = bytearray()
     while chunk := os.read(file, CHUNK):
-        *lines, rest = (rest + chunk).split(b"\n")
+        first, newline, more = chunk.partition(b"\n")
+        rest += first
         if len(rest) > LONGEST_LINE:
             raise Failed(f"a line has more than {LONGEST_LINE} bytes: is that NDJSON?")
-        yield lines, len(chunk)
+        if not newline:
+            yield [], len(chunk)
+            continue
+        *lines, last = more.split(b"\n")
+        yield [bytes(rest), *lines], len(chunk)
+        rest = bytearray(last)
     if rest:
-        yield [rest], 0
+        yield [bytes(rest)], 0
 
 
 def _read(number: int, text: bytes, service: str | None, tally: _Tally) -> _Line | None:
     """A line's message, whose values stay as they are written; none, and counted, if it is none."""
+    text = text.removeprefix(codecs.BOM_UTF8)
     if not text.strip():
         return None
     try:
         message: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         tally.refuse(number, f"it is no JSON object ({error})")
         return None
     for name in ("id", "service"):

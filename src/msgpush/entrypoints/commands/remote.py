@@ -74,6 +74,18 @@ class Remote(NamedTuple):
         """What requests are made with; has to be closed."""
         return httpx2.Client(headers=self.headers, timeout=TIMEOUT)
 
+    def check_environment(self) -> None:
+        """Raise `Unreachable` where the environment names a proxy or certificates that can't be
+        used: nothing would be asked.
+        """
+        try:
+            self.client().close()
+        except (ImportError, OSError, ValueError) as error:
+            raise Unreachable(
+                "no connection can be made with the proxy or the certificates that the environment"
+                f" names: {safe(str(error))}"
+            ) from None
+
     def get(self, path: str, form: type[T], query: Query | None = None) -> T:
         """What the service answers to a question; raises as `ask`."""
         return self.read(self.ask("GET", path, query), form)
@@ -152,6 +164,7 @@ def checked_url(url: str) -> str:
     try:
         if "#" in url:
             raise ValueError("a service has no fragment")
+        httpx2.URL(url).host.encode("idna")  # as it is looked up
         return base_url(url)
     except (ValueError, httpx2.InvalidURL):
         raise click.UsageError(
@@ -161,10 +174,10 @@ def checked_url(url: str) -> str:
 
 
 def shown_url(url: str) -> str:
-    """A URL as it may be told: without user and password."""
-    scheme, slashes, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    return safe(f"{scheme}{slashes}{authority.rpartition('@')[2]}{slash}{path}")
+    """A URL as it may be told: without user and password, and without what a query may hold."""
+    scheme, slashes, rest = url.rpartition("://") if "://" in url else ("", "", url)
+    place, question, _ = rest.rpartition("@")[2].partition("?")
+    return safe(f"{scheme}{slashes}{place}{'?...' if question else ''}")
 
 
 URL_HELP = f"Where it is.  [MSGPUSH_URL; {DEFAULT_URL}]"
@@ -206,7 +219,9 @@ def talks_to_service(
         token_file: Path | None,
         **options: Any,
     ) -> None:
-        command(Remote.given(ctx.obj, url, token, token_file), *args, **options)
+        remote = Remote.given(ctx.obj, url, token, token_file)
+        remote.check_environment()
+        command(remote, *args, **options)
 
     return with_service
 
