@@ -175,6 +175,37 @@ def test_tabs_hear_what_they_have_asked_for_each_over_one_connection(browser: Br
 
 
 @needs_chromium
+def test_a_channel_that_is_refused_is_told_to_who_wants_it_and_ends_no_other_tabs_stream(
+    browser: Browser,
+) -> None:
+    with pages_of(browser, jwt_secret=SECRET) as (service, page, tabs):
+        options = {"user": "alice", "session": "alice", "token": token("alice")}
+        one, other = (tabs.open(page, **options) for _ in range(2))
+        for tab in (one, other):
+            open_streams(tab, 1)
+        other.value("client.subscribe('secret')")
+        other.becomes("how('close').some(({reconnect}) => !reconnect)")
+        other.becomes("how('error').some((text) => text.includes('403'))")
+        open_streams(one, 2)
+        publish(service.port, "1", headers=ADMIN)
+        one.becomes("heard.length > 0")
+        assert one.value("heard") == ["1"]
+        assert one.value("how('close').some(({reconnect}) => !reconnect)") is False
+
+
+@needs_chromium
+def test_a_tab_that_follows_is_shown_what_waits_for_an_acknowledgement(browser: Browser) -> None:
+    with pages_of(browser) as (service, page, tabs):
+        target = {"user_id": "alice"}
+        publish(service.port, "bill", id="m1", target=target, metadata={"ack": True})
+        leader = tabs.open(page, user="alice", session="alice")
+        heard(leader, ["bill"])
+        follower = tabs.open(page, user="alice", session="alice")
+        heard(follower, ["bill"])
+        alone(service)
+
+
+@needs_chromium
 def test_a_leader_that_is_frozen_is_replaced_and_catches_up_afterwards(browser: Browser) -> None:
     with pages_of(browser, heartbeat_interval=1) as (service, page, tabs):
         leader, other = (tabs.open(page, user="alice", session="alice") for _ in range(2))
@@ -495,7 +526,7 @@ def test_a_component_hears_what_it_asks_for_and_as_long_as_it_is_there(
             tab.becomes("document.body.textContent.startsWith('open')")
             listens_to(service, f"user:{user}")
             alone(service)
-            fields = {"target": {"user_id": user}, "data": {"progress": percent}}
+            fields: dict[str, Any] = {"target": {"user_id": user}, "data": {"progress": percent}}
             publish(service.port, "", type="progress", **fields)
             tab.shows("button", f"open {user} {percent}")
             tab.click("button")

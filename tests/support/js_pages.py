@@ -155,11 +155,12 @@ class Cutter:
             each.close()
 
 
-def publish(port: int, text: str, **fields: Any) -> None:
+def publish(port: int, text: str, headers: dict[str, str] | None = None, **fields: Any) -> None:
     """Publish to alice, or wherever the fields say."""
     message = {"type": "info", "service": "tests", "data": {"text": text}}
     message |= fields or {"target": {"user_id": "alice"}}
-    sent = request(port, "POST", "/api/v1/messages/send", json.dumps(message).encode())
+    body = json.dumps(message).encode()
+    sent = request(port, "POST", "/api/v1/messages/send", body, headers or {})
     assert sent.status == 202, sent.body
 
 
