@@ -8,7 +8,10 @@
  * listens to an earlier one.
  *
  * Each tab keeps a cursor of its own. Where it isn't the leader's, or a number is missing, the tab catches up on a stream
- * of its own until that meets what the leader says. So what a tab hears depends on nobody's good timing.
+ * of its own until that meets what the leader says. So what a tab hears depends on nobody's good timing. Only a few catch
+ * up at a time, or a browser's connections to the server were used up.
+ *
+ * Where what all want together is refused, they part: each has a connection of its own from then on.
  */
 
 import { Connection } from "./connection.js";
