@@ -6,9 +6,11 @@ import hypothesis.core
 import hypothesis.vendor.pretty
 import pytest
 
-# A shell that starts the tests in the background has them ignore SIGINT, and all that they start.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Who starts the tests in the background, or by nohup, has them ignore these, and all that they
+# start. A handler isn't passed on.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 # Schemathesis has it print nothing, for its own speed; but a property that fails has to tell with
 # what.

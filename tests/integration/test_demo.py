@@ -343,6 +343,7 @@ def test_a_question_is_shown_once_in_each_tab_until_it_is_answered_in_one_of_the
         one.shows(".question", UNREADABLE, INDEX)
 
 
+@pytest.mark.long
 @needs_chromium
 def test_an_answer_survives_a_reload_another_writer_and_a_restart_of_the_service(
     folder: Path, tmp_path: Path

@@ -94,6 +94,7 @@ def test_redis_that_hangs_for_five_seconds_makes_refusals_within_two_and_loses_n
     assert load.slowest < 2.0 + 0.5
 
 
+@pytest.mark.long
 def test_connections_that_are_cut_at_random_cost_nobody_a_message(valkey: RedisServer) -> None:
     def cut(load: Load) -> None:
         with valkey.client() as client:
@@ -188,6 +189,7 @@ def test_a_failover_that_loses_nothing_is_not_even_noticed_by_readers() -> None:
     assert set(load.gaps) <= {"reset"}
 
 
+@pytest.mark.long
 def test_a_cluster_whose_primary_is_killed_goes_on_with_its_replica() -> None:
     with ClusterGroup(key=HASH_TAG) as cluster:
         load = under_load(cluster.url, lambda _: cluster.fail_over())

@@ -65,6 +65,7 @@ class TestValkey(RedisOutboxContract):
             cls.url = cls.server.url
             yield
 
+    @pytest.mark.long
     def test_any_history_of_messages_and_rounds_agrees_with_a_simple_model(self) -> None:
         run_outbox_machine(self.open, examples=EXAMPLES, totals=self.totals)
 
