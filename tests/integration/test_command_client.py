@@ -651,7 +651,9 @@ def test_what_is_asked_wrongly_is_told_in_one_line(
     ],
     ids=["no SOCKS", "no proxy", "no certificates"],
 )
-@pytest.mark.parametrize("command", ["history demo", "publish --type info --service s", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["history demo", "publish --type info --service s", "listen demo", "doctor"]
+)
 def test_an_environment_in_which_nothing_can_be_asked_is_told_in_one_line(
     command: str,
     environ: dict[str, str],

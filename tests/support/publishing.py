@@ -25,3 +25,18 @@ def numbers(port: int, channel: str) -> list[int]:
 def say(publisher: Publisher, channel: str, *ns: int, **options: Any) -> None:
     for n in ns:
         publisher.send("info", {"n": n}, channels=[channel], **options)
+
+
+def circle() -> dict[str, Any]:
+    """Data that has no end."""
+    data: dict[str, Any] = {}
+    data["itself"] = data
+    return data
+
+
+class Odd:
+    """A value that can't be looked into."""
+
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]
+        raise KeyError("nothing")

@@ -24,6 +24,7 @@ from msgpush.client.buffer import Buffer, Complaints, WhenFull
 from msgpush.client.exchange import Answer, Exchange, Failure, Wait
 from msgpush.client.http import Http
 from msgpush.client.messages import Bar, Defaults, Item, item, progressed
+from tests.support.publishing import Odd, circle
 from tests.support.service import eventually
 
 T = TypeVar("T")
@@ -365,18 +366,6 @@ def test_the_thread_outlives_whatever_a_request_raises(
     [error] = opened.told.of(Unavailable)
     assert error.keys == ("tests/m1",)
     assert "messages could not be sent" in caplog.text
-
-
-def circle() -> dict[str, Any]:
-    data: dict[str, Any] = {}
-    data["itself"] = data
-    return data
-
-
-class Odd:
-    @property
-    def __dict__(self) -> Any:  # type: ignore[override]
-        raise KeyError("nothing")
 
 
 @pytest.mark.parametrize("value", [object(), circle(), "\ud800", Odd()])

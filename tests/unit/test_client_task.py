@@ -11,6 +11,7 @@ from msgpush.client import MsgpushError, MsgpushHandler, Publisher, Unsendable
 from msgpush.client.buffer import Complaints
 from msgpush.client.messages import Bar, Data, Defaults, Type
 from msgpush.client.task import Task
+from tests.support.publishing import Odd, circle
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -113,18 +114,6 @@ async def test_items_that_come_later_are_tracked_too(reports: Reports) -> None:
 
 
 # What can't be a message
-
-
-def circle() -> dict[str, Any]:
-    data: dict[str, Any] = {}
-    data["itself"] = data
-    return data
-
-
-class Odd:
-    @property
-    def __dict__(self) -> Any:  # type: ignore[override]
-        raise KeyError("nothing")
 
 
 @pytest.mark.parametrize("value", [object(), circle(), "\ud800", Odd()])

@@ -44,6 +44,15 @@ def test_a_translation_has_the_same_headings_code_and_tables(page: str) -> None:
     assert outline(f"{page}.zh-CN.md") == outline(f"{page}.md")
 
 
+def test_the_translation_has_the_table_that_the_clients_run_has_made() -> None:
+    made = [
+        (ROOT / "docs" / name).read_text().partition("<!-- interop -->")[2]
+        for name in ("clients.md", "clients.zh-CN.md")
+    ]
+    tables = [each.partition("<!-- /interop -->")[0] for each in made]
+    assert tables[0] == tables[1] != ""
+
+
 def test_the_program_that_embeds_the_domain_runs() -> None:
     result = subprocess.run(
         [sys.executable, "-c", programs("docs/embedding.md")[0]],

@@ -217,7 +217,9 @@ test("a token is asked for again only when it may be the reason", async (t) => {
   it.begin();
   assert.equal(await next({ reason: "expired" }), "t2");
   assert.equal(await next({}), "t3", "it didn't open: a page can't see why");
-  assert.equal(await next({ status: 401 }), "t4");
+  assert.equal(await next({ told: true }), "t3", "fetch sees that nobody has answered");
+  assert.equal(await next({ status: 503, told: true }), "t3");
+  assert.equal(await next({ status: 401, told: true }), "t4");
   assert.equal(await next({ reason: "unauthorized", reconnect: false }), "t5");
 });
 
@@ -308,6 +310,17 @@ test("changes of channels in one go open one stream, and none is open where ther
   it.client.subscribe("d");
   await it.pass(10);
   assert.deepEqual(it.last().ask.channels, ["d"]);
+  assert.equal(it.last().ask.query.last_event_id, undefined, "from here on, and not from when there was nothing");
+});
+
+test("a transport that isn't there is told at once, and what nobody listens for goes to the console", async (t) => {
+  assert.throws(() => new MsgPush("http://x", { user: "u", transport: "eventsource" }), /no EventSource here/);
+  const said = t.mock.method(console, "error", () => {});
+  const transport = (_, __, ended) => (queueMicrotask(() => ended({ status: 403, detail: "403 not yours" })), { close() {} });
+  const client = new MsgPush("http://x", { user: "u", transport });
+  await new Promise(setImmediate);
+  assert.match(String(said.mock.calls[0].arguments[1]), /403 not yours/);
+  client.close();
 });
 
 test("a WebSocket is told of other channels, and takes acknowledgements", async (t) => {

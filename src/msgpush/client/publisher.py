@@ -62,13 +62,12 @@ class _Publisher(ABC, Generic[R]):
     def __init__(
         self,
         url: str,
-        token: AsyncTokenSource,
         buffer_token: TokenSource,
         options: PublisherOptions,
     ) -> None:
         if unknown := options.keys() - PublisherOptions.__annotations__.keys():
             raise TypeError(f"no such option: {', '.join(sorted(unknown))}")
-        self._base, self._token = base_url(url), token
+        self._base = base_url(url)
         self._http_options = options.get("http") or {}
         service, source = options.get("service", ""), options.get("source", "")
         self._buffered = options.get("buffered", False)
@@ -208,7 +207,7 @@ class Publisher(_Publisher[Sent]):
     def __init__(
         self, url: str, *, token: TokenSource = None, **options: Unpack[PublisherOptions]
     ) -> None:
-        super().__init__(url, token, token, options)
+        super().__init__(url, token, options)
         self._http = Http(self._base, token, self._http_options)
 
     def batch(self, messages: Iterable[Mapping[str, Any]]) -> list[Verdict]:
@@ -280,7 +279,7 @@ class AsyncPublisher(_Publisher[Awaitable[Sent]]):
         asked = callable(token) and not isinstance(token, OAuth2)
         self._in_loop = _InLoop(cast("_Source", token)) if asked else None
         buffer_token = cast("TokenSource", self._in_loop or token)
-        super().__init__(url, token, buffer_token, options)
+        super().__init__(url, buffer_token, options)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._when_full = options.get("when_full", "wait")
         self._http = AsyncHttp(self._base, token, self._http_options)

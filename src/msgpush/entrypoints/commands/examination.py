@@ -46,7 +46,7 @@ class Examination:
 
     def __init__(self, remote: Remote, seconds: float) -> None:
         self._remote, self._seconds = remote, seconds
-        self._client = httpx2.Client(headers=remote.headers, timeout=seconds)
+        self._client = remote.client(seconds)
         self._bus = ""
         # Nobody else listens there.
         self._own = f"{SERVICE}.{secrets.token_hex(6)}"

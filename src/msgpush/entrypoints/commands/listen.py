@@ -16,7 +16,7 @@ from msgpush.client.events import Closed, Gap, Message, Opened
 from msgpush.client.listener import Listener, ListenerOptions
 from msgpush.client.messages import TYPES, Priority
 from msgpush.entrypoints.commands import show
-from msgpush.entrypoints.commands.remote import Failed, Remote, talks_to_service
+from msgpush.entrypoints.commands.remote import WAITS, Failed, Remote, talks_to_service
 from msgpush.entrypoints.output import on_terminal
 
 TICKET = "ticket_"  # how one begins
@@ -67,13 +67,7 @@ Examples:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Keep the place here, and go on there the next time.",
 )
-@click.option(
-    "--wait",
-    type=click.FloatRange(0),
-    default=0.0,
-    metavar="SECONDS",
-    help="How long a service that can't be reached at first is waited for.  [0]",
-)
+@WAITS
 @_with_ticket
 def listen(
     remote: Remote,
@@ -105,6 +99,7 @@ def listen(
             **given,
         },
     )
+    remote.client().close()  # what the environment lacks is told, and not raised by the listener
     try:
         listener = Listener(remote.url, **options)
     except (ValueError, OSError) as error:

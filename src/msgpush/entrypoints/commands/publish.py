@@ -21,7 +21,7 @@ from msgpush.client.exchange import Verdict
 from msgpush.client.messages import TYPES, Priority, Sent, Type
 from msgpush.client.publisher import Publisher
 from msgpush.entrypoints.commands import show
-from msgpush.entrypoints.commands.remote import Failed, Remote, talks_to_service
+from msgpush.entrypoints.commands.remote import WAITS, Failed, Remote, talks_to_service
 from msgpush.entrypoints.output import on_terminal, safe
 
 CHUNK = 1 << 18
@@ -106,13 +106,7 @@ Examples:
     callback=_ack,
     help="Deliver it again until its user has acknowledged it; JSON says how often.",
 )
-@click.option(
-    "--wait",
-    type=click.FloatRange(0),
-    default=0.0,
-    metavar="SECONDS",
-    help="How long a service that can't be reached at first is waited for.  [0]",
-)
+@WAITS
 @talks_to_service
 def publish(
     remote: Remote,

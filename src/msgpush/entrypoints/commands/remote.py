@@ -70,16 +70,14 @@ class Remote(NamedTuple):
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
 
-    def client(self) -> httpx2.Client:
-        """What requests are made with; has to be closed."""
-        return httpx2.Client(headers=self.headers, timeout=TIMEOUT)
+    def client(self, timeout: httpx2.Timeout | float = TIMEOUT) -> httpx2.Client:
+        """What requests are made with; has to be closed.
 
-    def check_environment(self) -> None:
-        """Raise `Unreachable` where the environment names a proxy or certificates that can't be
-        used: nothing would be asked.
+        Raises:
+            Unreachable: the environment names a proxy or certificates that can't be used.
         """
         try:
-            self.client().close()
+            return httpx2.Client(headers=self.headers, timeout=timeout)
         except (ImportError, OSError, ValueError) as error:
             raise Unreachable(
                 "no connection can be made with the proxy or the certificates that the environment"
@@ -181,6 +179,13 @@ def shown_url(url: str) -> str:
 
 
 URL_HELP = f"Where it is.  [MSGPUSH_URL; {DEFAULT_URL}]"
+WAITS = click.option(
+    "--wait",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="SECONDS",
+    help="How long a service that can't be reached at first is waited for.  [0]",
+)
 TOKEN_HELP = "What it is shown; others see it in the list of processes.  [MSGPUSH_TOKEN]"
 
 
@@ -219,9 +224,7 @@ def talks_to_service(
         token_file: Path | None,
         **options: Any,
     ) -> None:
-        remote = Remote.given(ctx.obj, url, token, token_file)
-        remote.check_environment()
-        command(remote, *args, **options)
+        command(Remote.given(ctx.obj, url, token, token_file), *args, **options)
 
     return with_service
 
