@@ -5,10 +5,14 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.service import ServiceProcess
+
+# Python has it since 3.11.4.
+_FILTER: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 ROOT = Path(__file__).parents[2]
 # The last one that knows no acknowledgements.
@@ -25,7 +29,7 @@ def earlier_source(directory: Path) -> Path:
     if made.returncode:
         pytest.skip(f"needs the history, with commit {BEFORE}")
     with tarfile.open(fileobj=io.BytesIO(made.stdout)) as archive:
-        archive.extractall(directory, filter="data")
+        archive.extractall(directory, **_FILTER)
     return directory / "src"
 
 
