@@ -22,7 +22,7 @@ class Recorder(Observer):
     def rejected(self, error: MsgpushError, draft: Draft | None) -> None:
         self.events.append(("rejected", type(error).__name__))
 
-    def delivered(self, entries: Sequence[Entry]) -> None:
+    def delivered(self, entries: Sequence[Entry], streams: int) -> None:
         self.deliveries.append([entry.type for entry in entries])
 
     def refused(self, reason: str) -> None:

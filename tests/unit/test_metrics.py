@@ -100,13 +100,13 @@ def test_what_became_of_messages_that_asked_is_counted_by_service_and_reason(
     directory: Path,
 ) -> None:
     one, two = Process(directory, 1), Process(directory, 2)
-    one.metrics.acknowledged("mail", 0.3)
-    two.metrics.acknowledged("mail", 700.0)
-    two.metrics.acknowledged("chat", 0.3)
+    one.metrics.acknowledged("mail", "info", 0.3)
+    two.metrics.acknowledged("mail", "info", 700.0)
+    two.metrics.acknowledged("chat", "info", 0.3)
     one.metrics.redelivered([make("1", "a"), make("2", "a", service="mail")])
     two.metrics.redelivered([make("1", "a")])
-    one.metrics.died("mail", "expired")
-    two.metrics.died("mail", "deliveries")
+    one.metrics.died("mail", "info", "expired")
+    two.metrics.died("mail", "info", "deliveries")
     two.metrics.buried("mail")
     for asked in (one, two):
         seconds = "message_push_acknowledged_seconds"
@@ -131,9 +131,9 @@ def test_what_waits_for_acknowledgements_is_counted_once_however_many_workers_te
 def test_services_that_ask_for_acknowledgements_are_as_bounded_as_others(directory: Path) -> None:
     process = Process(directory, 1)
     for number in range(MAX_SERVICES + 7):
-        process.metrics.acknowledged(f"s{number}", 1.0)
+        process.metrics.acknowledged(f"s{number}", "info", 1.0)
     for number in range(MAX_SERVICES + 7):
-        process.metrics.died(f"s{number}", "expired")
+        process.metrics.died(f"s{number}", "info", "expired")
     assert process.value("message_push_acknowledged_seconds_count", service="other") == 7
     assert process.value("message_push_dead_letters_total", service="other") == 7
     assert process.value("message_push_dead_letters_total", service="s0") == 1
@@ -145,7 +145,7 @@ def test_a_duration_falls_into_the_same_bucket_whoever_measured_it(directory: Pa
         Position(1_800_000_000_000, 0), ZERO, ("a",), "info", "s", 1_900_000_000_000, b"{}"
     )
     for process in (one, two):
-        process.metrics.delivered([entry])
+        process.metrics.delivered([entry], 1)
     assert one.value("message_push_message_duration_seconds_count") == 2
     assert one.value("message_push_message_duration_seconds_sum") == 2.0
     assert one.value("message_push_message_duration_seconds_bucket", le="0.5") == 0

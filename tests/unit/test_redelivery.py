@@ -26,13 +26,13 @@ class Tally(Observer):
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []
 
-    def acknowledged(self, service: str, seconds: float) -> None:
+    def acknowledged(self, service: str, type: str, seconds: float) -> None:
         self.events.append(("acknowledged", service, seconds))
 
     def redelivered(self, drafts: Sequence[Draft]) -> None:
         self.events += [("redelivered", draft.id) for draft in drafts]
 
-    def died(self, service: str, reason: str) -> None:
+    def died(self, service: str, type: str, reason: str) -> None:
         self.events.append(("died", service, reason))
 
     def buried(self, service: str) -> None:

@@ -235,8 +235,7 @@ class Metrics(Observer):
         """A stream, a request or a connection was refused."""
         self._refused.labels(reason).inc()
 
-    def delivered(self, entries: Sequence[Entry]) -> None:
-        """One or more of a set of like connections have taken these entries, live."""
+    def delivered(self, entries: Sequence[Entry], streams: int) -> None:
         now = self._clock()
         # A histogram counts one by one, and a batch's messages all took the same time: they count
         # once.
@@ -250,14 +249,14 @@ class Metrics(Observer):
                     self._duration_children[service, type] = child
             child.observe(max(0.0, now - ms / 1000))
 
-    def acknowledged(self, service: str, seconds: float) -> None:
+    def acknowledged(self, service: str, type: str, seconds: float) -> None:
         self._acknowledged.labels(self._service(service)).observe(seconds)
 
     def redelivered(self, drafts: Sequence[Draft]) -> None:
         for draft in drafts:
             self._redelivered.labels(self._service(draft.service)).inc()
 
-    def died(self, service: str, reason: str) -> None:
+    def died(self, service: str, type: str, reason: str) -> None:
         self._died.labels(self._service(service), reason).inc()
 
     def buried(self, service: str) -> None:

@@ -14,7 +14,7 @@ from msgpush.domain.history import Gap, Page, Reason, Replay, Replayed
 from msgpush.domain.liveness import Liveness
 from msgpush.domain.log import Log
 from msgpush.domain.message import Entry
-from msgpush.domain.observer import Observer
+from msgpush.domain.observer import Observer, Source
 from msgpush.domain.openings import Opening
 from msgpush.domain.position import Position
 from msgpush.domain.reports import Reports
@@ -71,7 +71,7 @@ class CatchUp:
             return Step.HISTORY
         if replay.after > floor:
             return Step.AHEAD
-        return self._write(connection, self._read_ring(cohort, replay, replay.after, floor))
+        return self._write(connection, self._read_ring(cohort, replay, replay.after, floor), "ring")
 
     def floor_of(self, connection: Connection) -> Position:
         """The end of what may be delivered to a connection from histories that are read next.
@@ -94,7 +94,7 @@ class CatchUp:
         if replay.after is not None and replay.after > limit:
             return Step.AHEAD
         after, now = replay.after, self._now()
-        step = self._write(connection, replay.step(pages, limit, now, CATCH_UP_CHUNK))
+        step = self._write(connection, replay.step(pages, limit, now, CATCH_UP_CHUNK), "bus")
         if step is Step.BLOCKED:
             cohort.enter(connection, after, now)
         return step
@@ -136,7 +136,7 @@ class CatchUp:
                     break
         return Replayed(entries, list(missing.items()), end)
 
-    def _write(self, connection: Connection, found: Replayed) -> Step:
+    def _write(self, connection: Connection, found: Replayed, source: Source) -> Step:
         """Give a connection what a step has found, and move it behind that."""
         cohort, log = connection.cohort, self._log
         assert cohort is not None
@@ -152,6 +152,8 @@ class CatchUp:
                 return Step.BLOCKED
             for gap in gaps:
                 self._observer.gap(connection, gap)
+            if found.entries:
+                self._observer.caught_up(connection, found.entries, source)
             if connection.opening is not None:
                 self._note(connection, connection.opening, found)
         self._liveness.unblock(connection)

@@ -25,7 +25,7 @@ class _Round(Struct):
 
     Attributes:
         end: the position after it.
-        taken: whether any client has taken it.
+        takers: how many clients have taken it.
         asked: whether some of it may ask for an acknowledgement, or be word of one.
     """
 
@@ -36,7 +36,7 @@ class _Round(Struct):
     end: Position
     readers: Iterator[Connection]
     asked: bool
-    taken: bool = False
+    takers: int = 0
 
 
 class FanOut:
@@ -168,7 +168,7 @@ class FanOut:
         messages, size = len(round.entries), len(chunk)
         if round.asked:
             messages -= sum(map(_is_word, round.entries))
-        served, finished, taker = 0, True, None
+        served, fallen, finished, taker = 0, 0, True, None
         # No calls for each reader but those that give it the chunk: this is the hottest loop.
         for connection in round.readers:
             # It may have gone, or fallen behind, or come anew since the round began.
@@ -181,20 +181,22 @@ class FanOut:
                 connection.bytes_sent += size
             else:
                 self._cohorts.fall_behind(connection, max(start, connection.cursor))
+                fallen += 1
             served += 1
             if not served & 31 and self._monotonic() >= deadline:
                 finished = False
                 break
-        round.taken |= taker is not None and taker.listed
+        if taker is not None and taker.listed:
+            round.takers += served - fallen
         return finished
 
     def _end_round(self, round: _Round, now: float) -> None:
         cohort = round.cohort
         cohort.served(now)
         self._round = None
-        if round.taken:
+        if round.takers:
             entries = self._report(round) if round.asked else round.entries
-            self._observer.delivered(entries)
+            self._observer.delivered(entries, round.takers)
         if cohort.pending and not cohort.marked:
             self._queue(cohort)
 

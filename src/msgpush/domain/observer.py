@@ -1,11 +1,14 @@
 """The observer: told what happens, so that it can be counted."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from msgpush.domain.connection import Connection
 from msgpush.domain.errors import MsgpushError
 from msgpush.domain.history import Gap
 from msgpush.domain.message import Draft, Entry
+
+Source = Literal["ring", "bus"]
 
 
 class Observer:
@@ -17,10 +20,13 @@ class Observer:
     def rejected(self, error: MsgpushError, draft: Draft | None) -> None:
         """A message was refused, or not stored; without a draft, before it was known as one."""
 
-    def delivered(self, entries: Sequence[Entry]) -> None:
-        """One or more of a set of like connections have taken these entries, live.
+    def delivered(self, entries: Sequence[Entry], streams: int) -> None:
+        """So many of a set of like connections have taken these entries, live; one at least.
 
         Not what is caught up on, nor what this instance reads itself."""
+
+    def caught_up(self, connection: Connection, entries: Sequence[Entry], source: Source) -> None:
+        """A connection that was behind has taken these entries, which were read from there."""
 
     def refused(self, reason: str) -> None:
         """A stream was refused."""
@@ -34,13 +40,13 @@ class Observer:
     def gap(self, connection: Connection, gap: Gap) -> None:
         """A client was told that messages are missing."""
 
-    def acknowledged(self, service: str, seconds: float) -> None:
+    def acknowledged(self, service: str, type: str, seconds: float) -> None:
         """A client has acknowledged a message, so long after it was accepted; once each."""
 
     def redelivered(self, drafts: Sequence[Draft]) -> None:
         """Messages that nobody has acknowledged were appended once more."""
 
-    def died(self, service: str, reason: str) -> None:
+    def died(self, service: str, type: str, reason: str) -> None:
         """A message was given up, and is a dead letter now; once each."""
 
     def buried(self, service: str) -> None:

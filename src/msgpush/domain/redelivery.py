@@ -213,9 +213,9 @@ class Redelivery:
         match change:
             case Acknowledge():
                 took = (record.ended_at or 0) - record.accepted_at
-                self._observer.acknowledged(record.service, max(0, took) / 1000)
+                self._observer.acknowledged(record.service, record.type, max(0, took) / 1000)
             case GiveUp():
-                self._observer.died(record.service, change.reason)
+                self._observer.died(record.service, record.type, change.reason)
             case Forget():
                 self._observer.buried(record.service)
                 return
