@@ -6,9 +6,11 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from msgpush.domain.credentials import Revocation, Ticket
+from msgpush.domain.devices import Address, Kind
 from msgpush.domain.errors import BusUnavailable, Rejection
 from msgpush.domain.history import Gap, Page
 from msgpush.domain.message import Draft, Entry
+from msgpush.domain.notification import Answer, Notice
 from msgpush.domain.outbox import Change, DeadLetters, Outcome, Pending, Place, Record
 from msgpush.domain.position import Cursor, Position
 from msgpush.domain.rates import Allowance
@@ -319,3 +321,14 @@ class Limiter(Protocol):
 
     async def take(self, subject: str, wanted: int) -> Allowance:
         """Take as many tokens as there are, `wanted` at most. Raises BusUnavailable."""
+
+
+class Notifier(Protocol):
+    """A provider's service that shows notices on devices of one kind."""
+
+    @property
+    def kind(self) -> Kind:
+        """The devices that it reaches."""
+
+    async def send(self, address: Address, notice: Notice) -> Answer:
+        """Send a notice to a device; whatever the provider does is an answer, within seconds."""
