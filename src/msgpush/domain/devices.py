@@ -13,6 +13,7 @@ from msgspec import Struct
 Kind = Literal["webpush", "fcm", "apns"]
 
 KINDS: tuple[Kind, ...] = ("webpush", "fcm", "apns")
+SKEW = 60.0  # seconds by which clocks differ: what is registered later outlives a revocation
 MAX_DEVICES = 20  # of one user; the longest unused goes
 MAX_LABEL = 64
 
@@ -63,8 +64,8 @@ class Device(Struct, frozen=True):
 
     Attributes:
         label: what its user calls it, if anything.
-        created_at: when the user registered it; `used_at`, when it was registered again, or sent
-            to: milliseconds since 1970.
+        created_at: when this user registered it, and `registered_at`, for the last time; `used_at`,
+            when it was sent to, or registered: in milliseconds since 1970.
     """
 
     id: str
@@ -72,6 +73,7 @@ class Device(Struct, frozen=True):
     address: Address
     label: str | None
     created_at: int
+    registered_at: int
     used_at: int
 
     @property

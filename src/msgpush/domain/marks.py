@@ -56,6 +56,65 @@ class Terms(NamedTuple):
         )
 
 
+When = Literal["offline", "unacknowledged", "always"]
+
+WHENS: tuple[When, ...] = get_args(When)
+MAX_TITLE, MAX_TEXT, MAX_URL = 200, 1_000, 1_024
+
+
+class AskedPush(Struct, frozen=True, forbid_unknown_fields=True):
+    """A push that is asked for; a field that is null counts as absent.
+
+    Attributes:
+        when: see `notification`; by default `unacknowledged` where an acknowledgement is asked for,
+            else `always`.
+        title, body: what is shown.
+        url: what a click on it opens: a path, or https.
+        collapse: of those with the same text only the newest is shown.
+    """
+
+    when: When | None = None
+    title: Annotated[str, Meta(min_length=1, max_length=MAX_TITLE)] | None = None
+    body: Annotated[str, Meta(max_length=MAX_TEXT)] | None = None
+    url: Annotated[str, Meta(min_length=1, max_length=MAX_URL)] | None = None
+    icon: Annotated[str, Meta(min_length=1, max_length=MAX_URL)] | None = None
+    collapse: Annotated[str, Meta(min_length=1, max_length=MAX_COLLAPSE)] | None = None
+
+
+class Push(NamedTuple):
+    """What an `AskedPush` asks for, complete."""
+
+    when: When = "unacknowledged"
+    title: str | None = None
+    body: str | None = None
+    url: str | None = None
+    icon: str | None = None
+    collapse: str | None = None
+
+    @classmethod
+    def of(cls, asked: AskedPush | bool | None, *, acknowledged: bool) -> "Push | None":
+        """What is asked for; None: nothing is.
+
+        Args:
+            acknowledged: whether an acknowledgement is asked for, too.
+        """
+        usual: When = "unacknowledged" if acknowledged else "always"
+        if asked is True:
+            return cls(usual)
+        if not isinstance(asked, AskedPush):
+            return None
+        return cls(
+            asked.when or usual, asked.title, asked.body, asked.url, asked.icon, asked.collapse
+        )
+
+
+def is_page(url: str) -> bool:
+    """True for what a notification may lead to: a path of the page's own origin, or https."""
+    if not url.isprintable() or " " in url or "\\" in url:
+        return False
+    return url.startswith("https://") or (url.startswith("/") and not url.startswith("//"))
+
+
 class Mark(Struct, frozen=True, gc=False):
     """What an entry carries besides its message.
 

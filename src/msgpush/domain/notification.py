@@ -1,20 +1,39 @@
-"""Notifications: what is pushed to a device, and what its provider's answer means.
+"""Notifications: to whom a message is pushed, when, by what, and when again.
 
-Pushing is at least once: who sends asks again until a provider has taken it, says that it never
-will, or the time of what is to be sent runs out."""
+A message that asks for it has a `Sending` beside its entry in the log, and beside its record in the
+outbox, if it wants an acknowledgement. At its moment somebody looks whether it is needed:
+
+    always          at once
+    offline         after a delay, unless a stream of the user has taken the message
+    unacknowledged  likewise; and where one has taken it, at its first deadline, unless it was
+                    acknowledged
+
+It goes to the devices that the user has at that moment. Pushing is at least once: each device's
+provider is asked again until it has taken it, says that it never will, or the message's time runs
+out. What was acknowledged, withdrawn or given up meanwhile is pushed no more."""
 
 import random
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
+import msgspec
 from msgspec import Struct
 
-from msgpush.domain.marks import NORMAL
+from msgpush.domain.devices import Device
+from msgpush.domain.marks import NORMAL, Push, Terms
+from msgpush.domain.outbox import Record
 
 Outcome = Literal["sent", "gone", "later", "failed"]
 
 FIRST_PAUSE = 2.0  # seconds until a provider is asked again that said nothing of when
 LONGEST_PAUSE = 3_600.0
 SHORTEST_PAUSE = 60.0  # between two sendings of the same to the same device, whatever it answered
+
+LEASE = 60_000  # milliseconds for which a sending is left to whoever has taken it
+# Milliseconds of those in which it still begins to send: what takes ten seconds ends before another
+# is given it.
+BEGINS = 45_000
+REPORTED = 1_000  # milliseconds after which it is known what streams have taken
 
 _random = random.Random()
 
@@ -83,3 +102,166 @@ def pause(attempts: int, retry_after: float | None) -> float:
     if retry_after is None:
         retry_after = min(FIRST_PAUSE * 2.0 ** min(attempts, 20), LONGEST_PAUSE)
     return max(SHORTEST_PAUSE, min(retry_after, 24 * LONGEST_PAUSE)) * _random.uniform(1, 1.2)
+
+
+# When, and whether at all
+
+
+class Try(NamedTuple):
+    """A device that is still to be sent to: how often that was tried, and when it is due again."""
+
+    attempts: int
+    next: int
+
+
+class Sending(Struct):
+    """A message that is to be pushed; all moments are milliseconds by its keeper's clock.
+
+    Attributes:
+        body: the message as its readers get it.
+        terms: of the acknowledgement that it asks for, if it does.
+        next: when it is looked at.
+        left: the devices that are still to be sent to, by id; None: nobody has looked yet.
+        turn: how often it was given out; who has had it before can't change it any more.
+    """
+
+    key: str
+    user: str
+    service: str
+    type: str
+    body: bytes
+    push: Push
+    terms: Terms | None
+    priority: int
+    accepted_at: int
+    expires: int
+    next: int
+    left: dict[str, Try] | None = None
+    turn: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that it counts for."""
+        return len(self.body) + OVERHEAD
+
+
+OVERHEAD = 400  # bytes that a sending costs beyond its message
+
+
+def first_look(push: Push, accepted_at: int, delay: float) -> int:
+    """The moment at which a message that was just accepted is looked at.
+
+    Args:
+        delay: PUSH_DELAY, in seconds.
+    """
+    if push.when == "always":
+        return accepted_at
+    return accepted_at + int(delay * 1000) + REPORTED
+
+
+class Later(NamedTuple):
+    """It isn't to be sent before a moment."""
+
+    at: int
+
+
+Verdict = Literal["send", "drop"] | Later
+
+
+def decide(sending: Sending, record: Record | None, now: int) -> Verdict:
+    """What is to be done about a sending that is due.
+
+    Args:
+        record: its message's in the outbox, if there is one.
+    """
+    if now >= sending.expires:
+        return "drop"
+    if sending.terms is None:
+        return "send"
+    if record is None or record.state != "pending" or record.superseded:
+        return "drop"
+    push, written = sending.push, record.written_at
+    if push.when == "always" or sending.left is not None or written is None:
+        return "send"
+    if push.when == "offline":
+        return "drop"
+    # A stream has taken it: it has until its deadline.
+    deadline = written + sending.terms.deadline * 1000
+    return "send" if now >= deadline else Later(min(deadline, sending.expires))
+
+
+def wanted(sending: Sending, devices: Sequence[Device], now: int) -> list[Device]:
+    """The devices that are to be sent to now, of those that the user has."""
+    if sending.left is None:
+        return list(devices)
+    due = {id for id, each in sending.left.items() if each.next <= now}
+    return [device for device in devices if device.id in due]
+
+
+def after(
+    sending: Sending,
+    devices: Sequence[Device],
+    answers: Sequence[tuple[Device, Answer]],
+    now: int,
+) -> dict[str, Try]:
+    """The devices that are still to be sent to, once some of them have been.
+
+    Args:
+        devices: that the user had; what isn't among them is left out.
+        answers: to what was sent, or why it wasn't.
+    """
+    if sending.left is None:
+        left = {device.id: Try(0, now) for device in devices}
+    else:
+        there = {device.id for device in devices}
+        left = {id: each for id, each in sending.left.items() if id in there}
+    for device, answer in answers:
+        if answer.outcome != "later":
+            left.pop(device.id, None)
+        elif (known := left.get(device.id)) is not None:
+            again = now + int(pause(known.attempts, answer.retry_after) * 1000)
+            if again < sending.expires:
+                left[device.id] = Try(known.attempts + 1, again)
+            else:
+                del left[device.id]
+    return left
+
+
+def notice_of(sending: Sending, now: int, word: str | None) -> Notice:
+    """What is shown of a message.
+
+    Args:
+        word: what acknowledges it.
+    """
+    push = sending.push
+    return Notice(
+        user=sending.user,
+        key=sending.key,
+        title=push.title or sending.service,
+        text=push.body if push.body is not None else _text_of(sending.body),
+        own_text=push.body is not None,
+        url=push.url,
+        icon=push.icon,
+        collapse=push.collapse,
+        priority=sending.priority,
+        ttl=max(0, (sending.expires - now) // 1000),
+        message=sending.body,
+        word=word,
+    )
+
+
+class _Data(Struct):
+    message: Any = None
+
+
+class _Said(Struct):
+    data: _Data
+
+
+def _text_of(body: bytes) -> str | None:
+    """The message's own text, where it has one: `data.message`."""
+    try:
+        text = msgspec.json.decode(body, type=_Said).data.message
+    except msgspec.MsgspecError:
+        return None
+    return text if isinstance(text, str) else None

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from msgpush.domain.credentials import Revocation, Ticket
-from msgpush.domain.devices import Address, Kind
+from msgpush.domain.devices import Address, Device, Kind
 from msgpush.domain.errors import BusUnavailable, Rejection
 from msgpush.domain.history import Gap, Page
 from msgpush.domain.message import Draft, Entry
@@ -307,7 +307,9 @@ class Credentials(Protocol):
         """
 
     async def revoke(self, *revocations: Revocation) -> None:
-        """Let revocations stand, for all that begin later, even where nothing else has room."""
+        """Let revocations stand, for all that begin later, even where nothing else has room.
+
+        A subject's devices that were registered until then go in the same step."""
 
     async def revocations(self) -> list[Revocation]:
         """All that stand, and perhaps some that need to no longer."""
@@ -321,6 +323,36 @@ class Limiter(Protocol):
 
     async def take(self, subject: str, wanted: int) -> Allowance:
         """Take as many tokens as there are, `wanted` at most. Raises BusUnavailable."""
+
+
+class Devices(Protocol):
+    """Where users can be reached whose pages are closed, the same for all instances.
+
+    A device is one user's at a time. Each method raises BusUnavailable, too. A revocation of a
+    subject removes its devices: `Credentials` sees to that, in the same step."""
+
+    async def register(self, user: str, address: Address, label: str | None) -> tuple[Device, bool]:
+        """Have a device for a user from now on, and say whether it is new to them.
+
+        Of more than `MAX_DEVICES` the longest unused goes. Registered again it keeps its label,
+        unless there is another.
+
+        Raises:
+            DeviceTaken: it is another user's, and this isn't known to that very device.
+        """
+
+    async def of(self, users: Sequence[str]) -> list[list[Device]]:
+        """The devices of each of some users, the newest last."""
+
+    async def remove(self, user: str, device: str | None = None) -> None:
+        """Forget a device of a user, if it is there, or all of them."""
+
+    async def used(self, devices: Sequence[Device]) -> None:
+        """Devices were sent to."""
+
+    async def gone(self, devices: Sequence[Device]) -> None:
+        """Forget devices that there are no more, unless they were registered with another address
+        or other keys meanwhile."""
 
 
 class Notifier(Protocol):
