@@ -13,9 +13,11 @@ from msgpush.adapters.http import (
     deliveries,
     health,
     history,
+    instances,
     pages,
     permissions,
     publish,
+    statistics,
 )
 from msgpush.adapters.http.callers import COOKIE
 from msgpush.adapters.http.operation import (
@@ -45,6 +47,8 @@ OPERATIONS = (
     *deliveries.OPERATIONS,
     *permissions.OPERATIONS,
     *connections.OPERATIONS,
+    *instances.OPERATIONS,
+    *statistics.OPERATIONS,
     *health.OPERATIONS,
     *pages.OPERATIONS,
 )
@@ -192,6 +196,8 @@ def _schemas() -> Json:
         Problem,
         connections.ConnectionList,
         ConnectionStats,
+        instances.InstanceList,
+        statistics.MessageStatistics,
         permissions.NewTicket,
         permissions.Revoked,
         Acknowledged,
