@@ -219,6 +219,10 @@ async def test_the_service_counts_what_it_published_delivered_and_refused() -> N
         assert (instance["ready"], instance["reason"], instance["bus"]) == (True, None, "memory")
         assert instance["registry"] is None
         assert instance["limit"] == 10_000
+        shown = _shown("Instances")["instances"][0]
+        assert list(shown) == list(instance)
+        for name in ("streams", "transports", "latency_ms"):
+            assert list(shown[name]) == list(instance[name])
 
 
 # What an instance tells of itself
@@ -284,11 +288,7 @@ async def test_what_others_measure_and_know_is_told() -> None:
 
 
 async def test_the_example_in_the_docs_is_an_answer() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
-    section = text.partition("## Statistics")[2].partition("\n## ")[0]
-    example = re.search(r"```json\n(.*?)```", section, re.DOTALL)
-    assert example is not None
-    shown = msgspec.json.decode(example[1])
+    shown = _shown("Statistics")
     real = await told("?from=1799999880&to=1800000060&by=service")
     assert list(shown) == list(real)
     for answer in (shown, real):
@@ -298,6 +298,15 @@ async def test_the_example_in_the_docs_is_an_answer() -> None:
             assert list(each) == ["key", *FIELDS]
             assert {len(each[field]) for field in FIELDS} == {steps}
         assert {len(answer["latency_ms"][name]) for name in ("p50", "p99")} == {steps}
+
+
+def _shown(heading: str) -> Any:
+    """The answer that a section of the docs shows."""
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    section = text.partition(f"## {heading}")[2].partition("\n## ")[0]
+    example = re.search(r"```json\n(.*?)```", section, re.DOTALL)
+    assert example is not None
+    return msgspec.json.decode(example[1])
 
 
 def _seconds(text: str) -> float:
