@@ -38,9 +38,10 @@ from msgpush.adapters.metrics.shared import Shared
 from msgpush.adapters.metrics.sources import Process, of_service, of_tally
 from msgpush.adapters.openapi import openapi
 from msgpush.adapters.sse.endpoint import Streams
+from msgpush.adapters.stream_log import StreamLog
 from msgpush.adapters.websocket.commands import Means
 from msgpush.adapters.websocket.endpoint import Sockets
-from msgpush.domain.observer import IGNORANT, Observer
+from msgpush.domain.observer import Observer, Observers
 from msgpush.domain.ports import Bus, Credentials, Limiter, Roster
 from msgpush.domain.service import Push
 from msgpush.domain.tally import Tally
@@ -69,14 +70,16 @@ def create_app(
     backend = backend_of(settings)
     bus, limiter = backend.bus, backend.limiter
     tally, process = Tally(), Process()
-    push = _push(settings, bus, backend.credentials, tally if counted else IGNORANT)
+    streams = StreamLog()
+    observer = Observers(tally, streams) if counted else streams
+    push = _push(settings, bus, backend.credentials, observer)
     metrics = _metrics(settings, push, bus, tally, process, bus_name=backend.name, shared=shared)
     # No other process has this name, nor has this one had it before it was started anew.
     roster = backend.roster(push, f"{socket.gethostname()}-{secrets.token_hex(3)}")
     # Opened in this order, as far as there is anything to open, and closed again.
     resources: list[AbstractAsyncContextManager[object]] = [
         each
-        for each in (bus, backend.credentials, push, roster, limiter, process, metrics)
+        for each in (bus, backend.credentials, streams, push, roster, limiter, process, metrics)
         if isinstance(each, AbstractAsyncContextManager)
     ]
     rules = CorsRules(
