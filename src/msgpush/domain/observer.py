@@ -20,6 +20,9 @@ class Observer:
     def rejected(self, error: MsgpushError, draft: Draft | None) -> None:
         """A message was refused, or not stored; without a draft, before it was known as one."""
 
+    def stored(self, seconds: float) -> None:
+        """The bus has answered a publish, of one message or of several, after so long."""
+
     def delivered(self, entries: Sequence[Entry], streams: int) -> None:
         """So many of a set of like connections have taken these entries, live; one at least.
 
@@ -54,6 +57,12 @@ class Observer:
 
     def draining(self) -> None:
         """No new streams are taken, and those that are open end."""
+
+    def swept(self, seconds: float, messages: int) -> None:
+        """A sweep has given sets of like connections so many messages, or begun to."""
+
+    def probed(self, seconds: float) -> None:
+        """A sign of life has come back from the bus, so long after it was written."""
 
 
 class Observers(Observer):
