@@ -5,7 +5,7 @@ import pytest
 
 from msgpush.adapters.notify.places import BROWSERS, Place, Places, is_public
 from msgpush.domain.devices import Address, Apns, Device, Fcm, WebPush, device_id, proof_of, proves
-from msgpush.domain.marks import AskedPush, Push, Terms, When, is_page
+from msgpush.domain.marks import AskedPush, Push, Terms, When, first_look, is_page
 from msgpush.domain.notification import (
     SHORTEST_PAUSE,
     Answer,
@@ -15,7 +15,6 @@ from msgpush.domain.notification import (
     after,
     answer_of,
     decide,
-    first_look,
     notice_of,
     pause,
     wanted,
@@ -224,9 +223,9 @@ def device(name: str = "a") -> Device:
 
 
 def test_it_is_looked_at_once_the_delay_is_over_and_what_was_written_is_known() -> None:
-    assert first_look(Push("always"), ACCEPTED, DELAY) == ACCEPTED
+    assert first_look(Push("always"), DELAY) == 0
     for when in ("offline", "unacknowledged"):
-        assert first_look(Push(when), ACCEPTED, DELAY) == LOOK
+        assert first_look(Push(when), DELAY) == LOOK - ACCEPTED
 
 
 @pytest.mark.parametrize("when", ["offline", "unacknowledged", "always"])

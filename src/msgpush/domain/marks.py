@@ -108,6 +108,28 @@ class Push(NamedTuple):
         )
 
 
+class ToPush(NamedTuple):
+    """A push of a message: to whose devices, how, and when that is looked at: in milliseconds after
+    the message was accepted.
+    """
+
+    user: str
+    push: Push
+    look: int
+
+
+REPORTED = 1_000  # milliseconds after which it is known what streams have taken
+
+
+def first_look(push: Push, delay: float) -> int:
+    """Milliseconds after its acceptance at which a message is looked at that is to be pushed.
+
+    Args:
+        delay: seconds in which a stream may take it.
+    """
+    return 0 if push.when == "always" else int(delay * 1000) + REPORTED
+
+
 def is_page(url: str) -> bool:
     """True for what a notification may lead to: a path of the page's own origin, or https."""
     if not url.isprintable() or " " in url or "\\" in url:

@@ -33,7 +33,6 @@ LEASE = 60_000  # milliseconds for which a sending is left to whoever has taken 
 # Milliseconds of those in which it still begins to send: what takes ten seconds ends before another
 # is given it.
 BEGINS = 45_000
-REPORTED = 1_000  # milliseconds after which it is known what streams have taken
 
 _random = random.Random()
 
@@ -122,7 +121,7 @@ class Sending(Struct):
         terms: of the acknowledgement that it asks for, if it does.
         next: when it is looked at.
         left: the devices that are still to be sent to, by id; None: nobody has looked yet.
-        turn: how often it was given out; who has had it before can't change it any more.
+        turn: names the time that it was given out; who had it before can't change it any more.
     """
 
     key: str
@@ -144,19 +143,13 @@ class Sending(Struct):
         """Bytes that it counts for."""
         return len(self.body) + OVERHEAD
 
+    @property
+    def over(self) -> bool:
+        """True if there is nobody left to send to."""
+        return self.left is not None and not self.left
+
 
 OVERHEAD = 400  # bytes that a sending costs beyond its message
-
-
-def first_look(push: Push, accepted_at: int, delay: float) -> int:
-    """The moment at which a message that was just accepted is looked at.
-
-    Args:
-        delay: PUSH_DELAY, in seconds.
-    """
-    if push.when == "always":
-        return accepted_at
-    return accepted_at + int(delay * 1000) + REPORTED
 
 
 class Later(NamedTuple):

@@ -10,7 +10,7 @@ from msgpush.domain.devices import Address, Device, Kind
 from msgpush.domain.errors import BusUnavailable, Rejection
 from msgpush.domain.history import Gap, Page
 from msgpush.domain.message import Draft, Entry
-from msgpush.domain.notification import Answer, Notice
+from msgpush.domain.notification import Answer, Notice, Sending
 from msgpush.domain.outbox import Change, DeadLetters, Outcome, Pending, Place, Record
 from msgpush.domain.position import Cursor, Position
 from msgpush.domain.rates import Allowance
@@ -73,6 +73,10 @@ class Bus(Protocol):
     @property
     def outbox(self) -> "Outbox":
         """Those of its messages that ask for an acknowledgement, until they have it."""
+
+    @property
+    def sendings(self) -> "Sendings":
+        """Those of its messages that are to be pushed to devices, until they were."""
 
     async def append(self, drafts: Sequence[Draft]) -> list[Stored | Rejection]:
         """Store messages in this order, each by itself; returns one result each.
@@ -140,6 +144,22 @@ class Outbox(Protocol):
     ) -> DeadLetters:
         """Dead letters of a service, in the order of their deaths, after a place that a former page
         has named; likewise."""
+
+
+class Sendings(Protocol):
+    """The messages that are to be pushed to their users' devices.
+
+    The bus puts them there. What waits there counts with what waits for acknowledgements."""
+
+    async def due(self, limit: int) -> tuple[int, list[tuple[Sending, Record | None]]]:
+        """The time by their clock, and sendings that are due, with what the outbox has of each.
+
+        They are left to the caller for `notification.LEASE`. Raises BusUnavailable."""
+
+    async def settle(self, sendings: Sequence[Sending]) -> list[bool | BusUnavailable]:
+        """Keep sendings as they are now, or forget those that nothing is left of: see `over`.
+
+        False: it was given to somebody else meanwhile, or is no longer there."""
 
 
 class View(Protocol):
