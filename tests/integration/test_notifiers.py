@@ -14,7 +14,8 @@ from joserfc.jwk import ECKey
 from msgpush.adapters.notify.apns import ApnsNotifier, ProviderToken
 from msgpush.adapters.notify.exchange import Exchange
 from msgpush.adapters.notify.fcm import FcmNotifier
-from msgpush.adapters.notify.oauth import AccessTokens, ServiceAccount
+from msgpush.adapters.notify.keys import ServiceAccount, apns_key
+from msgpush.adapters.notify.oauth import AccessTokens
 from msgpush.adapters.notify.places import Place, Places
 from msgpush.adapters.notify.vapid import Vapid
 from msgpush.adapters.notify.web_push import WebPushNotifier, topic
@@ -354,8 +355,6 @@ class TestApns(NotifierContract):
 
 
 def test_keys_of_another_kind_are_refused() -> None:
-    from msgpush.adapters.notify.apns import apns_key
-
     assert apns_key(private_pem(P256)).is_private
     for wrong in ("", "no key", private_pem(RSA), private_pem(ECKey.generate_key("P-384"))):
         with pytest.raises(ValueError, match="is no private key on P-256"):

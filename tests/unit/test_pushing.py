@@ -392,7 +392,7 @@ def test_what_can_t_be_pushed_is_refused_with_the_place_of_the_fault() -> None:
 
 def test_without_a_user_or_a_provider_nothing_can_be_pushed() -> None:
     body = b'{"type":"info","service":"s","channels":["a"],"metadata":{"push":true}}'
-    with pytest.raises(Invalid, match="needs target[.]user_id"):
+    with pytest.raises(Invalid, match=r"needs target[.]user_id"):
         draft(parse(body), 0, "id", 60, push_delay=5)
     with pytest.raises(Invalid, match="VAPID_PRIVATE_KEY"):
         draft(parse(push_body("m1", ack=None)), 0, "id", 60)

@@ -236,6 +236,11 @@ class Push:
         self._admit_no_more()
         await self._delivery.__aexit__(*exc)
 
+    def takes_word(self, word: str, user: str, key: str) -> bool:
+        """True if a word acknowledges this message, for this user."""
+        words = None if self.pushing is None else self.pushing.words
+        return words is not None and words.good(word, user, key, self._clock())
+
     # Publishing
 
     def draft(

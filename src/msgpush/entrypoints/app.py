@@ -26,6 +26,7 @@ from msgpush.adapters.http.callers import Authenticator
 from msgpush.adapters.http.connections import ConnectionsApi
 from msgpush.adapters.http.cors import Cors, CorsRules
 from msgpush.adapters.http.deliveries import DeliveriesApi
+from msgpush.adapters.http.devices import DevicesApi
 from msgpush.adapters.http.dispatch import Service
 from msgpush.adapters.http.health import HealthApi
 from msgpush.adapters.http.history import HistoryApi
@@ -49,11 +50,12 @@ from msgpush.adapters.websocket.commands import Means
 from msgpush.adapters.websocket.endpoint import Sockets
 from msgpush.domain.instances import InstanceReport, Pulse
 from msgpush.domain.observer import Observer, Observers
-from msgpush.domain.ports import Bus, Credentials, Limiter, Roster, Statistics
+from msgpush.domain.ports import Bus, Limiter, Roster, Statistics
 from msgpush.domain.service import Push
 from msgpush.domain.statistics import Recording
 from msgpush.domain.tally import Tally
-from msgpush.entrypoints.backends import backend_of
+from msgpush.entrypoints.backends import Backend, backend_of
+from msgpush.entrypoints.notifying import Notifying, notifying_of
 from msgpush.entrypoints.settings import Settings
 
 API = "/api/v1"
@@ -80,7 +82,8 @@ def create_app(
     tally, process = Tally(), Process()
     streams = StreamLog()
     observer = Observers(tally, streams) if counted else streams
-    push = _push(settings, bus, backend.credentials, observer)
+    notifying = notifying_of(settings)
+    push = _push(settings, backend, notifying, observer)
     metrics = _metrics(settings, push, bus, tally, process, bus_name=backend.name, shared=shared)
     # No other process has this name, nor has this one had it before it was started anew.
     node = f"{socket.gethostname()}-{secrets.token_hex(3)}"
@@ -103,6 +106,8 @@ def create_app(
         for each in (
             bus,
             backend.credentials,
+            backend.devices,
+            *notifying.resources,
             statistics,
             recording,
             pulse,
@@ -145,6 +150,7 @@ def create_app(
             tracing=tracing,
             bus=backend.name,
             rules=rules,
+            devices=DevicesApi(backend.devices, auth, notifying.rules),
         ),
     ]
     prefix = settings.root_path
@@ -201,10 +207,15 @@ async def lifespan(app: Service) -> AsyncIterator[None]:
         yield
 
 
-def _push(settings: Settings, bus: Bus, credentials: Credentials, observer: Observer) -> Push:
+def _push(settings: Settings, backend: Backend, notifying: Notifying, observer: Observer) -> Push:
     return Push(
-        bus,
-        credentials=credentials,
+        backend.bus,
+        credentials=backend.credentials,
+        devices=backend.devices,
+        notifiers=notifying.notifiers,
+        words=notifying.words,
+        push_delay=settings.push_delay,
+        push_concurrency=settings.push_concurrency,
         observer=observer,
         message_ttl=settings.message_ttl,
         ack_ttl=settings.ack_ttl,
@@ -281,6 +292,7 @@ def _routes(
     tracing: Tracing,
     bus: str,
     rules: CorsRules,
+    devices: DevicesApi,
 ) -> list[BaseRoute]:
     """Every path of the service, and its handler."""
     history = HistoryApi(push, auth)
@@ -314,6 +326,17 @@ def _routes(
             methods=["POST"],
         ),
         Route(f"{API}/users/{{user_id:rest}}/pending", acknowledgements.pending),
+        Route(f"{API}/push", devices.kinds),
+        Route(
+            f"{API}/users/{{user_id:rest}}/devices",
+            devices.devices,
+            methods=["GET", "POST", "DELETE"],
+        ),
+        Route(
+            f"{API}/users/{{user_id:rest}}/devices/{{device}}",
+            devices.device,
+            methods=["DELETE"],
+        ),
         Route(
             f"{API}/messages/{{service}}/{{id}}/delivery",
             deliveries.delivery,

@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import msgspec
 from joserfc import jwt
-from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 from msgspec import Struct
 
@@ -55,21 +54,6 @@ class ProviderToken:
             claims = {"iss": self._team_id, "iat": int(now)}
             self._made, self._token = now, jwt.encode(header, claims, self._key)
         return self._token
-
-
-def apns_key(pem: str) -> ECKey:
-    """The key of a file that Apple gives (AuthKey_....p8).
-
-    Raises:
-        ValueError: it is something else; its text continues "it".
-    """
-    try:
-        key = ECKey.import_key(pem)
-    except (JoseError, ValueError, TypeError):
-        key = None
-    if key is None or not key.is_private or key.curve_name != "P-256":
-        raise ValueError("is no private key on P-256 in PEM, as Apple's AuthKey_....p8 is")
-    return key
 
 
 class ApnsNotifier:

@@ -1,7 +1,7 @@
 """Firebase Cloud Messaging: notices to apps, by its HTTP v1 interface. It reads what it carries."""
 
 from typing import Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
@@ -105,9 +105,3 @@ def answer(reply: Reply) -> Answer:
     return Answer(
         "failed" if found.outcome == "gone" else found.outcome, reason[:60], found.retry_after
     )
-
-
-def place(base: str) -> tuple[str, int]:
-    """The host and port of a service's base URL."""
-    parts = urlsplit(base)
-    return parts.hostname or "", parts.port or 443

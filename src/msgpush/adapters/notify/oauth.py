@@ -4,61 +4,21 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import msgspec
 from authlib.oauth2.rfc7523 import JWTBearerGrant
-from joserfc.errors import JoseError
 from joserfc.jwk import RSAKey
 from msgspec import Struct
 
 from msgpush.adapters.notify.exchange import Exchange, Unanswered
+from msgpush.adapters.notify.keys import ServiceAccount
 
 SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
 EARLY = 300  # seconds before its end at which a token is renewed
 SOONEST = 5.0  # seconds between two attempts at a token
 
 log = logging.getLogger("msgpush.push")
-
-
-class ServiceAccount(Struct, frozen=True):
-    """What the file that Google gives for a service account says, as far as it is needed."""
-
-    project_id: str
-    client_email: str
-    private_key: str
-    token_uri: str = "https://oauth2.googleapis.com/token"
-    private_key_id: str | None = None
-
-    def __repr__(self) -> str:
-        return f"ServiceAccount({self.project_id})"
-
-    @classmethod
-    def parse(cls, text: bytes) -> "ServiceAccount":
-        """Read such a file.
-
-        Raises:
-            ValueError: it is something else; its text continues "it".
-        """
-        try:
-            account = msgspec.json.decode(text, type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise ValueError(f"is no service account's JSON file: {error}") from None
-        if not account.token_uri.startswith("https://") or not urlsplit(account.token_uri).hostname:
-            raise ValueError("is no service account's JSON file: its token_uri is no https URL")
-        try:
-            RSAKey.import_key(account.private_key)
-        except (JoseError, ValueError, TypeError):
-            raise ValueError(
-                "is no service account's JSON file: its private_key can't be read"
-            ) from None
-        return account
-
-    @property
-    def place(self) -> tuple[str, int]:
-        """Where its tokens are had."""
-        parts = urlsplit(self.token_uri)
-        return parts.hostname or "", parts.port or 443
 
 
 class _Granted(Struct):

@@ -49,6 +49,10 @@ class Place(NamedTuple):
             raise ValueError("is no name of a host, nor one with a port, as localhost:8443")
         return cls(host.rstrip("."), port)
 
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port is None else f"{host}:{self.port}"
+
     def has(self, host: str, port: int) -> bool:
         """True if this host and port are meant."""
         if self.port is not None:
