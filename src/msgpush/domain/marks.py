@@ -2,6 +2,7 @@
 
 Most messages ask for nothing, and their entries have no mark."""
 
+import re
 from typing import Annotated, Literal, NamedTuple, get_args
 
 from msgspec import Meta, Struct
@@ -130,11 +131,12 @@ def first_look(push: Push, delay: float) -> int:
     return 0 if push.when == "always" else int(delay * 1000) + REPORTED
 
 
+PAGE_PATTERN = r"^(https://|/(?!/))[!-\x5b\x5d-~]*$"
+
+
 def is_page(url: str) -> bool:
     """True for what a notification may lead to: a path of the page's own origin, or https."""
-    if not url.isprintable() or " " in url or "\\" in url:
-        return False
-    return url.startswith("https://") or (url.startswith("/") and not url.startswith("//"))
+    return re.fullmatch(PAGE_PATTERN, url) is not None and "\n" not in url
 
 
 class Mark(Struct, frozen=True, gc=False):
