@@ -136,6 +136,8 @@ class AcknowledgementsApi:
         for name in given:
             if name not in ("keys", "word"):
                 raise no_field(name, "an acknowledgement: it has keys alone, or a word")
+        if not isinstance(given.get("word", ""), str):
+            raise Invalid(Fault("/word", "it must be text"))
         keys = read_keys(given.get("keys"), "/keys")
         self._push.check(grant)  # a body may take long
         if self._limiter is not None and grant.subject is not None:

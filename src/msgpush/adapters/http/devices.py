@@ -179,7 +179,7 @@ OPERATIONS = (
         "POST",
         USERS + "{user_id}/devices",
         tag=_TAG,
-        id="register_device",
+        id="registerDevice",
         summary="Register a device of a user, to be pushed to",
         answers={
             200: json_answer("It was registered before: the same device.", RegisteredDevice),
@@ -208,7 +208,7 @@ OPERATIONS = (
         "DELETE",
         USERS + "{user_id}/devices",
         tag=_TAG,
-        id="remove_devices",
+        id="removeDevices",
         summary="Forget all devices of a user",
         answers={204: {"description": "There are none any more."}},
         problems=(*GUARDED, 503),
@@ -218,7 +218,7 @@ OPERATIONS = (
         "DELETE",
         USERS + "{user_id}/devices/{device}",
         tag=_TAG,
-        id="remove_device",
+        id="removeDevice",
         summary="Forget a device of a user",
         answers={204: {"description": "There is none of this id any more."}},
         problems=(*GUARDED, 503),
@@ -295,14 +295,12 @@ def read_registration(given: Mapping[str, Any], rules: PushRules) -> tuple[Addre
     named = [kind for kind in KINDS if given.get(kind) is not None]
     if len(named) != 1:
         raise Invalid(Fault("", "it must have one of webpush, fcm and apns"))
-    label = given.get("label")
-    if label is not None and not (
-        isinstance(label, str) and len(label) <= MAX_LABEL and label.isprintable()
-    ):
-        told = f"{short_repr(label)} is not allowed: text of at most {MAX_LABEL} characters"
-        raise Invalid(Fault("/label", told))
     (kind,) = named
     rules.check_on(kind)
+    label = given.get("label")
+    if label is not None and not (isinstance(label, str) and len(label) <= MAX_LABEL):
+        told = f"{short_repr(label)} is not allowed: text of at most {MAX_LABEL} characters"
+        raise Invalid(Fault("/label", told))
     fields = given[kind]
     if not isinstance(fields, dict):
         raise Invalid(Fault(f"/{kind}", "it must be an object"))
