@@ -78,7 +78,9 @@ local gone, subject = {}, 1
 for i = 3, #ARGV, 2 do
   if string.sub(ARGV[i + 1], 1, 8) == 'subject:' then
     subject = subject + 1
-    local fields = redis.call('HGETALL', KEYS[subject])
+    -- Rights that only devices need aren't asked for where there are none.
+    local there = redis.call('EXISTS', KEYS[subject]) == 1
+    local fields = there and redis.call('HGETALL', KEYS[subject]) or {}
     for f = 1, #fields, 2 do
       if string.sub(fields[f], 1, 2) == 'r:' and tonumber(fields[f + 1]) <= ARGV[i] + skew then
         local id = string.sub(fields[f], 3)
