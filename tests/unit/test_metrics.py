@@ -296,7 +296,7 @@ class Served:
         """Wait until the loop's lag has been looked at once more."""
         before = sum(self.process.lag.counts)
         async with asyncio.timeout(5):
-            while sum(self.process.lag.counts) == before:
+            while sum(self.process.lag.counts) == before:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 
     async def until(self, name: str, expected: float, **labels: str) -> None:
