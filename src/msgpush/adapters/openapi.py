@@ -9,6 +9,7 @@ import msgspec
 
 from msgpush.adapters.http import (
     acknowledgements,
+    admin,
     connections,
     deliveries,
     health,
@@ -47,6 +48,7 @@ OPERATIONS = (
     *connections.OPERATIONS,
     *health.OPERATIONS,
     *pages.OPERATIONS,
+    *admin.OPERATIONS,
 )
 
 API_VERSION = "1"  # of the API, as in its paths; which release serves it, nobody has to know

@@ -21,6 +21,7 @@ from msgpush.adapters.auth.keys import FetchedKeys, Keys, public_key, secret_key
 from msgpush.adapters.auth.tokens import Tokens
 from msgpush.adapters.http.acknowledgements import MAX_KEYS, AcknowledgementsApi
 from msgpush.adapters.http.addresses import ProxyHeaders
+from msgpush.adapters.http.admin import admin_routes
 from msgpush.adapters.http.callers import Authenticator
 from msgpush.adapters.http.connections import ConnectionsApi
 from msgpush.adapters.http.cors import Cors, CorsRules
@@ -270,6 +271,7 @@ def _routes(
         Route("/health/ready", health.ready),
         Route("/metrics", health.metrics),
         *page_routes(openapi()),
+        *admin_routes(),
     ]
 
 
