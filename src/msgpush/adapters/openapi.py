@@ -14,9 +14,11 @@ from msgpush.adapters.http import (
     deliveries,
     health,
     history,
+    instances,
     pages,
     permissions,
     publish,
+    statistics,
 )
 from msgpush.adapters.http.callers import COOKIE
 from msgpush.adapters.http.operation import (
@@ -46,6 +48,8 @@ OPERATIONS = (
     *deliveries.OPERATIONS,
     *permissions.OPERATIONS,
     *connections.OPERATIONS,
+    *instances.OPERATIONS,
+    *statistics.OPERATIONS,
     *health.OPERATIONS,
     *pages.OPERATIONS,
     *admin.OPERATIONS,
@@ -194,6 +198,8 @@ def _schemas() -> Json:
         Problem,
         connections.ConnectionList,
         ConnectionStats,
+        instances.InstanceList,
+        statistics.MessageStatistics,
         permissions.NewTicket,
         permissions.Revoked,
         Acknowledged,

@@ -160,6 +160,17 @@ class Push:
         return self._delivery.trouble
 
     @property
+    def unready(self) -> str | None:
+        """The reason why new requests should go elsewhere, as far as is known unasked.
+
+        None: they should come here."""
+        if self.draining:
+            return "draining"
+        if not self.alive:
+            return "delivery has stopped"
+        return None if self.ready else self.trouble or "nothing was published yet"
+
+    @property
     def connections(self) -> Mapping[str, Connection]:
         """The clients' connections that are open now, by their ids."""
         return self._hub.connections

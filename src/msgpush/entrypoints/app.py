@@ -2,7 +2,6 @@
 
 import secrets
 import socket
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -15,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount, Route, Router, WebSocketRoute
 from starlette.types import ASGIApp, Scope
 
+from msgpush import __version__
 from msgpush.adapters.auth.authenticator import OpenAuthenticator, TokenAuthenticator
 from msgpush.adapters.auth.issuers import discovered
 from msgpush.adapters.auth.keys import FetchedKeys, Keys, public_key, secret_key
@@ -29,20 +29,25 @@ from msgpush.adapters.http.deliveries import DeliveriesApi
 from msgpush.adapters.http.dispatch import Service
 from msgpush.adapters.http.health import HealthApi
 from msgpush.adapters.http.history import HistoryApi
+from msgpush.adapters.http.instances import InstancesApi
 from msgpush.adapters.http.local_only import LocalOnly
 from msgpush.adapters.http.origins import Origins
 from msgpush.adapters.http.pages import page_routes
 from msgpush.adapters.http.permissions import PermissionsApi
 from msgpush.adapters.http.publish import Publish, PublishBatch
+from msgpush.adapters.http.statistics import StatisticsApi
 from msgpush.adapters.memory.limiter import MemoryLimiter
 from msgpush.adapters.metrics import Gauges, Metrics
 from msgpush.adapters.openapi import openapi
 from msgpush.adapters.sse.endpoint import Streams
 from msgpush.adapters.websocket.commands import Means
 from msgpush.adapters.websocket.endpoint import Sockets
-from msgpush.domain.observer import Observer
-from msgpush.domain.ports import Bus, Credentials, Limiter, Roster
+from msgpush.domain.instances import InstanceReport, Pulse, by_transport
+from msgpush.domain.observer import Observer, Observers
+from msgpush.domain.ports import Bus, Credentials, Limiter, Roster, Statistics
 from msgpush.domain.service import Push
+from msgpush.domain.statistics import Recording
+from msgpush.domain.tally import Tally
 from msgpush.entrypoints.backends import backend_of
 from msgpush.entrypoints.settings import Settings
 
@@ -61,14 +66,36 @@ def create_app(settings: Settings) -> Service:
     that of the outermost application alone."""
     backend = backend_of(settings)
     bus, limiter = backend.bus, backend.limiter
-    metrics = Metrics()
-    push = _push(settings, bus, backend.credentials, metrics)
+    metrics, tally = Metrics(), Tally()
+    push = _push(settings, bus, backend.credentials, Observers(tally, metrics))
     # No other process has this name, nor has this one had it before it was started anew.
-    roster = backend.roster(push, f"{socket.gethostname()}-{secrets.token_hex(3)}")
-    # Opened in this order, as far as there is anything to open, and closed again.
+    node = f"{socket.gethostname()}-{secrets.token_hex(3)}"
+    statistics = backend.statistics
+    recording, pulse = Recording(tally, statistics, node), Pulse(tally)
+    report = InstanceReport(
+        push,
+        tally,
+        pulse,
+        node=node,
+        version=__version__,
+        bus=backend.name,
+        limit=settings.max_connections,
+    )
+    roster = backend.roster(push, node, report)
+    # Opened in this order, as far as there is anything to open, and closed again in the other: what
+    # happens to the last is recorded.
     resources: list[AbstractAsyncContextManager[object]] = [
         each
-        for each in (bus, backend.credentials, push, roster, limiter)
+        for each in (
+            bus,
+            backend.credentials,
+            statistics,
+            recording,
+            pulse,
+            push,
+            roster,
+            limiter,
+        )
         if isinstance(each, AbstractAsyncContextManager)
     ]
     rules = CorsRules(
@@ -84,7 +111,7 @@ def create_app(settings: Settings) -> Service:
         )
     metrics.registry.register(
         Gauges(
-            connections=lambda: _by_transport(push),
+            connections=lambda: by_transport(push.connections),
             bus_length=lambda: bus.length,
             unknown=lambda: bus.unknown,
             pending=lambda: bus.outbox.pending,
@@ -100,6 +127,7 @@ def create_app(settings: Settings) -> Service:
             auth,
             limiter=limiter,
             roster=roster,
+            statistics=statistics,
             metrics=metrics,
             bus=backend.name,
             rules=rules,
@@ -216,13 +244,14 @@ def _routes(
     *,
     limiter: Limiter | None,
     roster: Roster,
+    statistics: Statistics,
     metrics: Metrics,
     bus: str,
     rules: CorsRules,
 ) -> list[BaseRoute]:
     """Every path of the service, and its handler."""
     history = HistoryApi(push, auth)
-    connections = ConnectionsApi(roster, auth)
+    connections, instances = ConnectionsApi(roster, auth), InstancesApi(roster, auth)
     health = HealthApi(push, metrics, bus=bus, metrics_token=settings.metrics_token)
     permissions = PermissionsApi(
         push,
@@ -264,6 +293,8 @@ def _routes(
         Route(f"{API}/connections", connections.list),
         Route(f"{API}/connections/stats", connections.stats),
         Route(f"{API}/connections/{{id}}", connections.close, methods=["DELETE"]),
+        Route(f"{API}/instances", instances.list),
+        Route(f"{API}/stats/messages", StatisticsApi(statistics, auth).messages),
         Route(f"{API}/tickets", permissions.ticket, methods=["POST"]),
         Route(f"{API}/revocations", permissions.revoke, methods=["POST"]),
         Route("/health", health.health),
@@ -273,12 +304,6 @@ def _routes(
         *page_routes(openapi()),
         *admin_routes(),
     ]
-
-
-def _by_transport(push: Push) -> dict[str, int]:
-    """The clients' connections, by what carries them."""
-    none = {"sse": 0, "ws": 0}
-    return none | Counter(each.info.transport for each in push.connections.values())
 
 
 def _ack_limiter(rate: float) -> MemoryLimiter | None:

@@ -88,13 +88,12 @@ class HealthApi:
 
     async def ready(self, _: Request) -> Response:
         """Tell whether new requests should come here."""
-        if self._push.draining:
-            return _unavailable("draining")
-        if not self._push.alive:
-            return _unavailable("delivery has stopped")
-        if not self._push.ready:
-            return _unavailable(await self._trouble() or "nothing was published yet")
-        return json_response(_OK)
+        if (reason := self._push.unready) is None:
+            return json_response(_OK)
+        if not self._push.draining and self._push.alive:
+            # It may say why.
+            reason = await self._trouble() or reason
+        return _unavailable(reason)
 
     async def metrics(self, request: Request) -> Response:
         """The metrics, in Prometheus's text format."""
