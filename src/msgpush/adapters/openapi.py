@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from msgpush.adapters.auth import explanation, sign_in
 from msgpush.adapters.http import (
     acknowledgements,
     connections,
@@ -16,6 +17,7 @@ from msgpush.adapters.http import (
     pages,
     permissions,
     publish,
+    settings,
 )
 from msgpush.adapters.http.callers import COOKIE
 from msgpush.adapters.http.operation import (
@@ -45,6 +47,9 @@ OPERATIONS = (
     *deliveries.OPERATIONS,
     *permissions.OPERATIONS,
     *connections.OPERATIONS,
+    *settings.OPERATIONS,
+    *explanation.OPERATIONS,
+    *sign_in.OPERATIONS,
     *health.OPERATIONS,
     *pages.OPERATIONS,
 )
@@ -199,6 +204,9 @@ def _schemas() -> Json:
         deliveries.Delivery,
         deliveries.DeadLetterList,
         deliveries.Redelivered,
+        settings.SettingsInForce,
+        explanation.Explanation,
+        sign_in.SessionState,
     ]
     _, schemas = msgspec.json.schema_components(types, ref_template=REF)
     _complete(schemas["Message"]["properties"])
