@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from msgpush.adapters.auth import explanation, sign_in
 from msgpush.adapters.http import (
     acknowledgements,
     admin,
@@ -18,6 +19,7 @@ from msgpush.adapters.http import (
     pages,
     permissions,
     publish,
+    settings,
     statistics,
 )
 from msgpush.adapters.http.callers import COOKIE
@@ -50,6 +52,9 @@ OPERATIONS = (
     *connections.OPERATIONS,
     *instances.OPERATIONS,
     *statistics.OPERATIONS,
+    *settings.OPERATIONS,
+    *explanation.OPERATIONS,
+    *sign_in.OPERATIONS,
     *health.OPERATIONS,
     *pages.OPERATIONS,
     *admin.OPERATIONS,
@@ -207,6 +212,9 @@ def _schemas() -> Json:
         deliveries.Delivery,
         deliveries.DeadLetterList,
         deliveries.Redelivered,
+        settings.SettingsInForce,
+        explanation.Explanation,
+        sign_in.SessionState,
     ]
     _, schemas = msgspec.json.schema_components(types, ref_template=REF)
     _complete(schemas["Message"]["properties"])
