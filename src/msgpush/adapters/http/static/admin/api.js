@@ -44,7 +44,14 @@ export async function ask(path, { method = "GET", body, query, signal, quiet = f
   const text = body === undefined || typeof body === "string" ? body : JSON.stringify(body);
   let problem;
   try {
-    const answer = await fetch(url, { method, headers, body: text, signal, credentials: "same-origin", cache: "no-store" });
+    const answer = await fetch(url, {
+      method,
+      headers,
+      body: text,
+      signal,
+      credentials: "same-origin",
+      cache: "no-store",
+    });
     const read = answer.status === 204 ? null : await answer.json().catch(() => undefined);
     if (answer.ok && read !== undefined) {
       if (!quiet) told(null);

@@ -4,6 +4,10 @@ import { clock, figure, moment, t } from "./i18n.js";
 import { colour, onScheme } from "./theme.js";
 
 const HEIGHT = 150;
+const LEAST = 60; // seconds that a chart shows at least
+const INCREMENTS = [
+  5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400, 172_800, 432_000,
+];
 const ROWS = 60; // of the table that says the same in words
 
 const waiting = new Set();
@@ -67,12 +71,21 @@ export class Chart {
   constructor(given) {
     this.#given = given;
     const id = newId("chart");
-    this.#details = h("details", { ontoggle: () => this.#tell() }, h("summary", {}, t("chart.table")), h("div", { class: "table", tabindex: "0", role: "region", "aria-label": given.title }, this.#table));
+    this.#details = h(
+      "details",
+      { ontoggle: () => this.#tell() },
+      h("summary", {}, t("chart.table")),
+      h("div", { class: "table", tabindex: "0", role: "region", "aria-label": given.title }, this.#table),
+    );
     this.element = h(
       "section",
       { class: "card chart", "aria-labelledby": id },
       h("div", { class: "head" }, h("h2", { id }, given.title), this.#value),
-      h("ul", { class: "legend" }, given.series.length > 1 && given.series.map((s) => h("li", { class: `mark ${s.colour}` }, s.data ?? s.label))),
+      h(
+        "ul",
+        { class: "legend" },
+        given.series.length > 1 && given.series.map((s) => h("li", { class: `mark ${s.colour}` }, s.data ?? s.label)),
+      ),
       this.#box,
       this.#words,
       this.#details,
@@ -117,22 +130,43 @@ export class Chart {
   #options(width) {
     const quiet = colour("quiet");
     const line = colour("line");
-    const axis = { stroke: quiet, font: "12px system-ui, sans-serif", ticks: { show: false }, grid: { stroke: line, width: 1 } };
+    const axis = {
+      stroke: quiet,
+      font: "12px system-ui, sans-serif",
+      ticks: { show: false },
+      grid: { stroke: line, width: 1 },
+    };
     const { series, dates } = this.#given;
     return {
       width,
       height: HEIGHT,
-      padding: [8, 8, 0, 0],
+      padding: [8, 26, 0, 0],
       legend: { show: false },
       cursor: { show: false },
-      scales: { y: { range: (_, least, most) => [0, nice(most)] } },
+      scales: {
+        x: { range: (_, least, most) => [dates ? least : Math.min(least, most - LEAST), most] },
+        y: { range: (_, least, most) => [0, nice(most)] },
+      },
       axes: [
-        { ...axis, grid: { show: false }, size: 28, space: 90, values: (_, times) => times.map((at) => brief(at, dates)) },
+        {
+          ...axis,
+          grid: { show: false },
+          size: 28,
+          space: 90,
+          incrs: INCREMENTS,
+          values: (_, times) => times.map((at) => brief(at, dates)),
+        },
         { ...axis, size: 52, space: 36, values: (_, values) => values.map(figure) },
       ],
       series: [
         {},
-        ...series.map((s) => ({ stroke: colour(s.colour), width: 2, points: { show: false }, spanGaps: true, fill: series.length === 1 ? colour(`${s.colour}-soft`) : undefined })),
+        ...series.map((s) => ({
+          stroke: colour(s.colour),
+          width: 2,
+          points: { show: false },
+          spanGaps: true,
+          fill: series.length === 1 ? colour(`${s.colour}-soft`) : undefined,
+        })),
       ],
     };
   }
@@ -145,15 +179,35 @@ export class Chart {
     const now = performance.now();
     if (now - this.#described > 10_000 || !this.#described) {
       this.#described = now;
-      this.#words.textContent = series.map((s, i) => t("chart.words", { title, label: s.label, unit, ...extremes(columns[i]) })).join(" ");
+      this.#words.textContent = series
+        .map((s, i) => t("chart.words", { title, label: s.label, unit, ...extremes(columns[i]) }))
+        .join(" ");
     }
     if (!this.#details.open) return;
     const at = (seconds) => (dates ? moment : clock)(new Date(seconds * 1000));
     const rows = [];
     for (let i = times.length - 1; i >= 0 && rows.length < ROWS; i--)
-      rows.push(h("tr", {}, h("th", { scope: "row" }, at(times[i])), columns.map((c) => h("td", { class: "number" }, figure(c[i])))));
+      rows.push(
+        h(
+          "tr",
+          {},
+          h("th", { scope: "row" }, at(times[i])),
+          columns.map((c) => h("td", { class: "number" }, figure(c[i]))),
+        ),
+      );
     this.#table.replaceChildren(
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, t("chart.time")), series.map((s) => h("th", { scope: "col", class: "number" }, s.data?.cloneNode(true) ?? s.label, ` (${unit})`)))),
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          h("th", { scope: "col" }, t("chart.time")),
+          series.map((s) =>
+            h("th", { scope: "col", class: "number" }, s.data?.cloneNode(true) ?? s.label, ` (${unit})`),
+          ),
+        ),
+      ),
       h("tbody", {}, rows),
     );
   }
@@ -167,7 +221,11 @@ function extremes(values) {
       least = Math.min(least, value);
       most = Math.max(most, value);
     }
-  return { now: figure(values[values.length - 1]), least: figure(least === Infinity ? null : least), most: figure(most === -Infinity ? null : most) };
+  return {
+    now: figure(values[values.length - 1]),
+    least: figure(least === Infinity ? null : least),
+    most: figure(most === -Infinity ? null : most),
+  };
 }
 
 /** A round number not below this one, so that the axis doesn't jump with each point. */

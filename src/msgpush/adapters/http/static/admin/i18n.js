@@ -43,7 +43,8 @@ function format(kind, key, options) {
 const NONE = "–";
 
 /** A whole number, with its thousands apart. */
-export const count = (n) => (n === null || n === undefined ? NONE : format("NumberFormat", "0", { maximumFractionDigits: 0 }).format(n));
+export const count = (n) =>
+  n === null || n === undefined ? NONE : format("NumberFormat", "0", { maximumFractionDigits: 0 }).format(n);
 
 /** A number with three digits that say something. */
 export function figure(n) {
@@ -71,7 +72,11 @@ export function duration(seconds) {
   ];
   const first = parts.findIndex(([n]) => n);
   if (first < 0) return `0 ${t("unit.s")}`;
-  return parts.slice(first, first + 2).filter(([n]) => n).map(([n, unit]) => `${n} ${t(unit)}`).join(" ");
+  return parts
+    .slice(first, first + 2)
+    .filter(([n]) => n)
+    .map(([n, unit]) => `${n} ${t(unit)}`)
+    .join(" ");
 }
 
 const date = (moment) => (moment instanceof Date ? moment : new Date(moment));
@@ -79,6 +84,8 @@ const date = (moment) => (moment instanceof Date ? moment : new Date(moment));
 export const clock = (moment) => format("DateTimeFormat", "t", { timeStyle: "medium" }).format(date(moment));
 /** A day and a time of it. */
 export const moment = (at) =>
-  at === null || at === undefined ? NONE : format("DateTimeFormat", "dt", { dateStyle: "medium", timeStyle: "medium" }).format(date(at));
+  at === null || at === undefined
+    ? NONE
+    : format("DateTimeFormat", "dt", { dateStyle: "medium", timeStyle: "medium" }).format(date(at));
 
 announce();

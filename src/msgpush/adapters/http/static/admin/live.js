@@ -24,7 +24,9 @@ export class Live {
       this.#over = true;
       clearTimeout(this.#timer);
     });
-    document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.#soon(0), { signal });
+    document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.#soon(0), {
+      signal,
+    });
     this.#look();
   }
 
@@ -53,7 +55,9 @@ export class Live {
       const seconds = before && (Date.parse(each.at) - Date.parse(before.at)) / 1000;
       // An instance that has not reported anew goes on as it was; one that was started anew begins at nothing.
       if (seconds > 0 && each.started_at === before.started_at)
-        each.rates = Object.fromEntries(COUNTERS.map((name) => [name, Math.max(0, each[name] - before[name]) / seconds]));
+        each.rates = Object.fromEntries(
+          COUNTERS.map((name) => [name, Math.max(0, each[name] - before[name]) / seconds]),
+        );
       else each.rates = seconds === 0 ? before.rates : null;
       if (!each.rates) continue;
       known = true;

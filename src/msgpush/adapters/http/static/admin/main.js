@@ -2,7 +2,6 @@
 import { onOutcome, Problem } from "./api.js";
 import { fill, h, icon } from "./dom.js";
 import { choose, chosen, NAMES, t } from "./i18n.js";
-import { keep, kept } from "./memory.js";
 import { refusal } from "./parts.js";
 import { onPlace, place, to } from "./router.js";
 import { current, findOut, signedIn, signOut } from "./session.js";
@@ -30,15 +29,43 @@ function frame() {
   skip.textContent = t("skip");
   nav.setAttribute("aria-label", t("nav"));
   const links = Object.keys(VIEWS).map((name) =>
-    h("li", {}, h("a", { href: to(name), "data-view": name }, icon(name), h("span", {}, t(`${name}.title`)))));
+    h("li", {}, h("a", { href: to(name), "data-view": name }, icon(name), h("span", {}, t(`${name}.title`)))),
+  );
   const { subject, mode } = current();
-  fill(nav, h("ul", {}, links), h("div", { class: "foot" }, who(subject, mode), looks(), signedIn() && h("button", { type: "button", class: "plain", onclick: leave }, t("sign.out"))));
-  const menu = h("button", { type: "button", class: "plain menu", "aria-controls": "nav", "aria-expanded": "false", onclick: () => unfold(!document.body.classList.contains("unfolded")) }, icon("menu"), h("span", { class: "away" }, t("menu")));
+  fill(
+    nav,
+    h("ul", {}, links),
+    h(
+      "div",
+      { class: "foot" },
+      who(subject, mode),
+      looks(),
+      signedIn() && h("button", { type: "button", class: "plain", onclick: leave }, t("sign.out")),
+    ),
+  );
+  const menu = h(
+    "button",
+    {
+      type: "button",
+      class: "plain menu",
+      "aria-controls": "nav",
+      "aria-expanded": "false",
+      onclick: () => unfold(!document.body.classList.contains("unfolded")),
+    },
+    icon("menu"),
+    h("span", { class: "away" }, t("menu")),
+  );
   fill(bar, brand(), menu);
   document.body.classList.remove("outside");
 }
 
-const brand = () => h("a", { class: "brand", href: to("overview") }, h("img", { src: "../static/icon.svg", alt: "", width: "28", height: "28" }), h("span", { translate: "no" }, "msgpush"));
+const brand = () =>
+  h(
+    "a",
+    { class: "brand", href: to("overview") },
+    h("img", { src: "../static/icon.svg", alt: "", width: "28", height: "28" }),
+    h("span", { translate: "no" }, "msgpush"),
+  );
 
 function who(subject, mode) {
   if (mode === "local" || mode === "open") return h("p", { class: "quiet who" }, t(`mode.${mode}`));
@@ -46,8 +73,18 @@ function who(subject, mode) {
 }
 
 function looks() {
-  const schemes = h("select", { "aria-label": t("scheme"), onchange: (event) => chooseScheme(event.target.value) }, SCHEMES.map((name) => h("option", { value: name, selected: name === chosenScheme() }, t(`scheme.${name}`))));
-  const languages = h("select", { "aria-label": t("language"), onchange: (event) => speak(event.target.value) }, Object.entries(NAMES).map(([name, label]) => h("option", { value: name, selected: name === chosen(), lang: name, translate: "no" }, label)));
+  const schemes = h(
+    "select",
+    { "aria-label": t("scheme"), onchange: (event) => chooseScheme(event.target.value) },
+    SCHEMES.map((name) => h("option", { value: name, selected: name === chosenScheme() }, t(`scheme.${name}`))),
+  );
+  const languages = h(
+    "select",
+    { "aria-label": t("language"), onchange: (event) => speak(event.target.value) },
+    Object.entries(NAMES).map(([name, label]) =>
+      h("option", { value: name, selected: name === chosen(), lang: name, translate: "no" }, label),
+    ),
+  );
   return h("div", { class: "looks" }, schemes, languages);
 }
 
@@ -89,11 +126,13 @@ function view(moved = true) {
   shown = off;
   fill(main, room);
   // Each view asks for itself; this is for what none of them has thought of.
-  Promise.resolve(found(room, { params, signal: off.signal, onRecovery: (act) => onRecovery(act, off.signal) })).catch((error) => {
-    if (off.signal.aborted) return;
-    if (!(error instanceof Problem)) console.error(error);
-    fill(room, refusal(error instanceof Problem ? error : new Problem(400, String(error))));
-  });
+  Promise.resolve(found(room, { params, signal: off.signal, onRecovery: (act) => onRecovery(act, off.signal) })).catch(
+    (error) => {
+      if (off.signal.aborted) return;
+      if (!(error instanceof Problem)) console.error(error);
+      fill(room, refusal(error instanceof Problem ? error : new Problem(400, String(error))));
+    },
+  );
   if (!moved) return;
   scrollTo(0, 0);
   (main.querySelector("h1") ?? main).focus({ preventScroll: true });
@@ -167,10 +206,6 @@ document.addEventListener("keydown", (event) => {
 
 async function start() {
   document.body.replaceChildren(skip, bar, nav, h("div", { class: "content" }, banner, main));
-  // Where one was before a provider's page came in between.
-  const where = kept("place");
-  keep("place", null);
-  if (where && !location.hash) history.replaceState(null, "", where);
   try {
     await findOut(false);
   } catch (problem) {

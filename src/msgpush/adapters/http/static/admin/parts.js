@@ -5,7 +5,12 @@ import { copy, data, visible } from "./text.js";
 
 /** A view's heading, which takes the focus when the view is opened. */
 export function heading(key, ...beside) {
-  return h("div", { class: "heading" }, h("div", {}, h("h1", { tabindex: "-1" }, t(`${key}.title`)), h("p", { class: "lead" }, t(`${key}.lead`))), beside);
+  return h(
+    "div",
+    { class: "heading" },
+    h("div", {}, h("h1", { tabindex: "-1" }, t(`${key}.title`)), h("p", { class: "lead" }, t(`${key}.lead`))),
+    beside,
+  );
 }
 
 /** A place with nothing in it, and what would put something there. */
@@ -15,16 +20,37 @@ export const nothing = (text, hint, drawing = "empty") =>
 /** Why something isn't shown: not allowed, not there, not now. */
 export function refusal(problem) {
   const said = problem.detail && h("p", { class: "quiet" }, data(problem.detail, 500));
-  if (problem.status === 403) return h("div", { class: "nothing", role: "note" }, icon("lock"), h("p", {}, h("strong", {}, t("refused.title"))), said, h("p", {}, t("refused.hint")));
+  if (problem.status === 403)
+    return h(
+      "div",
+      { class: "nothing", role: "note" },
+      icon("lock"),
+      h("p", {}, h("strong", {}, t("refused.title"))),
+      said,
+      h("p", {}, t("refused.hint")),
+    );
   if (problem.passes) return nothing(t("away.title"), t("away.hint"), "cloud");
-  if (problem.status === 404) return h("div", { class: "nothing" }, icon("empty"), h("p", {}, h("strong", {}, t("missing.title"))), said);
-  return h("div", { class: "notice bad", role: "alert" }, h("p", {}, h("strong", {}, t("failed.title"))), said, faults(problem));
+  if (problem.status === 404)
+    return h("div", { class: "nothing" }, icon("empty"), h("p", {}, h("strong", {}, t("missing.title"))), said);
+  return h(
+    "div",
+    { class: "notice bad", role: "alert" },
+    h("p", {}, h("strong", {}, t("failed.title"))),
+    said,
+    faults(problem),
+  );
 }
 
 /** The faults that a problem lists, each with where it is. */
 export function faults(problem) {
   if (!problem.errors?.length) return null;
-  return h("ul", {}, problem.errors.slice(0, 20).map((each) => h("li", {}, each.pointer && [data(each.pointer), ": "], data(each.detail, 500))));
+  return h(
+    "ul",
+    {},
+    problem.errors
+      .slice(0, 20)
+      .map((each) => h("li", {}, each.pointer && [data(each.pointer), ": "], data(each.detail, 500))),
+  );
 }
 
 /** A word about a state, in its colour. */
@@ -56,21 +82,46 @@ export function table(caption, columns) {
       "table",
       { role: "table" },
       h("caption", { class: "away" }, caption),
-      h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, columns.map((c) => h("th", { role: "columnheader", scope: "col", class: c.number && "number" }, c.label)))),
+      h(
+        "thead",
+        { role: "rowgroup" },
+        h(
+          "tr",
+          { role: "row" },
+          columns.map((c) => h("th", { role: "columnheader", scope: "col", class: c.number && "number" }, c.label)),
+        ),
+      ),
       body,
     ),
   );
   return {
     element,
     show(rows) {
-      fill(body, rows.map((row) => h("tr", { role: "row" }, columns.map((c) => h("td", { role: "cell", class: c.number && "number", "data-label": c.label }, h("div", {}, c.cell(row)))))));
+      fill(
+        body,
+        rows.map((row) =>
+          h(
+            "tr",
+            { role: "row" },
+            columns.map((c) =>
+              h("td", { role: "cell", class: c.number && "number", "data-label": c.label }, h("div", {}, c.cell(row))),
+            ),
+          ),
+        ),
+      );
     },
   };
 }
 
 /** Definitions, side by side where there is room. */
 export function facts(pairs) {
-  return h("dl", { class: "facts" }, pairs.filter(([, value]) => value !== null && value !== undefined).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+  return h(
+    "dl",
+    { class: "facts" },
+    pairs
+      .filter(([, value]) => value !== null && value !== undefined)
+      .map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+  );
 }
 
 /** A labelled field; `hint` stands below it, and `wrong` says what is wrong with it. */
@@ -79,7 +130,14 @@ export function field(label, control, { hint, wide, key } = {}) {
   control.id = id;
   const wrong = h("p", { class: "wrong", id: `${id}-wrong`, hidden: true });
   control.setAttribute("aria-describedby", [hint && `${id}-hint`, `${id}-wrong`].filter(Boolean).join(" "));
-  const element = h("div", { class: `field${wide ? " wide" : ""}`, "data-key": key }, h("label", { for: id }, label), control, hint && h("p", { class: "hint", id: `${id}-hint` }, hint), wrong);
+  const element = h(
+    "div",
+    { class: `field${wide ? " wide" : ""}`, "data-key": key },
+    h("label", { for: id }, label),
+    control,
+    hint && h("p", { class: "hint", id: `${id}-hint` }, hint),
+    wrong,
+  );
   return {
     element,
     control,
@@ -101,7 +159,8 @@ export function options(pairs, value) {
 export function choice(label, pairs, value, chosen) {
   const group = h("div", { class: "choice", role: "group", "aria-label": label });
   const buttons = pairs.map(([name, text]) =>
-    h("button", { type: "button", "aria-pressed": String(name === value), onclick: () => set(name) }, text));
+    h("button", { type: "button", "aria-pressed": String(name === value), onclick: () => set(name) }, text),
+  );
   function set(name) {
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(pairs[i][0] === name)));
     chosen(name);
@@ -120,7 +179,18 @@ export function confirm({ title, text, actions }) {
   const dialog = h(
     "dialog",
     { "aria-labelledby": id, class: "ask" },
-    h("form", { method: "dialog" }, h("h2", { id }, title), h("div", { class: "said" }, text), h("div", { class: "row end" }, h("button", { value: "", class: "plain" }, t("cancel")), actions.map((a) => h("button", { value: a.value, class: a.kind ?? "" }, a.label)))),
+    h(
+      "form",
+      { method: "dialog" },
+      h("h2", { id }, title),
+      h("div", { class: "said" }, text),
+      h(
+        "div",
+        { class: "row end" },
+        h("button", { value: "", class: "plain" }, t("cancel")),
+        actions.map((a) => h("button", { value: a.value, class: a.kind ?? "" }, a.label)),
+      ),
+    ),
   );
   document.body.append(dialog);
   return new Promise((done) => {
@@ -133,8 +203,8 @@ export function confirm({ title, text, actions }) {
 }
 
 /** A button that copies what `text` gives, and says so. */
-export function copyButton(label, text) {
-  const button = h("button", { type: "button", class: "plain small" }, label);
+export function copyButton(label, text, size = "small") {
+  const button = h("button", { type: "button", class: `plain ${size}` }, label);
   const said = h("span", { class: "away", role: "status" });
   button.addEventListener("click", async () => {
     const words = (await copy(text())) ? t("copied") : t("copied.not");

@@ -1,7 +1,9 @@
 // A list of any length of which only what can be seen is made: a listbox, by mouse and by keyboard.
 import { h, newId } from "./dom.js";
 
-const HEIGHT = 40; // px; that of .option in views.css
+// px; those of .option in views.css: where it is narrow, a row has two lines.
+const TALL = matchMedia("(max-width: 47.99rem)");
+const height = () => (TALL.matches ? 56 : 40);
 const SPARE = 4;
 
 /**
@@ -20,7 +22,20 @@ export class Rows {
 
   constructor(given) {
     this.#given = given;
-    this.element = h("div", { class: "options", role: "listbox", tabindex: "0", "aria-label": given.label, id: this.#id, onscroll: () => this.soon(), onkeydown: (event) => this.#key(event), onclick: (event) => this.#click(event) }, this.#space);
+    this.element = h(
+      "div",
+      {
+        class: "options",
+        role: "listbox",
+        tabindex: "0",
+        "aria-label": given.label,
+        id: this.#id,
+        onscroll: () => this.soon(),
+        onkeydown: (event) => this.#key(event),
+        onclick: (event) => this.#click(event),
+      },
+      this.#space,
+    );
     this.resized = new ResizeObserver(() => this.soon());
     this.resized.observe(this.element);
   }
@@ -34,7 +49,7 @@ export class Rows {
   }
 
   get atTop() {
-    return this.element.scrollTop < HEIGHT;
+    return this.element.scrollTop < height();
   }
 
   top() {
@@ -62,19 +77,20 @@ export class Rows {
   #draw() {
     const [first, last] = this.#given.range();
     const size = last - first + 1;
-    this.#space.style.height = `${size * HEIGHT}px`;
+    const tall = height();
+    this.#space.style.height = `${size * tall}px`;
     // Who has scrolled down stays where they are when others come above.
-    if (this.#newest >= 0 && last > this.#newest && !this.atTop) this.element.scrollTop += (last - this.#newest) * HEIGHT;
+    if (this.#newest >= 0 && last > this.#newest && !this.atTop) this.element.scrollTop += (last - this.#newest) * tall;
     this.#newest = last;
     const { scrollTop, clientHeight } = this.element;
-    const from = Math.max(0, Math.floor(scrollTop / HEIGHT) - SPARE);
-    const until = Math.min(size, Math.ceil((scrollTop + clientHeight) / HEIGHT) + SPARE);
+    const from = Math.max(0, Math.floor(scrollTop / tall) - SPARE);
+    const until = Math.min(size, Math.ceil((scrollTop + clientHeight) / tall) + SPARE);
     while (this.#pool.length < until - from) this.#make();
     this.#pool.forEach((element, i) => {
       const n = last - from - i;
       element.hidden = from + i >= until;
       if (element.hidden) return;
-      element.style.transform = `translateY(${(from + i) * HEIGHT}px)`;
+      element.style.transform = `translateY(${(from + i) * tall}px)`;
       element.setAttribute("aria-posinset", from + i + 1);
       element.setAttribute("aria-setsize", size);
       element.setAttribute("aria-selected", String(n === this.#chosen));
@@ -108,16 +124,17 @@ export class Rows {
   #key(event) {
     const [first, last] = this.#given.range();
     if (last < first) return;
-    const page = Math.max(1, Math.floor(this.element.clientHeight / HEIGHT) - 1);
+    const tall = height();
+    const page = Math.max(1, Math.floor(this.element.clientHeight / tall) - 1);
     const steps = { ArrowDown: -1, ArrowUp: 1, PageDown: -page, PageUp: page, Home: Infinity, End: -Infinity };
     if (!(event.key in steps)) return;
     event.preventDefault();
     const from = this.#chosen ?? last + 1;
     const n = Math.min(last, Math.max(first, from + steps[event.key]));
-    const y = (last - n) * HEIGHT;
+    const y = (last - n) * tall;
     const { scrollTop, clientHeight } = this.element;
     if (y < scrollTop) this.element.scrollTop = y;
-    else if (y + HEIGHT > scrollTop + clientHeight) this.element.scrollTop = y + HEIGHT - clientHeight;
+    else if (y + tall > scrollTop + clientHeight) this.element.scrollTop = y + tall - clientHeight;
     this.choose(n);
   }
 }

@@ -1,6 +1,13 @@
 // JSON Schema, as much of it as the API's description has: what is wrong with a value, and where.
 
-const typeOf = (value) => (value === null ? "null" : Array.isArray(value) ? "array" : typeof value === "number" && Number.isInteger(value) ? "integer" : typeof value);
+const typeOf = (value) =>
+  value === null
+    ? "null"
+    : Array.isArray(value)
+      ? "array"
+      : typeof value === "number" && Number.isInteger(value)
+        ? "integer"
+        : typeof value;
 const isType = (value, type) => typeOf(value) === type || (type === "number" && typeof value === "number");
 const escape = (name) => name.replaceAll("~", "~0").replaceAll("/", "~1");
 const patterns = new Map();
@@ -21,7 +28,14 @@ export function faultsOf(schema, value, document, pointer = "") {
   const inner = (each, what, at = pointer) => found.push(...faultsOf(each, what, document, at));
   const passes = (each) => !faultsOf(each, value, document, pointer).length;
 
-  if (schema.$ref) inner(schema.$ref.slice(2).split("/").reduce((node, name) => node[name], document), value);
+  if (schema.$ref)
+    inner(
+      schema.$ref
+        .slice(2)
+        .split("/")
+        .reduce((node, name) => node[name], document),
+      value,
+    );
   if (schema.type) {
     const types = [schema.type].flat();
     if (!types.some((type) => isType(value, type))) {
@@ -55,7 +69,9 @@ export function faultsOf(schema, value, document, pointer = "") {
     // Those of the form that was meant: of the value's type, if there is one, with the fewest faults.
     const each = schema[name].map((form) => faultsOf(form, value, document, pointer));
     const meant = each.filter((faults) => !faults.some((f) => f.pointer === pointer && f.key === "schema.type"));
-    found.push(...(meant.length ? meant : each).reduce((least, faults) => (faults.length < least.length ? faults : least)));
+    found.push(
+      ...(meant.length ? meant : each).reduce((least, faults) => (faults.length < least.length ? faults : least)),
+    );
   }
   if (schema.not && passes(schema.not)) add("not");
   if (schema.if) {

@@ -15,7 +15,19 @@ const PAGE = 100;
 export default function channels(root, { params, signal, onRecovery }) {
   const channel = params.channel ?? "";
   const mode = params.mode === "history" ? "history" : "live";
-  const name = field(t("channels.channel"), h("input", { type: "search", value: channel, required: true, autocomplete: "off", spellcheck: "false", pattern: "[^\\s,*\\/?#]{1,200}", title: t("channels.rule") }), { wide: true, hint: t("channels.hint") });
+  const name = field(
+    t("channels.channel"),
+    h("input", {
+      type: "search",
+      value: channel,
+      required: true,
+      autocomplete: "off",
+      spellcheck: "false",
+      pattern: "[^\\s,*\\/?#]{1,200}",
+      title: t("channels.rule"),
+    }),
+    { wide: true, hint: t("channels.hint") },
+  );
   const body = h("div", {});
   const open = (event) => {
     event.preventDefault();
@@ -23,9 +35,32 @@ export default function channels(root, { params, signal, onRecovery }) {
     if (wanted === channel) return;
     go("channels", { channel: wanted, mode });
   };
-  fill(root, heading("channels"), h("form", { class: "row tools", role: "search", onsubmit: open }, name.element, h("button", {}, t("channels.open"))), body);
-  if (!channel) return fill(body, h("div", { class: "card" }, nothing(t("channels.none"), t("channels.none.hint"), "channels")));
-  const tools = h("div", { class: "row tools" }, choice(t("channels.mode"), [["live", t("channels.live")], ["history", t("channels.history")]], mode, (chosen) => go("channels", { channel, mode: chosen })));
+  fill(
+    root,
+    heading("channels"),
+    h(
+      "form",
+      { class: "row tools", role: "search", onsubmit: open },
+      name.element,
+      h("button", {}, t("channels.open")),
+    ),
+    body,
+  );
+  if (!channel)
+    return fill(body, h("div", { class: "card" }, nothing(t("channels.none"), t("channels.none.hint"), "channels")));
+  const tools = h(
+    "div",
+    { class: "row tools" },
+    choice(
+      t("channels.mode"),
+      [
+        ["live", t("channels.live")],
+        ["history", t("channels.history")],
+      ],
+      mode,
+      (chosen) => go("channels", { channel, mode: chosen }),
+    ),
+  );
   const view = new Messages(tools);
   fill(body, view.element);
   signal.addEventListener("abort", () => view.close());
@@ -48,13 +83,30 @@ class Messages {
       draw: drawRow,
       chosen: (n) => this.#choose(n),
     });
-    this.text = h("input", { type: "search", placeholder: t("channels.filter"), "aria-label": t("channels.filter"), autocomplete: "off", spellcheck: "false", oninput: () => this.#filter() });
-    this.type = h("select", { "aria-label": t("channels.type"), onchange: () => this.#filter() }, options([["", t("channels.type.all")], ...TYPES.map((type) => [type, type])], ""));
+    this.text = h("input", {
+      type: "search",
+      placeholder: t("channels.filter"),
+      "aria-label": t("channels.filter"),
+      autocomplete: "off",
+      spellcheck: "false",
+      oninput: () => this.#filter(),
+    });
+    this.type = h(
+      "select",
+      { "aria-label": t("channels.type"), onchange: () => this.#filter() },
+      options([["", t("channels.type.all")], ...TYPES.map((type) => [type, type])], ""),
+    );
     for (const option of [...this.type.options].slice(1)) option.translate = false;
     tools.append(this.text, this.type);
     this.list = h("section", { class: "card list", "aria-label": t("channels.list") }, this.rows.element, this.#none);
     this.foot = h("div", { class: "row" });
-    this.element = h("div", {}, tools, this.said.element, h("div", { class: "split" }, h("div", {}, this.list, this.foot), this.#whole));
+    this.element = h(
+      "div",
+      {},
+      tools,
+      this.said.element,
+      h("div", { class: "split" }, h("div", {}, this.list, this.foot), this.#whole),
+    );
     this.hint = t("channels.quiet");
     this.changed();
   }
@@ -63,7 +115,14 @@ class Messages {
     const empty = !this.held.length;
     if (empty !== this.rows.element.hidden || !this.#none.firstChild) {
       this.rows.element.hidden = empty;
-      fill(this.#none, empty && nothing(this.filtered ? t("channels.filtered") : t("channels.empty"), this.filtered ? t("channels.filtered.hint") : this.hint));
+      fill(
+        this.#none,
+        empty &&
+          nothing(
+            this.filtered ? t("channels.filtered") : t("channels.empty"),
+            this.filtered ? t("channels.filtered.hint") : this.hint,
+          ),
+      );
     }
     this.rows.soon();
   }
@@ -90,7 +149,9 @@ class Messages {
   #filter() {
     const wanted = this.text.value.toLowerCase();
     const type = this.type.value;
-    this.held.filter(({ message, text }) => (!type || message.type === type) && (!wanted || text.toLowerCase().includes(wanted)));
+    this.held.filter(
+      ({ message, text }) => (!type || message.type === type) && (!wanted || text.toLowerCase().includes(wanted)),
+    );
     this.rows.forget();
     fill(this.#none);
     this.changed();
@@ -108,7 +169,11 @@ class Messages {
 async function tail(view, { channel, signal, onRecovery }) {
   const state = h("span", { class: "pill", role: "status" });
   const speed = h("span", { class: "quiet tabular" });
-  const pause = h("button", { type: "button", class: "plain", "aria-pressed": "false", onclick: () => hold(!paused) }, t("channels.pause"));
+  const pause = h(
+    "button",
+    { type: "button", class: "plain", "aria-pressed": "false", onclick: () => hold(!paused) },
+    t("channels.pause"),
+  );
   const clear = h("button", { type: "button", class: "plain", onclick: () => view.clear() }, t("channels.clear"));
   view.tools.append(pause, clear, state, speed);
   let client = null;
@@ -217,7 +282,10 @@ async function history(view, { channel, signal, onRecovery }) {
     view.changed();
     view.rows.top();
     next.disabled = after === undefined || page.messages.length < PAGE;
-    view.said.say(t(after === undefined ? "history.shown.newest" : "history.shown", { n: page.messages.length }), page.gap && [" ", t(`gap.${page.gap.reason}`)]);
+    view.said.say(
+      t(after === undefined ? "history.shown.newest" : "history.shown", { n: page.messages.length }),
+      page.gap && [" ", t(`gap.${page.gap.reason}`)],
+    );
   }
 
   onRecovery(() => load(asked));

@@ -14,14 +14,30 @@ const PAGE = 50;
 export default function delivery(root, { params, signal, onRecovery }) {
   const tab = params.tab in TABS ? params.tab : "pending";
   const room = h("div", {});
-  const tabs = choice(t("delivery.what"), Object.keys(TABS).map((name) => [name, t(`delivery.${name}`)]), tab, (chosen) => go("delivery", { tab: chosen }));
+  const tabs = choice(
+    t("delivery.what"),
+    Object.keys(TABS).map((name) => [name, t(`delivery.${name}`)]),
+    tab,
+    (chosen) => go("delivery", { tab: chosen }),
+  );
   fill(root, heading("delivery"), h("div", { class: "row tools" }, tabs), room);
   return TABS[tab](room, { params, signal, onRecovery });
 }
 
-const text = (label, value) => field(label, h("input", { type: "search", value: value ?? "", required: true, autocomplete: "off", spellcheck: "false" }), { wide: true });
+const text = (label, value) =>
+  field(
+    label,
+    h("input", { type: "search", value: value ?? "", required: true, autocomplete: "off", spellcheck: "false" }),
+    { wide: true },
+  );
 const messageLink = (service, id) => h("a", { href: to("delivery", { tab: "message", service, id }) }, code(id, 60));
-const open = (message) => h("details", {}, h("summary", {}, data(gist(message), 100)), longText(JSON.stringify(message, null, 2), t("message.json")));
+const open = (message) =>
+  h(
+    "details",
+    {},
+    h("summary", {}, data(gist(message), 100)),
+    longText(JSON.stringify(message, null, 2), t("message.json")),
+  );
 
 /** A list of what is asked for by one name, page by page. */
 function lookup(room, { label, value, name, tab, columns, caption, hint, load, signal, onRecovery }) {
@@ -31,14 +47,28 @@ function lookup(room, { label, value, name, tab, columns, caption, hint, load, s
   const body = h("div", { class: "card" });
   let after = null;
   let following = null;
-  const first = h("button", { type: "button", class: "plain small", hidden: true, onclick: () => show(null) }, t("page.first"));
-  const next = h("button", { type: "button", class: "plain small", hidden: true, onclick: () => show(following) }, t("page.next"));
+  const first = h(
+    "button",
+    { type: "button", class: "plain small", hidden: true, onclick: () => show(null) },
+    t("page.first"),
+  );
+  const next = h(
+    "button",
+    { type: "button", class: "plain small", hidden: true, onclick: () => show(following) },
+    t("page.next"),
+  );
   const search = (event) => {
     event.preventDefault();
     note("delivery", { tab, [name]: asked.control.value.trim() });
     show(null);
   };
-  fill(room, h("form", { class: "row tools", role: "search", onsubmit: search }, asked.element, h("button", {}, t("search"))), said.element, body, h("div", { class: "row end" }, first, next));
+  fill(
+    room,
+    h("form", { class: "row tools", role: "search", onsubmit: search }, asked.element, h("button", {}, t("search"))),
+    said.element,
+    body,
+    h("div", { class: "row end" }, first, next),
+  );
   fill(body, nothing(hint[0], hint[1], "delivery"));
 
   async function show(from) {
@@ -85,7 +115,12 @@ function pending(room, { params, signal, onRecovery }) {
     ],
     async load(user, next) {
       const page = await ask(`api/v1/users/${part(user)}/pending`, { query: { limit: PAGE, next }, signal });
-      return { rows: page.messages, next: page.next, said: t("pending.total", { n: page.total }), none: [t("pending.none"), t("pending.none.hint")] };
+      return {
+        rows: page.messages,
+        next: page.next,
+        said: t("pending.total", { n: page.total }),
+        none: [t("pending.none"), t("pending.none.hint")],
+      };
     },
   });
 }
@@ -103,15 +138,32 @@ function dead(room, { params, signal, onRecovery }) {
     columns: (said) => [
       { label: t("message.id"), cell: ({ message: m }) => messageLink(m.service, m.id) },
       { label: t("dead.user"), cell: ({ message: m }) => data(m.target?.user_id ?? "") },
-      { label: t("dead.reason"), cell: (each) => badge("bad", t(each.reason === "expired" ? "reason.expired" : "reason.deliveries")) },
+      {
+        label: t("dead.reason"),
+        cell: (each) => badge("bad", t(each.reason === "expired" ? "reason.expired" : "reason.deliveries")),
+      },
       { label: t("dead.deliveries"), number: true, cell: (each) => count(each.deliveries) },
       { label: t("dead.at"), cell: (each) => moment(each.died_at) },
       { label: t("message.title"), cell: (each) => open(each.message) },
-      { label: t("connections.act"), cell: ({ message: m }) => h("div", { class: "row" }, action("redeliver", m.service, m.id, said, signal), action("forget", m.service, m.id, said, signal)) },
+      {
+        label: t("connections.act"),
+        cell: ({ message: m }) =>
+          h(
+            "div",
+            { class: "row" },
+            action("redeliver", m.service, m.id, said, signal),
+            action("forget", m.service, m.id, said, signal),
+          ),
+      },
     ],
     async load(service, next) {
       const page = await ask("api/v1/dead-letters", { query: { service, limit: PAGE, next }, signal });
-      return { rows: page.dead_letters, next: page.next, said: t("dead.shown", { n: page.dead_letters.length }), none: [t("dead.none"), t("dead.none.hint")] };
+      return {
+        rows: page.dead_letters,
+        next: page.next,
+        said: t("dead.shown", { n: page.dead_letters.length }),
+        none: [t("dead.none"), t("dead.none.hint")],
+      };
     },
   });
 }
@@ -125,9 +177,18 @@ const ACTIONS = {
 /** A button that does something to a message, once that was confirmed. */
 function action(name, service, id, said, signal, done) {
   const { method, path, kind } = ACTIONS[name];
-  const button = h("button", { type: "button", class: "plain small" }, t(`${name}.do`), h("span", { class: "away" }, " ", code(id, 60)));
+  const button = h(
+    "button",
+    { type: "button", class: "plain small" },
+    t(`${name}.do`),
+    h("span", { class: "away" }, " ", code(id, 60)),
+  );
   button.addEventListener("click", async () => {
-    const answer = await confirm({ title: t(`${name}.title`), text: [h("p", {}, code(`${service}/${id}`)), h("p", {}, t(`${name}.text`))], actions: [{ label: t(`${name}.do`), value: "yes", kind }] });
+    const answer = await confirm({
+      title: t(`${name}.title`),
+      text: [h("p", {}, code(`${service}/${id}`)), h("p", {}, t(`${name}.text`))],
+      actions: [{ label: t(`${name}.do`), value: "yes", kind }],
+    });
     if (!answer) return;
     button.disabled = true;
     try {
@@ -154,7 +215,18 @@ async function message(room, { params, signal, onRecovery }) {
     note("delivery", { tab: "message", service: service.control.value.trim(), id: id.control.value.trim() });
     show();
   };
-  fill(room, h("form", { class: "row tools", role: "search", onsubmit: search }, service.element, id.element, h("button", {}, t("search"))), said.element, body);
+  fill(
+    room,
+    h(
+      "form",
+      { class: "row tools", role: "search", onsubmit: search },
+      service.element,
+      id.element,
+      h("button", {}, t("search")),
+    ),
+    said.element,
+    body,
+  );
 
   async function show() {
     const [s, i] = [service.control.value.trim(), id.control.value.trim()];
@@ -167,20 +239,41 @@ async function message(room, { params, signal, onRecovery }) {
       return;
     }
     const reason = told.reason && t(told.reason === "expired" ? "reason.expired" : "reason.deliveries");
-    const acts = told.state === "dead" ? ["redeliver", "forget"] : ["accepted", "written"].includes(told.state) ? ["withdraw"] : [];
+    const acts =
+      told.state === "dead"
+        ? ["redeliver", "forget"]
+        : ["accepted", "written"].includes(told.state)
+          ? ["withdraw"]
+          : [];
     fill(
       body,
-      h("div", { class: "head" }, h("h2", {}, code(told.key)), badge(KINDS[told.state] ?? "quiet", t(`outcome.${told.state}`))),
-      h("p", { class: "quiet" }, t(`outcome.${told.state}.means`), reason && [" ", reason]),
-      facts([
-        [t("dead.user"), h("a", { href: to("delivery", { tab: "pending", user: told.user_id }) }, data(told.user_id))],
-        [t("dead.deliveries"), count(told.deliveries)],
-        [t("one.accepted"), moment(told.accepted_at)],
-        [t("one.written"), told.written_at && moment(told.written_at)],
-        [t("one.acknowledged"), told.acknowledged_at && moment(told.acknowledged_at)],
-        [t("one.next"), told.next_at && moment(told.next_at)],
-      ]),
-      h("div", { class: "row" }, acts.map((name) => action(name, s, i, said, signal, show))),
+      h(
+        "div",
+        { class: "stack" },
+        h(
+          "div",
+          { class: "head" },
+          h("h2", {}, code(told.key)),
+          badge(KINDS[told.state] ?? "quiet", t(`outcome.${told.state}`)),
+        ),
+        h("p", { class: "quiet" }, t(`outcome.${told.state}.means`), reason && [" ", reason]),
+        facts([
+          [
+            t("dead.user"),
+            h("a", { href: to("delivery", { tab: "pending", user: told.user_id }) }, data(told.user_id)),
+          ],
+          [t("dead.deliveries"), count(told.deliveries)],
+          [t("one.accepted"), moment(told.accepted_at)],
+          [t("one.written"), told.written_at && moment(told.written_at)],
+          [t("one.acknowledged"), told.acknowledged_at && moment(told.acknowledged_at)],
+          [t("one.next"), told.next_at && moment(told.next_at)],
+        ]),
+        h(
+          "div",
+          { class: "row" },
+          acts.map((name) => action(name, s, i, said, signal, show)),
+        ),
+      ),
     );
   }
 

@@ -29,21 +29,39 @@ export default async function publish(root, { params, signal, onRecovery }) {
     text.control.value = pretty(message);
     check();
   });
-  const text = field(t("publish.json"), h("textarea", { class: "mono", rows: "20", spellcheck: "false", autocomplete: "off", translate: "no", oninput: () => typed() }));
+  const text = field(
+    t("publish.json"),
+    h("textarea", {
+      class: "mono",
+      rows: "20",
+      spellcheck: "false",
+      autocomplete: "off",
+      translate: "no",
+      oninput: () => typed(),
+    }),
+  );
   const others = h("ul", { class: "wrong" });
   const answer = h("div", { role: "status" });
   const button = h("button", {}, t("publish.send"));
-  const modes = choice(t("publish.mode"), [["send", t("publish.to")], ["broadcast", t("publish.everybody")]], mode, (chosen) => {
-    mode = chosen;
-    note("publish", { mode });
-    if (mode === "broadcast" && message.target) {
-      delete message.target;
-      delete message.channels;
-    }
-    form.show(message, mode);
-    text.control.value = pretty(message);
-    check();
-  });
+  const modes = choice(
+    t("publish.mode"),
+    [
+      ["send", t("publish.to")],
+      ["broadcast", t("publish.everybody")],
+    ],
+    mode,
+    (chosen) => {
+      mode = chosen;
+      note("publish", { mode });
+      if (mode === "broadcast" && message.target) {
+        delete message.target;
+        delete message.channels;
+      }
+      form.show(message, mode);
+      text.control.value = pretty(message);
+      check();
+    },
+  );
   fill(
     root,
     heading("publish"),
@@ -51,8 +69,19 @@ export default async function publish(root, { params, signal, onRecovery }) {
       "form",
       { novalidate: true, onsubmit: send },
       h("div", { class: "row tools" }, modes),
-      h("div", { class: "split even" }, h("section", { class: "card stack", "aria-label": t("publish.form") }, form.element), h("section", { class: "card stack", "aria-label": t("publish.json") }, text.element, others)),
-      h("div", { class: "row" }, button, copyButton(t("publish.curl"), () => curl(mode, text.control.value)), copyButton(t("copy.json"), () => text.control.value)),
+      h(
+        "div",
+        { class: "split even" },
+        h("section", { class: "card stack", "aria-label": t("publish.form") }, form.element),
+        h("section", { class: "card stack", "aria-label": t("publish.json") }, text.element, others),
+      ),
+      h(
+        "div",
+        { class: "row" },
+        button,
+        copyButton(t("publish.curl"), () => curl(mode, text.control.value), ""),
+        copyButton(t("copy.json"), () => text.control.value, ""),
+      ),
     ),
     answer,
   );
@@ -86,13 +115,25 @@ export default async function publish(root, { params, signal, onRecovery }) {
   function check() {
     text.complain("");
     const schema = described?.paths?.[`/${PATHS[mode]}`]?.post.requestBody.content["application/json"].schema;
-    tell(schema ? faultsOf(schema, message, described).map((fault) => ({ pointer: fault.pointer, detail: t(fault.key, fault.given) })) : []);
+    tell(
+      schema
+        ? faultsOf(schema, message, described).map((fault) => ({
+            pointer: fault.pointer,
+            detail: t(fault.key, fault.given),
+          }))
+        : [],
+    );
   }
 
   /** Show faults at the fields that their pointers name, and the others below the JSON. */
   function tell(faults) {
     const rest = form.complain(faults);
-    fill(others, rest.slice(0, 10).map((fault) => h("li", {}, fault.pointer && [code(fault.pointer), " "], data(fault.detail, 400, "span"))));
+    fill(
+      others,
+      rest
+        .slice(0, 10)
+        .map((fault) => h("li", {}, fault.pointer && [code(fault.pointer), " "], data(fault.detail, 400, "span"))),
+    );
   }
 
   async function send(event) {
@@ -115,10 +156,20 @@ export default async function publish(root, { params, signal, onRecovery }) {
           h("h2", {}, t(told.duplicate ? "publish.duplicate" : "publish.done")),
           facts([
             [t("message.id"), code(told.id, 130)],
-            [t("message.channels"), told.channels.map((name) => h("a", { class: "chip", href: to("channels", { channel: name }) }, data(name, 80)))],
+            [
+              t("message.channels"),
+              told.channels.map((name) =>
+                h("a", { class: "chip", href: to("channels", { channel: name }) }, data(name, 80)),
+              ),
+            ],
             [t("publish.cursor"), code(told.cursor, 130)],
           ]),
-          acked && h("a", { href: to("delivery", { tab: "message", service: message.service, id: told.id }) }, t("message.delivery")),
+          acked &&
+            h(
+              "a",
+              { href: to("delivery", { tab: "message", service: message.service, id: told.id }) },
+              t("message.delivery"),
+            ),
         ),
       );
     } catch (problem) {
@@ -165,31 +216,64 @@ class Form {
 
   constructor(changed) {
     this.changed = changed;
-    const input = (attributes = {}) => h("input", { autocomplete: "off", spellcheck: "false", oninput: () => this.#read(), ...attributes });
+    const input = (attributes = {}) =>
+      h("input", { autocomplete: "off", spellcheck: "false", oninput: () => this.#read(), ...attributes });
     const make = (pointer, key, control, more = {}) => (this.#fields[pointer] = field(t(key), control, more)).element;
     const select = (pairs, value) => h("select", { onchange: () => this.#read() }, options(pairs, value));
     const raw = (names) => names.map((name) => [name, name]);
     const type = select(raw(TYPES), "info");
     const priority = select([["", t("publish.default")], ...raw(PRIORITIES)], "");
     for (const option of [...type.options, ...[...priority.options].slice(1)]) option.translate = false;
-    const top = h("div", { class: "pair" }, make("/type", "message.type", type), make("/service", "message.service", input()));
+    const top = h(
+      "div",
+      { class: "pair" },
+      make("/type", "message.type", type),
+      make("/service", "message.service", input()),
+    );
     this.#where = h(
       "fieldset",
       { class: "stack" },
       h("legend", {}, t("message.target")),
       this.#targets,
       (this.#fields["/target"] = this.#orphan()).element,
-      h("button", { type: "button", class: "plain small", onclick: () => this.#addTarget("", "", true) }, t("publish.target.add")),
+      h(
+        "button",
+        { type: "button", class: "plain small", onclick: () => this.#addTarget("", "", true) },
+        t("publish.target.add"),
+      ),
     );
     const channels = make("/channels", "message.channels", input(), { hint: t("publish.channels.hint") });
-    const body = make("/data", "publish.data", h("textarea", { class: "mono", rows: "5", spellcheck: "false", translate: "no", oninput: () => this.#read() }), { hint: t("publish.data.hint") });
-    const meta = h("div", { class: "pair" }, make("/metadata/priority", "message.priority", priority), make("/metadata/ttl", "publish.ttl", input({ type: "number", min: "1", max: "604800", inputmode: "numeric" })));
+    const body = make(
+      "/data",
+      "publish.data",
+      h("textarea", { class: "mono", rows: "5", spellcheck: "false", translate: "no", oninput: () => this.#read() }),
+      { hint: t("publish.data.hint") },
+    );
+    const meta = h(
+      "div",
+      { class: "pair" },
+      make("/metadata/priority", "message.priority", priority),
+      make("/metadata/ttl", "publish.ttl", input({ type: "number", min: "1", max: "604800", inputmode: "numeric" })),
+    );
     this.ack = h("input", { type: "checkbox", onchange: () => this.#read() });
     this.receipt = h("input", { type: "checkbox", onchange: () => this.#read() });
     this.#terms = h(
       "div",
       { class: "stack terms", hidden: true },
-      h("div", { class: "pair" }, make("/metadata/ack/deadline", "publish.deadline", input({ type: "number", min: "1", max: "86400", placeholder: "30" })), make("/metadata/ack/deliveries", "publish.deliveries", input({ type: "number", min: "1", max: "20", placeholder: "5" }))),
+      h(
+        "div",
+        { class: "pair" },
+        make(
+          "/metadata/ack/deadline",
+          "publish.deadline",
+          input({ type: "number", min: "1", max: "86400", placeholder: "30" }),
+        ),
+        make(
+          "/metadata/ack/deliveries",
+          "publish.deliveries",
+          input({ type: "number", min: "1", max: "20", placeholder: "5" }),
+        ),
+      ),
       make("/metadata/ack/collapse", "publish.collapse", input(), { hint: t("publish.collapse.hint") }),
       h("label", { class: "check" }, this.receipt, t("publish.receipt")),
     );
@@ -197,9 +281,25 @@ class Form {
       "details",
       {},
       h("summary", {}, t("publish.more")),
-      h("div", { class: "stack" }, make("/id", "message.id", input(), { hint: t("publish.id.hint") }), make("/source", "message.source", input()), make("/timestamp", "message.time", input({ placeholder: "2026-01-31T12:00:00Z" }))),
+      h(
+        "div",
+        { class: "stack" },
+        make("/id", "message.id", input(), { hint: t("publish.id.hint") }),
+        make("/source", "message.source", input()),
+        make("/timestamp", "message.time", input({ placeholder: "2026-01-31T12:00:00Z" })),
+      ),
     );
-    this.element = [top, this.#where, channels, body, meta, h("label", { class: "check" }, this.ack, t("publish.ack")), (this.#fields["/metadata/ack"] = this.#orphan()).element, this.#terms, more];
+    this.element = [
+      top,
+      this.#where,
+      channels,
+      body,
+      meta,
+      h("label", { class: "check" }, this.ack, t("publish.ack")),
+      (this.#fields["/metadata/ack"] = this.#orphan()).element,
+      this.#terms,
+      more,
+    ];
   }
 
   /** Put a message into the fields, but for the one that is being edited. */
@@ -213,7 +313,8 @@ class Form {
     };
     const { metadata } = message;
     put("/type", TYPES.includes(message.type) ? message.type : "");
-    for (const name of ["service", "source", "id", "timestamp"]) put(`/${name}`, typeof message[name] === "string" ? message[name] : "");
+    for (const name of ["service", "source", "id", "timestamp"])
+      put(`/${name}`, typeof message[name] === "string" ? message[name] : "");
     put("/channels", Array.isArray(message.channels) ? message.channels.join(", ") : "");
     put("/data", message.data === undefined ? "" : pretty(message.data));
     put("/metadata/priority", metadata?.priority);
@@ -226,7 +327,8 @@ class Form {
     if (!this.#targets.contains(document.activeElement)) {
       this.#targets.replaceChildren();
       const target = message.target && typeof message.target === "object" ? message.target : {};
-      for (const [name, value] of Object.entries(target)) this.#addTarget(name.replace(/_id$/, ""), String(value ?? ""));
+      for (const [name, value] of Object.entries(target))
+        this.#addTarget(name.replace(/_id$/, ""), String(value ?? ""));
       if (!this.#targets.children.length) this.#addTarget("user", "");
     }
   }
@@ -240,14 +342,20 @@ class Form {
       while (at && !this.#place(at)) at = at.slice(0, at.lastIndexOf("/"));
       const place = at && this.#place(at);
       if (!place || !place.element.checkVisibility?.()) rest.push({ pointer, detail });
-      else texts.set(place, [...(texts.get(place) ?? []), at === pointer ? detail : `${pointer.slice(at.length)}: ${detail}`]);
+      else
+        texts.set(place, [
+          ...(texts.get(place) ?? []),
+          at === pointer ? detail : `${pointer.slice(at.length)}: ${detail}`,
+        ]);
     }
     for (const each of this.#all()) each.complain((texts.get(each) ?? []).join(" "));
     return rest;
   }
 
   focusFirst() {
-    this.#all().find(({ control }) => control.getAttribute?.("aria-invalid"))?.control.focus();
+    this.#all()
+      .find(({ control }) => control.getAttribute?.("aria-invalid"))
+      ?.control.focus();
   }
 
   #all() {
@@ -266,12 +374,25 @@ class Form {
   }
 
   #addTarget(kind, value, focus) {
-    const input = (text, label) => h("input", { value: text, "aria-label": label, placeholder: label, autocomplete: "off", spellcheck: "false", oninput: () => this.#read() });
+    const input = (text, label) =>
+      h("input", {
+        value: text,
+        "aria-label": label,
+        placeholder: label,
+        autocomplete: "off",
+        spellcheck: "false",
+        oninput: () => this.#read(),
+      });
     const row = h("div", { class: "targets" });
     row.kind = input(kind, t("publish.target.kind"));
     row.name = input(value, t("publish.target.value"));
     const wrong = h("p", { class: "wrong", hidden: true });
-    const remove = h("button", { type: "button", class: "plain small", onclick: () => (row.remove(), this.#read()) }, "×", h("span", { class: "away" }, t("publish.target.remove")));
+    const remove = h(
+      "button",
+      { type: "button", class: "plain small", onclick: () => (row.remove(), this.#read()) },
+      "×",
+      h("span", { class: "away" }, t("publish.target.remove")),
+    );
     row.append(row.kind, row.name, remove, wrong);
     row.place = {
       element: row,
@@ -293,9 +414,16 @@ class Form {
     const number = (pointer) => (value(pointer) === "" ? undefined : Number(value(pointer)));
     const message = { ...this.#message, type: value("/type"), service: value("/service") };
     for (const name of ["source", "id", "timestamp"]) message[name] = value(`/${name}`) || undefined;
-    const targets = [...this.#targets.children].map((row) => [row.kind.value.trim(), row.name.value.trim()]).filter(([kind, name]) => kind && name);
-    message.target = targets.length && !this.#where.hidden ? Object.fromEntries(targets.map(([kind, name]) => [`${kind}_id`, name])) : undefined;
-    const channels = value("/channels").split(/[,\s]+/).filter(Boolean);
+    const targets = [...this.#targets.children]
+      .map((row) => [row.kind.value.trim(), row.name.value.trim()])
+      .filter(([kind, name]) => kind && name);
+    message.target =
+      targets.length && !this.#where.hidden
+        ? Object.fromEntries(targets.map(([kind, name]) => [`${kind}_id`, name]))
+        : undefined;
+    const channels = value("/channels")
+      .split(/[,\s]+/)
+      .filter(Boolean);
     message.channels = channels.length ? channels : undefined;
     const typed = value("/data");
     let broken = "";
@@ -304,11 +432,26 @@ class Form {
     } catch (error) {
       broken = t("publish.no.json", { why: error.message });
     }
-    const metadata = { ...message.metadata, priority: value("/metadata/priority") || undefined, ttl: number("/metadata/ttl") };
+    const metadata = {
+      ...message.metadata,
+      priority: value("/metadata/priority") || undefined,
+      ttl: number("/metadata/ttl"),
+    };
     this.#terms.hidden = !this.ack.checked;
-    const terms = { deadline: number("/metadata/ack/deadline"), deliveries: number("/metadata/ack/deliveries"), collapse: value("/metadata/ack/collapse") || undefined, receipt: this.receipt.checked || undefined };
-    metadata.ack = !this.ack.checked ? undefined : Object.values(terms).some((each) => each !== undefined) ? JSON.parse(JSON.stringify(terms)) : true;
-    message.metadata = Object.values(metadata).some((each) => each !== undefined) ? JSON.parse(JSON.stringify(metadata)) : undefined;
+    const terms = {
+      deadline: number("/metadata/ack/deadline"),
+      deliveries: number("/metadata/ack/deliveries"),
+      collapse: value("/metadata/ack/collapse") || undefined,
+      receipt: this.receipt.checked || undefined,
+    };
+    metadata.ack = !this.ack.checked
+      ? undefined
+      : Object.values(terms).some((each) => each !== undefined)
+        ? JSON.parse(JSON.stringify(terms))
+        : true;
+    message.metadata = Object.values(metadata).some((each) => each !== undefined)
+      ? JSON.parse(JSON.stringify(metadata))
+      : undefined;
     this.#message = JSON.parse(JSON.stringify(message));
     this.changed(this.#message);
     if (broken) this.#fields["/data"].complain(broken);
