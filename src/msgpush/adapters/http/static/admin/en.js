@@ -5,7 +5,7 @@ export default {
   menu: "Menu",
   language: "Language",
   scheme: "Colours",
-  "scheme.auto": "As the system",
+  "scheme.auto": "Automatic",
   "scheme.light": "Light",
   "scheme.dark": "Dark",
   "mode.local": "Local mode: no sign-in is needed on this machine.",

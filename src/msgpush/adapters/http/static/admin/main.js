@@ -8,7 +8,7 @@ import { current, findOut, signedIn, signOut } from "./session.js";
 import { signInForm } from "./signin.js";
 import { data } from "./text.js";
 import { chosenScheme, chooseScheme, SCHEMES } from "./theme.js";
-import { banner, onRecovery, retell } from "./trouble.js";
+import { banner, onRecovery, recover, retell } from "./trouble.js";
 import access from "./views/access.js";
 import channels from "./views/channels.js";
 import connections from "./views/connections.js";
@@ -116,10 +116,7 @@ function view(moved = true) {
   before = { name: VIEWS[name] ? name : "overview", params };
   end();
   unfold(false);
-  for (const link of nav.querySelectorAll("a[data-view]")) {
-    if (link.dataset.view === before.name) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
-  }
+  mark();
   document.title = `${t(`${before.name}.title`)} · msgpush`;
   const off = new AbortController();
   const room = h("div", { class: `view ${before.name}` });
@@ -138,6 +135,14 @@ function view(moved = true) {
   (main.querySelector("h1") ?? main).focus({ preventScroll: true });
 }
 let before = { name: "overview", params: {} };
+
+/** Mark the view that is shown among the links. */
+function mark() {
+  for (const link of nav.querySelectorAll("a[data-view]")) {
+    if (link.dataset.view === before.name) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+}
 
 function end() {
   shown?.abort();
@@ -182,7 +187,8 @@ async function again() {
       dialog.close();
       dialog.remove();
       frame();
-      view();
+      mark();
+      recover();
     },
   });
   form.querySelector("h1").id = "again";

@@ -9,6 +9,9 @@ const recovered = new EventTarget();
 export const onRecovery = (act, signal) => recovered.addEventListener("back", act, { signal });
 
 export const banner = h("div", { class: "banner", role: "status" });
+/** What was away, or refused, may be asked for again. */
+export const recover = () => void recovered.dispatchEvent(new Event("back"));
+
 let trouble = null;
 let timer;
 
@@ -35,7 +38,7 @@ async function look() {
   }
   timer = undefined;
   show(null);
-  recovered.dispatchEvent(new Event("back"));
+  recover();
 }
 
 onOutcome((problem) => {

@@ -5,7 +5,7 @@ export default {
   menu: "菜单",
   language: "语言",
   scheme: "颜色",
-  "scheme.auto": "跟随系统",
+  "scheme.auto": "自动",
   "scheme.light": "浅色",
   "scheme.dark": "深色",
   "mode.local": "本地模式：在本机上无需登录。",
