@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from msgpush.adapters.auth import explanation, sign_in
+from msgpush.adapters.auth import explanation, sessions, sign_in
 from msgpush.adapters.http import (
     acknowledgements,
     admin,
@@ -136,6 +136,7 @@ def openapi() -> bytes:
             "securitySchemes": {
                 "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
                 "cookie": {"type": "apiKey", "in": "cookie", "name": COOKIE},
+                "session": {"type": "apiKey", "in": "cookie", "name": f"__Host-{sessions.COOKIE}"},
             },
         },
     }
@@ -156,7 +157,7 @@ def _described(operation: Operation) -> Json:
     }
     if 401 in answers:
         # Or none: the open modes ask for none.
-        described["security"] = [{"token": []}, {"cookie": []}, {}]
+        described["security"] = [{"token": []}, {"cookie": []}, {"session": []}, {}]
     if operation.parameters:
         described["parameters"] = operation.parameters
     if operation.body is not None:

@@ -313,7 +313,6 @@ class SettingsTable(Struct, frozen=True, kw_only=True):
         str,
         Setting(
             CLAIM,
-            CLAIM_VALUE,
             "With JWT_AUDIENCE: the claim that names it, where that isn't `aud`.",
             when=AUDIENCE_SET,
         ),
