@@ -123,11 +123,15 @@ def unpack(packed: bytes, names: Mapping[int, str]) -> Counts:
     for start in range(BUCKETS, len(numbers), WIDTH):
         number, row = numbers[start], numbers[start + 1 : start + WIDTH]
         if number < UNKNOWN_SERVICE:
-            _add(counts.types, _TYPE_NAMES.get(number, OTHER), row)
+            rows, name = counts.types, _TYPE_NAMES.get(number, OTHER)
         elif number < FIRST_SERVICE:
-            _add(counts.services, "" if number == UNKNOWN_SERVICE else OTHER, row)
+            rows, name = counts.services, "" if number == UNKNOWN_SERVICE else OTHER
         else:
-            _add(counts.services, names.get(number - FIRST_SERVICE, OTHER), row)
+            rows, name = counts.services, names.get(number - FIRST_SERVICE, OTHER)
+        if name in rows:
+            _add(rows, name, row)
+        else:
+            rows[name] = row
     return counts
 
 

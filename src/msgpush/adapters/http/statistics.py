@@ -26,7 +26,7 @@ By = Literal["service", "type"]
 SPAN = 3600  # seconds before `to` from which on it is, where that isn't said
 POINTS = 200  # at most, where the step isn't said
 MOST_POINTS = 1500
-AT_ONCE = 100  # steps that are read at a time: what is made of them holds nothing up
+AT_ONCE = 20  # steps that are read at a time: what is made of them holds nothing up
 LATEST = 253_402_300_799  # seconds; the last of the year 9999
 
 _SECONDS = re.compile(r"\d{1,12}(?:\.\d{1,9})?", re.ASCII)
@@ -245,12 +245,11 @@ def _fitting(step: Step | None, start: float, to: float, now: float) -> Step:
     if step is None:
         step = MINUTE if few and start >= now - KEPT[MINUTE] else HOUR
     if start < now - KEPT[step]:
-        coarser = ", hours for a month: take step=3600" if step == MINUTE else ""
-        kept = "minutes are kept for a day" if step == MINUTE else "hours are kept for a month"
-        raise Malformed(
-            f"the parameter from is {_told(start)}: {kept}{coarser}, or a moment from"
-            f" {_told(ceil((now - KEPT[step]) / step) * step)} on"
-        )
+        oldest = _told(ceil((now - KEPT[step]) / step) * step)
+        kept = "hours are kept for a month: take"
+        if step == MINUTE:
+            kept = "minutes are kept for a day, hours for a month: take step=3600, or"
+        raise Malformed(f"the parameter from is {_told(start)}: {kept} a moment from {oldest} on")
     points = ceil(to / step) - floor(start / step)
     if points > MOST_POINTS:
         which = f"the parameter step is {step}" if asked else f"a step has {step} seconds"
