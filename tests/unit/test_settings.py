@@ -171,6 +171,29 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "JWT_AUDIENCE_CLAIM": [("client_id",) * 2, ("https://example.com/claims/for",) * 2],
     "JWT_LEEWAY": [("0", 0.0), ("2.5", 2.5)],
     "TRACE_MESSAGES": [("true", True), ("off", False)],
+    "OIDC_ISSUER": [
+        (url, url)
+        for url in ("https://id.example", "https://id.example/realms/ops/", "http://[::1]:8080/x")
+    ],
+    "OIDC_CLIENT_ID": [("msgpush",) * 2, ("0oa1-b.c d",) * 2],
+    "OIDC_CLIENT_SECRET": [("hush",) * 2, (" a b'\"=\n",) * 2],
+    "OIDC_SCOPE": [("openid",) * 2, ("openid groups",) * 2, ("profile openid a:b/c",) * 2],
+    "OIDC_ADMIN_CLAIM": [
+        ("groups=ops",) * 2,
+        ("realm_access.roles=ops",) * 2,
+        ("https://a.example/groups=a=b",) * 2,
+    ],
+    "OIDC_GRANT": [
+        (text, text)
+        for text in ("{}", '{"subscribe":["*"],"publish":["service:a"],"users":["acme-*"]}')
+    ],
+    "PUBLIC_URL": [
+        ("https://push.example.com",) * 2,
+        ("https://push.example.com:8443/push/", "https://push.example.com:8443/push"),
+        ("http://127.0.0.1:8089/", "http://127.0.0.1:8089"),
+        ("http://localhost:8089/a/b",) * 2,
+    ],
+    "SESSION_SECRET": [("s" * 32,) * 2, ("é" * 16,) * 2],
     "LOG_LEVEL": [
         ("debug",) * 2,
         ("info",) * 2,
@@ -395,18 +418,80 @@ BAD: dict[str, tuple[list[str], str]] = {
     "JWT_LEEWAY": (BAD_SECONDS, "a number of seconds from 0 to 3600"),
     "METRICS_TOKEN": (["a b", "é", "a\n", '"'], "text of A-Za-z0-9._~+/=-"),
     "TRACE_MESSAGES": (["x", "2"], "true or false"),
+    "OIDC_ISSUER": (
+        [
+            "id.example",
+            "http://id.example",
+            "https://u:p@id.example",
+            "https://id.example?x=1",
+            "https://id.example/#x",
+            "https://id.example/a b",
+            "HTTPS://id.example",
+        ],
+        "an https:// URL without query, fragment or user",
+    ),
+    "OIDC_SCOPE": (
+        ["profile", "openidx", "openid  x", " openid", "openid ", 'openid,x "', "OPENID"],
+        "one of which is openid",
+    ),
+    "OIDC_ADMIN_CLAIM": (
+        ["groups", "=ops", "groups=", "a b=c", "groups=a b"],
+        "such as groups=ops",
+    ),
+    "OIDC_GRANT": (
+        [
+            "x",
+            "[]",
+            '{"subscribe":"*"}',
+            '{"subscribes":["*"]}',
+            '{"publish":["a b"]}',
+            '{"users":["a,b"]}',
+            "[" * 5000,
+        ],
+        "what a token's claim msgpush may be",
+    ),
+    "PUBLIC_URL": (
+        [
+            "push.example.com",
+            "http://push.example.com",
+            "https://",
+            "https://u@push.example.com",
+            "https://push.example.com?x",
+            "https://push.example.com/#x",
+            "https://push.example.com//x",
+            "https://push.example.com/a;b",
+            "ftp://127.0.0.1",
+        ],
+        "such as https://push.example.com or https://example.com/push",
+    ),
+    "SESSION_SECRET": (["s" * 31, " ", PEMS[0]], "at least 32 bytes long"),
     "LOG_LEVEL": (["trace", "critical", "10", " info"], "debug, info, warning or error"),
     "LOG_FORMAT": (["text", "console,json"], "console or json"),
 }
 
-ANYTHING_GOES = {"REDIS_PASSWORD"}
+ANYTHING_GOES = {"REDIS_PASSWORD", "OIDC_CLIENT_ID", "OIDC_CLIENT_SECRET"}
 # What stands for the public key may be the private one, by mistake.
-ALWAYS_SECRET = {"JWT_SECRET", "JWT_PUBLIC_KEY", "REDIS_PASSWORD", "METRICS_TOKEN"}
+ALWAYS_SECRET = {
+    *("JWT_SECRET", "JWT_PUBLIC_KEY", "REDIS_PASSWORD", "METRICS_TOKEN"),
+    *("OIDC_CLIENT_SECRET", "SESSION_SECRET"),
+}
 
 
 # What a setting needs to be used, and so to be read.
 REDIS, KEY = {"REDIS_HOST": "redis"}, {"JWT_SECRET": SECRET}
+SIGN_IN = KEY | {
+    "OIDC_ISSUER": "https://id.example",
+    "OIDC_CLIENT_ID": "msgpush",
+    "OIDC_ADMIN_CLAIM": "groups=ops",
+    "PUBLIC_URL": "https://push.example.com",
+}
+OF_SIGN_IN = (
+    *("OIDC_CLIENT_ID", "OIDC_CLIENT_SECRET", "OIDC_SCOPE", "OIDC_ADMIN_CLAIM", "OIDC_GRANT"),
+    *("PUBLIC_URL", "SESSION_SECRET"),
+)
 NEEDS: dict[str, dict[str, str]] = {
+    "OIDC_ISSUER": SIGN_IN,
+    **dict.fromkeys(OF_SIGN_IN, SIGN_IN),
     "SERVICE_UDS_MODE": {"SERVICE_UDS": "/run/push.sock"},
     "REDIS_PORT": REDIS,
     "REDIS_PASSWORD": REDIS,
@@ -496,6 +581,8 @@ def test_the_defaults_are_the_contracts() -> None:
         "JWT_LEEWAY": "30",
         "MAX_TOKEN_LIFETIME": "2592000",
         "TRACE_MESSAGES": "false",
+        "OIDC_SCOPE": "openid",
+        "OIDC_GRANT": "{}",
         "LOG_LEVEL": "info",
         "LOG_FORMAT": "console",
     }
@@ -658,6 +745,8 @@ def test_settings_printed_hide_their_secrets() -> None:
         jwt_secret="hunter2",
         jwt_public_key="hunter2",
         metrics_token="hunter2",
+        oidc_client_secret="hunter2",
+        session_secret="hunter2",
         redis_password="hunter2",
         redis_url="redis://:hunter2@r",
     )
@@ -780,12 +869,89 @@ def test_authentication_switched_off_is_open_on_a_loopback_address_too() -> None
     assert Settings.from_environ({"ENABLE_AUTH": "false"}).mode == "open"
 
 
+# Signing in at a provider
+
+
+def without(name: str) -> dict[str, str]:
+    return {key: value for key, value in SIGN_IN.items() if key != name}
+
+
+def test_with_all_that_it_needs_people_may_sign_in_and_the_mode_is_that_of_tokens() -> None:
+    settings = Settings.from_environ(SIGN_IN)
+    assert (settings.mode, settings.sessions_secret) == ("tokens", SECRET)
+    assert Settings.from_environ(SIGN_IN | {"SESSION_SECRET": "s" * 40}).sessions_secret == "s" * 40
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("OIDC_CLIENT_ID", "the name that the provider has given to this service"),
+        ("OIDC_ADMIN_CLAIM", "which claim makes an operator, such as groups=ops"),
+        ("PUBLIC_URL", "where browsers find the service"),
+    ],
+)
+def test_a_provider_without_what_it_needs_stops_the_start(name: str, told: str) -> None:
+    line = refusal(without(name))
+    assert line.startswith(f"{name} has no value, and OIDC_ISSUER needs it: ")
+    assert told in line
+
+
+def test_a_provider_stops_the_start_where_nobody_would_have_to_sign_in() -> None:
+    line = refusal(SIGN_IN | OPEN)
+    assert line.startswith("OIDC_ISSUER excludes ENABLE_AUTH=false")
+    line = refusal(SIGN_IN | OPEN | {"SERVICE_HOST": "0.0.0.0"})
+    assert line.startswith("OIDC_ISSUER excludes ENABLE_AUTH=false")
+    line = refusal(without("JWT_SECRET"))
+    assert line.startswith("OIDC_ISSUER needs a key for tokens as well: set a key for tokens")
+
+
+def test_sessions_need_a_secret_and_one_made_of_the_tokens_will_do() -> None:
+    by_public_key = without("JWT_SECRET") | {"JWT_PUBLIC_KEY": PEMS[1]}
+    line = refusal(by_public_key)
+    assert line.startswith("SESSION_SECRET has no value, and there is no JWT_SECRET")
+    assert "openssl rand -hex 32" in line
+    assert Settings.from_environ(by_public_key | {"SESSION_SECRET": SECRET}).mode == "tokens"
+
+
+def test_a_provider_without_an_http_client_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("msgpush.entrypoints.settings.find_spec", lambda _: None)
+    assert "pip install 'msgpush[oidc]'" in refusal(SIGN_IN)
+    assert Settings.from_environ(KEY).mode == "tokens"
+
+
+def test_settings_made_in_code_that_do_not_fit_open_no_service() -> None:
+    with pytest.raises(SettingsError, match=r"^OIDC_ISSUER "):
+        _ = Settings(oidc_issuer="https://id.example").mode
+
+
+# Where they came from
+
+
+def test_each_setting_knows_where_it_came_from(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(SECRET)
+    settings = Settings.from_environ(
+        {"JWT_SECRET_FILE": str(tmp_path / "key"), "ACK_RATE": "5", "LOG_LEVEL": "debug"},
+        ["--log-level", "error", "--service-port="],
+    )
+    given = {name: settings.sources.of(name) for name in SETTINGS}
+    assert {name: source for name, source in given.items() if source != "default"} == {
+        "jwt_secret": "file",
+        "ack_rate": "environment",
+        "log_level": "flag",
+    }
+    changed = msgspec.structs.replace(settings, max_connections=7)
+    assert changed.sources.of("jwt_secret") == "file"
+
+
 # What isn't used isn't read
 
 
 REDIS_URL, OPEN = {"REDIS_URL": "redis://r"}, {"ENABLE_AUTH": "false"}
 UNUSED = [
-    *((name, {}) for name in NEEDS),
+    *((name, KEY) for name in OF_SIGN_IN),
+    *((name, {}) for name in NEEDS if name != "OIDC_ISSUER"),
     *((name, REDIS_URL) for name in ("REDIS_PORT", "REDIS_PASSWORD", "REDIS_DB")),
     *(("MEMORY_BUS_BYTES", each) for each in (REDIS, REDIS_URL)),
     *(
@@ -908,6 +1074,8 @@ SECRETS = {
     "JWT_PUBLIC_KEY": (PEMS[1].strip(), {}),
     "JWKS_URL": ("https://id.example/jwks?key=x", {}),
     "METRICS_TOKEN": ("let.me-in", {}),
+    "OIDC_CLIENT_SECRET": ("hush", SIGN_IN),
+    "SESSION_SECRET": (SECRET, SIGN_IN),
 }
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import msgspec
 
+from msgpush.adapters.auth import explanation, sessions, sign_in
 from msgpush.adapters.http import (
     acknowledgements,
+    admin,
     connections,
     deliveries,
     health,
@@ -17,6 +19,7 @@ from msgpush.adapters.http import (
     pages,
     permissions,
     publish,
+    settings,
     statistics,
 )
 from msgpush.adapters.http.callers import COOKIE
@@ -50,8 +53,12 @@ OPERATIONS = (
     *connections.OPERATIONS,
     *instances.OPERATIONS,
     *statistics.OPERATIONS,
+    *settings.OPERATIONS,
+    *explanation.OPERATIONS,
+    *sign_in.OPERATIONS,
     *health.OPERATIONS,
     *pages.OPERATIONS,
+    *admin.OPERATIONS,
 )
 
 API_VERSION = "1"  # of the API, as in its paths; which release serves it, nobody has to know
@@ -137,6 +144,7 @@ def openapi() -> bytes:
             "securitySchemes": {
                 "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
                 "cookie": {"type": "apiKey", "in": "cookie", "name": COOKIE},
+                "session": {"type": "apiKey", "in": "cookie", "name": f"__Host-{sessions.COOKIE}"},
             },
         },
     }
@@ -157,7 +165,7 @@ def _described(operation: Operation) -> Json:
     }
     if 401 in answers:
         # Or none: the open modes ask for none.
-        described["security"] = [{"token": []}, {"cookie": []}, {}]
+        described["security"] = [{"token": []}, {"cookie": []}, {"session": []}, {}]
     if operation.parameters:
         described["parameters"] = operation.parameters
     if operation.body is not None:
@@ -221,6 +229,9 @@ def _schemas() -> Json:
         deliveries.Delivery,
         deliveries.DeadLetterList,
         deliveries.Redelivered,
+        settings.SettingsInForce,
+        explanation.Explanation,
+        sign_in.SessionState,
     ]
     _, schemas = msgspec.json.schema_components(types, ref_template=REF)
     _complete(schemas["Message"]["properties"])

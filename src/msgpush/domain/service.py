@@ -478,6 +478,10 @@ class Push:
         """Raise `Unauthorized` where a grant has ended or was revoked: see `Permissions`."""
         self._permissions.check(grant)
 
+    def revoked(self, grant: Grant) -> str | None:
+        """The reason why a grant is refused, if it was revoked."""
+        return self._permissions.revoked(grant)
+
     async def revoke(self, revocation: Revocation) -> None:
         """Refuse tokens from now on, and end their connections, at all instances."""
         await self._permissions.revoke(revocation)

@@ -17,11 +17,15 @@ from starlette.types import ASGIApp, Scope
 
 from msgpush import __version__
 from msgpush.adapters.auth.authenticator import OpenAuthenticator, TokenAuthenticator
+from msgpush.adapters.auth.explanation import ExplainApi
 from msgpush.adapters.auth.issuers import discovered
 from msgpush.adapters.auth.keys import FetchedKeys, Keys, public_key, secret_key
-from msgpush.adapters.auth.tokens import Tokens
+from msgpush.adapters.auth.sessions import LIFETIME, Sealed, Sessions
+from msgpush.adapters.auth.sign_in import HOME, PATIENCE, SignIn, SignInApi
+from msgpush.adapters.auth.tokens import Tokens, read_claim
 from msgpush.adapters.http.acknowledgements import MAX_KEYS, AcknowledgementsApi
 from msgpush.adapters.http.addresses import ProxyHeaders
+from msgpush.adapters.http.admin import admin_routes
 from msgpush.adapters.http.callers import Authenticator
 from msgpush.adapters.http.connections import ConnectionsApi
 from msgpush.adapters.http.cors import Cors, CorsRules
@@ -31,10 +35,11 @@ from msgpush.adapters.http.health import HealthApi
 from msgpush.adapters.http.history import HistoryApi
 from msgpush.adapters.http.instances import InstancesApi
 from msgpush.adapters.http.local_only import LocalOnly
-from msgpush.adapters.http.origins import Origins
+from msgpush.adapters.http.origins import Origins, url_origin
 from msgpush.adapters.http.pages import page_routes
 from msgpush.adapters.http.permissions import PermissionsApi
 from msgpush.adapters.http.publish import Publish, PublishBatch
+from msgpush.adapters.http.settings import SettingsApi
 from msgpush.adapters.http.statistics import StatisticsApi
 from msgpush.adapters.http.tracing import Tracing
 from msgpush.adapters.memory.limiter import MemoryLimiter
@@ -55,6 +60,7 @@ from msgpush.domain.statistics import Recording
 from msgpush.domain.tally import Tally
 from msgpush.entrypoints.backends import backend_of
 from msgpush.entrypoints.settings import Settings
+from msgpush.entrypoints.shown import shown
 
 API = "/api/v1"
 
@@ -62,6 +68,10 @@ API = "/api/v1"
 # to fill the memory.
 TICKETS_PER_SECOND = 200
 TICKETS_AT_ONCE = 2_000
+
+# Of one address: each has the provider asked.
+SIGN_INS_PER_SECOND = 1
+SIGN_INS_AT_ONCE = 60
 
 
 def create_app(
@@ -115,16 +125,22 @@ def create_app(
         )
         if isinstance(each, AbstractAsyncContextManager)
     ]
-    rules = CorsRules(
-        Origins(settings.cors_origins, loopback=settings.mode == "local"), settings.cors_headers
-    )
+    local = settings.mode == "local"
+    rules = CorsRules(Origins(settings.cors_origins, loopback=local), settings.cors_headers)
+    # Browsers find it there, whatever Host a proxy passes on.
+    own = () if settings.public_url is None else (url_origin(settings.public_url),)
+    pages = Origins((*settings.cors_origins, *own), loopback=local)
     auth: Authenticator = OpenAuthenticator()
+    tokens, sign_in = None, None
     if settings.mode == "tokens":
         fetched = fetched_keys(settings)
         if fetched is not None:
             resources.append(fetched)
+        tokens = token_reader(settings, token_keys(settings, fetched))
+        if settings.oidc_issuer is not None:
+            sign_in = _sign_in(settings, resources)
         auth = TokenAuthenticator(
-            token_reader(settings, token_keys(settings, fetched)), push, rules.origins
+            tokens, push, pages, None if sign_in is None else sign_in.sessions
         )
     traces = traces_of(os.environ)
     if traces is not None:
@@ -144,8 +160,17 @@ def create_app(
             tally=tally,
             tracing=tracing,
             bus=backend.name,
-            rules=rules,
+            pages=pages,
         ),
+        *SignInApi(push, auth, settings.mode, sign_in).routes(),
+        Route(f"{API}/settings", SettingsApi(auth, shown(settings)).settings),
+        Route(
+            f"{API}/tokens/explain",
+            ExplainApi(push, auth, None if tokens is None else tokens.read).explain,
+            methods=["POST"],
+        ),
+        *page_routes(openapi()),
+        *admin_routes(),
     ]
     prefix = settings.root_path
     app = Service(
@@ -189,6 +214,44 @@ def token_reader(settings: Settings, keys: Keys) -> Tokens:
         audience_claim=settings.jwt_audience_claim,
         leeway=settings.jwt_leeway,
         max_lifetime=settings.max_token_lifetime,
+    )
+
+
+def _sign_in(settings: Settings, resources: list[AbstractAsyncContextManager[object]]) -> SignIn:
+    """Signing in at the provider that these settings name."""
+    # With it come Authlib's client and httpx2, which take 0.2 s and an extra.
+    from msgpush.adapters.auth.oidc import Provider  # noqa: PLC0415
+
+    secret, url = settings.sessions_secret, settings.public_url
+    assert settings.oidc_issuer is not None
+    assert settings.oidc_client_id is not None
+    assert settings.oidc_admin_claim is not None
+    assert secret is not None
+    assert url is not None
+    provider = Provider(
+        settings.oidc_issuer,
+        settings.oidc_client_id,
+        settings.oidc_client_secret,
+        callback=f"{url}{HOME}callback",
+        scope=settings.oidc_scope,
+        leeway=settings.jwt_leeway,
+    )
+    resources.append(provider.keys)
+    sessions = Sessions(
+        secret,
+        issuer=settings.oidc_issuer,
+        origin=url_origin(url),
+        given=read_claim(settings.oidc_grant),
+        # No longer than a revocation is remembered.
+        lifetime=min(LIFETIME, settings.max_token_lifetime),
+    )
+    return SignIn(
+        provider,
+        sessions,
+        Sealed(secret, "sign-in", PATIENCE),
+        url,
+        settings.oidc_admin_claim,
+        MemoryLimiter(SIGN_INS_PER_SECOND, SIGN_INS_AT_ONCE),
     )
 
 
@@ -280,7 +343,7 @@ def _routes(
     tally: Tally,
     tracing: Tracing,
     bus: str,
-    rules: CorsRules,
+    pages: Origins,
 ) -> list[BaseRoute]:
     """Every path of the service, and its handler."""
     history = HistoryApi(push, auth)
@@ -299,7 +362,7 @@ def _routes(
     streams = partial(Streams, push=push, auth=auth, default_events=settings.default_events)
     most = settings.max_message_bytes
     means = Means(push, auth, limiter, acknowledging, most, tally.answered, tracing)
-    sockets = Sockets(push, means, rules.origins)
+    sockets = Sockets(push, means, pages)
     register_url_convertor("rest", _Rest())
     return [
         Route("/sse/stream/{channel:rest}", streams("stream")),
@@ -335,7 +398,6 @@ def _routes(
         Route("/health/live", health.live),
         Route("/health/ready", health.ready),
         Route("/metrics", health.metrics),
-        *page_routes(openapi()),
     ]
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from msgpush.adapters.auth.issuers import is_issuer
 from msgpush.adapters.auth.keys import KINDS, public_key, secret_key
+from msgpush.adapters.auth.tokens import read_claim
 from msgpush.adapters.http.addresses import Proxy, read_address, read_network
 from msgpush.adapters.http.origins import read_origins
 from msgpush.adapters.redis.target import RedisTarget
@@ -115,6 +117,18 @@ def _audience(text: str) -> str | tuple[str, ...]:
     return several
 
 
+def _issuer(text: str) -> str:
+    if not is_issuer(text):
+        raise ValueError
+    return text
+
+
+def _public_url(text: str) -> str:
+    if not is_issuer(text) or not re.fullmatch(r"https?://[^/]+(/[A-Za-z0-9._~%-]+)*/?", text):
+        raise ValueError
+    return text.removesuffix("/")
+
+
 def _host(text: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?", text):
         return text
@@ -211,4 +225,20 @@ TOKEN = matching(r"[A-Za-z0-9._~+/=-]+", "text of A-Za-z0-9._~+/=-")
 SECRET = checked(secret_key, "at least 32 bytes long, and no PEM key")
 PUBLIC_KEY = checked(public_key, f"a public key in PEM: {KINDS}")
 AUDIENCE = Kind(_audience, 'any text, or a JSON list of such, as in ["push", "api"]')
+_SAFE_URL = (
+    "an https:// URL without query, fragment or user (http:// on this machine alone), such as"
+)
+PROVIDER = Kind(_issuer, f"{_SAFE_URL} https://id.example.com")
+PUBLIC_URL = Kind(_public_url, f"{_SAFE_URL} https://push.example.com or https://example.com/push")
+SCOPE = matching(
+    r"(?=(.* )?openid( |$))[\x21\x23-\x5b\x5d-\x7e]+( [\x21\x23-\x5b\x5d-\x7e]+)*",
+    "words with a space in between, one of which is openid",
+)
+CLAIM_VALUE = matching(
+    r"[^=\s]{1,200}=[^\s]{1,200}", "a claim's name, = and a value, such as groups=ops"
+)
+GRANT = checked(
+    read_claim,
+    'what a token\'s claim msgpush may be, such as {"subscribe": ["*"], "publish": ["service:a"]}',
+)
 CLAIM = matching(r"(?s).{1,200}", "the name of a claim, such as aud or client_id")

@@ -20,8 +20,10 @@ from msgpush.entrypoints.kinds import (
     BOOLEAN,
     BUS_SIZE,
     CLAIM,
+    CLAIM_VALUE,
     EVENTS,
     FILE_MODE,
+    GRANT,
     HEADERS,
     HOST,
     HTTP_URL,
@@ -29,10 +31,13 @@ from msgpush.entrypoints.kinds import (
     MIB,
     ORIGINS,
     PATH,
+    PROVIDER,
     PROXIES,
     PUBLIC_KEY,
+    PUBLIC_URL,
     RATE,
     REDIS,
+    SCOPE,
     SECONDS,
     SECRET,
     SOCKET_PATH,
@@ -103,6 +108,7 @@ MEMORY_BUS = When(lambda read: not _with_redis(read), "without REDIS_HOST and RE
 TOKENS = When(_with_tokens, "without ENABLE_AUTH=false")
 KEY = When(_with_key, "with a key for tokens, and without ENABLE_AUTH=false")
 AUDIENCE_SET = When(lambda read: "jwt_audience" in read, "with JWT_AUDIENCE")
+OIDC = When(lambda read: "oidc_issuer" in read, "with OIDC_ISSUER")
 # Instances on one Redis share the revocations, which each keeps for so long, whether it reads
 # tokens itself or not.
 REVOCATIONS = When(
@@ -322,6 +328,61 @@ class SettingsTable(Struct, frozen=True, kw_only=True):
             when=REVOCATIONS,
         ),
     ] = 30 * 86_400
+    oidc_issuer: Annotated[
+        str | None,
+        Setting(
+            PROVIDER,
+            "The OpenID Connect provider at which operators sign in (docs/auth.md); found by"
+            " discovery.",
+        ),
+    ] = None
+    oidc_client_id: Annotated[
+        str | None, Setting(ANY_TEXT, "What the provider calls this service.", when=OIDC)
+    ] = None
+    oidc_client_secret: Annotated[
+        str | None,
+        Setting(
+            ANY_TEXT, "The secret of that client; unset: it is a public client.", _always, OIDC
+        ),
+    ] = None
+    oidc_scope: Annotated[str, Setting(SCOPE, "What the provider is asked for.", when=OIDC)] = (
+        "openid"
+    )
+    oidc_admin_claim: Annotated[
+        str | None,
+        Setting(
+            CLAIM_VALUE,
+            "The claim of the ID token that makes an operator: it has this value, or has it among"
+            " its words or items. realm_access.roles=ops looks into an object.",
+            when=OIDC,
+        ),
+    ] = None
+    oidc_grant: Annotated[
+        str,
+        Setting(
+            GRANT,
+            "What operators may do who have signed in so, besides what an admin may.",
+            when=OIDC,
+        ),
+    ] = "{}"
+    public_url: Annotated[
+        str | None,
+        Setting(
+            PUBLIC_URL,
+            "With OIDC_ISSUER: where browsers find the service; the provider sends them back to"
+            " PUBLIC_URL/admin/callback.",
+            when=OIDC,
+        ),
+    ] = None
+    session_secret: Annotated[
+        str | None,
+        Setting(
+            SECRET,
+            "With OIDC_ISSUER: what sessions are signed with; unset: a key made from JWT_SECRET.",
+            _always,
+            OIDC,
+        ),
+    ] = None
     metrics_token: Annotated[str | None, Setting(TOKEN, "What /metrics asks for.", _always)] = None
     trace_messages: Annotated[
         bool,
