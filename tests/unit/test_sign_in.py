@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.hashes import SHA256
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from msgpush.adapters.auth.sign_in import HOME, has_claim, safe_next, where_to
 from msgpush.entrypoints.app import create_app, lifespan
@@ -55,7 +55,7 @@ def settings(provider: OpenIdProvider, **more: Any) -> Settings:
 class Person:
     """A browser: it keeps cookies, and goes where it is sent."""
 
-    def __init__(self, app: Starlette) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.client = AsgiDriver(app)
         self.cookies: dict[str, str] = {}
 
@@ -303,6 +303,7 @@ def by_hand(header: dict[str, Any], claims: dict[str, Any]) -> str:
     text = ".".join(
         b64(json.dumps(part)) for part in ({"alg": "RS256", "kid": "one", **header}, claims)
     )
+    assert RSA.private_key is not None
     return f"{text}.{b64(RSA.private_key.sign(text.encode(), PKCS1v15(), SHA256()))}"
 
 
