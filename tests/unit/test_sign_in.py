@@ -602,6 +602,33 @@ async def test_a_revocation_of_the_subject_ends_its_sessions_and_their_streams(
     assert (await person.session())["subject"] == "oidc:ada", "who may sign in may do so again"
 
 
+async def test_a_session_ends_with_its_streams_before_its_revocation_would_be_forgotten(
+    provider: OpenIdProvider,
+) -> None:
+    app = create_app(settings(provider, max_token_lifetime=1, jwt_leeway=0))
+    async with lifespan(app):
+        person = Person(app)
+        await person.sign_in()
+        kept = {"Cookie": f"{COOKIE}={person.cookies[COOKIE]}", **OWN}
+        async with person.client.stream("/sse/stream/demo", kept) as stream:
+            await stream.read_until(b"msgpush.open")
+            assert b'"reason":"expired"' in await stream.closed()
+        answer = await person.ask("/api/v1/connections", OWN)
+        assert (answer.status, "sign in again" in answer.json()["detail"]) == (401, True)
+
+
+async def test_a_ticket_that_a_session_makes_ends_with_it(person: Person) -> None:
+    await person.sign_in()
+    kept = {"Cookie": f"{COOKIE}={person.cookies[COOKIE]}", **OWN}
+    made = await person.client.request("POST", "/api/v1/tickets", b'{"channels":["demo"]}', kept)
+    target = f"/sse/stream/demo?token={made.json()['ticket']}"
+    async with person.client.stream(target) as stream:
+        await stream.read_until(b"msgpush.open")
+        await person.ask("/admin/sign-out", OWN, "POST")
+        assert b'"reason":"revoked"' in await stream.closed()
+    assert (await person.client.request("HEAD", target)).status == 401
+
+
 # Without a provider
 
 
