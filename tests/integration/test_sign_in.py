@@ -18,6 +18,10 @@ from tests.support.tokens import bearer, token
 from tests.support.web import Page
 
 
+# The service ends a stream's connection with it: nothing else is to be sent there.
+ALONE = {"Connection": "close"}
+
+
 @pytest.fixture
 def provider() -> Iterator[OpenIdProvider]:
     with OpenIdProvider() as provider:
@@ -64,7 +68,7 @@ def test_who_signs_in_operates_the_service_until_signing_out(provider: OpenIdPro
             headers={"Origin": f"http://127.0.0.1:{service.port}"},
         )
         assert sent.status_code == 202
-        with browser.stream("GET", "/sse/stream/demo") as stream:
+        with browser.stream("GET", "/sse/stream/demo", headers=ALONE) as stream:
             assert stream.status_code == 200
             lines = stream.iter_lines()
             assert "event: msgpush.open" in lines
@@ -77,7 +81,7 @@ def test_who_signs_in_operates_the_service_until_signing_out(provider: OpenIdPro
 def test_a_revoked_subject_loses_its_streams(provider: OpenIdProvider) -> None:
     with service_of(provider) as service, browser_of(service) as browser:
         browser.get("/admin/sign-in?next=/health", follow_redirects=True)
-        with browser.stream("GET", "/sse/stream/demo") as stream:
+        with browser.stream("GET", "/sse/stream/demo", headers=ALONE) as stream:
             lines = stream.iter_lines()
             assert "event: msgpush.open" in lines
             headers = bearer(token("root", admin=True))
@@ -172,10 +176,23 @@ def test_in_a_browser_one_signs_in_and_a_page_of_another_origin_gets_nothing(
             )
             assert other.value(stream_of(f"{url}/sse/stream/demo")) == "refused"
 
-            # A form, as a page may send it anywhere.
+            # A form goes anywhere, and as a navigation takes the cookie along.
+            other.value(form_to(f"{url}/admin/sign-out"))
+            other.becomes(f"location.href === '{url}/admin/sign-out'")
+            other.becomes("document.body.innerText.includes('only a page of this service itself')")
             assert tab.value(told)["mode"] == "oidc", "nobody has signed it out"
             tab.value("fetch('/admin/sign-out', {method: 'POST'}).then((a) => a.status)")
             assert tab.value(told)["mode"] is None
+
+
+def form_to(url: str) -> str:
+    """JavaScript: submit a form, which leaves the page."""
+    return f"""void setTimeout(() => {{
+        const form = document.createElement("form");
+        [form.method, form.action] = ["post", "{url}"];
+        document.body.append(form);
+        form.submit();
+    }})"""
 
 
 def socket_to(url: str) -> str:
