@@ -17,7 +17,6 @@ from tests.support.tokens import SECRET as KEY
 from tests.support.tokens import bearer, token
 from tests.support.web import Page
 
-
 # The service ends a stream's connection with it: nothing else is to be sent there.
 ALONE = {"Connection": "close"}
 
