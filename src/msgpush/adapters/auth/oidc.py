@@ -74,6 +74,8 @@ class Provider:
                 "code_challenge_method": "S256",
                 "timeout": READ_SECONDS,
                 "follow_redirects": False,
+                # Authlib makes a client for each request, and this takes a client most of its time.
+                "verify": httpx2.create_ssl_context(),
             },
             user_agent=HEADERS["User-Agent"],
         )
