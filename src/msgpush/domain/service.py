@@ -154,13 +154,6 @@ class Push:
         return self._delivery.ready
 
     @property
-    def trouble(self) -> str | None:
-        """The reason for which nothing can be published or delivered, as far as is known unasked.
-
-        None: all is well."""
-        return self._delivery.trouble
-
-    @property
     def unready(self) -> str | None:
         """The reason why new requests should go elsewhere, as far as is known unasked.
 
@@ -170,6 +163,13 @@ class Push:
         if not self.alive:
             return "delivery has stopped"
         return None if self.ready else self.trouble or "nothing was published yet"
+
+    @property
+    def trouble(self) -> str | None:
+        """The reason for which nothing can be published or delivered, as far as is known unasked.
+
+        None: all is well."""
+        return self._delivery.trouble
 
     @property
     def tail_lag(self) -> float:

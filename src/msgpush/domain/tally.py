@@ -159,8 +159,17 @@ class Tally(Observer):
     # Messages
 
     def accepted(self, drafts: Sequence[Draft]) -> None:
+        # Most of a batch are alike: comparing costs a fifth of looking up.
+        row, service, type, number = None, "", "", 0
         for draft in drafts:
-            self.row(draft.service, draft.type).published += 1
+            if row is None or draft.service != service or draft.type != type:
+                if row is not None:
+                    row.published += number
+                service, type, number = draft.service, draft.type, 0
+                row = self.row(service, type)
+            number += 1
+        if row is not None:
+            row.published += number
 
     def rejected(self, error: MsgpushError, draft: Draft | None) -> None:
         service, type = ("", "") if draft is None else (draft.service, draft.type)
