@@ -1,5 +1,6 @@
 """Signing in over real sockets: an HTTP client that keeps cookies, and a browser."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.integration.test_nginx import NGINX, Nginx
 from tests.support.browser import Browser, needs_chromium
 from tests.support.client import request
 from tests.support.openid import CLIENT, SECRET, OpenIdProvider
@@ -16,6 +18,8 @@ from tests.support.service import ServiceProcess, ThreadedService, eventually
 from tests.support.tokens import SECRET as KEY
 from tests.support.tokens import bearer, token
 from tests.support.web import Page
+
+needs_nginx = pytest.mark.skipif(NGINX is None and "CI" not in os.environ, reason="needs nginx")
 
 # The service ends a stream's connection with it: nothing else is to be sent there.
 ALONE = {"Connection": "close"}
@@ -182,6 +186,51 @@ def test_in_a_browser_one_signs_in_and_a_page_of_another_origin_gets_nothing(
             assert tab.value(told)["mode"] == "oidc", "nobody has signed it out"
             tab.value("fetch('/admin/sign-out', {method: 'POST'}).then((a) => a.status)")
             assert tab.value(told)["mode"] is None
+
+
+@needs_chromium
+@needs_nginx
+def test_over_tls_behind_a_proxy_that_tells_nothing_the_cookie_is_of_this_host_alone(
+    provider: OpenIdProvider, tmp_path: Path
+) -> None:
+    # Its Host and its scheme are wrong, and it takes the prefix off: PUBLIC_URL is all that counts.
+    upgrade = (
+        "proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection_upgrade;"
+    )
+    place = (
+        "location /push/ { proxy_pass http://msgpush/; proxy_http_version 1.1; proxy_buffering off;"
+        f" proxy_set_header Host inside; {upgrade} }} location / {{"
+    )
+    port = free_port()
+    changes = [("location / {", place)]
+    with Nginx(tmp_path, port, port, tls=True, changes=changes) as nginx:
+        url = f"https://127.0.0.1:{nginx.tls_port}/push"
+        given = sign_in_settings(provider, port) | {"service_port": port, "public_url": url}
+        provider.callback = f"{url}/admin/callback"
+        environ: dict[str, Any] = {name.upper(): str(value) for name, value in given.items()}
+        profile = tmp_path / "browser"
+        with (
+            ServiceProcess(ROOT_PATH="/push", **environ),
+            Browser(profile, "--ignore-certificate-errors") as browser,
+        ):
+            tab = browser.open(f"{url}/admin/sign-in?next=/docs")
+            tab.becomes(f"location.href === '{url}/docs'")
+            told = "fetch('admin/session').then((answer) => answer.json())"
+            assert tab.value(told)["subject"] == "oidc:ada"
+            kept = browser.ask("Storage.getCookies", {})["cookies"]
+            (cookie,) = [each for each in kept if each["name"] == "__Host-msgpush_admin"]
+            names = ("domain", "path", "secure", "httpOnly", "sameSite")
+            assert [cookie[name] for name in names] == ["127.0.0.1", "/", True, True, "Lax"]
+            assert tab.value(socket_to(f"{url.replace('https', 'wss')}/ws?channel=demo")) == (
+                "msgpush.open"
+            )
+            assert tab.value(stream_of("sse/stream/demo")) == "open"
+            leaves = "fetch('admin/sign-out', {method: 'POST', redirect: 'manual'})"
+            tab.value(f"{leaves}.then((answer) => answer.type)")
+            tab.becomes("fetch('admin/session').then((a) => a.json()).then((a) => !a.mode)")
+        log = nginx.logs("access.log")
+    assert "/admin/callback" in log
+    assert [name for name in ("code=", "state=") if name in log] == []
 
 
 def form_to(url: str) -> str:
