@@ -104,6 +104,10 @@ class Shared:
         with contextlib.suppress(OSError):  # it isn't empty
             self._directory.rmdir()
 
+    def register(self, collector: Collector) -> None:
+        """Take in what is the same whichever worker says it."""
+        self._registry.register(collector)
+
     def services(self) -> set[str]:
         """The services that any worker has counted."""
         samples = (sample for metric in self._registry.collect() for sample in metric.samples)
@@ -197,6 +201,12 @@ class Metrics(Observer):
         self._services = self._shared.services() if self._shared else set()
         self._sent_children: dict[tuple[str, str], Counter] = {}
         self._duration_children: dict[tuple[str, str], Histogram] = {}
+
+    def register(self, collector: Collector) -> None:
+        """Take in what is told of the service as a whole, not of this worker alone."""
+        self.registry.register(collector)
+        if self._shared is not None:
+            self._shared.register(collector)
 
     def accepted(self, drafts: Sequence[Draft]) -> None:
         counts: dict[tuple[str, str], int] = {}

@@ -114,7 +114,7 @@ class Push:
             write_timeout=write_timeout,
             observer=observer,
         )
-        self.draining = False
+        self.draining = self.leaving = False
         self._clock = clock
         self._message_ttl, self._ack_ttl = message_ttl, ack_ttl
         self._max_connections = max_connections
@@ -153,6 +153,11 @@ class Push:
         return self._delivery.ready
 
     @property
+    def welcoming(self) -> bool:
+        """True while new requests should come here."""
+        return self.alive and self.ready and not (self.leaving or self.draining)
+
+    @property
     def trouble(self) -> str | None:
         """The reason for which nothing can be published or delivered, as far as is known unasked.
 
@@ -177,7 +182,7 @@ class Push:
         await self._bus.end()
 
     async def __aenter__(self) -> Self:
-        self.draining = False
+        self.draining = self.leaving = False
         await self._delivery.__aenter__()
         return self
 
@@ -390,6 +395,12 @@ class Push:
     def unsubscribe(self, connection: Connection) -> None:
         """Forget a connection."""
         self._delivery.stop(connection)
+
+    def leave(self) -> None:
+        """Have nobody sent here any more: readiness fails.
+
+        Whoever comes all the same is served, until `drain`."""
+        self.leaving = True
 
     async def drain(self, seconds: float) -> None:
         """Take no new streams, and end those that are open, over `seconds`.

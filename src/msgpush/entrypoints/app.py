@@ -1,7 +1,5 @@
 """The composition root: everything is made and wired here, and nowhere else."""
 
-import secrets
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -36,6 +34,7 @@ from msgpush.adapters.http.publish import Publish, PublishBatch
 from msgpush.adapters.memory.limiter import MemoryLimiter
 from msgpush.adapters.metrics import Gauges, Metrics
 from msgpush.adapters.openapi import openapi
+from msgpush.adapters.registry.reports import RegistryMetrics, Reports
 from msgpush.adapters.sse.endpoint import Streams
 from msgpush.adapters.websocket.commands import Means
 from msgpush.adapters.websocket.endpoint import Sockets
@@ -43,6 +42,7 @@ from msgpush.domain.observer import Observer
 from msgpush.domain.ports import Bus, Credentials, Limiter, Roster
 from msgpush.domain.service import Push
 from msgpush.entrypoints.backends import backend_of
+from msgpush.entrypoints.registering import instance_id
 from msgpush.entrypoints.settings import Settings
 
 API = "/api/v1"
@@ -53,17 +53,21 @@ TICKETS_PER_SECOND = 200
 TICKETS_AT_ONCE = 2_000
 
 
-def create_app(settings: Settings) -> Service:
+def create_app(settings: Settings, node: str = "", reports: Reports = tuple) -> Service:
     """The whole service as an ASGI application, with a lifespan; `app.state.push` is its facade.
 
     An application that mounts it must enter `lifespan(app)` in its own lifespan: Starlette runs
-    that of the outermost application alone."""
+    that of the outermost application alone.
+
+    Args:
+        node: the instance's name, which no other process has; empty: one is made.
+        reports: how its registrations stand.
+    """
     backend = backend_of(settings)
     bus, limiter = backend.bus, backend.limiter
     metrics = Metrics()
     push = _push(settings, bus, backend.credentials, metrics)
-    # No other process has this name, nor has this one had it before it was started anew.
-    roster = backend.roster(push, f"{socket.gethostname()}-{secrets.token_hex(3)}")
+    roster = backend.roster(push, node or instance_id())
     # Opened in this order, as far as there is anything to open, and closed again.
     resources: list[AbstractAsyncContextManager[object]] = [
         each
@@ -90,6 +94,7 @@ def create_app(settings: Settings) -> Service:
             up=lambda: push.trouble is None,
         )
     )
+    metrics.register(RegistryMetrics(reports))
     publish = _publish_endpoints(settings, push, auth, limiter=limiter)
     routes = [
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in publish.items()),

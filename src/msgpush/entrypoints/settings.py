@@ -20,6 +20,7 @@ from msgpush.entrypoints.table import (
     FILES,
     FLAGS,
     KEYS,
+    REGISTRIES,
     SETTINGS,
     Setting,
     SettingsTable,
@@ -131,6 +132,11 @@ class Settings(SettingsTable, frozen=True, kw_only=True):
         )
 
     @property
+    def registries(self) -> list[str]:
+        """The settings that name a registry, of those that are set."""
+        return [name for name in REGISTRIES if getattr(self, name)]
+
+    @property
     def first_audience(self) -> str | None:
         """The audience that tokens are issued for."""
         return self.jwt_audience[0] if isinstance(self.jwt_audience, tuple) else self.jwt_audience
@@ -175,6 +181,23 @@ class Settings(SettingsTable, frozen=True, kw_only=True):
             raise SettingsError(
                 "SERVICE_HOST", f"{_value('service_host', self.service_host)}: {UNPROTECTED}"
             )
+        for name in self.registries:
+            self._check_advertised(name.upper(), is_local=is_local)
+
+    def _check_advertised(self, registry: str, *, is_local: bool) -> None:
+        """Refuse to announce what nobody could use."""
+        if self.enable_auth is None and not self.has_key:
+            raise SettingsError(registry, f"announces this instance to others, {FOR_NOBODY_ELSE}")
+        if self.service_uds is not None and not (self.advertise_address and self.advertise_port):
+            raise SettingsError(
+                "SERVICE_UDS", f"is no address that {registry} could be told of: {PROXY_OF_IT}"
+            )
+        if is_local and not self.advertise_address:
+            raise SettingsError(
+                "SERVICE_HOST",
+                f"{_value('service_host', self.service_host)}, which this machine alone reaches,"
+                f" and {registry} announces it to others: {LISTEN_ELSEWHERE}",
+            )
 
     def check_files(self) -> None:
         """Refuse a `REDIS_URL` that names files which can't be read.
@@ -209,6 +232,17 @@ BOTH_WAYS_OUT = (
 UNPROTECTED = (
     f"others could use the service there without authentication; {BOTH_WAYS_OUT}; else stay on"
     " 127.0.0.1, ::1 or localhost"
+)
+
+
+FOR_NOBODY_ELSE = f"and without authentication it would serve this machine alone; {BOTH_WAYS_OUT}"
+PROXY_OF_IT = (
+    "set ADVERTISE_ADDRESS and ADVERTISE_PORT to those of the proxy that leads to the socket, or"
+    " listen on a port instead"
+)
+LISTEN_ELSEWHERE = (
+    "set it to 0.0.0.0, :: or this machine's address in its network; or, where a proxy on this"
+    " machine leads here, ADVERTISE_ADDRESS and ADVERTISE_PORT to that one's"
 )
 
 
@@ -363,7 +397,7 @@ def _passed_over(name: str, given: Given) -> str:
     service = name.removesuffix("_port").replace("_", "-")
     return (
         f"{given.label} is {short_repr(given.text)}, as Kubernetes sets it for a Service named"
-        f" {service}: passed over, and {DEFAULTS[name]} is used. To avoid that, set"
+        f" {service}: passed over, and {DEFAULTS[name] or 'none'} is used. To avoid that, set"
         f" enableServiceLinks: false in the pod's spec, set {given.label} yourself, or give the"
         " Service another name"
     )

@@ -88,7 +88,7 @@ class HealthApi:
 
     async def ready(self, _: Request) -> Response:
         """Tell whether new requests should come here."""
-        if self._push.draining:
+        if self._push.draining or self._push.leaving:
             return _unavailable("draining")
         if not self._push.alive:
             return _unavailable("delivery has stopped")
