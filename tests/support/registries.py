@@ -420,6 +420,7 @@ class EtcdServer:
         """It comes back, with nothing."""
         self.kill()
         shutil.rmtree(self._directory / "data")
+        self._root = {}
         self.start()
 
     def pause(self) -> None:

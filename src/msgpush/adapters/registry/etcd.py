@@ -64,6 +64,9 @@ class Etcd:
         return self._servers[0].url
 
     async def announce(self, instance: Instance) -> None:
+        # A session of a cluster that is no more isn't refused by the next one: that waits for a
+        # change which the session says it has seen, and so doesn't answer.
+        self._session = None
         granted = await self._ask("/lease/grant", {"TTL": instance.ttl}, _Lease)
         self._lease = granted.id
         value = msgspec.json.encode(instance.record())
