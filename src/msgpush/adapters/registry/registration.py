@@ -63,7 +63,7 @@ class Registration:
         locate: Callable[[], Awaitable[Instance | None]],
         ready: Callable[[], bool],
         *,
-        ttl: int,
+        ttl: float,
         changed: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
@@ -107,7 +107,7 @@ class Registration:
         except (Unavailable, Refused, TimeoutError) as error:
             self._fail(error, "withdrawn")
             log.warning(
-                "%s: can't withdraw %s, which it forgets after %d seconds: %s",
+                "%s: can't withdraw %s, which it forgets after %g seconds: %s",
                 self._registry.kind,
                 self._instance.id,
                 self._ttl,

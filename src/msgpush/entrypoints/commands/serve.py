@@ -150,7 +150,8 @@ def supervise(settings: Settings, flags: Sequence[str], warnings: Sequence[str] 
             _greet(settings, *address)
             registrations.begin()
 
-        file.write(registrations.reports)
+        if registrations:
+            file.write(registrations.reports)
         supervisor = Supervisor(
             worker_command(flags),
             listeners,
