@@ -101,6 +101,7 @@ class Watcher:
         self.moments["closed"] = time.monotonic()
 
 
+@pytest.mark.long
 def test_an_instance_is_announced_when_ready_renewed_and_withdrawn_before_it_drains(
     registry: RegistryServer,
 ) -> None:
@@ -170,6 +171,7 @@ def test_the_order_is_ready_fails_then_withdrawn_then_the_drain() -> None:
         assert Slow.seen == (503, False)
 
 
+@pytest.mark.long
 def test_one_that_is_killed_is_forgotten_after_its_ttl(registry: RegistryServer) -> None:
     with start(**REACHABLE, **registry.settings()) as service:
         registered(service, registry)
@@ -178,6 +180,7 @@ def test_one_that_is_killed_is_forgotten_after_its_ttl(registry: RegistryServer)
         eventually(lambda: not registry.records(), 10)
 
 
+@pytest.mark.long
 def test_a_registry_that_was_down_from_the_start_and_one_that_comes_back_empty_are_told(
     registry: RegistryServer,
 ) -> None:
@@ -263,6 +266,33 @@ def test_the_address_is_guessed_where_it_is_not_said_and_that_is_logged() -> Non
         assert logged(service, "ADVERTISE_ADDRESS")
 
 
+def test_a_unix_socket_is_registered_by_the_address_of_its_proxy(tmp_path: Path) -> None:
+    path = str(tmp_path / "http.sock")
+    environ = REACHABLE | {"SERVICE_UDS": path, "ADVERTISE_PORT": "443"}
+    with (
+        GatewayServer() as gateway,
+        start(**environ, **gateway.settings(), ADVERTISE_SCHEME="https") as service,
+    ):
+        (record,) = eventually(lambda: list(gateway.records().values()))
+        assert (record["scheme"], record["port"]) == ("https", 443)
+        service.signal(signal.SIGTERM)
+        assert service.wait() == 0
+        assert not gateway.records()
+
+
+@pytest.mark.long
+def test_of_several_members_of_etcd_those_that_answer_are_asked() -> None:
+    with EtcdServer() as one, EtcdServer() as other:
+        environ = REACHABLE | {"ETCD_URL": f"{one.url},{other.url}"}
+        with start(**environ) as service:
+            registered(service, one)
+            one.kill()
+            registered(service, other)
+            service.signal(signal.SIGTERM)
+            assert service.wait() == 0
+            assert not other.records()
+
+
 @pytest.mark.long
 def test_several_registries_are_told_each_for_itself() -> None:
     with (
@@ -290,6 +320,7 @@ def redis() -> Iterator[RedisServer]:
         yield server
 
 
+@pytest.mark.long
 def test_workers_are_registered_once_by_their_supervisor_and_withdrawn_before_they_drain(
     registry: RegistryServer, redis: RedisServer, tmp_path: Path
 ) -> None:
@@ -333,6 +364,21 @@ def test_workers_whose_supervisor_and_all_get_the_signal_wait_for_the_withdrawal
                     os.kill(pid, signal.SIGTERM)
                 assert service.wait() == 0
             assert watcher.moments["withdrawn"] + 0.4 < watcher.moments["closed"]
+
+
+def test_a_worker_that_is_ended_alone_drains_and_the_others_stay_registered(
+    redis: RedisServer,
+) -> None:
+    with GatewayServer() as gateway:
+        environ = REACHABLE | gateway.settings() | {"REDIS_URL": redis.url}
+        with start("--workers", "2", **environ) as service:
+            registered(service, gateway)
+            pid = next(line["pid"] for line in service.log if line["event"] == "a worker serves")
+            os.kill(pid, signal.SIGTERM)
+            eventually(lambda: logged(service, "a worker has ended"))
+            assert gateway.records()
+            assert not gateway.times("DELETE", "")
+            assert not logged(service, "Exception")
 
 
 def test_a_supervisor_shows_in_its_workers_metrics_that_a_registry_is_down(

@@ -252,8 +252,9 @@ class Supervisor:
             for slot in self._slots:
                 tasks.create_task(self._keep(slot))
         if self._leaving is not None:
-            await asyncio.wait((self._leaving,), timeout=POLL_SECONDS)
-            self._leaving.cancel()
+            if self._status:  # nobody wants to wait
+                self._leaving.cancel()
+            await asyncio.wait((self._leaving,))
         log.info("all workers have stopped")
         return self._status
 
@@ -315,15 +316,21 @@ class Supervisor:
                 slot.tie, slot.welcoming = None, False
 
     def _heard(self, slot: WorkerSlot, tie: socket.socket) -> None:
-        if not (heard := tie.recv(64)):
-            asyncio.get_running_loop().remove_reader(tie)
+        loop = asyncio.get_running_loop()
+        try:
+            heard = tie.recv(64)
+        except OSError:  # it has ended, and not read all that it was told
+            heard = b""
+        if not heard:
+            loop.remove_reader(tie)
         for byte in (heard[n : n + 1] for n in range(len(heard))):
             if byte in (READY, UNREADY):
                 slot.welcoming = byte == READY
             elif byte == LEAVES:
                 slot.left, slot.welcoming = True, False
-                if not self._stopping.is_set():
-                    self._let_drain(slot)  # somebody ends this one alone
+                # Where somebody ends this one alone; a signal for all may come to each in any
+                # order.
+                loop.call_later(LEAVING_SECONDS / 2, self._let_drain_alone, slot)
             elif byte == SERVES and not slot.ready:
                 slot.ready = True
                 if all(each.ready for each in self._slots):
@@ -363,6 +370,10 @@ class Supervisor:
         finally:
             for slot in self._slots:
                 self._let_drain(slot)
+
+    def _let_drain_alone(self, slot: WorkerSlot) -> None:
+        if not self._stopping.is_set():
+            self._let_drain(slot)
 
     def _let_drain(self, slot: WorkerSlot) -> None:
         with contextlib.suppress(OSError):
