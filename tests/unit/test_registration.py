@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import json
+import re
 import socket
 import ssl
 import threading
@@ -11,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from msgpush import __version__
 from msgpush.adapters.registry.addresses import is_for_others, own_address
 from msgpush.adapters.registry.gateway import Gateway
 from msgpush.adapters.registry.ports import Instance, Refused, Registry, Unavailable
 from msgpush.adapters.registry.registration import Registration, Registrations, Report
 from msgpush.adapters.registry.reports import RegistryMetrics, ReportFile, summary
 from msgpush.adapters.registry.requests import ANSWER_BYTES, Server
+from msgpush.entrypoints.settings import Settings
 from tests.contracts.registry import eventually, instance
 from tests.support.redis_servers import Certificates, free_port
 from tests.support.registries import GatewayServer
@@ -390,6 +394,23 @@ async def test_a_path_of_the_url_comes_first_and_ids_are_encoded() -> None:
         with contextlib.suppress(Unavailable):
             await Gateway(f"{gateway.url}/api/").announce(instance("a/b c"))
         assert gateway.requests[-1][1:] == ("PUT", "/api/services/msgpush/instances/a%2Fb%20c")
+
+
+# The document
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "registration.md"
+
+
+def test_the_document_shows_what_is_sent() -> None:
+    (shown,) = re.findall(r"```http\n.*?\n\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    one = instance(
+        "push-1-3fa2c1",
+        address="10.0.0.7",
+        version=__version__,
+        ttl=Settings().registry_ttl,
+        metadata={"bus": "redis", "workers": "1"},
+    )
+    assert json.loads(shown) == one.record()
 
 
 # Addresses

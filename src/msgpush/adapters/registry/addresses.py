@@ -21,11 +21,13 @@ def own_address(url: str, families: Iterable[socket.AddressFamily]) -> str | Non
     """
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    for family in families:
-        for host in (parts.hostname or "", ELSEWHERE[family]):
-            found = _on_route(host, port, family)
-            if found is not None and is_for_others(found):
-                return found
+    families = tuple(families)
+    routes = [(parts.hostname or "", family) for family in families]
+    routes += [(ELSEWHERE[family], family) for family in families]
+    for host, family in routes:
+        found = _on_route(host, port, family)
+        if found is not None and is_for_others(found):
+            return found
     return None
 
 
