@@ -139,7 +139,8 @@ def test_each_start_of_a_process_has_an_id_of_its_own() -> None:
     with GatewayServer() as gateway:
         ids = set()
         for _ in range(2):
-            with start(**REACHABLE, **gateway.settings()) as service:
+            environ = REACHABLE | gateway.settings() | {"WITHDRAW_SECONDS": "0"}
+            with start(**environ) as service:
                 ids.add(registered(service, gateway))
                 service.signal(signal.SIGTERM)
                 assert service.wait() == 0
@@ -346,6 +347,7 @@ def test_workers_are_registered_once_by_their_supervisor_and_withdrawn_before_th
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_workers_whose_supervisor_and_all_get_the_signal_wait_for_the_withdrawal(
     redis: RedisServer,
 ) -> None:

@@ -222,6 +222,22 @@ async def test_who_was_never_announced_ends_at_once() -> None:
     assert registry.told == []
 
 
+@pytest.mark.parametrize("error", [Unavailable("it is down"), Refused("check the token")])
+async def test_who_was_never_known_waits_for_no_proxy(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = MemoryRegistry()
+    registry.failing = error
+    registrations = Registrations(Service().registration(registry), grace=60)
+    registrations.begin()
+    await eventually(lambda: registrations.reports[0].failures)
+    async with asyncio.timeout(1):
+        await registrations.end()
+    # What was answered too late may have been done all the same.
+    assert ("withdraw" in registry.told) == isinstance(error, Unavailable)
+    assert "can't withdraw" not in caplog.text
+
+
 async def test_after_a_withdrawal_the_grace_is_waited_for() -> None:
     registry = MemoryRegistry()
     registrations = Registrations(Service().registration(registry), grace=0.2)
@@ -352,8 +368,9 @@ async def test_who_waits_no_longer_leaves_no_thread_behind() -> None:
         )
 
 
-async def test_a_certificate_of_nobody_known_is_refused(tmp_path: Path) -> None:
-    own = Certificates(tmp_path)
+@contextlib.contextmanager
+def with_tls(own: Certificates) -> Iterator[str]:
+    """A server with a certificate that its own authority alone has signed; gives its URL."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(own.certificate, own.key)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -361,16 +378,32 @@ async def test_a_certificate_of_nobody_known_is_refused(tmp_path: Path) -> None:
     def run() -> None:
         connection, _ = listener.accept()
         with connection, contextlib.suppress(OSError):
-            context.wrap_socket(connection, server_side=True).close()
+            with context.wrap_socket(connection, server_side=True) as secured:
+                secured.recv(65536)
+                secured.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        with pytest.raises(Unavailable, match="certificate isn't good"):
-            await Server(f"https://127.0.0.1:{listener.getsockname()[1]}").ask("GET", "/")
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         thread.join(10)
         listener.close()
+
+
+async def test_a_certificate_of_nobody_known_is_refused(tmp_path: Path) -> None:
+    with with_tls(Certificates(tmp_path)) as url:
+        with pytest.raises(Unavailable, match="certificate isn't good"):
+            await Server(url).ask("GET", "/")
+
+
+async def test_an_authority_of_your_own_is_named_by_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Certificates(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(own.authority))
+    with with_tls(own) as url:
+        assert (await Server(url).ask("GET", "/")).status == 200
 
 
 async def test_proxies_of_the_environment_get_no_token(monkeypatch: pytest.MonkeyPatch) -> None:

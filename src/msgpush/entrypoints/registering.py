@@ -74,7 +74,7 @@ async def _locate(
 ) -> Instance | None:
     """The instance as a registry is to know it; None: its address can't be found."""
     port = settings.advertise_port or listener.getsockname()[1]
-    address = settings.advertise_address or await _address(listener, registry.url)
+    address = settings.advertise_address or await _address(listener, registry)
     if address is None:
         return None
     return Instance(
@@ -95,15 +95,15 @@ async def _locate(
     )
 
 
-async def _address(listener: socket.socket, url: str) -> str | None:
-    """The address of a listener for others; on any address, that on the route to a URL."""
+async def _address(listener: socket.socket, registry: Registry) -> str | None:
+    """The address of a listener for others; of any address, the one on the route to a registry."""
     own: str = listener.getsockname()[0]
     if is_for_others(own):
         return own
     families = [listener.family]
     if listener.family == socket.AF_INET6:
         families.insert(0, socket.AF_INET)  # both come to it
-    found = await in_daemon(partial(own_address, url, families), "msgpush address")
+    found = await in_daemon(partial(own_address, registry.url, families), "msgpush address")
     if found is not None:
-        log.info("ADVERTISE_ADDRESS is not set: taking %s, on the route to the registry", found)
+        log.info("ADVERTISE_ADDRESS is not set: %s is told of %s", registry.kind, found)
     return found

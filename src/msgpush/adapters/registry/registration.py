@@ -75,6 +75,7 @@ class Registration:
         self.report = Report(registry.kind, "trying", clock())
         self._instance: Instance | None = None
         self._told = False  # whether the registry may know the instance
+        self._known = False  # whether it has said that it does
         self._failed = 0  # attempts in a row
         self._ending = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -89,7 +90,7 @@ class Registration:
         self._ending.set()
 
     async def end(self) -> bool:
-        """Withdraw it, within two seconds; returns whether others may have known it."""
+        """Withdraw it, within two seconds; returns whether others knew it."""
         self.hold()
         until = asyncio.get_running_loop().time() + WITHDRAWAL_SECONDS
         if self._task is not None:
@@ -106,18 +107,18 @@ class Registration:
                 await self._registry.withdraw(self._instance)
         except (Unavailable, Refused, TimeoutError) as error:
             self._fail(error, "withdrawn")
-            log.warning(
-                "%s: can't withdraw %s, which it forgets after %g seconds: %s",
-                self._registry.kind,
-                self._instance.id,
-                self._ttl,
-                self.report.error,
-            )
+            if self._known:
+                log.warning(
+                    "%s: can't withdraw %s, which it forgets after %g seconds: %s",
+                    self._registry.kind,
+                    self._instance.id,
+                    self._ttl,
+                    self.report.error,
+                )
         else:
-            self._told = False
             self._tell("withdrawn")
             log.info("%s: withdrawn %s", self._registry.kind, self._instance.id)
-        return True
+        return self._known
 
     async def _run(self) -> None:
         while not self._ending.is_set():
@@ -156,9 +157,13 @@ class Registration:
             if await self._registry.renew(instance):
                 return
             log.warning("%s: it had forgotten %s", self._registry.kind, instance.id)
-        self._told = True
-        await self._registry.announce(instance)
-        self._failed = 0
+        told, self._told = self._told, True
+        try:
+            await self._registry.announce(instance)
+        except Refused:
+            self._told = told
+            raise
+        self._known, self._failed = True, 0
         self._tell("registered")
         log.info(
             "%s: registered %s at %s port %d as %s",
@@ -177,7 +182,7 @@ class Registration:
                     await self._registry.withdraw(self._instance)
             except (Unavailable, Refused, TimeoutError) as error:
                 return self._retry(error)
-            self._told = False
+            self._told = self._known = False
             log.warning("%s: withdrawn, since the service isn't ready", self._registry.kind)
         self._tell("trying", "the service isn't ready")
         return READY_SECONDS
