@@ -377,10 +377,13 @@ def with_tls(own: Certificates) -> Iterator[str]:
 
     def run() -> None:
         connection, _ = listener.accept()
-        with connection, contextlib.suppress(OSError):
-            with context.wrap_socket(connection, server_side=True) as secured:
-                secured.recv(65536)
-                secured.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        with (
+            connection,
+            contextlib.suppress(OSError),
+            context.wrap_socket(connection, server_side=True) as secured,
+        ):
+            secured.recv(65536)
+            secured.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -392,9 +395,11 @@ def with_tls(own: Certificates) -> Iterator[str]:
 
 
 async def test_a_certificate_of_nobody_known_is_refused(tmp_path: Path) -> None:
-    with with_tls(Certificates(tmp_path)) as url:
-        with pytest.raises(Unavailable, match="certificate isn't good"):
-            await Server(url).ask("GET", "/")
+    with (
+        with_tls(Certificates(tmp_path)) as url,
+        pytest.raises(Unavailable, match="certificate isn't good"),
+    ):
+        await Server(url).ask("GET", "/")
 
 
 async def test_an_authority_of_your_own_is_named_by_the_environment(
