@@ -115,9 +115,9 @@ class Push:
             observer=observer,
         )
         self.draining = False
-        self._clock = clock
+        self._clock, self._monotonic = clock, monotonic
         self._message_ttl, self._ack_ttl = message_ttl, ack_ttl
-        self._max_connections = max_connections
+        self.max_connections = max_connections
         self._max_per_subject, self._max_per_address = (
             max_connections_per_subject,
             max_connections_per_address,
@@ -138,6 +138,7 @@ class Push:
             prepare=self._permissions.load,
             obey=self._obey,
             redelivery=self.redelivery,
+            observer=observer,
         )
         self._ids = _Ids()
         self._closed: dict[str, bool] = {}  # connections that were to be closed, and were not here
@@ -158,6 +159,11 @@ class Push:
 
         None: all is well."""
         return self._delivery.trouble
+
+    @property
+    def tail_lag(self) -> float:
+        """Seconds that the newest sign of life took to come back from the bus, or has taken yet."""
+        return self._delivery.tail_lag
 
     @property
     def connections(self) -> Mapping[str, Connection]:
@@ -223,7 +229,10 @@ class Push:
         results: list[Receipt | Rejection] = []
         new: list[Draft] = []
         replaced: list[tuple[str, str]] = []
-        for each, stored in zip(drafts, await self._bus.append(drafts), strict=True):
+        began = self._monotonic()
+        answers = await self._bus.append(drafts)
+        self._observer.stored(self._monotonic() - began)
+        for each, stored in zip(drafts, answers, strict=True):
             if not isinstance(stored, Stored):
                 self._observer.rejected(stored, each)
                 results.append(stored)
@@ -332,7 +341,7 @@ class Push:
             raise Overloaded("bus")
         places = self._hub.places
         new, elsewhere = places.needed(info, ticket)
-        if new and places.total >= self._max_connections:
+        if new and places.total >= self.max_connections:
             raise Overloaded("connections")
         if (
             new

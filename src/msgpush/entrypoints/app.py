@@ -2,7 +2,6 @@
 
 import secrets
 import socket
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -34,14 +33,17 @@ from msgpush.adapters.http.pages import page_routes
 from msgpush.adapters.http.permissions import PermissionsApi
 from msgpush.adapters.http.publish import Publish, PublishBatch
 from msgpush.adapters.memory.limiter import MemoryLimiter
-from msgpush.adapters.metrics import Gauges, Metrics
+from msgpush.adapters.metrics.collector import Metrics
+from msgpush.adapters.metrics.shared import Shared
+from msgpush.adapters.metrics.sources import Process, of_service, of_tally
 from msgpush.adapters.openapi import openapi
 from msgpush.adapters.sse.endpoint import Streams
 from msgpush.adapters.websocket.commands import Means
 from msgpush.adapters.websocket.endpoint import Sockets
-from msgpush.domain.observer import Observer
+from msgpush.domain.observer import IGNORANT, Observer
 from msgpush.domain.ports import Bus, Credentials, Limiter, Roster
 from msgpush.domain.service import Push
+from msgpush.domain.tally import Tally
 from msgpush.entrypoints.backends import backend_of
 from msgpush.entrypoints.settings import Settings
 
@@ -53,21 +55,28 @@ TICKETS_PER_SECOND = 200
 TICKETS_AT_ONCE = 2_000
 
 
-def create_app(settings: Settings) -> Service:
+def create_app(
+    settings: Settings, *, shared: Shared | None = None, counted: bool = True
+) -> Service:
     """The whole service as an ASGI application, with a lifespan; `app.state.push` is its facade.
 
     An application that mounts it must enter `lifespan(app)` in its own lifespan: Starlette runs
-    that of the outermost application alone."""
+    that of the outermost application alone.
+
+    Args:
+        shared: what a worker shares with the others of its supervisor.
+        counted: whether what happens is counted; only to find out what that costs, it isn't."""
     backend = backend_of(settings)
     bus, limiter = backend.bus, backend.limiter
-    metrics = Metrics()
-    push = _push(settings, bus, backend.credentials, metrics)
+    tally, process = Tally(), Process()
+    push = _push(settings, bus, backend.credentials, tally if counted else IGNORANT)
+    metrics = _metrics(settings, push, bus, tally, process, bus_name=backend.name, shared=shared)
     # No other process has this name, nor has this one had it before it was started anew.
     roster = backend.roster(push, f"{socket.gethostname()}-{secrets.token_hex(3)}")
     # Opened in this order, as far as there is anything to open, and closed again.
     resources: list[AbstractAsyncContextManager[object]] = [
         each
-        for each in (bus, backend.credentials, push, roster, limiter)
+        for each in (bus, backend.credentials, push, roster, limiter, process, metrics)
         if isinstance(each, AbstractAsyncContextManager)
     ]
     rules = CorsRules(
@@ -81,15 +90,6 @@ def create_app(settings: Settings) -> Service:
         auth = TokenAuthenticator(
             token_reader(settings, token_keys(settings, fetched)), push, rules.origins
         )
-    metrics.registry.register(
-        Gauges(
-            connections=lambda: _by_transport(push),
-            bus_length=lambda: bus.length,
-            unknown=lambda: bus.unknown,
-            pending=lambda: bus.outbox.pending,
-            up=lambda: push.trouble is None,
-        )
-    )
     publish = _publish_endpoints(settings, push, auth, limiter=limiter)
     routes = [
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in publish.items()),
@@ -100,6 +100,7 @@ def create_app(settings: Settings) -> Service:
             limiter=limiter,
             roster=roster,
             metrics=metrics,
+            tally=tally,
             bus=backend.name,
             rules=rules,
         ),
@@ -110,14 +111,10 @@ def create_app(settings: Settings) -> Service:
         _middleware(settings, rules),
         lifespan,
         hot=publish | {prefix + path: endpoint for path, endpoint in publish.items()},
-        on_error=metrics.error,
+        on_error=tally.answered,
     )
-    app.state.push, app.state.resources, app.state.metrics, app.state.cors = (
-        push,
-        resources,
-        metrics,
-        rules,
-    )
+    app.state.push, app.state.resources, app.state.cors = push, resources, rules
+    app.state.tally, app.state.metrics = tally, metrics
     return app
 
 
@@ -179,6 +176,25 @@ def _push(settings: Settings, bus: Bus, credentials: Credentials, observer: Obse
     )
 
 
+def _metrics(
+    settings: Settings,
+    push: Push,
+    bus: Bus,
+    tally: Tally,
+    process: Process,
+    *,
+    bus_name: str,
+    shared: Shared | None,
+) -> Metrics:
+    limit = settings.log_length if bus_name == "redis" else 0
+    return Metrics(
+        lambda: of_tally(tally),
+        of_service(push, bus, tally, kind=bus_name, limit=limit),
+        process.figures,
+        shared=shared,
+    )
+
+
 class _Rest(PathConvertor):
     # Starlette's own ends at a line end: a name that has one would be no such path, instead of no
     # name.
@@ -216,6 +232,7 @@ def _routes(
     limiter: Limiter | None,
     roster: Roster,
     metrics: Metrics,
+    tally: Tally,
     bus: str,
     rules: CorsRules,
 ) -> list[BaseRoute]:
@@ -234,7 +251,7 @@ def _routes(
     acknowledgements = AcknowledgementsApi(push, auth, acknowledging)
     deliveries = DeliveriesApi(push, auth)
     streams = partial(Streams, push=push, auth=auth, default_events=settings.default_events)
-    means = Means(push, auth, limiter, acknowledging, settings.max_message_bytes, metrics.error)
+    means = Means(push, auth, limiter, acknowledging, settings.max_message_bytes, tally.answered)
     sockets = Sockets(push, means, rules.origins)
     register_url_convertor("rest", _Rest())
     return [
@@ -271,12 +288,6 @@ def _routes(
         Route("/metrics", health.metrics),
         *page_routes(openapi()),
     ]
-
-
-def _by_transport(push: Push) -> dict[str, int]:
-    """The clients' connections, by what carries them."""
-    none = {"sse": 0, "ws": 0}
-    return none | Counter(each.info.transport for each in push.connections.values())
 
 
 def _ack_limiter(rate: float) -> MemoryLimiter | None:

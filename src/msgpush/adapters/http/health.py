@@ -9,7 +9,8 @@ from starlette.responses import Response
 from msgpush.adapters.http.callers import has_token
 from msgpush.adapters.http.operation import Json, Operation, content, fields, json_answer
 from msgpush.adapters.http.responses import json_response
-from msgpush.adapters.metrics import CONTENT_TYPE, Metrics
+from msgpush.adapters.metrics.collector import Metrics
+from msgpush.adapters.metrics.text import CONTENT_TYPE
 from msgpush.domain.errors import BusUnavailable, Unauthorized
 from msgpush.domain.service import Push
 
@@ -102,7 +103,7 @@ class HealthApi:
             raise Unauthorized(
                 "the metrics need their own token (METRICS_TOKEN): `Authorization: Bearer <token>`"
             )
-        return Response(self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+        return Response(await self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _trouble(self) -> str | None:
         if (reason := self._push.trouble) is not None:
