@@ -41,20 +41,6 @@ def dashboard_queries() -> list[str]:
     return [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]
 
 
-def metrics_of(text: str) -> set[str]:
-    """The service's metrics that queries name."""
-    return set(re.findall(r"\bmessage_push_\w+", text))
-
-
-def exposed(text: str) -> set[str]:
-    """The names that queries may use of what `/metrics` answers."""
-    names = set()
-    for name, kind in re.findall(r"^# TYPE (\S+) (\w+)$", text, re.MULTILINE):
-        endings = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
-        names |= {name + ending for ending in endings}
-    return names
-
-
 def hastened(rules: str, waiting: int, windows: int) -> str:
     """Rules whose alerts wait for a fraction of the time, and look back at one; nothing else in
     them is changed.
