@@ -170,6 +170,7 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     ],
     "JWT_AUDIENCE_CLAIM": [("client_id",) * 2, ("https://example.com/claims/for",) * 2],
     "JWT_LEEWAY": [("0", 0.0), ("2.5", 2.5)],
+    "TRACE_MESSAGES": [("true", True), ("off", False)],
     "LOG_LEVEL": [
         ("debug",) * 2,
         ("info",) * 2,
@@ -393,6 +394,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "JWT_LEEWAY": (BAD_SECONDS, "a number of seconds from 0 to 3600"),
     "METRICS_TOKEN": (["a b", "é", "a\n", '"'], "text of A-Za-z0-9._~+/=-"),
+    "TRACE_MESSAGES": (["x", "2"], "true or false"),
     "LOG_LEVEL": (["trace", "critical", "10", " info"], "debug, info, warning or error"),
     "LOG_FORMAT": (["text", "console,json"], "console or json"),
 }
@@ -493,6 +495,7 @@ def test_the_defaults_are_the_contracts() -> None:
         "JWT_AUDIENCE_CLAIM": "aud",
         "JWT_LEEWAY": "30",
         "MAX_TOKEN_LIFETIME": "2592000",
+        "TRACE_MESSAGES": "false",
         "LOG_LEVEL": "info",
         "LOG_FORMAT": "console",
     }

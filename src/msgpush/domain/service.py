@@ -193,15 +193,28 @@ class Push:
 
     # Publishing
 
-    def draft(self, message: Message, *, broadcast: bool = False) -> Draft:
+    def draft(
+        self, message: Message, *, broadcast: bool = False, traceparent: str | None = None
+    ) -> Draft:
         """Route and complete a message, so that it can be authorized and stored.
+
+        Args:
+            traceparent: where its trace goes on, for one that doesn't say: its readers see it.
 
         Raises:
             Invalid, TooLarge: it can't be published.
         """
-        return self._draft(message, int(self._clock() * 1000), broadcast=broadcast)
+        now = int(self._clock() * 1000)
+        return self._draft(message, now, broadcast=broadcast, traceparent=traceparent)
 
-    def _draft(self, message: Message, now: int, *, broadcast: bool = False) -> Draft:
+    def _draft(
+        self,
+        message: Message,
+        now: int,
+        *,
+        broadcast: bool = False,
+        traceparent: str | None = None,
+    ) -> Draft:
         new_id = self._ids.next(now) if message.id is None else message.id
         return draft(
             message,
@@ -210,15 +223,18 @@ class Push:
             self._message_ttl,
             broadcast=broadcast,
             ack_ttl=self._ack_ttl,
+            traceparent=traceparent,
         )
 
-    def drafts(self, messages: Sequence[Message]) -> list[Draft | MsgpushError]:
+    def drafts(
+        self, messages: Sequence[Message], traceparent: str | None = None
+    ) -> list[Draft | MsgpushError]:
         """As `draft`, of several messages; an error stands in the place of one that it has."""
         now = int(self._clock() * 1000)
         drafts: list[Draft | MsgpushError] = []
         for each in messages:
             try:
-                drafts.append(self._draft(each, now))
+                drafts.append(self._draft(each, now, traceparent=traceparent))
             except MsgpushError as error:
                 drafts.append(error.as_value())
         return drafts

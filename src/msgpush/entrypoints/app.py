@@ -1,5 +1,6 @@
 """The composition root: everything is made and wired here, and nowhere else."""
 
+import os
 import secrets
 import socket
 from collections.abc import AsyncIterator
@@ -32,15 +33,18 @@ from msgpush.adapters.http.origins import Origins
 from msgpush.adapters.http.pages import page_routes
 from msgpush.adapters.http.permissions import PermissionsApi
 from msgpush.adapters.http.publish import Publish, PublishBatch
+from msgpush.adapters.http.tracing import Tracing
 from msgpush.adapters.memory.limiter import MemoryLimiter
 from msgpush.adapters.metrics.collector import Metrics
 from msgpush.adapters.metrics.shared import Shared
 from msgpush.adapters.metrics.sources import Process, of_service, of_tally
 from msgpush.adapters.openapi import openapi
 from msgpush.adapters.sse.endpoint import Streams
+from msgpush.adapters.stream_log import StreamLog
+from msgpush.adapters.traces import traces_of
 from msgpush.adapters.websocket.commands import Means
 from msgpush.adapters.websocket.endpoint import Sockets
-from msgpush.domain.observer import IGNORANT, Observer
+from msgpush.domain.observer import Observer, Observers
 from msgpush.domain.ports import Bus, Credentials, Limiter, Roster
 from msgpush.domain.service import Push
 from msgpush.domain.tally import Tally
@@ -69,14 +73,16 @@ def create_app(
     backend = backend_of(settings)
     bus, limiter = backend.bus, backend.limiter
     tally, process = Tally(), Process()
-    push = _push(settings, bus, backend.credentials, tally if counted else IGNORANT)
+    streams = StreamLog()
+    observer = Observers(tally, streams) if counted else streams
+    push = _push(settings, bus, backend.credentials, observer)
     metrics = _metrics(settings, push, bus, tally, process, bus_name=backend.name, shared=shared)
     # No other process has this name, nor has this one had it before it was started anew.
     roster = backend.roster(push, f"{socket.gethostname()}-{secrets.token_hex(3)}")
     # Opened in this order, as far as there is anything to open, and closed again.
     resources: list[AbstractAsyncContextManager[object]] = [
         each
-        for each in (bus, backend.credentials, push, roster, limiter, process, metrics)
+        for each in (bus, backend.credentials, streams, push, roster, limiter, process, metrics)
         if isinstance(each, AbstractAsyncContextManager)
     ]
     rules = CorsRules(
@@ -90,7 +96,11 @@ def create_app(
         auth = TokenAuthenticator(
             token_reader(settings, token_keys(settings, fetched)), push, rules.origins
         )
-    publish = _publish_endpoints(settings, push, auth, limiter=limiter)
+    traces = traces_of(os.environ)
+    if traces is not None:
+        resources.append(traces)
+    tracing = Tracing(traces, tells=settings.trace_messages)
+    publish = _publish_endpoints(settings, push, auth, limiter=limiter, tracing=tracing)
     routes = [
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in publish.items()),
         *_routes(
@@ -101,6 +111,7 @@ def create_app(
             roster=roster,
             metrics=metrics,
             tally=tally,
+            tracing=tracing,
             bus=backend.name,
             rules=rules,
         ),
@@ -207,10 +218,11 @@ def _publish_endpoints(
     auth: Authenticator,
     *,
     limiter: Limiter | None,
+    tracing: Tracing,
 ) -> dict[str, ASGIApp]:
     """The hot endpoints, by their paths."""
     one = settings.max_message_bytes
-    publish = partial(Publish, push, auth, max_bytes=one, limiter=limiter)
+    publish = partial(Publish, push, auth, max_bytes=one, limiter=limiter, tracing=tracing)
     return {
         f"{API}/messages/send": publish(),
         f"{API}/messages/broadcast": publish(broadcast=True),
@@ -220,6 +232,7 @@ def _publish_endpoints(
             max_message_bytes=one,
             max_batch_bytes=settings.max_batch_bytes,
             limiter=limiter,
+            tracing=tracing,
         ),
     }
 
@@ -233,6 +246,7 @@ def _routes(
     roster: Roster,
     metrics: Metrics,
     tally: Tally,
+    tracing: Tracing,
     bus: str,
     rules: CorsRules,
 ) -> list[BaseRoute]:
@@ -251,7 +265,8 @@ def _routes(
     acknowledgements = AcknowledgementsApi(push, auth, acknowledging)
     deliveries = DeliveriesApi(push, auth)
     streams = partial(Streams, push=push, auth=auth, default_events=settings.default_events)
-    means = Means(push, auth, limiter, acknowledging, settings.max_message_bytes, tally.answered)
+    most = settings.max_message_bytes
+    means = Means(push, auth, limiter, acknowledging, most, tally.answered, tracing)
     sockets = Sockets(push, means, rules.origins)
     register_url_convertor("rest", _Rest())
     return [

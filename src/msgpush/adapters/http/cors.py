@@ -17,8 +17,9 @@ HEADERS = (
     *("Accept", "Accept-Language", "Content-Language", "Content-Type"),
     *("Authorization", "Idempotency-Key", "Last-Event-ID"),
     *("Baggage", "Cache-Control", "Pragma", "Sentry-Trace", "Traceparent", "Tracestate"),
+    "X-Request-Id",
 )
-EXPOSED = ("Retry-After", "RateLimit", "RateLimit-Policy", "WWW-Authenticate")
+EXPOSED = ("Retry-After", "RateLimit", "RateLimit-Policy", "WWW-Authenticate", "X-Request-Id")
 MAX_AGE = 600  # seconds for which a browser needn't ask again
 PREFLIGHT_VARY = "Origin, Access-Control-Request-Method, Access-Control-Request-Headers"
 
