@@ -5,7 +5,9 @@ import contextlib
 import http.client
 import os
 import re
+import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +24,7 @@ from msgpush.entrypoints.table import SETTINGS
 from tests.support.client import SseClient, request
 from tests.support.prometheus import (
     ALERTS,
+    DASHBOARD,
     PROMETHEUS,
     Prometheus,
     alert_names,
@@ -45,6 +48,16 @@ pytestmark = pytest.mark.skipif(PROMETHEUS is None and "CI" not in os.environ, r
 def test_promtool_takes_the_rules_and_their_tests_pass() -> None:
     promtool("check", "rules", ALERTS)
     promtool("test", "rules", TESTS)
+
+
+def test_prometheus_takes_the_configuration_of_compose(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("none")
+    text = ALERTS.with_name("prometheus.yml").read_text()
+    assert "/run/metrics-token\n" in text
+    file = tmp_path / "prometheus.yml"
+    file.write_text(text.replace("/run/metrics-token\n", f"{tmp_path}/token\n"))
+    (tmp_path / ALERTS.name).write_text(ALERTS.read_text())
+    promtool("check", "config", "--lint=all", file)
 
 
 def test_each_alert_is_tested_with_its_cause_and_without() -> None:
@@ -76,6 +89,25 @@ def test_prometheus_understands_what_the_dashboard_asks(tmp_path: Path) -> None:
     file = tmp_path / "queries.yml"
     file.write_bytes(msgspec.json.encode({"groups": [{"name": "panels", "rules": rules}]}))
     assert f"{len(queries)} rules found" in promtool("check", "rules", file)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("go") is None and "CI" not in os.environ, reason="needs go")
+def test_grafanas_own_schema_takes_the_dashboard(tmp_path: Path) -> None:
+    program = tmp_path / "check"
+    folder = Path(__file__).parents[1] / "dashboard"
+    subprocess.run(["go", "build", "-o", program, "."], cwd=folder, check=True)
+
+    def says(board: str) -> str:
+        (tmp_path / "board.json").write_text(board)
+        command = [program, tmp_path / "board.json"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+    board = DASHBOARD.read_text()
+    assert says(board) == "accepted\n"
+    # It would say so of an unknown field of a panel, and of one of another type.
+    assert "unexpected field 'showDots'" in says(board.replace("showPoints", "showDots"))
+    assert "cannot unmarshal number" in says(board.replace('"unit": "s"', '"unit": 3'))
 
 
 class Scene:

@@ -78,7 +78,7 @@ def test_what_is_installed_is_what_is_pinned(installed: Path) -> None:
     container = (ROOT / "Containerfile").read_text()
     assert "COPY pyproject.toml constraints.txt " in container
     assert "export PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt" in container
-    assert "ARG EXTRAS=client\n" in container
+    assert "ARG EXTRAS=client,otel\n" in container
     assert "--constraint constraints.txt \\\n" in container
     assert '"$(echo /wheels/*.whl)[${EXTRAS}]"' in container
 

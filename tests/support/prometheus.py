@@ -1,11 +1,16 @@
 """A real Prometheus that tests start themselves, on a free port, and end by its pid; and what they
-ask of the files in `deploy/prometheus`."""
+ask of the files in `deploy/prometheus`.
+
+    python -m tests.support.prometheus
+
+writes the alerts anew as the Prometheus Operator takes them."""
 
 import json
 import re
 import shutil
 import subprocess
 import tempfile
+import textwrap
 import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -19,6 +24,7 @@ from tests.support.service import eventually
 ROOT = Path(__file__).parents[2]
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "msgpush.json"
+PROMETHEUS_RULE = ROOT / "deploy" / "kubernetes" / "monitoring" / "prometheusrule.yaml"
 PROMETHEUS, PROMTOOL = shutil.which("prometheus"), shutil.which("promtool")
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -33,6 +39,20 @@ def promtool(*argv: str | Path) -> str:
 
 def alert_names() -> list[str]:
     return re.findall(r"- alert: (\w+)", ALERTS.read_text())
+
+
+def prometheus_rule() -> str:
+    """The alerts as the Prometheus Operator takes them."""
+    head = """\
+# What deploy/prometheus/alerts.yml has, for the Prometheus Operator: `python -m tests.support.prometheus` writes it.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: msgpush
+spec:
+"""
+    groups = ALERTS.read_text().partition("\ngroups:\n")[2]
+    return head + textwrap.indent(f"groups:\n{groups}", "  ")
 
 
 def dashboard_queries() -> list[str]:
@@ -148,3 +168,7 @@ class Prometheus:
             return request(self.port, "GET", "/-/ready").status == 200
         except OSError:
             return False
+
+
+if __name__ == "__main__":
+    PROMETHEUS_RULE.write_text(prometheus_rule())

@@ -1,4 +1,5 @@
-"""Dashboard and alerts name metrics and labels that there are; the dashboard is in order."""
+"""Dashboard and alerts name metrics and labels that there are; the documents know every alert; the
+files for Kubernetes have the same ones."""
 
 import json
 import re
@@ -8,7 +9,15 @@ from typing import Any
 import pytest
 
 from msgpush.adapters.metrics.families import FAMILIES
-from tests.support.prometheus import ALERTS, DASHBOARD, dashboard_queries
+from tests.support.prometheus import (
+    ALERTS,
+    DASHBOARD,
+    PROMETHEUS_RULE,
+    ROOT,
+    alert_names,
+    dashboard_queries,
+    prometheus_rule,
+)
 
 BOARD: dict[str, Any] = json.loads(DASHBOARD.read_text())
 PANELS: list[dict[str, Any]] = BOARD["panels"]
@@ -87,3 +96,21 @@ def test_every_panel_asks_the_chosen_source_for_the_chosen_instances_and_says_wh
             assert 'job="$job"' in target["expr"] or "ALERTS" in target["expr"]
             # `rate` over a fixed window shows nothing where Prometheus asks seldom.
             assert set(re.findall(r"\[(.*?)\]", target["expr"])) <= {"$__rate_interval"}
+
+
+def test_the_documents_say_of_every_alert_what_to_do_where_it_leads() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    told = dict(re.findall(r"^### (Msgpush\w+)\n\n`(\w+)`", page, re.MULTILINE))
+    rules = re.findall(
+        r"- alert: (\w+)\n(?:.*\n)*?\s+severity: (\w+)\n(?:.*\n)*?\s+runbook_url: (\S+)\n",
+        ALERTS.read_text(),
+    )
+    assert told == {name: severity for name, severity, _ in rules}
+    for name, _, where in rules:
+        assert where == f"docs/operations.md#{name.lower()}"
+    assert [*told] == alert_names(), "in the same order"
+
+
+def test_the_prometheus_operator_is_given_the_same_alerts() -> None:
+    wanted = prometheus_rule()
+    assert PROMETHEUS_RULE.read_text() == wanted, "run: python -m tests.support.prometheus"
