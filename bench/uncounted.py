@@ -5,8 +5,9 @@ import os
 import sys
 from functools import partial
 
+from msgpush.entrypoints.app import create_app
 from msgpush.entrypoints.commands import serve
 
 if __name__ == "__main__":
-    serve.create_app = partial(serve.create_app, counted=False)
+    vars(serve)["create_app"] = partial(create_app, counted=False)
     sys.exit(serve.serve_with([], os.environ))

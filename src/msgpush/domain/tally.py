@@ -139,6 +139,7 @@ class Tally(Observer):
         self.redeliveries: dict[str, int] = {}
         self.deaths: dict[tuple[str, str], int] = {}
         self._services: set[str] = set()
+        self._lines: dict[tuple[str, str], tuple[Row, Histogram]] = {}
 
     def row(self, service: str, type: str) -> Row:
         """The row of a service and type, which is counted in."""
@@ -173,24 +174,36 @@ class Tally(Observer):
         self.writes.observe(seconds)
 
     def delivered(self, entries: Sequence[Entry], streams: int) -> None:
-        now, latency = self._clock(), self.latency
-        timed: set[tuple[str, str, int]] = set()
-        last = None
+        now, latency, lines = self._clock(), self.latency, self._lines
+        last, timed = None, set[tuple[str, str]]()
+        seconds, bucket = 0.0, 0
         for entry in entries:
-            service, type, ms = entry.service, entry.type, entry.position.ms
-            self.row(service, type).delivered += streams
+            key = entry.service, entry.type
+            row, duration = lines.get(key) or self._line(*key)
+            row.delivered += streams
             # A batch's messages all took the same time: they count once.
-            seconds = max(0.0, now - ms / 1000)
-            if ms != last:
-                latency.observe(seconds)
-                last = ms
-            if (service, type, ms) not in timed:
-                timed.add((service, type, ms))
-                duration = self.durations.get((service, type))
-                if duration is None:
-                    known = (self.known(service), type)
-                    duration = self.durations.setdefault(known, Histogram(LATENCY))
-                duration.observe(seconds)
+            if (ms := entry.position.ms) != last:
+                last, timed = ms, {key}
+                seconds = now - ms / 1000
+                seconds = max(seconds, 0.0)
+                bucket = bisect_left(LATENCY, seconds)
+                latency.counts[bucket] += 1
+                latency.sum += seconds
+            elif key in timed:
+                continue
+            else:
+                timed.add(key)
+            duration.counts[bucket] += 1
+            duration.sum += seconds
+
+    def _line(self, service: str, type: str) -> tuple[Row, Histogram]:
+        """What deliveries of a service and type are counted in."""
+        key = (self.known(service), type)
+        line = self._lines.get(key)
+        if line is None:
+            self.durations[key] = Histogram(LATENCY)
+            line = self._lines[key] = (self.row(*key), self.durations[key])
+        return line
 
     def caught_up(self, connection: Connection, entries: Sequence[Entry], source: Source) -> None:
         if connection.listed:
