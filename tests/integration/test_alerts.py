@@ -144,10 +144,15 @@ class Scene:
             yield service
 
     def is_quiet(self) -> None:
-        """Nothing fires, a while after the instances were first seen."""
-        up = f'count(count_over_time(up{{namespace="{self.namespace}"}}[1m]) > 3)'
-        eventually(lambda: self.prometheus.query(up), PATIENCE)
-        assert self.prometheus.alerts(self.namespace) == set()
+        """All instances answer for a while, and nothing fires."""
+        up = f'count(min_over_time(up{{namespace="{self.namespace}"}}[3s]) == 1)'
+
+        def found() -> bool:
+            counted = [each["value"][1] for each in self.prometheus.query(up)]
+            alerts = self.prometheus.alerts(self.namespace)
+            return counted == [str(len(self.ports))] and not alerts
+
+        eventually(found, PATIENCE)
 
     def fires(self, *alerts: str) -> None:
         eventually(lambda: {*alerts} <= self.prometheus.alerts(self.namespace), PATIENCE)
