@@ -40,7 +40,8 @@ from tests.support.web import answer
 TESTS = ALERTS.with_name("alerts_test.yml")
 SEND = "/api/v1/messages/send"
 WAITING, WINDOWS = 60, 40  # a minute's wait is a second here, and five minutes' window 7.5 seconds
-PATIENCE = 45.0
+PATIENCE = 60.0
+STARTING = threading.Lock()
 
 pytestmark = pytest.mark.skipif(PROMETHEUS is None and "CI" not in os.environ, reason="prometheus")
 
@@ -139,8 +140,12 @@ class Scene:
     def instance(self, name: str, **environ: str) -> Iterator[ServiceProcess]:
         port = str(self.ports[name])
         settings = {**self._environ, **environ}
-        # A flag, since a process that is killed and started anew has the same port.
-        with ServiceProcess("--service-port", port, open_files=0, **settings) as service:
+        with ExitStack() as stack:
+            # One after the other: all at once are slow to start.
+            with STARTING:
+                # The port is a flag, since a process that is started anew has the same one.
+                service = ServiceProcess("--service-port", port, open_files=0, **settings)
+                stack.enter_context(service)
             yield service
 
     def is_quiet(self) -> None:
