@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 import pytest
@@ -97,7 +97,7 @@ class Pair:
         self.nginx.reload(down, up)
 
     def _start(self, release: str, port: int) -> ServiceProcess:
-        settings = SETTINGS | {"SERVICE_PORT": str(port)}
+        settings: dict[str, Any] = SETTINGS | {"SERVICE_PORT": str(port)}
         made = (
             earlier_process(self._source, self._redis.url, **settings)
             if release == "earlier"

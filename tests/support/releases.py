@@ -35,7 +35,7 @@ def earlier_source(directory: Path, revision: str = BEFORE) -> Path:
     return directory / "src"
 
 
-def earlier_process(source: Path, redis_url: str, **environ: str) -> ServiceProcess:
+def earlier_process(source: Path, redis_url: str, **environ: Any) -> ServiceProcess:
     """The service of an earlier release, with the libraries that are installed here."""
     return ServiceProcess(PYTHONPATH=str(source), REDIS_URL=redis_url, **environ)
 
