@@ -45,8 +45,8 @@ class Scenario:
     least: int = 50
     most: int = 3000
     ramp: float = 45.0
-    hold: float = 45.0
-    fall: float = 120.0
+    hold: float = 40.0
+    fall: float = 100.0
     target: int = 600
     limit: int = 1000
     instances: int = 8
