@@ -3,6 +3,8 @@ against each other.
 """
 
 import importlib
+import json
+import os
 import shutil
 import socket
 import subprocess
@@ -263,13 +265,43 @@ def test_the_role_has_no_right_that_is_not_used() -> None:
     ]
 
 
+SERVICE = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: msgpush}
+spec: {replicas: 2}
+"""
+
+
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
-def test_kustomize_builds_it_with_the_programs_in_it() -> None:
-    command = ["kubectl", "kustomize", str(DIRECTORY)]
+def test_an_overlay_takes_it_in_with_the_programs_and_leaves_the_number_to_the_autoscaler(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "service.yaml").write_text(SERVICE)
+    where = os.path.relpath(DIRECTORY, tmp_path)
+    overlay = {"namespace": "push", "resources": ["service.yaml"], "components": [where]}
+    (tmp_path / "kustomization.yaml").write_text(json.dumps(overlay))
+    command = ["kubectl", "kustomize", str(tmp_path)]
     made = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    kinds = {each["kind"]: each for each in yaml.safe_load_all(made.stdout)}
-    scripts = kinds["ConfigMap"]["data"]
+    found = {
+        (each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(made.stdout)
+    }
+    assert "replicas" not in found["Deployment", "msgpush"]["spec"]
+    assert found["HorizontalPodAutoscaler", "msgpush"]["metadata"]["namespace"] == "push"
+    pod = found["Deployment", "msgpush-deletion-cost"]["spec"]["template"]["spec"]
+    (scripts,) = [each["configMap"]["name"] for each in pod["volumes"] if "configMap" in each]
     for name in ("deletion_cost.py", "rebalance.py"):
-        assert scripts[name] == (DIRECTORY / name).read_text()
-    (volume,) = kinds["Deployment"]["spec"]["template"]["spec"]["volumes"]
-    assert volume["configMap"]["name"] == kinds["ConfigMap"]["metadata"]["name"]
+        assert found["ConfigMap", scripts]["data"][name] == (DIRECTORY / name).read_text()
+    (container,) = pod["containers"]
+    assert container["image"].startswith("registry.example.com/msgpush:")
+
+
+@pytest.mark.parametrize("name", ["deletion-cost", "rebalance"])
+def test_the_programs_take_the_arguments_that_their_manifests_give(name: str) -> None:
+    (workload,) = [each for each in documents(f"{name}.yaml") if each["kind"] == "Deployment"]
+    (container,) = workload["spec"]["template"]["spec"]["containers"]
+    script = Path(container["command"][-1]).name
+    made = run(script, *container["args"], "--help")
+    assert made.returncode == 0
+    for argument in container["args"]:
+        assert argument.partition("=")[0] in made.stdout
