@@ -88,7 +88,7 @@ def draw_balance(outcomes: Iterable[Outcome], file: Path) -> None:
         for each in outcomes
     ]
     title = "the fullest instance's streams over the average; dotted: 1.2, in balance"
-    panel = Panel(title, curves, level=BALANCED, least=1.0, most=4.0)
+    panel = Panel(title, curves, level=BALANCED, least=1.0, most=2.5)
     file.write_text(_svg("Balance", (panel,)))
 
 
@@ -140,7 +140,8 @@ def _panel(panel: Panel, end: float, *, last: bool) -> Iterable[str]:
     if panel.legend:
         at = float(_LEFT)
         for n, curve in enumerate(panel.curves):
-            yield f'<path class="c{n % 8}" d="M{at:.0f} 26h16"/>'
+            thin = " thin" if curve.thin else ""
+            yield f'<path class="c{n % 8}{thin}" d="M{at:.0f} 26h16"/>'
             yield _text(curve.name, at + 20, 30, "note")
             at += 32 + 6.6 * len(curve.name)
 

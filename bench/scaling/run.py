@@ -149,8 +149,8 @@ class Outcome:
     def balancing_times(self) -> list[float | None]:
         """From when an instance began to take streams until all had about as many, in seconds.
 
-        None: not before the clients began to go. Only those that joined before are counted."""
-        ends = self.scenario.ramp + self.scenario.hold
+        None: not before the first one was taken away. Only those that joined before are counted."""
+        ends = next((each.at for each in self.samples if each.draining), self.samples[-1].at)
         times: list[float | None] = []
         for joined in self.joined:
             after = [each for each in self.samples if joined <= each.at <= ends]
