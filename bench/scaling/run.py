@@ -150,10 +150,10 @@ class Outcome:
         """From when an instance began to take streams until all had about as many, in seconds.
 
         None: not before the first one was taken away. Only those that joined before are counted."""
-        ends = next((each.at for each in self.samples if each.draining), self.samples[-1].at)
+        ends = next((each.at for each in self.samples if each.draining), float("inf"))
         times: list[float | None] = []
         for joined in self.joined:
-            after = [each for each in self.samples if joined <= each.at <= ends]
+            after = [each for each in self.samples if joined <= each.at < ends]
             if any(len(each.streams) > 1 for each in after):
                 times.append(next((each.at - joined for each in after if _balanced(each)), None))
         return times
