@@ -43,14 +43,14 @@ _STRAY = """
   .filter((text) => {
     // One text may be within another.
     for (let before; before !== text; ) [before, text] = [text, text.replace(/⟦[^⟦⟧]*⟧/g, "")];
-    return /\\p{Letter}/u.test(text);
+    return /\\p{Letter}/u.test(text.replace(/^\\d+ \\p{Letter}+ \\d{4}, [\\d:]+$/u, ""));
   })
 """
 _STRAY_ATTRIBUTES = """
 [...document.querySelectorAll("[aria-label], [title], [placeholder]")]
   .filter((e) => !e.closest("[translate=no]"))
   .flatMap((e) => ["aria-label", "title", "placeholder"].map((name) => e.getAttribute(name)))
-  .filter((text) => text && !text.startsWith("⟦"))
+  .filter((text) => text && !text.startsWith("⟦") && /\\p{Letter}/u.test(text))
 """
 
 
@@ -203,8 +203,8 @@ def test_language_and_colours_are_chosen_and_remembered(
     page.tab.shows("h1", "设置")
     page.fill(".looks select:nth-of-type(1)", "dark")
     page.tab.becomes("document.documentElement.dataset.scheme === 'dark'")
-    page.go("#/access")
-    page.tab.shows("h1", "访问")
+    page.reload()
+    page.tab.shows("h1", "设置")
     assert page.tab.value("document.documentElement.dataset.scheme") == "dark"
     page.tab.value("localStorage.clear()")
 
@@ -218,8 +218,7 @@ def test_every_view_is_reached_and_left_by_keyboard_alone(
     page = opened(browser, service, "#/overview")
     page.tab.tell("Page.bringToFront")
     page.tab.becomes("document.activeElement.tagName === 'H1'")
-    page.tab.value("document.activeElement.blur()")
-    page.press("Tab")
+    page.tab.value("document.querySelector('a, button, input, select').focus()")
     assert page.has_focus() == "a Skip to the content"
     page.press("Enter")
     page.tab.becomes("document.activeElement.id === 'main'")
@@ -400,12 +399,12 @@ def test_one_signs_in_with_a_token_and_out_again(
     assert "operator" in page.text
     stored = "JSON.stringify(localStorage) + JSON.stringify(sessionStorage) + document.cookie"
     assert everything()[:20] not in page.tab.value(stored + "+ location.href"), "in memory alone"
-    page.go("#/settings")
+    page.reload()
     page.tab.shows("h1", "Sign in")
     page.sign_in(everything(), stay=True)
     page.tab.shows("h1", "Settings")
-    page.go("#/access")
-    page.tab.shows("h1", "Access")
+    page.reload()
+    page.tab.shows("h1", "Settings")
     assert everything()[:20] in page.tab.value("JSON.stringify(sessionStorage)")
     page.tab.click(".foot button")
     page.tab.shows("h1", "Sign in")
@@ -427,28 +426,29 @@ def test_a_session_that_ends_is_begun_again_where_one_was(
         bearer(everything("other", jti="other")),
     )
     assert revoked.status == 201
-    page.tab.click(".view form > .row button")
+    page.tab.click(".acts button")
     page.tab.becomes("document.querySelector('dialog[open] .sign') !== null")
-    page.press("Escape")
-    assert page.tab.value("document.querySelector('dialog').open"), "there is nothing behind it"
+    for _ in range(3):
+        page.press("Escape")
+        assert page.tab.value("document.querySelector('dialog').open"), "nothing is behind it"
     page.sign_in(everything("leaving", jti="second"))
     page.tab.becomes("document.querySelector('dialog') === null")
     assert "kept" in page.tab.value("document.querySelector('textarea[rows=\"20\"]').value")
-    page.tab.click(".view form > .row button")
+    page.tab.click(".acts button")
     page.tab.becomes("document.querySelector('.notice.good') !== null")
 
 
 def test_a_live_tail_goes_on_after_signing_in_again(
     browser: Browser, guarded: ThreadedService
 ) -> None:
-    page = opened(browser, guarded, "#/channels?channel=demo")
+    page = opened(browser, guarded, "#/channels?channel=tailed")
     page.tab.tell("Page.bringToFront")
     page.sign_in(everything("tailing", jti="tail-1"))
     page.tab.shows(".pill", "live")
     admin = bearer(everything("other", jti="other"))
     request(guarded.port, "POST", "/api/v1/revocations", b'{"jti": "tail-1"}', admin)
     page.tab.becomes("document.querySelector('dialog[open] .sign') !== null")
-    publish(guarded.port, admin, channels=["demo"], data={"text": "while away"})
+    publish(guarded.port, admin, channels=["tailed"], data={"text": "while away"})
     page.sign_in(everything("tailing", jti="tail-2"))
     page.tab.shows(".option .gist", "while away")
 
@@ -524,21 +524,22 @@ def test_the_overview_counts_what_is_published_and_delivered(
         page.tab.becomes("document.querySelector('.chart > p.away').textContent.includes('now')")
 
 
-def test_history_is_told_by_range_by_service_and_by_what_is_counted(
-    browser: Browser, service: ThreadedService
-) -> None:
-    publish(service.port, service="historian", channels=["demo"])
-    service.call(_recorded(service))
-    page = opened(browser, service, "#/overview")
-    page.tab.becomes("document.querySelectorAll('.view > div:last-child .chart').length > 0")
-    page.tab.value("document.querySelectorAll('.choice')[1].querySelectorAll('button')[1].click()")
-    page.tab.becomes("location.hash.includes('by=service')")
-    page.tab.becomes(
-        "document.querySelector('.view > div:last-child').textContent.includes('historian')"
-    )
-    page.fill(".view select", "dead")
-    page.tab.becomes("location.hash.includes('count=dead')")
-    page.tab.becomes("document.querySelector('.view > div:last-child .nothing') !== null")
+def test_history_is_told_by_range_by_service_and_by_what_is_counted(browser: Browser) -> None:
+    with ThreadedService() as service:
+        publish(service.port, service="historian", channels=["demo"])
+        service.call(_recorded(service))
+        page = opened(browser, service, "#/overview")
+        page.tab.becomes("document.querySelectorAll('.view > div:last-child .chart').length > 0")
+        page.tab.value(
+            "document.querySelectorAll('.choice')[1].querySelectorAll('button')[1].click()"
+        )
+        page.tab.becomes("location.hash.includes('by=service')")
+        page.tab.becomes(
+            "document.querySelector('.view > div:last-child').textContent.includes('historian')"
+        )
+        page.fill(".view select", "dead")
+        page.tab.becomes("location.hash.includes('count=dead')")
+        page.tab.becomes("document.querySelector('.view > div:last-child .nothing') !== null")
 
 
 def _recorded(service: ThreadedService) -> Any:
@@ -546,7 +547,7 @@ def _recorded(service: ThreadedService) -> Any:
     from msgpush.domain.statistics import Recording
 
     (recording,) = (each for each in service.app.state.resources if isinstance(each, Recording))
-    return recording.record
+    return recording.flush
 
 
 def test_connections_are_found_paged_and_ended(browser: Browser) -> None:
@@ -571,7 +572,7 @@ def test_connections_are_found_paged_and_ended(browser: Browser) -> None:
         page.tab.becomes("document.querySelector('dialog[open]') !== null")
         page.tab.click("dialog button.danger")
         page.tab.shows(".status", "It is disconnected.")
-        closed = [each for each in streams[7].rest() if each.event == "msgpush.close"]
+        closed = [each for each in streams[7].rest() if each.type == "msgpush.close"]
         assert json.loads(closed[0].data) == {"reason": "disconnected", "reconnect": False}
 
 
@@ -687,7 +688,6 @@ def test_the_form_and_the_json_follow_each_other(
             {"type": "progress", "service": "a", "channels": ["x"], "data": {"progress": 101}},
             "/data/progress",
         ),
-        ({"type": "progress", "service": "a", "channels": ["x"]}, "/data"),
         ({"type": "info", "service": "a", "channels": ["x", "no good"]}, "/channels/1"),
         ({"type": "info", "service": "a", "target": {"user_id": "a b"}}, "/target/user_id"),
         ({"type": "info", "service": "a", "target": {"user": "a"}}, "/target/user"),
@@ -739,7 +739,7 @@ def test_what_the_api_refuses_stands_at_its_field(
     page.fill(
         ".view textarea[rows='20']", '{"type":"info","service":"a","channels":["x","no good"]}'
     )
-    page.tab.click(".view form > .row button")
+    page.tab.click(".acts button")
     page.tab.becomes("document.querySelector('.field .wrong:not([hidden])') !== null")
     page.tab.becomes("document.querySelector('.notice.bad') !== null")
     assert page.tab.value("document.activeElement.getAttribute('aria-invalid')") == "true"
@@ -754,15 +754,15 @@ def test_a_message_is_published_and_can_be_copied_as_curl(
         ".view textarea[rows='20']",
         '{"type":"info","service":"me","channels":["published"],"data":{"text":"it\'s"}}',
     )
-    page.tab.value("document.querySelectorAll('.view form > .row button')[1].click()")
+    page.tab.value("document.querySelectorAll('.acts button')[1].click()")
     page.tab.becomes("window.copied?.startsWith('curl ')")
     assert "'\\''" in page.tab.value("copied")
-    page.tab.click(".view form > .row button")
+    page.tab.click(".acts button")
     page.tab.becomes("document.querySelector('.notice.good') !== null")
     kept = request(service.port, "GET", "/api/v1/channels/published/messages").json()["messages"]
     assert [each["data"]["text"] for each in kept] == ["it's"]
     page.move("#/publish?mode=broadcast")
-    page.tab.click(".view form > .row button")
+    page.tab.click(".acts button")
     page.tab.becomes("document.querySelector('.notice.good')?.textContent.includes('broadcast')")
 
 
@@ -775,7 +775,7 @@ def test_what_is_pending_is_withdrawn_and_what_was_given_up_is_redelivered_or_fo
             ask_for(service.port, f"dead-{n}", metadata={"ack": True, "ttl": 1})
         page = opened(browser, service, "#/delivery?tab=pending&user=alice")
         page.tab.becomes("document.querySelector('tbody tr')?.textContent.includes('pending-1')")
-        page.tab.click("tbody button")
+        page.tab.click("td:last-child button")
         page.tab.click("dialog button.danger")
         page.tab.shows(".status", "It is withdrawn.")
         page.move("#/delivery?tab=message&service=importer&id=pending-1")
@@ -784,7 +784,7 @@ def test_what_is_pending_is_withdrawn_and_what_was_given_up_is_redelivered_or_fo
         eventually(lambda: len(request(service.port, "GET", dead).json()["dead_letters"]) == 2, 20)
         page.move("#/delivery?tab=dead&service=importer")
         page.tab.becomes("document.querySelectorAll('tbody tr').length === 2")
-        page.tab.click("tbody tr:first-child button")
+        page.tab.click("tbody tr:first-child td:last-child button")
         page.tab.click("dialog button[value=yes]")
         page.tab.shows(".status", "It is on its way again.")
         page.tab.value(

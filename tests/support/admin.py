@@ -70,6 +70,13 @@ class AdminPage:
         self.tab.becomes("document.querySelector('main h1') !== null")
         return self
 
+    def reload(self) -> Self:
+        """Load it anew, where it is."""
+        self.tab.value("void (window.old = true)")
+        self.tab.tell("Page.reload")
+        self.tab.becomes("window.old === undefined && document.querySelector('main h1') !== null")
+        return self
+
     def move(self, where: str) -> Self:
         """Go to another view without loading the page anew."""
         self.tab.value(f"void (location.hash = {json.dumps(where)})")

@@ -212,6 +212,11 @@ async function tail(view, { channel, signal, onRecovery }) {
     view.changed();
   }
 
+  /** The session may have ended: whoever asks for something is told so, and signs in again. */
+  function asked() {
+    ask("api/v1/connections/stats", { signal }).catch(() => {});
+  }
+
   async function begin() {
     client?.close();
     client = null;
@@ -232,13 +237,15 @@ async function tail(view, { channel, signal, onRecovery }) {
     // From where that has ended: nothing is left out between the two.
     client = listen([channel], { since: history.cursor });
     client.on("open", () => say("live"));
-    client.on("close", ({ reconnect }) => say(reconnect ? "reconnecting" : "closed"));
+    client.on("close", ({ reconnect }) => {
+      say(reconnect ? "reconnecting" : "closed");
+      if (reconnect) return;
+      client = null;
+      asked();
+    });
     client.on("message", take);
     client.on("gap", (gap) => take({ gap, at: new Date() }));
-    client.on("error", (error) => {
-      // The session has ended: whoever asks in the open is told so, and signs in again.
-      if (/401/.test(error.message)) ask("admin/session").catch(() => {});
-    });
+    client.on("error", (error) => /401/.test(error.message) && asked());
   }
 
   const ticks = setInterval(() => {

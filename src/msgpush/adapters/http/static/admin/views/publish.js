@@ -77,7 +77,7 @@ export default async function publish(root, { params, signal, onRecovery }) {
       ),
       h(
         "div",
-        { class: "row" },
+        { class: "row acts" },
         button,
         copyButton(t("publish.curl"), () => curl(mode, text.control.value), ""),
         copyButton(t("copy.json"), () => text.control.value, ""),
@@ -286,7 +286,7 @@ class Form {
         { class: "stack" },
         make("/id", "message.id", input(), { hint: t("publish.id.hint") }),
         make("/source", "message.source", input()),
-        make("/timestamp", "message.time", input({ placeholder: "2026-01-31T12:00:00Z" })),
+        make("/timestamp", "message.time", input({ placeholder: "2026-01-31T12:00:00Z", translate: "no" })),
       ),
     );
     this.element = [
