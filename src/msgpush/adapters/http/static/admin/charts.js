@@ -75,10 +75,10 @@ export class Chart {
       "details",
       { ontoggle: () => this.#tell() },
       h("summary", {}, t("chart.table")),
-      h("div", { class: "table", tabindex: "0", role: "region", "aria-label": given.title }, this.#table),
+      h("div", { class: "table", tabindex: "0", role: "group", "aria-label": given.title }, this.#table),
     );
     this.element = h(
-      "section",
+      "figure",
       { class: "card chart", "aria-labelledby": id },
       h("div", { class: "head" }, h("h2", { id }, given.title), this.#value),
       h(
