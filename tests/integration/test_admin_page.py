@@ -23,7 +23,9 @@ from tests.support.admin import (
 )
 from tests.support.browser import Browser, needs_chromium
 from tests.support.client import SseClient, request
-from tests.support.redis_servers import RedisServer
+from tests.support.openid import CLIENT, OpenIdProvider
+from tests.support.openid import SECRET as CLIENT_SECRET
+from tests.support.redis_servers import RedisServer, free_port
 from tests.support.service import ServiceProcess, ThreadedService, eventually
 from tests.support.tokens import SECRET, bearer, token
 
@@ -409,6 +411,47 @@ def test_one_signs_in_with_a_token_and_out_again(
     page.tab.click(".foot button")
     page.tab.shows("h1", "Sign in")
     assert page.tab.value("sessionStorage.length") == 0
+
+
+def test_one_signs_in_at_the_provider_and_comes_back_to_where_one_was(browser: Browser) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with OpenIdProvider() as provider:
+        provider.callback = f"{url}/admin/callback"
+        with ServiceProcess(
+            SERVICE_PORT=str(port),
+            JWT_SECRET=SECRET,
+            OIDC_ISSUER=provider.issuer,
+            OIDC_CLIENT_ID=CLIENT,
+            OIDC_CLIENT_SECRET=CLIENT_SECRET,
+            OIDC_ADMIN_CLAIM="groups=ops",
+            OIDC_GRANT='{"subscribe": ["*"], "publish": ["*"]}',
+            PUBLIC_URL=url,
+        ):
+            page = AdminPage(browser, url).go("#/channels?channel=demo")
+            page.tab.tell("Page.bringToFront")
+            page.tab.shows("h1", "Sign in")
+            page.tab.click(".sign > button")
+            page.tab.shows(".pill", "live")
+            assert page.tab.value("location.hash") == "#/channels?channel=demo"
+            assert "oidc:ada" in page.text
+            publish_from_page(page)
+            page.tab.shows(".option .gist", "by cookie")
+            assert page.tab.value("sessionStorage.length") == 0
+            page.tab.click(".foot button")
+            page.tab.shows("h1", "Sign in")
+            page.reload()
+            page.tab.shows("h1", "Sign in")
+            assert page.noted == {"violations": [], "errors": []}
+
+
+def publish_from_page(page: AdminPage) -> None:
+    """Publish as the page does, with whatever it is signed in by."""
+    message = {"type": "info", "service": "me", "channels": ["demo"], "data": {"text": "by cookie"}}
+    page.tab.value(
+        "import('/admin/api.js').then((m) => m.ask('api/v1/messages/send',"
+        f" {{method: 'POST', body: {json.dumps(message)}}}))"
+    )
 
 
 def test_a_session_that_ends_is_begun_again_where_one_was(

@@ -5,7 +5,6 @@ test wants; and traffic for it to show.
 import base64
 import json
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,7 +162,9 @@ def publish(port: int, headers: dict[str, str] | None = None, **fields: Any) -> 
 
 
 @contextmanager
-def traffic(port: int, *channels: str, rate: float = 20.0) -> Iterator[None]:
+def traffic(
+    port: int, *channels: str, rate: float = 20.0, headers: dict[str, str] | None = None
+) -> Iterator[None]:
     """Messages as of a few services, to these channels, until it is left."""
     over = threading.Event()
 
@@ -178,7 +179,7 @@ def traffic(port: int, *channels: str, rate: float = 20.0) -> Iterator[None]:
             )[n % 4]
             if n % 40 == 39:
                 type, data = "error", {"message": f"document-{n}.pdf could not be read"}
-            publish(port, service=service, type=type, data=data, channels=[*channels])
+            publish(port, headers, service=service, type=type, data=data, channels=[*channels])
             # A wave, so that there is something to see.
             if over.wait((1 + 0.5 * (n // 50 % 3)) / rate):
                 return
@@ -201,16 +202,3 @@ def settled(page: AdminPage, seconds: float = 0.3) -> None:
         " watch.observe(document.body, {subtree: true, childList: true, characterData: true});"
         f" timer = setTimeout(quiet, {seconds * 1000}); setTimeout(quiet, 3000); }})"
     )
-
-
-__all__ = [
-    "LANGUAGES",
-    "NARROW",
-    "VIEWS",
-    "WIDE",
-    "AdminPage",
-    "publish",
-    "settled",
-    "time",
-    "traffic",
-]

@@ -163,6 +163,9 @@ function inside() {
 }
 
 async function leave() {
+  // First: what is shown would ask to sign in again as soon as it hears that the session has ended.
+  end();
+  document.body.classList.add("outside");
   await signOut();
   outside();
 }

@@ -1,16 +1,15 @@
 // Channels: what one of them holds, and what comes to it now.
 import { ask, listen, part } from "../api.js";
 import { fill, h } from "../dom.js";
-import { count, figure, t } from "../i18n.js";
+import { figure, t } from "../i18n.js";
 import { Held } from "../held.js";
-import { drawRow, showMessage } from "../message.js";
+import { drawRow, showMessage, TYPES } from "../message.js";
 import { choice, field, heading, nothing, options, refusal, status } from "../parts.js";
-import { go, note } from "../router.js";
+import { go } from "../router.js";
 import { Rows } from "../rows.js";
-import { data } from "../text.js";
 
-const TYPES = ["progress", "status", "error", "success", "warning", "info", "custom"];
 const PAGE = 100;
+const CALM = 100; // ms between two drawings of what comes: faster than anybody reads
 
 export default function channels(root, { params, signal, onRecovery }) {
   const channel = params.channel ?? "";
@@ -124,7 +123,7 @@ class Messages {
           ),
       );
     }
-    this.rows.soon();
+    this.rows.soon(CALM);
   }
 
   clear() {
