@@ -78,6 +78,7 @@ def main(folder: Path) -> None:
             for look in {picture[1:4] for picture in PICTURES}
         }
         for page in pages.values():
+            page.tab.tell("Emulation.setScrollbarsHidden", hidden=True)
             page.go()
             page.sign_in(operator)
         # A page that nobody sees asks for nothing: each is to have something to show.
@@ -100,6 +101,9 @@ def main(folder: Path) -> None:
                 page.fill("[aria-labelledby=explain] textarea", token("bob", subscribe=["kb:*"]))
                 page.tab.click("[aria-labelledby=explain] button")
                 page.tab.becomes("document.querySelector('.notice') !== null")
+                page.fill("[aria-labelledby=explain] textarea", "")
+            if "by=" in place:
+                page.tab.value("scrollTo(0, document.body.scrollHeight)")
             page.tab.value("document.activeElement.blur()")
             page.picture(folder / f"{name}.png")
 

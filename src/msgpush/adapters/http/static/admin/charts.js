@@ -140,7 +140,7 @@ export class Chart {
     return {
       width,
       height: HEIGHT,
-      padding: [8, 26, 0, 0],
+      padding: [8, 8, 0, 0],
       legend: { show: false },
       cursor: { show: false },
       scales: {
@@ -154,7 +154,7 @@ export class Chart {
           size: 28,
           space: 90,
           incrs: INCREMENTS,
-          values: (_, times) => times.map((at) => brief(at, dates)),
+          values: (plot, times) => times.map((at) => (fits(plot, at, dates) ? brief(at, dates) : null)),
         },
         { ...axis, size: 52, space: 36, values: (_, values) => values.map(figure) },
       ],
@@ -227,6 +227,10 @@ function extremes(values) {
     most: figure(most === -Infinity ? null : most),
   };
 }
+
+/** Whether a time can stand below its place, and isn't cut off at the right. */
+const fits = (plot, at, dates) =>
+  plot.valToPos(at, "x") + (dates === "days" ? 36 : 26) < plot.bbox.width / devicePixelRatio + 8;
 
 /** A round number not below this one, so that the axis doesn't jump with each point. */
 function nice(most) {

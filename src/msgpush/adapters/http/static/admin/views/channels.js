@@ -196,6 +196,7 @@ async function tail(view, { channel, signal, onRecovery }) {
     late = new Held();
     missed = 0;
     view.said.say();
+    view.said.element.removeAttribute("aria-live");
     view.rows.top();
     view.changed();
   }
@@ -250,7 +251,10 @@ async function tail(view, { channel, signal, onRecovery }) {
   const ticks = setInterval(() => {
     speed.textContent = t("channels.speed", { n: figure(heard) });
     heard = 0;
-    if (paused && missed) view.said.say(t("channels.late", { n: missed }));
+    if (!paused || !missed) return;
+    view.said.say(t("channels.late", { n: missed }));
+    // Screen readers say it once, not every second.
+    view.said.element.setAttribute("aria-live", "off");
   }, 1000);
   signal.addEventListener("abort", () => {
     clearInterval(ticks);

@@ -25,7 +25,7 @@ export default async function settings(root, { params, signal, onRecovery }) {
     },
   ]);
   const body = h("div", { class: "card" });
-  const found = h("p", { class: "quiet", role: "status" });
+  const found = h("p", { class: "status", role: "status" });
   fill(
     root,
     heading("settings"),
