@@ -14,12 +14,12 @@ from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.ports import Statistics
 from tests.contracts.statistics import NOW, StatisticsContract, all_of, counts
 from tests.support.fakes import FakeClock
-from tests.support.redis_servers import RedisServer, wait_for
+from tests.support.redis_servers import RedisServer, redis_binary, valkey_binary, wait_for
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as started:
+@pytest.fixture(scope="module", params=["valkey", "redis"])
+def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    with RedisServer(valkey_binary() if request.param == "valkey" else redis_binary()) as started:
         yield started
 
 

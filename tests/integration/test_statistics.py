@@ -295,3 +295,44 @@ def test_instances_are_listed_by_any_of_them_and_gone_when_they_end() -> None:
         one.signal(signal.SIGTERM)
         assert one.wait() == 0
         eventually(lambda: len(told()) == 1)
+
+
+@pytest.mark.long
+def test_each_worker_is_an_instance_and_all_of_them_count() -> None:
+    start = int(time.time())
+    with (
+        RedisServer() as redis,
+        ServiceProcess("--workers", "2", REDIS_URL=redis.url, DRAIN_SECONDS="1") as service,
+    ):
+        eventually(
+            lambda: all(
+                request(service.port, "GET", "/health/ready").status == 200 for _ in range(20)
+            )
+        )
+        Publishing("s").publish(service.port, 40, channels=["a"])
+
+        def published() -> list[int]:
+            answer = request(service.port, "GET", "/api/v1/instances").json()
+            return [each["published"] for each in answer["instances"]]
+
+        def each_has_its_share() -> bool:
+            found = published()
+            return len(found) == 2 and all(found) and sum(found) == 40
+
+        eventually(each_has_its_share)
+        eventually(
+            lambda: counted(service.port, start).get("s", {}).get("published") == 40, FLUSHED
+        )
+
+
+def test_while_redis_is_away_both_are_put_off() -> None:
+    with RedisServer() as redis, ServiceProcess(REDIS_URL=redis.url) as service:
+        ready(service)
+        redis.kill()
+        for path in (PATH, "/api/v1/instances"):
+            answer = request(service.port, "GET", path)
+            assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+            assert answer.json()["detail"] == "Redis can't be reached"
+        redis.start()
+        eventually(lambda: request(service.port, "GET", PATH).status == 200)
+        eventually(lambda: request(service.port, "GET", "/api/v1/instances").status == 200)

@@ -25,6 +25,7 @@ class OpenIdProvider(WebServer):
     """A provider with one client.
 
     Attributes:
+        client: the client's id.
         callback: where it sends browsers back to; another one is refused.
         user: the claims of whoever signs in.
         changes: of the ID token's claims; None takes one away.
@@ -45,7 +46,7 @@ class OpenIdProvider(WebServer):
     def __init__(self) -> None:
         super().__init__()
         self.issuer = f"{self.origin}/realms/ops"
-        self.callback = ""
+        self.callback, self.client = "", CLIENT
         self.user: dict[str, Any] = {"sub": "ada", "groups": ["staff", "ops"]}
         self.changes: dict[str, Any] = {}
         self.header: dict[str, Any] = {"kid": "one"}
@@ -114,7 +115,7 @@ class OpenIdProvider(WebServer):
         self.asked.append(given)
         wanted = {
             "response_type": "code",
-            "client_id": CLIENT,
+            "client_id": self.client,
             "redirect_uri": self.callback,
             "code_challenge_method": "S256",
         }
@@ -155,10 +156,10 @@ class OpenIdProvider(WebServer):
 
     def _is_client(self, given: dict[str, str], header: str) -> bool:
         if self.public:
-            return not header and given.get("client_id") == CLIENT
+            return not header and given.get("client_id") == self.client
         if "client_secret_post" in self.metadata.get("token_endpoint_auth_methods_supported", ()):
             return not header and (given.get("client_id"), given.get("client_secret")) == (
-                CLIENT,
+                self.client,
                 SECRET,
             )
         scheme, _, text = header.partition(" ")
@@ -166,13 +167,13 @@ class OpenIdProvider(WebServer):
             return False
         # Each form-urlencoded first (RFC 6749, section 2.3.1); some clients leave that out.
         name, _, secret = base64.b64decode(text).decode().partition(":")
-        return name == CLIENT and SECRET in (secret, unquote(secret))
+        return name == self.client and SECRET in (secret, unquote(secret))
 
     def _id_token(self, nonce: str) -> str:
         now = int(time.time())
         claims = {
             "iss": self.issuer,
-            "aud": CLIENT,
+            "aud": self.client,
             "iat": now,
             "exp": now + LIFETIME,
             "nonce": nonce,

@@ -24,7 +24,7 @@ ISSUER = "https://id.example.com"
 
 
 def sessions(clock: FakeClock, secret: str = SECRET, **changes: Any) -> Sessions:
-    given = {"issuer": ISSUER, "origin": URL, "given": MsgpushClaim()} | changes
+    given: dict[str, Any] = {"issuer": ISSUER, "origin": URL, "given": MsgpushClaim()} | changes
     return Sessions(secret, clock=clock.now, **given)
 
 

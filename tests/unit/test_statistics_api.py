@@ -1,11 +1,15 @@
 """The statistics and the instances, as an operator asks for them."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 import pytest
 from starlette.routing import Route
 
@@ -16,7 +20,7 @@ from msgpush.adapters.memory.bus import MemoryBus
 from msgpush.adapters.memory.statistics import MemoryStatistics
 from msgpush.domain.connection import NOW as FROM_NOW
 from msgpush.domain.connection import Connection, Subscription
-from msgpush.domain.counts import HOUR, KEPT, Counts
+from msgpush.domain.counts import FIELDS, HOUR, KEPT, Counts
 from msgpush.domain.instances import InstanceReport, Pulse
 from msgpush.domain.ports import ClientInfo, RegistryState
 from msgpush.domain.service import Push
@@ -215,6 +219,10 @@ async def test_the_service_counts_what_it_published_delivered_and_refused() -> N
         assert (instance["ready"], instance["reason"], instance["bus"]) == (True, None, "memory")
         assert instance["registry"] is None
         assert instance["limit"] == 10_000
+        shown = _shown("Instances")["instances"][0]
+        assert list(shown) == list(instance)
+        for name in ("streams", "transports", "latency_ms"):
+            assert list(shown[name]) == list(instance[name])
 
 
 # What an instance tells of itself
@@ -277,3 +285,29 @@ async def test_what_others_measure_and_know_is_told() -> None:
     assert report().loop_lag_ms == 12.3
     assert report().registry is None
     assert report().reason == "delivery has stopped", "it has not begun"
+
+
+async def test_the_example_in_the_docs_is_an_answer() -> None:
+    shown = _shown("Statistics")
+    real = await told("?from=1799999880&to=1800000060&by=service")
+    assert list(shown) == list(real)
+    for answer in (shown, real):
+        steps = (_seconds(answer["to"]) - _seconds(answer["from"])) / answer["step"]
+        assert steps == 3
+        for each in answer["series"]:
+            assert list(each) == ["key", *FIELDS]
+            assert {len(each[field]) for field in FIELDS} == {steps}
+        assert {len(answer["latency_ms"][name]) for name in ("p50", "p99")} == {steps}
+
+
+def _shown(heading: str) -> Any:
+    """The answer that a section of the docs shows."""
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    section = text.partition(f"## {heading}")[2].partition("\n## ")[0]
+    example = re.search(r"```json\n(.*?)```", section, re.DOTALL)
+    assert example is not None
+    return msgspec.json.decode(example[1])
+
+
+def _seconds(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()

@@ -14,7 +14,7 @@ from msgpush.domain.tally import Tally
 
 INTERVAL = 10.0  # seconds
 TOGETHER = 60  # minutes that are added in one call; there are more only after an outage
-LEAVING = 2.0  # seconds in which the last differences may be added
+LEAVING = 1.0  # seconds in which the last differences may be added
 
 HOURLY = HOUR // MINUTE  # minutes
 

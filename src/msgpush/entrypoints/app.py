@@ -1,7 +1,6 @@
 """The composition root: everything is made and wired here, and nowhere else."""
 
-import secrets
-import socket
+import os
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -40,19 +39,26 @@ from msgpush.adapters.http.permissions import PermissionsApi
 from msgpush.adapters.http.publish import Publish, PublishBatch
 from msgpush.adapters.http.settings import SettingsApi
 from msgpush.adapters.http.statistics import StatisticsApi
+from msgpush.adapters.http.tracing import Tracing
 from msgpush.adapters.memory.limiter import MemoryLimiter
-from msgpush.adapters.metrics import Gauges, Metrics
+from msgpush.adapters.metrics.collector import Metrics
+from msgpush.adapters.metrics.shared import Shared
+from msgpush.adapters.metrics.sources import Process, of_service, of_tally
 from msgpush.adapters.openapi import openapi
+from msgpush.adapters.registry.reports import Reports, of_registries, summary
 from msgpush.adapters.sse.endpoint import Streams
+from msgpush.adapters.stream_log import StreamLog
+from msgpush.adapters.traces import traces_of
 from msgpush.adapters.websocket.commands import Means
 from msgpush.adapters.websocket.endpoint import Sockets
-from msgpush.domain.instances import InstanceReport, Pulse, by_transport
+from msgpush.domain.instances import InstanceReport, Pulse
 from msgpush.domain.observer import Observer, Observers
 from msgpush.domain.ports import Bus, Credentials, Limiter, Roster, Statistics
 from msgpush.domain.service import Push
 from msgpush.domain.statistics import Recording
 from msgpush.domain.tally import Tally
 from msgpush.entrypoints.backends import backend_of
+from msgpush.entrypoints.registering import instance_id
 from msgpush.entrypoints.settings import Settings
 from msgpush.entrypoints.shown import shown
 
@@ -68,17 +74,34 @@ SIGN_INS_PER_SECOND = 1
 SIGN_INS_AT_ONCE = 60
 
 
-def create_app(settings: Settings) -> Service:
+def create_app(
+    settings: Settings,
+    *,
+    node: str = "",
+    reports: Reports = tuple,
+    shared: Shared | None = None,
+    counted: bool = True,
+) -> Service:
     """The whole service as an ASGI application, with a lifespan; `app.state.push` is its facade.
 
     An application that mounts it must enter `lifespan(app)` in its own lifespan: Starlette runs
-    that of the outermost application alone."""
+    that of the outermost application alone.
+
+    Args:
+        node: the instance's name, which no other process has; empty: one is made.
+        reports: how its registrations stand.
+        shared: what a worker shares with the others of its supervisor.
+        counted: whether what happens is counted; only to find out what that costs, it isn't.
+    """
     backend = backend_of(settings)
     bus, limiter = backend.bus, backend.limiter
-    metrics, tally = Metrics(), Tally()
-    push = _push(settings, bus, backend.credentials, Observers(tally, metrics))
-    # No other process has this name, nor has this one had it before it was started anew.
-    node = f"{socket.gethostname()}-{secrets.token_hex(3)}"
+    tally, process = Tally(), Process()
+    streams = StreamLog()
+    observer = Observers(tally, streams) if counted else streams
+    push = _push(settings, bus, backend.credentials, observer)
+    metrics = _metrics(settings, push, bus, tally, process, bus_name=backend.name, shared=shared)
+    metrics.add(lambda: of_registries(reports()))
+    node = node or instance_id()
     statistics = backend.statistics
     recording, pulse = Recording(tally, statistics, node), Pulse(tally)
     report = InstanceReport(
@@ -89,6 +112,7 @@ def create_app(settings: Settings) -> Service:
         version=__version__,
         bus=backend.name,
         limit=settings.max_connections,
+        registration=lambda: summary(reports()),
     )
     roster = backend.roster(push, node, report)
     # Opened in this order, as far as there is anything to open, and closed again in the other: what
@@ -101,9 +125,12 @@ def create_app(settings: Settings) -> Service:
             statistics,
             recording,
             pulse,
+            streams,
             push,
             roster,
             limiter,
+            process,
+            metrics,
         )
         if isinstance(each, AbstractAsyncContextManager)
     ]
@@ -124,16 +151,11 @@ def create_app(settings: Settings) -> Service:
         auth = TokenAuthenticator(
             tokens, push, pages, None if sign_in is None else sign_in.sessions
         )
-    metrics.registry.register(
-        Gauges(
-            connections=lambda: by_transport(push.connections),
-            bus_length=lambda: bus.length,
-            unknown=lambda: bus.unknown,
-            pending=lambda: bus.outbox.pending,
-            up=lambda: push.trouble is None,
-        )
-    )
-    publish = _publish_endpoints(settings, push, auth, limiter=limiter)
+    traces = traces_of(os.environ)
+    if traces is not None:
+        resources.append(traces)
+    tracing = Tracing(traces, tells=settings.trace_messages)
+    publish = _publish_endpoints(settings, push, auth, limiter=limiter, tracing=tracing)
     routes = [
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in publish.items()),
         *_routes(
@@ -144,6 +166,8 @@ def create_app(settings: Settings) -> Service:
             roster=roster,
             statistics=statistics,
             metrics=metrics,
+            tally=tally,
+            tracing=tracing,
             bus=backend.name,
             pages=pages,
         ),
@@ -163,14 +187,10 @@ def create_app(settings: Settings) -> Service:
         _middleware(settings, rules),
         lifespan,
         hot=publish | {prefix + path: endpoint for path, endpoint in publish.items()},
-        on_error=metrics.error,
+        on_error=tally.answered,
     )
-    app.state.push, app.state.resources, app.state.metrics, app.state.cors = (
-        push,
-        resources,
-        metrics,
-        rules,
-    )
+    app.state.push, app.state.resources, app.state.cors = push, resources, rules
+    app.state.tally, app.state.metrics = tally, metrics
     return app
 
 
@@ -270,6 +290,25 @@ def _push(settings: Settings, bus: Bus, credentials: Credentials, observer: Obse
     )
 
 
+def _metrics(
+    settings: Settings,
+    push: Push,
+    bus: Bus,
+    tally: Tally,
+    process: Process,
+    *,
+    bus_name: str,
+    shared: Shared | None,
+) -> Metrics:
+    limit = settings.log_length if bus_name == "redis" else 0
+    return Metrics(
+        lambda: of_tally(tally),
+        of_service(push, bus, tally, kind=bus_name, limit=limit),
+        process.figures,
+        shared=shared,
+    )
+
+
 class _Rest(PathConvertor):
     # Starlette's own ends at a line end: a name that has one would be no such path, instead of no
     # name.
@@ -282,10 +321,11 @@ def _publish_endpoints(
     auth: Authenticator,
     *,
     limiter: Limiter | None,
+    tracing: Tracing,
 ) -> dict[str, ASGIApp]:
     """The hot endpoints, by their paths."""
     one = settings.max_message_bytes
-    publish = partial(Publish, push, auth, max_bytes=one, limiter=limiter)
+    publish = partial(Publish, push, auth, max_bytes=one, limiter=limiter, tracing=tracing)
     return {
         f"{API}/messages/send": publish(),
         f"{API}/messages/broadcast": publish(broadcast=True),
@@ -295,6 +335,7 @@ def _publish_endpoints(
             max_message_bytes=one,
             max_batch_bytes=settings.max_batch_bytes,
             limiter=limiter,
+            tracing=tracing,
         ),
     }
 
@@ -308,6 +349,8 @@ def _routes(
     roster: Roster,
     statistics: Statistics,
     metrics: Metrics,
+    tally: Tally,
+    tracing: Tracing,
     bus: str,
     pages: Origins,
 ) -> list[BaseRoute]:
@@ -326,7 +369,8 @@ def _routes(
     acknowledgements = AcknowledgementsApi(push, auth, acknowledging)
     deliveries = DeliveriesApi(push, auth)
     streams = partial(Streams, push=push, auth=auth, default_events=settings.default_events)
-    means = Means(push, auth, limiter, acknowledging, settings.max_message_bytes, metrics.error)
+    most = settings.max_message_bytes
+    means = Means(push, auth, limiter, acknowledging, most, tally.answered, tracing)
     sockets = Sockets(push, means, pages)
     register_url_convertor("rest", _Rest())
     return [

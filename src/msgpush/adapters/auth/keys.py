@@ -2,12 +2,12 @@
 
 import asyncio
 import base64
+import contextvars
 import logging
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from functools import partial
 from typing import Any, Final, NamedTuple, Self
 
 import msgspec
@@ -16,6 +16,7 @@ from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 from msgspec import Struct
 
 from msgpush.adapters.auth.issuers import fetch
+from msgpush.adapters.blocking import in_daemon
 from msgpush.domain.errors import KeysUnavailable
 from msgpush.domain.json_text import flatten, json_words, mask_surrogates
 from msgpush.domain.quoting import short_repr
@@ -350,6 +351,8 @@ class FetchedKeys:
         self._text = b""
         self._tried = -MIN_INTERVAL
         self._fetching: asyncio.Task[None] | None = None
+        # Whoever asks first isn't the one that it is done for alone.
+        self._context = contextvars.copy_context()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -387,7 +390,9 @@ class FetchedKeys:
         """Fetch the keys: once, however many ask at a time, and none of them waits for long."""
         if self._fetching is None:
             self._tried = self._monotonic()
-            self._fetching = asyncio.create_task(self._refresh(), name="msgpush keys fetch")
+            self._fetching = asyncio.create_task(
+                self._refresh(), name="msgpush keys fetch", context=self._context
+            )
         # One that asks may go, the others wait for the same. A name that nobody answers for, or
         # headers that trickle, are bounded by no timeout of the request itself.
         await asyncio.wait((self._fetching,), timeout=self._patience)
@@ -401,7 +406,7 @@ class FetchedKeys:
         """Fetch the keys, and use them from now on; after a failure the former ones stay in use."""
         left_out: list[LeftOut] = []
         try:
-            text = await _in_daemon(self._fetch, self._url)
+            text = await in_daemon(partial(self._fetch, self._url), "msgpush keys fetch")
             keys = key_set(text, left_out.append)
             self._tell(left_out)
             if not keys:
@@ -452,18 +457,3 @@ class FetchedKeys:
         return [
             key for key in self._keys or () if algorithm in key.algorithms and id in (None, key.id)
         ]
-
-
-async def _in_daemon(function: Callable[[str], bytes], url: str) -> bytes:
-    """Call a function that may block, in a thread that doesn't keep the process from ending."""
-    done = Future[bytes]()
-    done.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            done.set_result(function(url))
-        except Exception as error:
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="msgpush keys fetch", daemon=True).start()
-    return await asyncio.wrap_future(done)

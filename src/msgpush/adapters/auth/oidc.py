@@ -6,6 +6,7 @@ needs an HTTP client (the extra `oidc`).
 
 import asyncio
 import base64
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -62,8 +63,9 @@ class Provider:
 
         # What stands there is fetched with the keys, and as often. An async context manager.
         self.keys = FetchedKeys(issuer, setting="OIDC_ISSUER", fetch=keys_of)
+        self._framework = StarletteIntegration(NAME)
         self._client = _Client(
-            StarletteIntegration(NAME),
+            self._framework,
             NAME,
             client_id=client_id,
             client_secret=client_secret,
@@ -72,6 +74,8 @@ class Provider:
                 "code_challenge_method": "S256",
                 "timeout": READ_SECONDS,
                 "follow_redirects": False,
+                # Authlib makes a client for each request, and this takes a client most of its time.
+                "verify": httpx2.create_ssl_context(),
             },
             user_agent=HEADERS["User-Agent"],
         )
@@ -84,10 +88,11 @@ class Provider:
             NotSignedIn: the provider can't be found now.
         """
         request.scope["session"] = {}
-        answer = await self._client.authorize_redirect(request, self._callback)
-        ((key, kept),) = request.session.items()
-        state = key.removeprefix(_key(""))
-        data = {name: kept["data"][name] for name in ("nonce", "code_verifier", "redirect_uri")}
+        state = secrets.token_urlsafe(32)
+        answer = await self._client.authorize_redirect(request, self._callback, state=state)
+        kept = await self._framework.get_state_data(request.session, state)
+        assert kept is not None
+        data = {name: kept[name] for name in ("nonce", "code_verifier", "redirect_uri")}
         return answer.headers["location"], state, data
 
     async def finish(self, request: Request, kept: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -103,9 +108,9 @@ class Provider:
         self._check_sender(request)
         if not {"code", "error"} & request.query_params.keys():
             raise NotSignedIn(400, "the sign-in provider has sent neither a code nor an error")
-        request.scope["session"] = {
-            _key(request.query_params.get("state", "")): {"data": dict(kept)}
-        }
+        request.scope["session"] = {}
+        state = request.query_params.get("state", "")
+        await self._framework.set_state_data(request.session, state, dict(kept))
         try:
             async with asyncio.timeout(EXCHANGE_SECONDS):
                 token = await self._client.authorize_access_token(request)
@@ -181,7 +186,12 @@ class _Client(StarletteOAuth2App):  # type: ignore[misc]
         return known
 
     async def parse_id_token(
-        self, token: Mapping[str, Any], nonce: str, **_: Any
+        self,
+        token: Mapping[str, Any],
+        nonce: str,
+        claims_options: object = None,
+        claims_cls: object = None,
+        leeway: float = 0,
     ) -> Mapping[str, Any]:
         """The claims of an ID token, all of which are right (OpenID Connect Core 1.0, 3.1.3.7)."""
         text = token["id_token"]
@@ -208,11 +218,6 @@ def _part(token: str) -> bytes:
     """The header of a token whose signature is right."""
     head = token.partition(".")[0]
     return base64.urlsafe_b64decode(head + "=" * (-len(head) % 4))
-
-
-def _key(state: str) -> str:
-    # As Authlib keeps it in a session.
-    return f"_state_{NAME}_{state}"
 
 
 def _refused(error: OAuthError) -> NotSignedIn:

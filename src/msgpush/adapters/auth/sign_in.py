@@ -32,7 +32,7 @@ HOME = "/admin/"
 PENDING = "msgpush_sign_in_"  # before the state's digest: each tab has a cookie of its own
 PATIENCE = 600.0  # seconds that signing in may take
 AT_ONCE = 5  # that one browser has begun: more would make its headers too large
-LONGEST_NEXT = 2_000  # characters
+LONGEST_NEXT = 1_500  # bytes: it has to fit into a cookie, encrypted
 LONGEST_SUB = 255  # characters (OpenID Connect Core 1.0, section 2)
 
 Mode = Literal["local", "open", "token", "oidc"]
@@ -339,7 +339,7 @@ def safe_next(text: str) -> str:
     decoded, before = text, None
     while decoded != before:
         if (
-            len(decoded) > LONGEST_NEXT
+            len(decoded.encode(errors="surrogatepass")) > LONGEST_NEXT
             or not decoded.startswith("/")
             or decoded[1:2] in ("/", "\\")
             or any(ord(each) < 0x20 or 0x7F <= ord(each) < 0xA0 for each in decoded)

@@ -35,6 +35,12 @@ _MOMENT_RULE = (
     " since 1970"
 )
 
+# The same in the description, but for the limits that only a calendar has.
+_MOMENT_PATTERN = (
+    "^([0-9]{1,12}([.][0-9]{1,9})?|[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}"
+    "([.][0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2}))$"
+)
+
 Points = Annotated[list[int], Meta(description="A number for each step.")]
 Quantiles = Annotated[
     list[float | None],
@@ -87,8 +93,13 @@ OPERATIONS = (
                 "from",
                 "Where it begins: RFC 3339, or seconds since 1970; an hour before `to`, where it"
                 " isn't said. Minutes are kept for a day, hours for a month.",
+                pattern=_MOMENT_PATTERN,
             ),
-            parameter("to", "Where it ends, likewise; now, where it isn't said."),
+            parameter(
+                "to",
+                "Where it ends, likewise; now, where it isn't said.",
+                pattern=_MOMENT_PATTERN,
+            ),
             parameter(
                 "step",
                 f"Seconds of a step; the finer that gives at most {POINTS} points, where it isn't"

@@ -151,7 +151,7 @@ def inspect(ctx: click.Context, token: str) -> None:
 
 def _local(environ: Mapping[str, str]) -> Mapping[str, str]:
     """The variables, but for those that make no difference to a token."""
-    return {**environ, "SERVICE_HOST": "127.0.0.1", "ENABLE_AUTH": ""}
+    return {**environ, "SERVICE_HOST": "127.0.0.1", "ENABLE_AUTH": "", "OIDC_ISSUER": ""}
 
 
 def _settings(environ: Mapping[str, str]) -> Settings:
