@@ -8,7 +8,7 @@ from typing import NamedTuple
 from msgpush.domain.connection import NOW, Connection, Subscription
 from msgpush.domain.hub import Hub
 from msgpush.domain.ports import ClientInfo, ConnectionFilter, ConnectionState, Roster
-from tests.support.fakes import FakeSink, PlainView
+from tests.support.fakes import FakeSink, PlainView, reporting
 
 
 class Opened(NamedTuple):
@@ -145,3 +145,12 @@ class RosterContract:
             assert await opened.roster.close("c0", reconnect=False)
             assert sink.lines[-1].startswith("close disconnected False")
             assert sink.ended
+
+    async def test_each_instance_is_listed_with_what_it_tells_of_itself(self) -> None:
+        async with self.open() as opened:
+            await opened.written()
+            found = await opened.roster.instances()
+            assert len(found) == len(opened.hubs)
+            names = [each.node for each in found]
+            assert names == sorted(set(names))
+            assert found == [reporting(name)() for name in names]

@@ -19,6 +19,7 @@ from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.ports import ConnectionFilter
 from msgpush.domain.service import Push
+from tests.support.fakes import reporting
 from tests.support.redis_servers import RedisServer
 
 # Keeps the server busy for ten or twenty milliseconds; its clock stands still for a script.
@@ -51,7 +52,9 @@ class Everything:
         self.bus = RedisBus(target)
         self.credentials = RedisCredentials(target, lifetime=60)
         self.push = Push(self.bus, credentials=self.credentials)
-        self.roster = RedisRoster(target, self.push.listing("n1"), self.push.command)
+        self.roster = RedisRoster(
+            target, self.push.listing("n1"), self.push.command, reporting("n1")
+        )
         self.limiter = RedisLimiter(target, 1000)
 
 

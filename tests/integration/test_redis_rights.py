@@ -16,10 +16,12 @@ from msgpush.adapters.redis.credentials import RedisCredentials
 from msgpush.adapters.redis.limiter import RedisLimiter
 from msgpush.adapters.redis.link import Script
 from msgpush.adapters.redis.roster import RedisRoster
+from msgpush.adapters.redis.statistics import RedisStatistics
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.adapters.redis.writer import APPEND
 from msgpush.domain.connection import Connection, Subscription
 from msgpush.domain.control import Close, command_draft
+from msgpush.domain.counts import MINUTE
 from msgpush.domain.credentials import Revocation, Ticket
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.message import Draft
@@ -36,8 +38,9 @@ from msgpush.domain.outbox import (
 )
 from msgpush.domain.ports import ConnectionFilter, Stored
 from msgpush.domain.service import Push
+from tests.contracts.statistics import counts
 from tests.support.asking import again, ask, revived
-from tests.support.fakes import FakeClock, FakeSink, PlainView, make
+from tests.support.fakes import FakeClock, FakeSink, PlainView, make, reporting
 from tests.support.redis_servers import RedisServer
 
 DOCS = Path(__file__).parents[2] / "docs" / "redis.md"
@@ -88,8 +91,8 @@ async def do_everything(url: str) -> None:
         push = await stack.enter_async_context(Push(bus, credentials=credentials))
         other = await stack.enter_async_context(Push(other_bus))
         roster, others = (
-            RedisRoster(target, push.listing("n1"), push.command),
-            RedisRoster(target, other.listing("n2"), other.command),
+            RedisRoster(target, push.listing("n1"), push.command, reporting("n1")),
+            RedisRoster(target, other.listing("n2"), other.command, reporting("n2")),
         )
         for each in (roster, others):
             await stack.enter_async_context(each)
@@ -112,11 +115,17 @@ async def do_everything(url: str) -> None:
         await credentials.revoke(Revocation("jti", "x", time.time()))
         assert await credentials.revocations()
         assert (await limiter.take("s", 1)).granted
+        statistics = await stack.enter_async_context(RedisStatistics(target))
+        minute = int(time.time()) // 60
+        for number in (1, 2):
+            await statistics.add("n1", number, {minute: counts(("a", "info", 1))})
+        assert await statistics.read(MINUTE, minute, minute)
 
         await others.sync()
         (found,), _ = await roster.connections(ConnectionFilter(node="n2"), 10, None)
         assert found.id == "c1"
         assert (await roster.stats()).by_node
+        assert [each.node for each in await roster.instances()] == ["n1", "n2"]
         assert await roster.close("c1", reconnect=True)
         async with asyncio.timeout(10):
             while other.connections:  # noqa: ASYNC110 - the command comes by the log

@@ -19,6 +19,7 @@ from msgpush.domain.ports import ConnectionFilter
 from tests.contracts.roster import Opened, RosterContract, join
 from tests.support.client import SseClient
 from tests.support.driver import Driver
+from tests.support.fakes import reporting
 from tests.support.redis_servers import RedisServer
 from tests.support.service import ServiceProcess, eventually
 
@@ -55,7 +56,7 @@ async def instances(server: RedisServer, number: int = INSTANCES) -> AsyncIterat
         target = RedisTarget.from_url(server.url)
         rosters = [
             await stack.enter_async_context(
-                RedisRoster(target, Listing(hub, f"node{n}"), no_command)
+                RedisRoster(target, Listing(hub, f"node{n}"), no_command, reporting(f"node{n}"))
             )
             for n, hub in enumerate(hubs)
         ]

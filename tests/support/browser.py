@@ -132,6 +132,10 @@ class Tab:
             raise Unanswered(answer["exceptionDetails"])
         return answer["result"].get("value")
 
+    def tell(self, method: str, **params: Any) -> Any:
+        """The answer to a command of the protocol to this tab."""
+        return self._browser.ask(method, params, self._session)
+
     def at_each_load(self, script: str) -> None:
         """Have some JavaScript run before that of each page that is loaded from here on."""
         self._browser.ask("Page.enable", {}, self._session)

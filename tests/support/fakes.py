@@ -3,13 +3,14 @@ messages.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from msgspec import Struct
 
 from msgpush.domain.history import Gap
 from msgpush.domain.message import Draft, Entry, draft, parse
+from msgpush.domain.ports import InstanceState, InstanceStreams, RecentLatency, RegistryState
 
 
 class FakeClock:
@@ -153,3 +154,29 @@ def make(
     if ttl is not None:
         body["metadata"] = {"ttl": ttl}
     return draft(parse(msgspec.json.encode(body)), int(now * 1000), fresh_id, 3600)
+
+
+def reporting(node: str) -> Callable[[], InstanceState]:
+    """What an instance of this name tells of itself, always the same."""
+    state = InstanceState(
+        node=node,
+        version="1.2.3",
+        started_at="2027-01-15T08:00:00.000Z",
+        ready=False,
+        reason="draining",
+        draining=True,
+        bus="none",
+        streams=InstanceStreams(2, 1),
+        transports={"sse": 1, "ws": 2},
+        limit=10,
+        published=1,
+        failed=2,
+        delivered=3,
+        acknowledged=4,
+        dead=5,
+        latency_ms=RecentLatency(1.5, None),
+        loop_lag_ms=0.1,
+        at="2027-01-15T08:00:01.000Z",
+        registry=RegistryState("etcd", "trying", "2027-01-15T08:00:00.000Z", "no answer"),
+    )
+    return lambda: state

@@ -10,9 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
 from msgpush.adapters.http.origins import is_local_host
-from msgpush.adapters.metrics import MAX_SERVICES
 from msgpush.domain.control import Close
 from msgpush.domain.errors import BusUnavailable
+from msgpush.domain.tally import MAX_SERVICES
 from msgpush.entrypoints.app import create_app, lifespan
 from msgpush.entrypoints.settings import Settings
 from tests.support.asgi import Answer, AsgiDriver, Exchange

@@ -6,10 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
-from msgpush.entrypoints.settings import markdown_table
+from msgpush.adapters.metrics.families import FAMILIES
+from msgpush.entrypoints.app import create_app, lifespan
+from msgpush.entrypoints.settings import Settings, markdown_table
 from tests.support.asgi import AsgiDriver
+from tests.support.fakes import make
+from tests.support.readme import metrics_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +29,34 @@ def test_the_readme_shows_the_settings_as_they_are() -> None:
     )
     assert table is not None
     assert table[1] == markdown_table(), "run: python -m tests.support.readme"
+
+
+def test_the_table_of_metrics_is_the_codes() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    table = re.search(r"<!-- metrics -->\n(.*)<!-- /metrics -->", text, re.DOTALL)
+    assert table is not None
+    assert table[1] == metrics_table(), "run: python -m tests.support.readme"
+
+
+async def test_the_metrics_of_the_table_are_those_that_there_are() -> None:
+    async with lifespan(app := create_app(Settings())):
+        client = AsgiDriver(app)
+        tally = app.state.tally
+        async with client.stream("/sse/stream/a") as stream:
+            await client.send(b'{"type":"info","service":"s","channels":["a"]}')
+            await stream.read_until(b'"info"')
+        await client.send(b"{")
+        # What would take a while, or a second client.
+        tally.refused("rate")
+        tally.acknowledged("s", "info", 0.1)
+        tally.redelivered([make("1", "a")])
+        tally.died("s", "info", "expired")
+        text = (await client.request("GET", "/metrics")).body.decode()
+    found = {
+        family.name + "_total" * (family.type == "counter"): family.type
+        for family in text_string_to_metric_families(text)
+    }
+    assert found == {name: family.kind for name, family in FAMILIES.items()}
 
 
 def outline(document: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The API's description: complete, consistent, and true of what the service answers."""
 
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -205,6 +206,15 @@ async def test_a_websocket_takes_the_parameters_that_are_described_and_no_other(
                 "next": "c",
             },
         ),
+        (
+            "/api/v1/stats/messages",
+            {
+                "from": str(int(time.time()) - 60),
+                "to": str(int(time.time())),
+                "step": "60",
+                "by": "type",
+            },
+        ),
     ],
 )
 async def test_the_service_takes_the_parameters_that_are_described_and_no_other(
@@ -315,6 +325,11 @@ async def test_the_service_accepts_every_example_and_delivers_messages_as_in_the
         ("GET /api/v1/connections?limit=0", "", {}, 400),
         ("GET /api/v1/connections/stats", "", {}, 200),
         ("DELETE /api/v1/connections/x", "", {}, 404),
+        ("GET /api/v1/instances", "", {}, 200),
+        ("GET /api/v1/instances?x=1", "", {}, 400),
+        ("GET /api/v1/stats/messages", "", {}, 200),
+        ("GET /api/v1/stats/messages?by=service&step=3600", "", {}, 200),
+        ("GET /api/v1/stats/messages?by=x", "", {}, 400),
         ("GET /static/nothing", "", {}, 404),
         ("GET /ws", "", {}, 426),
         ("GET /ws", "", {"via": "1.1 proxy"}, 403),

@@ -120,14 +120,6 @@ TABLE: dict[tuple[str, str, str], dict[str, str]] = {
         "__init__(enabled)": "they hide dead connections",
     },
     ("redis", "hiredis", "adapters/redis/link.py"): {"pack_command": "in C: a tenth of the time"},
-    ("prometheus-client", "prometheus_client.values", "adapters/metrics.py"): {
-        "ValueClass": "replaced, where the metrics are a worker's",
-        "MultiProcessValue(process_identifier)": "by a worker's number instead of its process id",
-    },
-    ("prometheus-client", "prometheus_client.multiprocess", "adapters/metrics.py"): {
-        "MultiProcessCollector": "what all workers have counted",
-        "mark_process_dead": "a worker's gauges count no longer",
-    },
     ("joserfc", "joserfc.jws:JWSRegistry", "adapters/auth/tokens.py"): {
         "__init__(algorithms, strict_check_header)": "any header that asks for nothing special",
         "get_alg": "ours takes those that joserfc warns of",

@@ -170,6 +170,7 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     ],
     "JWT_AUDIENCE_CLAIM": [("client_id",) * 2, ("https://example.com/claims/for",) * 2],
     "JWT_LEEWAY": [("0", 0.0), ("2.5", 2.5)],
+    "TRACE_MESSAGES": [("true", True), ("off", False)],
     "OIDC_ISSUER": [
         (url, url)
         for url in ("https://id.example", "https://id.example/realms/ops/", "http://[::1]:8080/x")
@@ -416,6 +417,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "JWT_LEEWAY": (BAD_SECONDS, "a number of seconds from 0 to 3600"),
     "METRICS_TOKEN": (["a b", "é", "a\n", '"'], "text of A-Za-z0-9._~+/=-"),
+    "TRACE_MESSAGES": (["x", "2"], "true or false"),
     "OIDC_ISSUER": (
         [
             "id.example",
@@ -578,6 +580,7 @@ def test_the_defaults_are_the_contracts() -> None:
         "JWT_AUDIENCE_CLAIM": "aud",
         "JWT_LEEWAY": "30",
         "MAX_TOKEN_LIFETIME": "2592000",
+        "TRACE_MESSAGES": "false",
         "OIDC_SCOPE": "openid",
         "OIDC_GRANT": "{}",
         "LOG_LEVEL": "info",

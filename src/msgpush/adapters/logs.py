@@ -6,12 +6,16 @@ import contextlib
 import logging
 import re
 import sys
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import structlog
 from structlog.processors import JSONRenderer, StackInfoRenderer, TimeStamper, format_exc_info
 from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+# The id of the request that is served, in its task and in those that this begins.
+REQUEST_ID: ContextVar[str] = ContextVar("request_id")
 
 # In a URI, a quote, an angle bracket or a space would be percent-encoded: that is where it ends
 # (RFC 3986).
@@ -78,10 +82,18 @@ def without_queries(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     return event
 
 
+def with_request(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Name the request that an event belongs to, if it belongs to one."""
+    if (id := REQUEST_ID.get(None)) is not None:
+        event.setdefault("request_id", id)
+    return event
+
+
 def _shared() -> list[Processor]:
     """The steps for every event, whichever way it came."""
     return [
         structlog.contextvars.merge_contextvars,
+        with_request,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.stdlib.PositionalArgumentsFormatter(),

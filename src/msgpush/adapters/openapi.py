@@ -10,14 +10,17 @@ import msgspec
 from msgpush.adapters.auth import explanation, sessions, sign_in
 from msgpush.adapters.http import (
     acknowledgements,
+    admin,
     connections,
     deliveries,
     health,
     history,
+    instances,
     pages,
     permissions,
     publish,
     settings,
+    statistics,
 )
 from msgpush.adapters.http.callers import COOKIE
 from msgpush.adapters.http.operation import (
@@ -30,6 +33,7 @@ from msgpush.adapters.http.operation import (
     ref,
 )
 from msgpush.adapters.http.problems import Problem
+from msgpush.adapters.http.request_ids import RULE
 from msgpush.adapters.sse import endpoint as sse
 from msgpush.adapters.websocket import endpoint as websocket
 from msgpush.domain.channel import MAX_CHANNELS, MAX_TARGETS, NAME_CHARACTER, NAME_RULE
@@ -47,11 +51,14 @@ OPERATIONS = (
     *deliveries.OPERATIONS,
     *permissions.OPERATIONS,
     *connections.OPERATIONS,
+    *instances.OPERATIONS,
+    *statistics.OPERATIONS,
     *settings.OPERATIONS,
     *explanation.OPERATIONS,
     *sign_in.OPERATIONS,
     *health.OPERATIONS,
     *pages.OPERATIONS,
+    *admin.OPERATIONS,
 )
 
 API_VERSION = "1"  # of the API, as in its paths; which release serves it, nobody has to know
@@ -125,7 +132,14 @@ def openapi() -> bytes:
         "components": {
             "schemas": _portable(_schemas()),
             "responses": {
-                name: problem_answer(status, text) for status, (name, text) in _PROBLEMS.items()
+                name: _identified(problem_answer(status, text))
+                for status, (name, text) in _PROBLEMS.items()
+            },
+            "headers": {
+                "X-Request-Id": {
+                    "description": "The request's: as it was sent, where that is safe, or made.",
+                    "schema": {"type": "string", "pattern": f"^{RULE}$"},
+                }
             },
             "securitySchemes": {
                 "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
@@ -147,7 +161,7 @@ def _described(operation: Operation) -> Json:
         "tags": [operation.tag],
         "operationId": operation.id,
         "summary": operation.summary,
-        "responses": {str(status): answers[status] for status in sorted(answers)},
+        "responses": {str(status): _identified(answers[status]) for status in sorted(answers)},
     }
     if 401 in answers:
         # Or none: the open modes ask for none.
@@ -157,6 +171,14 @@ def _described(operation: Operation) -> Json:
     if operation.body is not None:
         described["requestBody"] = {"required": True, "content": operation.body}
     return described
+
+
+def _identified(answer: Json) -> Json:
+    """An answer with the header that all of them have."""
+    if "$ref" in answer:
+        return answer
+    named = {"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}}
+    return {**answer, "headers": {**answer.get("headers", {}), **named}}
 
 
 _NOBODY: Json = {"type": "object", "minProperties": 1, "additionalProperties": {"type": "null"}}
@@ -198,6 +220,8 @@ def _schemas() -> Json:
         Problem,
         connections.ConnectionList,
         ConnectionStats,
+        instances.InstanceList,
+        statistics.MessageStatistics,
         permissions.NewTicket,
         permissions.Revoked,
         Acknowledged,
@@ -281,6 +305,10 @@ def _complete_metadata(metadata: Json) -> None:
         "description": "Deliveries tried and not acknowledged: the server's, ignored on publish.",
         "default": 0,
     }
+    metadata["traceparent"]["description"] = (
+        "Where the publisher's trace goes on (W3C Trace Context). It doesn't count where an id is"
+        " published again."
+    )
     metadata["ack"]["description"] = (
         "Has it delivered again until a client of the user whom `target.user_id` names has"
         " acknowledged its key, `<service>/<id>`: `true`, or the terms. `false` asks for nothing."

@@ -17,6 +17,7 @@ from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.hub import Hub
 from msgpush.domain.liveness import CLOSING
 from msgpush.domain.message import PROBE, Draft
+from msgpush.domain.observer import IGNORANT, Observer
 from msgpush.domain.ports import Bus, Cut
 from msgpush.domain.redelivery import Redelivery
 
@@ -49,6 +50,7 @@ class Delivery:
             BusUnavailable where it can't be done now.
         obey: carries out a command to all instances.
         redelivery: what waits for acknowledgements.
+        observer: told how long what is written takes to be read.
 
     Attributes:
         refusal: why the bus took nothing, in its own words, the last time that it was tried; None:
@@ -63,8 +65,10 @@ class Delivery:
         prepare: Callable[[bool], Awaitable[None]],
         obey: Callable[[Close | Revocation], None],
         redelivery: Redelivery,
+        observer: Observer = IGNORANT,
     ) -> None:
         self._bus, self._hub, self._monotonic = bus, hub, monotonic
+        self._observer = observer
         self._prepare, self._obey, self._redelivery = prepare, obey, redelivery
         self._changed = asyncio.Event()
         self._missed = False
@@ -79,6 +83,7 @@ class Delivery:
         self.ended = False
         self._name = f"probe.{secrets.token_hex(8)}"
         self._probed: float | None = None  # since when a probe hasn't come back
+        self._round_trip = 0.0  # seconds that the last one took which did
         self._taken = False  # whether one ever was
         self._told = ""  # what was logged of the bus refusing them
         self.refusal: str | None = None
@@ -114,6 +119,12 @@ class Delivery:
             and self._taken
             and (self._probed is None or self._monotonic() - self._probed < SILENCE)
         )
+
+    @property
+    def tail_lag(self) -> float:
+        """Seconds that the newest probe took to come back, or has taken yet."""
+        waited = 0.0 if self._probed is None else self._monotonic() - self._probed
+        return max(waited, self._round_trip)
 
     async def __aenter__(self) -> Self:
         self.ended = False
@@ -256,6 +267,8 @@ class Delivery:
                 if self._probed is not None and any(
                     entry.service == self._name for entry in entries
                 ):
+                    self._round_trip = self._monotonic() - self._probed
+                    self._observer.probed(self._round_trip)
                     self._probed = None
                 until = self._monotonic() + FAN_OUT_SECONDS
                 for start in range(0, len(entries), APPENDED_AT_ONCE):

@@ -61,6 +61,7 @@ class FanOut:
         self._reports, self._observer = reports, observer
         self._marked: deque[Cohort] = deque()
         self._round: _Round | None = None
+        self._taken = 0  # messages that the present sweep has taken
 
     @property
     def idle(self) -> bool:
@@ -133,7 +134,16 @@ class FanOut:
         Returns:
             True: there is more to do.
         """
-        deadline = self._monotonic() + budget
+        if self.idle:
+            self._cohorts.frames.clear()
+            return False
+        began = self._monotonic()
+        self._taken = 0
+        more = self._sweep(began + budget)
+        self._observer.swept(self._monotonic() - began, self._taken)
+        return more
+
+    def _sweep(self, deadline: float) -> bool:
         while True:
             if self._round is None:
                 if not self._marked:
@@ -159,6 +169,7 @@ class FanOut:
         start, asked = cohort.since, cohort.asked
         entries, chunk = cohort.take(self._log.prefix)
         self._cohorts.pending -= len(entries)
+        self._taken += len(entries)
         cohort.asked = asked and bool(cohort.pending)
         return _Round(cohort, entries, chunk, start, cohort.since, iter(list(cohort.live)), asked)
 

@@ -109,7 +109,11 @@ class Hub:
             self.connections[connection.id] = connection
             self.peak = max(self.peak, len(self.connections))
             self.places.take(connection.info, connection.grant.ticket)
+        self._begin(connection, subscription, start)
+        if connection.listed:
             self._observer.opened(connection)
+
+    def _begin(self, connection: Connection, subscription: Subscription, start: Start) -> None:
         cohort, asked = self._cohorts.of(subscription), start.last_event_id
         floor = cohort.floor(self.log.head)
         cursor = self.log.cursor(floor) if asked is None else asked
@@ -179,11 +183,11 @@ class Hub:
         """Forget a connection; nothing is written to it any more."""
         if connection.cohort is None:
             return
-        self._cohorts.leave(connection)
-        self._liveness.forget(connection)
         if self.connections.pop(connection.id, None) is not None:
             self.places.leave(connection.info, connection.grant.ticket)
             self._observer.closed(connection)
+        self._cohorts.leave(connection)
+        self._liveness.forget(connection)
 
     def close(self, connection: Connection, reason: Ending, *, reconnect: bool) -> None:
         """End a connection openly; without `reconnect` its client is told never to come back."""

@@ -64,6 +64,9 @@ SERVICE_PATTERN = "[A-Za-z0-9_.-]{1,64}"
 # a pattern.
 Service = Annotated[str, Meta(extra_json_schema={"pattern": f"^{SERVICE_PATTERN}$"})]
 
+# W3C Trace Context, section 3.2: what is all zeros, and the version ff, mean nothing.
+TRACEPARENT_PATTERN = "(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+
 # What is allowed where msgspec would show a pattern.
 _RULES = {
     "/id": ID_RULE,
@@ -76,6 +79,8 @@ _RULES = {
     "/metadata/ack/deliveries": f"1 to {MAX_DELIVERIES}",
     "/metadata/ack/receipt": "true or false",
     "/metadata/ack/collapse": f"text of 1 to {MAX_COLLAPSE} characters",
+    "/metadata/traceparent": "a W3C traceparent such as"
+    " 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
     "/source": "text of at most 128 characters",
     "/data/progress": "a number from 0 to 100",
 }
@@ -88,6 +93,9 @@ class Metadata(Struct, forbid_unknown_fields=True):
     ttl: Annotated[int, Meta(ge=1, le=MAX_TTL)] | None = None
     retry_count: Any = 0
     ack: Ack | bool | UnsetType | None = UNSET
+    traceparent: Annotated[str, Meta(pattern=rf"\A{TRACEPARENT_PATTERN}\Z")] | UnsetType | None = (
+        UNSET
+    )
 
 
 class Message(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -169,6 +177,11 @@ def is_id(text: str) -> bool:
     return re.match(_ID, text) is not None
 
 
+def is_traceparent(text: str) -> bool:
+    """True if the text says where a trace goes on (W3C Trace Context, section 3.2)."""
+    return re.fullmatch(TRACEPARENT_PATTERN, text) is not None
+
+
 @lru_cache(maxsize=1024)
 def is_service(text: str) -> bool:
     """True if the text can be a service's name."""
@@ -228,6 +241,7 @@ def draft(
     *,
     broadcast: bool = False,
     ack_ttl: int | None = None,
+    traceparent: str | None = None,
 ) -> Draft:
     """Complete a message for the bus: channels, id, timestamp, metadata; then encode it, once for
     all its readers.
@@ -237,6 +251,7 @@ def draft(
         new_id: the id of a message that has none.
         default_ttl: seconds, for a message that names none.
         ack_ttl: the same, for one that asks for an acknowledgement.
+        traceparent: where its trace goes on, for a message that doesn't say.
 
     Raises:
         Invalid: a target, a channel or the timestamp is wrong, or nobody could acknowledge it.
@@ -255,6 +270,9 @@ def draft(
         metadata = Metadata(given.priority or "normal", ttl)
         if terms is not None:
             metadata.ack = Ack(*terms)
+        traceparent = given.traceparent or traceparent
+    if traceparent:
+        metadata.traceparent = traceparent
     timestamp = format_ms(now) if message.timestamp is None else normal_timestamp(message.timestamp)
     body = _encode(
         Message(

@@ -1,7 +1,7 @@
 """The observer: told what happens, so that it can be counted."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from msgpush.domain.connection import Connection
 from msgpush.domain.errors import MsgpushError
@@ -19,6 +19,9 @@ class Observer:
 
     def rejected(self, error: MsgpushError, draft: Draft | None) -> None:
         """A message was refused, or not stored; without a draft, before it was known as one."""
+
+    def stored(self, seconds: float) -> None:
+        """The bus has answered a publish, of one message or of several, after so long."""
 
     def delivered(self, entries: Sequence[Entry], streams: int) -> None:
         """So many of a set of like connections have taken these entries, live; one at least.
@@ -54,6 +57,36 @@ class Observer:
 
     def draining(self) -> None:
         """No new streams are taken, and those that are open end."""
+
+    def swept(self, seconds: float, messages: int) -> None:
+        """A sweep has given sets of like connections so many messages, or begun to."""
+
+    def probed(self, seconds: float) -> None:
+        """A sign of life has come back from the bus, so long after it was written."""
+
+
+class Observers(Observer):
+    """Tells several observers; each is called for what it has a method of its own for."""
+
+    def __init__(self, *observers: Observer) -> None:
+        for name in (each for each in vars(Observer) if not each.startswith("_")):
+            own = [
+                getattr(each, name)
+                for each in observers
+                if getattr(type(each), name) is not getattr(Observer, name)
+            ]
+            if len(own) == 1:
+                setattr(self, name, own[0])  # what one alone wants to know costs no further call
+            elif own:
+                setattr(self, name, _all(own))
+
+
+def _all(told: Sequence[Callable[..., None]]) -> Callable[..., None]:
+    def tell(*what: Any) -> None:
+        for each in told:
+            each(*what)
+
+    return tell
 
 
 IGNORANT = Observer()

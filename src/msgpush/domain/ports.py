@@ -1,7 +1,7 @@
 """The ports: all that the domain needs from outside."""
 
-from collections.abc import AsyncGenerator, Sequence
-from typing import Literal, Protocol
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from msgspec import Struct
 
@@ -12,6 +12,10 @@ from msgpush.domain.message import Draft, Entry
 from msgpush.domain.outbox import Change, DeadLetters, Outcome, Pending, Place, Record
 from msgpush.domain.position import Cursor, Position
 from msgpush.domain.rates import Allowance
+
+if TYPE_CHECKING:
+    # They are of what a tally counts, which uses this module.
+    from msgpush.domain.counts import Counts, Step
 
 
 class Stored(Struct, frozen=True, gc=False):
@@ -263,6 +267,70 @@ class ConnectionStats(Struct, frozen=True):
     by_state: dict[str, int]
 
 
+class InstanceStreams(Struct, frozen=True):
+    """The number of streams of an instance, by their state."""
+
+    live: int
+    behind: int
+
+
+class RecentLatency(Struct, frozen=True):
+    """Milliseconds from a message's acceptance to its writing, of the last ten seconds or so.
+
+    None: there was no message."""
+
+    p50: float | None
+    p99: float | None
+
+
+class RegistryState(Struct, frozen=True):
+    """Whether an instance is announced where others look for it.
+
+    Attributes:
+        since: RFC 3339.
+        error: why it isn't, the last time that it was tried.
+    """
+
+    kind: str
+    state: Literal["registered", "trying", "withdrawn"]
+    since: str
+    error: str | None = None
+
+
+class InstanceState(Struct, frozen=True):
+    """An instance, as the operator sees it.
+
+    Attributes:
+        started_at, at: RFC 3339; when this was told.
+        ready: whether new requests should go there.
+        reason: why they shouldn't, or what else is wrong.
+        limit: streams that it serves at most.
+        published: and the next four: messages, since its start.
+        loop_lag_ms: the most by which its event loop was late, of the last ten seconds or so.
+        registry: None: there is none.
+    """
+
+    node: str
+    version: str
+    started_at: str
+    ready: bool
+    reason: str | None
+    draining: bool
+    bus: str
+    streams: InstanceStreams
+    transports: dict[str, int]
+    limit: int
+    published: int
+    failed: int
+    delivered: int
+    acknowledged: int
+    dead: int
+    latency_ms: RecentLatency
+    loop_lag_ms: float
+    at: str
+    registry: RegistryState | None
+
+
 class Roster(Protocol):
     """The live connections of all instances."""
 
@@ -276,6 +344,34 @@ class Roster(Protocol):
 
     async def close(self, id: str, *, reconnect: bool) -> bool:
         """Close a connection wherever it is; False: there is none of this id."""
+
+    async def instances(self) -> list[InstanceState]:
+        """What each instance that lives has told of itself last, in the order of their names."""
+
+
+class Statistics(Protocol):
+    """What became of messages at all instances, by minutes for a day and by hours for a month.
+
+    Of the services that are named in that time 100 are told apart, the rest is `other`."""
+
+    async def add(self, source: str, number: int, minutes: Mapping[int, "Counts"]) -> None:
+        """Add what happened at an instance, by the minutes (since 1970) in which it did.
+
+        It is counted once, however often it is asked for by the same number. Raises BusUnavailable:
+        it may be counted, and is to be asked for again, as it was.
+
+        Args:
+            source: the instance, by a name that no other has.
+            number: more than that of what it has added before.
+        """
+
+    async def read(self, step: "Step", first: int, last: int) -> "dict[int, Counts]":
+        """What became of messages in steps (since 1970), where anything did. Raises BusUnavailable.
+
+        Args:
+            step: seconds.
+            last: the last one is part of it.
+        """
 
 
 class Credentials(Protocol):

@@ -115,9 +115,9 @@ class Push:
             observer=observer,
         )
         self.draining = False
-        self._clock = clock
+        self._clock, self._monotonic = clock, monotonic
         self._message_ttl, self._ack_ttl = message_ttl, ack_ttl
-        self._max_connections = max_connections
+        self.max_connections = max_connections
         self._max_per_subject, self._max_per_address = (
             max_connections_per_subject,
             max_connections_per_address,
@@ -138,6 +138,7 @@ class Push:
             prepare=self._permissions.load,
             obey=self._obey,
             redelivery=self.redelivery,
+            observer=observer,
         )
         self._ids = _Ids()
         self._closed: dict[str, bool] = {}  # connections that were to be closed, and were not here
@@ -153,11 +154,27 @@ class Push:
         return self._delivery.ready
 
     @property
+    def unready(self) -> str | None:
+        """The reason why new requests should go elsewhere, as far as is known unasked.
+
+        None: they should come here."""
+        if self.draining:
+            return "draining"
+        if not self.alive:
+            return "delivery has stopped"
+        return None if self.ready else self.trouble or "nothing was published yet"
+
+    @property
     def trouble(self) -> str | None:
         """The reason for which nothing can be published or delivered, as far as is known unasked.
 
         None: all is well."""
         return self._delivery.trouble
+
+    @property
+    def tail_lag(self) -> float:
+        """Seconds that the newest sign of life took to come back from the bus, or has taken yet."""
+        return self._delivery.tail_lag
 
     @property
     def connections(self) -> Mapping[str, Connection]:
@@ -187,15 +204,28 @@ class Push:
 
     # Publishing
 
-    def draft(self, message: Message, *, broadcast: bool = False) -> Draft:
+    def draft(
+        self, message: Message, *, broadcast: bool = False, traceparent: str | None = None
+    ) -> Draft:
         """Route and complete a message, so that it can be authorized and stored.
+
+        Args:
+            traceparent: where its trace goes on, for one that doesn't say: its readers see it.
 
         Raises:
             Invalid, TooLarge: it can't be published.
         """
-        return self._draft(message, int(self._clock() * 1000), broadcast=broadcast)
+        now = int(self._clock() * 1000)
+        return self._draft(message, now, broadcast=broadcast, traceparent=traceparent)
 
-    def _draft(self, message: Message, now: int, *, broadcast: bool = False) -> Draft:
+    def _draft(
+        self,
+        message: Message,
+        now: int,
+        *,
+        broadcast: bool = False,
+        traceparent: str | None = None,
+    ) -> Draft:
         new_id = self._ids.next(now) if message.id is None else message.id
         return draft(
             message,
@@ -204,15 +234,18 @@ class Push:
             self._message_ttl,
             broadcast=broadcast,
             ack_ttl=self._ack_ttl,
+            traceparent=traceparent,
         )
 
-    def drafts(self, messages: Sequence[Message]) -> list[Draft | MsgpushError]:
+    def drafts(
+        self, messages: Sequence[Message], traceparent: str | None = None
+    ) -> list[Draft | MsgpushError]:
         """As `draft`, of several messages; an error stands in the place of one that it has."""
         now = int(self._clock() * 1000)
         drafts: list[Draft | MsgpushError] = []
         for each in messages:
             try:
-                drafts.append(self._draft(each, now))
+                drafts.append(self._draft(each, now, traceparent=traceparent))
             except MsgpushError as error:
                 drafts.append(error.as_value())
         return drafts
@@ -223,7 +256,10 @@ class Push:
         results: list[Receipt | Rejection] = []
         new: list[Draft] = []
         replaced: list[tuple[str, str]] = []
-        for each, stored in zip(drafts, await self._bus.append(drafts), strict=True):
+        began = self._monotonic()
+        answers = await self._bus.append(drafts)
+        self._observer.stored(self._monotonic() - began)
+        for each, stored in zip(drafts, answers, strict=True):
             if not isinstance(stored, Stored):
                 self._observer.rejected(stored, each)
                 results.append(stored)
@@ -332,7 +368,7 @@ class Push:
             raise Overloaded("bus")
         places = self._hub.places
         new, elsewhere = places.needed(info, ticket)
-        if new and places.total >= self._max_connections:
+        if new and places.total >= self.max_connections:
             raise Overloaded("connections")
         if (
             new

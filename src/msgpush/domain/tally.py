@@ -5,14 +5,31 @@ and statistics read it when they are asked for, and make of it what they need.""
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 from msgspec import Struct
 
 from msgpush.domain.connection import Connection
-from msgpush.domain.errors import MsgpushError
+from msgpush.domain.errors import (
+    BusUnavailable,
+    Conflict,
+    Denied,
+    Invalid,
+    KeysUnavailable,
+    MailboxFull,
+    Malformed,
+    MsgpushError,
+    PendingFull,
+    RateExceeded,
+    TooLarge,
+    Unauthorized,
+)
+from msgpush.domain.history import Gap
 from msgpush.domain.message import Draft, Entry
 from msgpush.domain.observer import Observer, Source
+
+K = TypeVar("K", bound=Hashable)
 
 MAX_SERVICES = 100
 OTHER = "other"
@@ -20,6 +37,26 @@ OTHER = "other"
 # Seconds from a message's acceptance to its writing: the upper bounds of the buckets, which are
 # fixed, so that histograms of any instances and times add up.
 LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# The same, of what a sweep or a turn of the loop takes.
+SHORT = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+# From a message's acceptance to its acknowledgement: people take their time.
+ANSWERING = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 21_600.0, 86_400.0)
+
+# Why a message was refused, as it is counted; all else is "other".
+REASONS: Mapping[type[MsgpushError], str] = {
+    Malformed: "malformed",
+    Invalid: "invalid",
+    TooLarge: "too_large",
+    Conflict: "conflict",
+    MailboxFull: "mailbox_full",
+    PendingFull: "pending_full",
+    Denied: "denied",
+    BusUnavailable: "unavailable",
+    KeysUnavailable: "unavailable",
+    Unauthorized: "unauthorized",
+    RateExceeded: "rate",
+}
+_REFUSALS = (Denied, KeysUnavailable, RateExceeded, TooLarge, Unauthorized)
 
 
 class Histogram:
@@ -57,8 +94,8 @@ class Row(Struct):
 
 
 class Tally(Observer):
-    """Counts messages by service and type. The first 100 services are told apart; the rest is
-    `other`.
+    """Counts messages by service and type, and what happens to streams. The first 100 services are
+    told apart; the rest is `other`.
 
     Args:
         clock: seconds since 1970.
@@ -67,13 +104,42 @@ class Tally(Observer):
         rows: by service and type; a refused message of which neither is known has empty ones.
         latency: of live deliveries, once for each set of like connections that took a message,
             and once for messages of the same millisecond that are written together.
+        durations: the same, by service and type.
+        failures: messages, by service, type and reason.
+        refusals: streams, requests and connections, by reason.
+        opened_streams: by transport.
+        closed_streams: by transport and reason; `gone`: the client has left by itself.
+        written: bytes on those that were closed, by transport.
+        replays: messages to those that were behind, by where they were read from.
+        gaps: told to clients, by reason.
+        sweeps: seconds that each took.
+        swept_messages: those that they took, once for each set of like connections.
+        writes: seconds that the bus took to answer a publish.
+        round_trips: seconds from a probe's writing to its reading.
+        answers: seconds to the acknowledgement, by service.
+        redeliveries: messages, by service.
+        deaths: dead letters that came and went, by service and reason.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self.rows: dict[tuple[str, str], Row] = {}
         self.latency = Histogram(LATENCY)
+        self.durations: dict[tuple[str, str], Histogram] = {}
+        self.failures: dict[tuple[str, str, str], int] = {}
+        self.refusals: dict[str, int] = {}
+        self.opened_streams: dict[str, int] = {}
+        self.closed_streams: dict[tuple[str, str], int] = {}
+        self.written: dict[str, int] = {}
+        self.replays: dict[Source, int] = {"ring": 0, "bus": 0}
+        self.gaps: dict[str, int] = {"trimmed": 0, "expired": 0, "reset": 0}
+        self.sweeps, self.swept_messages = Histogram(SHORT), 0
+        self.writes, self.round_trips = Histogram(LATENCY), Histogram(LATENCY)
+        self.answers: dict[str, Histogram] = {}
+        self.redeliveries: dict[str, int] = {}
+        self.deaths: dict[tuple[str, str], int] = {}
         self._services: set[str] = set()
+        self._lines: dict[tuple[str, str], tuple[Row, Histogram]] = {}
 
     def row(self, service: str, type: str) -> Row:
         """The row of a service and type, which is counted in."""
@@ -90,31 +156,122 @@ class Tally(Observer):
             self._services.add(service)
         return service
 
+    # Messages
+
     def accepted(self, drafts: Sequence[Draft]) -> None:
+        # Most of a batch are alike: comparing costs a fifth of looking up.
+        row, service, type, number = None, "", "", 0
         for draft in drafts:
-            self.row(draft.service, draft.type).published += 1
+            if row is None or draft.service != service or draft.type != type:
+                if row is not None:
+                    row.published += number
+                service, type, number = draft.service, draft.type, 0
+                row = self.row(service, type)
+            number += 1
+        if row is not None:
+            row.published += number
 
     def rejected(self, error: MsgpushError, draft: Draft | None) -> None:
         service, type = ("", "") if draft is None else (draft.service, draft.type)
+        # Who may publish nothing doesn't use up the names.
+        denied = isinstance(error, Denied) and service not in self._services
+        service = OTHER if denied and service else self.known(service)
         self.row(service, type).failed += 1
+        _count(self.failures, (service, type, REASONS.get(error.__class__, "other")))
+
+    def stored(self, seconds: float) -> None:
+        self.writes.observe(seconds)
 
     def delivered(self, entries: Sequence[Entry], streams: int) -> None:
-        now = self._clock()
-        last = None
+        now, latency, lines = self._clock(), self.latency, self._lines
+        last, timed = None, set[tuple[str, str]]()
+        seconds, bucket = 0.0, 0
         for entry in entries:
-            self.row(entry.service, entry.type).delivered += streams
+            key = entry.service, entry.type
+            row, duration = lines.get(key) or self._line(*key)
+            row.delivered += streams
             # A batch's messages all took the same time: they count once.
             if (ms := entry.position.ms) != last:
-                self.latency.observe(max(0.0, now - ms / 1000))
-                last = ms
+                last, timed = ms, {key}
+                seconds = now - ms / 1000
+                seconds = max(seconds, 0.0)
+                bucket = bisect_left(LATENCY, seconds)
+                latency.counts[bucket] += 1
+                latency.sum += seconds
+            elif key in timed:
+                continue
+            else:
+                timed.add(key)
+            duration.counts[bucket] += 1
+            duration.sum += seconds
+
+    def _line(self, service: str, type: str) -> tuple[Row, Histogram]:
+        """What deliveries of a service and type are counted in."""
+        key = (self.known(service), type)
+        line = self._lines.get(key)
+        if line is None:
+            self.durations[key] = Histogram(LATENCY)
+            line = self._lines[key] = (self.row(*key), self.durations[key])
+        return line
 
     def caught_up(self, connection: Connection, entries: Sequence[Entry], source: Source) -> None:
         if connection.listed:
+            self.replays[source] += len(entries)
             for entry in entries:
                 self.row(entry.service, entry.type).delivered += 1
 
     def acknowledged(self, service: str, type: str, seconds: float) -> None:
         self.row(service, type).acknowledged += 1
+        answer = self.answers.get(service)
+        if answer is None:
+            answer = self.answers.setdefault(self.known(service), Histogram(ANSWERING))
+        answer.observe(seconds)
+
+    def redelivered(self, drafts: Sequence[Draft]) -> None:
+        for draft in drafts:
+            _count(self.redeliveries, self.known(draft.service))
 
     def died(self, service: str, type: str, reason: str) -> None:
         self.row(service, type).dead += 1
+        _count(self.deaths, (self.known(service), reason))
+
+    def buried(self, service: str) -> None:
+        _count(self.deaths, (self.known(service), "removed"))
+
+    # Streams
+
+    def refused(self, reason: str) -> None:
+        _count(self.refusals, reason)
+
+    def answered(self, error: MsgpushError) -> None:
+        """A request was answered with an error; those of the limits and permissions are counted as
+        refused.
+        """
+        if isinstance(error, _REFUSALS):
+            self.refused(REASONS[error.__class__])
+
+    def opened(self, connection: Connection) -> None:
+        _count(self.opened_streams, connection.info.transport)
+
+    def closed(self, connection: Connection) -> None:
+        transport = connection.info.transport
+        reason = "gone" if connection.end is None else connection.end.reason
+        _count(self.closed_streams, (transport, reason))
+        _count(self.written, transport, connection.bytes_sent)
+
+    def gap(self, connection: Connection, gap: Gap) -> None:
+        if connection.listed:
+            _count(self.gaps, gap.reason)
+
+    # The machinery
+
+    def swept(self, seconds: float, messages: int) -> None:
+        self.sweeps.observe(seconds)
+        self.swept_messages += messages
+
+    def probed(self, seconds: float) -> None:
+        self.round_trips.observe(seconds)
+
+
+def _count(counts: dict[K, int], key: K, number: int = 1) -> None:
+    counts[key] = counts.get(key, 0) + number

@@ -1,8 +1,8 @@
 """The composition root: everything is made and wired here, and nowhere else."""
 
+import os
 import secrets
 import socket
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount, Route, Router, WebSocketRoute
 from starlette.types import ASGIApp, Scope
 
+from msgpush import __version__
 from msgpush.adapters.auth.admission import HOME
 from msgpush.adapters.auth.authenticator import OpenAuthenticator, TokenAuthenticator
 from msgpush.adapters.auth.explanation import ExplainApi
@@ -25,6 +26,7 @@ from msgpush.adapters.auth.sign_in import PATIENCE, SignIn, SignInApi
 from msgpush.adapters.auth.tokens import Tokens, read_claim
 from msgpush.adapters.http.acknowledgements import MAX_KEYS, AcknowledgementsApi
 from msgpush.adapters.http.addresses import ProxyHeaders
+from msgpush.adapters.http.admin import admin_routes
 from msgpush.adapters.http.callers import Authenticator
 from msgpush.adapters.http.connections import ConnectionsApi
 from msgpush.adapters.http.cors import Cors, CorsRules
@@ -32,21 +34,31 @@ from msgpush.adapters.http.deliveries import DeliveriesApi
 from msgpush.adapters.http.dispatch import Service
 from msgpush.adapters.http.health import HealthApi
 from msgpush.adapters.http.history import HistoryApi
+from msgpush.adapters.http.instances import InstancesApi
 from msgpush.adapters.http.local_only import LocalOnly
 from msgpush.adapters.http.origins import Origins, url_origin
 from msgpush.adapters.http.pages import page_routes
 from msgpush.adapters.http.permissions import PermissionsApi
 from msgpush.adapters.http.publish import Publish, PublishBatch
 from msgpush.adapters.http.settings import SettingsApi
+from msgpush.adapters.http.statistics import StatisticsApi
+from msgpush.adapters.http.tracing import Tracing
 from msgpush.adapters.memory.limiter import MemoryLimiter
-from msgpush.adapters.metrics import Gauges, Metrics
+from msgpush.adapters.metrics.collector import Metrics
+from msgpush.adapters.metrics.shared import Shared
+from msgpush.adapters.metrics.sources import Process, of_service, of_tally
 from msgpush.adapters.openapi import openapi
 from msgpush.adapters.sse.endpoint import Streams
+from msgpush.adapters.stream_log import StreamLog
+from msgpush.adapters.traces import traces_of
 from msgpush.adapters.websocket.commands import Means
 from msgpush.adapters.websocket.endpoint import Sockets
-from msgpush.domain.observer import Observer
-from msgpush.domain.ports import Bus, Credentials, Limiter, Roster
+from msgpush.domain.instances import InstanceReport, Pulse
+from msgpush.domain.observer import Observer, Observers
+from msgpush.domain.ports import Bus, Credentials, Limiter, Roster, Statistics
 from msgpush.domain.service import Push
+from msgpush.domain.statistics import Recording
+from msgpush.domain.tally import Tally
 from msgpush.entrypoints.backends import backend_of
 from msgpush.entrypoints.settings import Settings
 from msgpush.entrypoints.shown import shown
@@ -63,21 +75,55 @@ SIGN_INS_PER_SECOND = 1
 SIGN_INS_AT_ONCE = 60
 
 
-def create_app(settings: Settings) -> Service:
+def create_app(
+    settings: Settings, *, shared: Shared | None = None, counted: bool = True
+) -> Service:
     """The whole service as an ASGI application, with a lifespan; `app.state.push` is its facade.
 
     An application that mounts it must enter `lifespan(app)` in its own lifespan: Starlette runs
-    that of the outermost application alone."""
+    that of the outermost application alone.
+
+    Args:
+        shared: what a worker shares with the others of its supervisor.
+        counted: whether what happens is counted; only to find out what that costs, it isn't."""
     backend = backend_of(settings)
     bus, limiter = backend.bus, backend.limiter
-    metrics = Metrics()
-    push = _push(settings, bus, backend.credentials, metrics)
+    tally, process = Tally(), Process()
+    streams = StreamLog()
+    observer = Observers(tally, streams) if counted else streams
+    push = _push(settings, bus, backend.credentials, observer)
+    metrics = _metrics(settings, push, bus, tally, process, bus_name=backend.name, shared=shared)
     # No other process has this name, nor has this one had it before it was started anew.
-    roster = backend.roster(push, f"{socket.gethostname()}-{secrets.token_hex(3)}")
-    # Opened in this order, as far as there is anything to open, and closed again.
+    node = f"{socket.gethostname()}-{secrets.token_hex(3)}"
+    statistics = backend.statistics
+    recording, pulse = Recording(tally, statistics, node), Pulse(tally)
+    report = InstanceReport(
+        push,
+        tally,
+        pulse,
+        node=node,
+        version=__version__,
+        bus=backend.name,
+        limit=settings.max_connections,
+    )
+    roster = backend.roster(push, node, report)
+    # Opened in this order, as far as there is anything to open, and closed again in the other: what
+    # happens to the last is recorded.
     resources: list[AbstractAsyncContextManager[object]] = [
         each
-        for each in (bus, backend.credentials, push, roster, limiter)
+        for each in (
+            bus,
+            backend.credentials,
+            statistics,
+            recording,
+            pulse,
+            streams,
+            push,
+            roster,
+            limiter,
+            process,
+            metrics,
+        )
         if isinstance(each, AbstractAsyncContextManager)
     ]
     local = settings.mode == "local"
@@ -97,16 +143,11 @@ def create_app(settings: Settings) -> Service:
         auth = TokenAuthenticator(
             tokens, push, pages, None if sign_in is None else sign_in.sessions
         )
-    metrics.registry.register(
-        Gauges(
-            connections=lambda: _by_transport(push),
-            bus_length=lambda: bus.length,
-            unknown=lambda: bus.unknown,
-            pending=lambda: bus.outbox.pending,
-            up=lambda: push.trouble is None,
-        )
-    )
-    publish = _publish_endpoints(settings, push, auth, limiter=limiter)
+    traces = traces_of(os.environ)
+    if traces is not None:
+        resources.append(traces)
+    tracing = Tracing(traces, tells=settings.trace_messages)
+    publish = _publish_endpoints(settings, push, auth, limiter=limiter, tracing=tracing)
     routes = [
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in publish.items()),
         *_routes(
@@ -115,7 +156,10 @@ def create_app(settings: Settings) -> Service:
             auth,
             limiter=limiter,
             roster=roster,
+            statistics=statistics,
             metrics=metrics,
+            tally=tally,
+            tracing=tracing,
             bus=backend.name,
             pages=pages,
         ),
@@ -127,6 +171,7 @@ def create_app(settings: Settings) -> Service:
             methods=["POST"],
         ),
         *page_routes(openapi()),
+        *admin_routes(),
     ]
     prefix = settings.root_path
     app = Service(
@@ -134,14 +179,10 @@ def create_app(settings: Settings) -> Service:
         _middleware(settings, rules),
         lifespan,
         hot=publish | {prefix + path: endpoint for path, endpoint in publish.items()},
-        on_error=metrics.error,
+        on_error=tally.answered,
     )
-    app.state.push, app.state.resources, app.state.metrics, app.state.cors = (
-        push,
-        resources,
-        metrics,
-        rules,
-    )
+    app.state.push, app.state.resources, app.state.cors = push, resources, rules
+    app.state.tally, app.state.metrics = tally, metrics
     return app
 
 
@@ -241,6 +282,25 @@ def _push(settings: Settings, bus: Bus, credentials: Credentials, observer: Obse
     )
 
 
+def _metrics(
+    settings: Settings,
+    push: Push,
+    bus: Bus,
+    tally: Tally,
+    process: Process,
+    *,
+    bus_name: str,
+    shared: Shared | None,
+) -> Metrics:
+    limit = settings.log_length if bus_name == "redis" else 0
+    return Metrics(
+        lambda: of_tally(tally),
+        of_service(push, bus, tally, kind=bus_name, limit=limit),
+        process.figures,
+        shared=shared,
+    )
+
+
 class _Rest(PathConvertor):
     # Starlette's own ends at a line end: a name that has one would be no such path, instead of no
     # name.
@@ -253,10 +313,11 @@ def _publish_endpoints(
     auth: Authenticator,
     *,
     limiter: Limiter | None,
+    tracing: Tracing,
 ) -> dict[str, ASGIApp]:
     """The hot endpoints, by their paths."""
     one = settings.max_message_bytes
-    publish = partial(Publish, push, auth, max_bytes=one, limiter=limiter)
+    publish = partial(Publish, push, auth, max_bytes=one, limiter=limiter, tracing=tracing)
     return {
         f"{API}/messages/send": publish(),
         f"{API}/messages/broadcast": publish(broadcast=True),
@@ -266,6 +327,7 @@ def _publish_endpoints(
             max_message_bytes=one,
             max_batch_bytes=settings.max_batch_bytes,
             limiter=limiter,
+            tracing=tracing,
         ),
     }
 
@@ -277,13 +339,16 @@ def _routes(
     *,
     limiter: Limiter | None,
     roster: Roster,
+    statistics: Statistics,
     metrics: Metrics,
+    tally: Tally,
+    tracing: Tracing,
     bus: str,
     pages: Origins,
 ) -> list[BaseRoute]:
     """Every path of the service, and its handler."""
     history = HistoryApi(push, auth)
-    connections = ConnectionsApi(roster, auth)
+    connections, instances = ConnectionsApi(roster, auth), InstancesApi(roster, auth)
     health = HealthApi(push, metrics, bus=bus, metrics_token=settings.metrics_token)
     permissions = PermissionsApi(
         push,
@@ -296,7 +361,8 @@ def _routes(
     acknowledgements = AcknowledgementsApi(push, auth, acknowledging)
     deliveries = DeliveriesApi(push, auth)
     streams = partial(Streams, push=push, auth=auth, default_events=settings.default_events)
-    means = Means(push, auth, limiter, acknowledging, settings.max_message_bytes, metrics.error)
+    most = settings.max_message_bytes
+    means = Means(push, auth, limiter, acknowledging, most, tally.answered, tracing)
     sockets = Sockets(push, means, pages)
     register_url_convertor("rest", _Rest())
     return [
@@ -325,6 +391,8 @@ def _routes(
         Route(f"{API}/connections", connections.list),
         Route(f"{API}/connections/stats", connections.stats),
         Route(f"{API}/connections/{{id}}", connections.close, methods=["DELETE"]),
+        Route(f"{API}/instances", instances.list),
+        Route(f"{API}/stats/messages", StatisticsApi(statistics, auth).messages),
         Route(f"{API}/tickets", permissions.ticket, methods=["POST"]),
         Route(f"{API}/revocations", permissions.revoke, methods=["POST"]),
         Route("/health", health.health),
@@ -332,12 +400,6 @@ def _routes(
         Route("/health/ready", health.ready),
         Route("/metrics", health.metrics),
     ]
-
-
-def _by_transport(push: Push) -> dict[str, int]:
-    """The clients' connections, by what carries them."""
-    none = {"sse": 0, "ws": 0}
-    return none | Counter(each.info.transport for each in push.connections.values())
 
 
 def _ack_limiter(rate: float) -> MemoryLimiter | None:

@@ -8,12 +8,21 @@ from msgpush.adapters.memory.credentials import MemoryCredentials
 from msgpush.adapters.memory.limiter import MemoryLimiter
 from msgpush.adapters.memory.outbox import MemoryOutbox
 from msgpush.adapters.memory.roster import MemoryRoster
+from msgpush.adapters.memory.statistics import MemoryStatistics
 from msgpush.adapters.redis.bus import RedisBus
 from msgpush.adapters.redis.credentials import RedisCredentials
 from msgpush.adapters.redis.limiter import RedisLimiter
 from msgpush.adapters.redis.roster import RedisRoster
+from msgpush.adapters.redis.statistics import RedisStatistics
 from msgpush.adapters.redis.target import RedisTarget
-from msgpush.domain.ports import Bus, Credentials, Limiter, Roster
+from msgpush.domain.ports import (
+    Bus,
+    Credentials,
+    InstanceState,
+    Limiter,
+    Roster,
+    Statistics,
+)
 from msgpush.domain.service import Push
 from msgpush.entrypoints.settings import Settings
 
@@ -25,14 +34,15 @@ class Backend(NamedTuple):
 
     Attributes:
         name: as it is told.
-        roster: makes that of a `Push`, at an instance that has this name.
+        roster: makes that of a `Push`, at an instance that has this name, and tells this of itself.
         limiter: None where publishing has no rate.
     """
 
     name: str
     bus: Bus
     credentials: Credentials
-    roster: Callable[[Push, str], Roster]
+    roster: Callable[[Push, str, Callable[[], InstanceState]], Roster]
+    statistics: Statistics
     limiter: Limiter | None
 
 
@@ -56,7 +66,8 @@ def _memory(settings: Settings) -> Backend:
             ),
         ),
         credentials=MemoryCredentials(lifetime=_revocation_lifetime(settings)),
-        roster=lambda push, node: MemoryRoster(push.listing(node)),
+        roster=lambda push, node, report: MemoryRoster(push.listing(node), report),
+        statistics=MemoryStatistics(),
         limiter=MemoryLimiter(rate) if rate else None,
     )
 
@@ -76,7 +87,10 @@ def _redis(settings: Settings, target: RedisTarget) -> Backend:
             dead_letter_ttl=settings.dead_letter_ttl,
         ),
         credentials=RedisCredentials(target, lifetime=_revocation_lifetime(settings)),
-        roster=lambda push, node: RedisRoster(target, push.listing(node), push.command),
+        roster=lambda push, node, report: RedisRoster(
+            target, push.listing(node), push.command, report
+        ),
+        statistics=RedisStatistics(target),
         limiter=RedisLimiter(target, rate) if rate else None,
     )
 

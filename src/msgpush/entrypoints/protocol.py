@@ -55,6 +55,7 @@ from msgspec import Struct
 from uvicorn.server import ServerState
 from websockets.server import ServerProtocol
 
+from msgpush.adapters.http import request_ids
 from msgpush.adapters.http.addresses import one_notation
 from msgpush.adapters.http.problems import encode, problem
 from msgpush.domain.wheel import Wheel
@@ -763,7 +764,8 @@ class Protocol(asyncio.Protocol):
         )
         cors = self.server_state.cors(sent[0].decode("latin-1") if sent else None)
         added = "".join(f"{name.lower()}: {value}\r\n" for name, value in cors.items())
-        self.transport.write(f"{head}{added}".encode() + headers + b"\r\n" + body)
+        named = b"%b: %b\r\n" % (request_ids.NAME, request_ids.id_of(self._headers))
+        self.transport.write(f"{head}{added}".encode() + headers + named + b"\r\n" + body)
         self.linger()
 
     @property

@@ -25,7 +25,7 @@ PLAIN = _names("""
     cors_origins cors_headers trusted_proxies root_path
     enable_auth jwt_audience jwt_audience_claim jwt_leeway max_token_lifetime
     oidc_client_id oidc_scope oidc_admin_claim oidc_grant
-    log_level log_format
+    log_level log_format trace_messages
 """)
 # Shown without user, password, query and fragment.
 URLS = _names("redis_url jwks_url jwt_issuer oidc_issuer public_url")

@@ -30,7 +30,6 @@ VARIABLE = "MSGPUSH_WORKER"
 RESTART_SECONDS = 1.0  # from one start of a worker to the next, at least
 RESTART_SECONDS_MOST = 10.0  # where it dies again and again
 STEADY_SECONDS = 10.0  # one that has lived so long didn't die of its start
-REFRESH_SECONDS = 1.0
 
 log = structlog.get_logger("msgpush.supervisor")
 
@@ -75,7 +74,6 @@ class Worker:
         self.number, self.listener = number, listener
         self.orphaned = False
         self._tie = tie
-        self._refresh: Callable[[], None] | None = None
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str]) -> Self | None:
@@ -92,20 +90,14 @@ class Worker:
             target=self._watch, args=(patience,), name="supervisor", daemon=True
         ).start()
 
-    def serves(self, refresh: Callable[[], None]) -> None:
-        """Tell the supervisor so; from now on `refresh` is called each second, in a thread."""
+    def serves(self) -> None:
+        """Tell the supervisor so."""
         with contextlib.suppress(OSError):  # it has gone: `watch` sees to that
             self._tie.send(b"\n")
-        self._refresh = refresh
 
     def _watch(self, patience: float) -> None:
-        self._tie.settimeout(REFRESH_SECONDS)
         while self._tied():
-            try:
-                if self._refresh is not None:
-                    self._refresh()
-            except Exception:
-                log.exception("a worker's metrics can't be shared", pid=os.getpid())
+            pass
         log.warning("the supervisor has gone", pid=os.getpid())
         self.orphaned = True
         os.kill(os.getpid(), signal.SIGTERM)
@@ -115,8 +107,6 @@ class Worker:
     def _tied(self) -> bool:
         try:
             return self._tie.recv(1) != b""
-        except TimeoutError:
-            return True
         except OSError:
             return False
 

@@ -384,6 +384,13 @@ class SettingsTable(Struct, frozen=True, kw_only=True):
         ),
     ] = None
     metrics_token: Annotated[str | None, Setting(TOKEN, "What /metrics asks for.", _always)] = None
+    trace_messages: Annotated[
+        bool,
+        Setting(
+            BOOLEAN,
+            "Readers are told a publish's `traceparent` header, as `metadata.traceparent`.",
+        ),
+    ] = False
     log_level: Annotated[
         Level, Setting(choice(*get_args(Level)), "The least important that is logged.")
     ] = "info"

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextvars
 import logging
 import threading
 import time
@@ -350,6 +351,8 @@ class FetchedKeys:
         self._text = b""
         self._tried = -MIN_INTERVAL
         self._fetching: asyncio.Task[None] | None = None
+        # Whoever asks first isn't the one that it is done for alone.
+        self._context = contextvars.copy_context()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -387,7 +390,9 @@ class FetchedKeys:
         """Fetch the keys: once, however many ask at a time, and none of them waits for long."""
         if self._fetching is None:
             self._tried = self._monotonic()
-            self._fetching = asyncio.create_task(self._refresh(), name="msgpush keys fetch")
+            self._fetching = asyncio.create_task(
+                self._refresh(), name="msgpush keys fetch", context=self._context
+            )
         # One that asks may go, the others wait for the same. A name that nobody answers for, or
         # headers that trickle, are bounded by no timeout of the request itself.
         await asyncio.wait((self._fetching,), timeout=self._patience)

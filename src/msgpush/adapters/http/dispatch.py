@@ -9,6 +9,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
 from msgpush.adapters.http.problems import ProblemResponse, deny, error_response, problem
+from msgpush.adapters.http.request_ids import identified
 from msgpush.adapters.http.requests import ClientGone
 from msgpush.domain.errors import MsgpushError
 
@@ -49,6 +50,8 @@ class Service(Starlette):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self
+        if scope["type"] != "lifespan":
+            send = identified(scope, send)
         await self._entrance(scope, receive, send)
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,7 +9,8 @@ from starlette.responses import Response
 from msgpush.adapters.http.callers import has_token
 from msgpush.adapters.http.operation import Json, Operation, content, fields, json_answer
 from msgpush.adapters.http.responses import json_response
-from msgpush.adapters.metrics import CONTENT_TYPE, Metrics
+from msgpush.adapters.metrics.collector import Metrics
+from msgpush.adapters.metrics.text import CONTENT_TYPE
 from msgpush.domain.errors import BusUnavailable, Unauthorized
 from msgpush.domain.service import Push
 
@@ -88,13 +89,12 @@ class HealthApi:
 
     async def ready(self, _: Request) -> Response:
         """Tell whether new requests should come here."""
-        if self._push.draining:
-            return _unavailable("draining")
-        if not self._push.alive:
-            return _unavailable("delivery has stopped")
-        if not self._push.ready:
-            return _unavailable(await self._trouble() or "nothing was published yet")
-        return json_response(_OK)
+        if (reason := self._push.unready) is None:
+            return json_response(_OK)
+        if not self._push.draining and self._push.alive:
+            # It may say why.
+            reason = await self._trouble() or reason
+        return _unavailable(reason)
 
     async def metrics(self, request: Request) -> Response:
         """The metrics, in Prometheus's text format."""
@@ -102,7 +102,7 @@ class HealthApi:
             raise Unauthorized(
                 "the metrics need their own token (METRICS_TOKEN): `Authorization: Bearer <token>`"
             )
-        return Response(self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+        return Response(await self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _trouble(self) -> str | None:
         if (reason := self._push.trouble) is not None:

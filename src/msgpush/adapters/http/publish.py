@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterable, Sequence
 from math import ceil
+from typing import NamedTuple
 
 from msgspec import Struct
 from starlette.types import Receive, Scope, Send
@@ -32,6 +33,7 @@ from msgpush.adapters.http.problems import (
     respond,
 )
 from msgpush.adapters.http.requests import body_headers, body_parts, read_body
+from msgpush.adapters.http.tracing import IDLE, Tracing
 from msgpush.domain.errors import (
     BusUnavailable,
     Invalid,
@@ -40,6 +42,7 @@ from msgpush.domain.errors import (
     MsgpushError,
     PendingFull,
     RateExceeded,
+    Rejection,
     TooLarge,
 )
 from msgpush.domain.grant import Grant
@@ -134,9 +137,11 @@ class Publish:
         *,
         max_bytes: int,
         limiter: Limiter | None = None,
+        tracing: Tracing = IDLE,
         broadcast: bool = False,
     ) -> None:
         self._push, self._auth = push, auth
+        self._tracing = None if tracing.idle else tracing
         self._limiter = limiter
         self._max_bytes, self._broadcast = max_bytes, broadcast
 
@@ -149,16 +154,39 @@ class Publish:
             self._push.check(grant)  # a body may take long
             if message.id is None and headers.idempotency_key is not None:
                 message.id = _id_of(headers.idempotency_key)
-            draft = self._push.draft(message, broadcast=self._broadcast)
+            tracing, traceparent, told = self._tracing, None, None
+            if tracing is not None:
+                traceparent = tracing.of(scope) or traceparent_of(message)
+                told = tracing.told(traceparent)
+            draft = self._push.draft(message, broadcast=self._broadcast, traceparent=told)
             grant.check_publish(draft.channels)
             rate = () if self._limiter is None else await take_one(self._limiter, grant)
         except MsgpushError as error:
             self._push.rejected(error, draft)
             raise
-        (result,) = await self._push.store([draft])
-        if isinstance(result, MsgpushError):
-            raise result
+        result = await store_one(self._push, draft, tracing, traceparent)
         await respond(send, 202, encode(result), headers=rate)
+
+
+def traceparent_of(message: Message) -> str | None:
+    """Where the trace goes on that a message itself names."""
+    return message.metadata.traceparent or None if message.metadata else None
+
+
+async def store_one(
+    push: Push, draft: Draft, tracing: Tracing | None, traceparent: str | None
+) -> Receipt:
+    """Store a message; raises what it is refused for."""
+    if tracing is None:
+        (result,) = await push.store([draft])
+    else:
+        with tracing.publish(traceparent, [draft]) as failed:
+            (result,) = await push.store([draft])
+            if isinstance(result, MsgpushError):
+                failed.append(type(result).__name__)
+    if isinstance(result, MsgpushError):
+        raise result
+    return result
 
 
 async def take_one(limiter: Limiter, grant: Grant) -> Iterable[tuple[bytes, bytes]]:
@@ -260,6 +288,13 @@ BATCH = Operation(
 OPERATIONS = (SEND, BROADCAST, BATCH)
 
 
+class _Source(NamedTuple):
+    """Who has sent a batch, and where its trace goes on."""
+
+    grant: Grant
+    traceparent: str | None
+
+
 class PublishBatch:
     """`/batch`: many messages a request, each by itself, in their order."""
 
@@ -271,8 +306,10 @@ class PublishBatch:
         max_message_bytes: int,
         max_batch_bytes: int,
         limiter: Limiter | None = None,
+        tracing: Tracing = IDLE,
     ) -> None:
         self._push, self._auth = push, auth
+        self._tracing = None if tracing.idle else tracing
         self._limiter = limiter
         self._max_message_bytes, self._max_batch_bytes = max_message_bytes, max_batch_bytes
 
@@ -290,6 +327,7 @@ class PublishBatch:
     ) -> Problem | None:
         """Store the batch; what comes back is the limit that has ended it early, if one has."""
         grant = await self._auth.authenticate(scope)
+        source = _Source(grant, None if self._tracing is None else self._tracing.of(scope))
         headers = body_headers(scope, None, "the batch")
         if headers.idempotency_key is not None:
             raise Malformed(
@@ -298,7 +336,7 @@ class PublishBatch:
             )
         if headers.content_type in NDJSON_TYPES:
             try:
-                await self._store_lines(receive, grant, results)
+                await self._store_lines(receive, source, results)
             except TooLarge as error:
                 self._push.rejected(error)
                 return Problem.of(error)
@@ -307,52 +345,52 @@ class PublishBatch:
         items = await split(await read_body(receive, self._max_batch_bytes, "the batch"))
         if len(items) > MAX_ITEMS:
             raise TooLarge("the batch", MAX_ITEMS, "messages")
-        await self._store(items, grant, results)
+        await self._store(items, source, results)
         return None
 
     async def _store_lines(
-        self, receive: Receive, grant: Grant, results: list[Receipt | Failed]
+        self, receive: Receive, source: _Source, results: list[Receipt | Failed]
     ) -> None:
         # Lines are stored as they arrive: those whose newline has come stay accepted, whatever
         # becomes of the rest.
         rest = b""
         async for part in body_parts(receive):
             *lines, rest = (rest + part).split(b"\n")
-            await self._store_some(lines, grant, results)
+            await self._store_some(lines, source, results)
             if len(rest) > self._max_message_bytes:
                 raise TooLarge("a line of the batch", self._max_message_bytes)
-        await self._store_some([rest], grant, results)
+        await self._store_some([rest], source, results)
 
     async def _store_some(
-        self, lines: Sequence[bytes], grant: Grant, results: list[Receipt | Failed]
+        self, lines: Sequence[bytes], source: _Source, results: list[Receipt | Failed]
     ) -> None:
         lines = [line for line in lines if without_bom(line).strip()]
         fitting = lines[: MAX_ITEMS - len(results)]
         too_long = next(
             (i for i, line in enumerate(fitting) if len(line) > self._max_message_bytes), None
         )
-        await self._store(fitting[:too_long], grant, results)
+        await self._store(fitting[:too_long], source, results)
         if too_long is not None:
             raise TooLarge("a line of the batch", self._max_message_bytes)
         if len(lines) > len(fitting):
             raise TooLarge("the batch", MAX_ITEMS, "messages")
 
     async def _store(
-        self, items: Sequence[bytes], grant: Grant, results: list[Receipt | Failed]
+        self, items: Sequence[bytes], source: _Source, results: list[Receipt | Failed]
     ) -> None:
         for start in range(0, len(items), STORED_AT_ONCE):
-            await self._store_slice(items[start : start + STORED_AT_ONCE], grant, results)
+            await self._store_slice(items[start : start + STORED_AT_ONCE], source, results)
             await asyncio.sleep(0)
 
     async def _store_slice(
-        self, items: Sequence[bytes], grant: Grant, results: list[Receipt | Failed]
+        self, items: Sequence[bytes], source: _Source, results: list[Receipt | Failed]
     ) -> None:
         """Store some messages of a batch together, and add what became of each."""
-        outcomes = await self._drafts(items, grant)
+        outcomes = await self._drafts(items, source)
         if self._limiter is not None:
-            outcomes = await self._within_rate(self._limiter, grant, outcomes)
+            outcomes = await self._within_rate(self._limiter, source.grant, outcomes)
         drafts = [each for each in outcomes if isinstance(each, Draft)]
-        answers = await self._push.store(drafts) if drafts else []
+        answers = await self._store_drafts(drafts, source) if drafts else []
         receipts = [answer for answer in answers if isinstance(answer, Receipt)]
         if len(receipts) == len(outcomes):
             results += receipts
@@ -365,6 +403,16 @@ class PublishBatch:
             else:
                 self._push.rejected(outcome)
                 results.append(_failed(outcome))
+
+    async def _store_drafts(
+        self, drafts: Sequence[Draft], source: _Source
+    ) -> list[Receipt | Rejection]:
+        if self._tracing is None:
+            return await self._push.store(drafts)
+        with self._tracing.publish(source.traceparent, drafts) as failed:
+            answers = await self._push.store(drafts)
+            failed += [type(each).__name__ for each in answers if isinstance(each, MsgpushError)]
+        return answers
 
     async def _within_rate(
         self, limiter: Limiter, grant: Grant, outcomes: Sequence[Draft | MsgpushError]
@@ -387,31 +435,35 @@ class PublishBatch:
             )
         return kept
 
-    async def _drafts(self, items: Sequence[bytes], grant: Grant) -> list[Draft | MsgpushError]:
+    async def _drafts(self, items: Sequence[bytes], source: _Source) -> list[Draft | MsgpushError]:
         """The drafts of some items, with an error in the place of each that can't be published."""
         try:
-            self._push.check(grant)  # since the last ones came
+            self._push.check(source.grant)  # since the last ones came
         except MsgpushError as error:
             return [error] * len(items)
         sizes = [*map(len, items)]
         if max(sizes) <= self._max_message_bytes and sum(sizes) <= READ_AT_ONCE:
             messages = parse_all(items)
             if messages is not None:
-                return _allowed(self._push.drafts(messages), grant)
+                drafts = self._push.drafts(messages, self._told(source))
+                return _allowed(drafts, source.grant)
         outcomes: list[Draft | MsgpushError] = []
         until = time.monotonic() + TURN
         for item in items:
-            outcomes.append(self._draft(item))
+            outcomes.append(self._draft(item, self._told(source)))
             if time.monotonic() >= until:
                 await asyncio.sleep(0)
                 until = time.monotonic() + TURN
-        return _allowed(outcomes, grant)
+        return _allowed(outcomes, source.grant)
 
-    def _draft(self, item: bytes) -> Draft | MsgpushError:
+    def _told(self, source: _Source) -> str | None:
+        return None if self._tracing is None else self._tracing.told(source.traceparent)
+
+    def _draft(self, item: bytes, traceparent: str | None) -> Draft | MsgpushError:
         try:
             if len(item) > self._max_message_bytes:
                 raise TooLarge("the message", self._max_message_bytes)
-            return self._push.draft(parse(item))
+            return self._push.draft(parse(item), traceparent=traceparent)
         except MsgpushError as error:
             return error.as_value()
 

@@ -1,14 +1,25 @@
 """The roster of a single process: its own connections."""
 
+from collections.abc import Callable
+
 from msgpush.domain.listing import Listing
-from msgpush.domain.ports import ConnectionFilter, ConnectionState, ConnectionStats
+from msgpush.domain.ports import (
+    ConnectionFilter,
+    ConnectionState,
+    ConnectionStats,
+    InstanceState,
+)
 
 
 class MemoryRoster:
-    """The live connections of this process."""
+    """The live connections of this process.
 
-    def __init__(self, listing: Listing) -> None:
-        self._listing = listing
+    Args:
+        report: what it tells of itself.
+    """
+
+    def __init__(self, listing: Listing, report: Callable[[], InstanceState]) -> None:
+        self._listing, self._report = listing, report
 
     async def connections(
         self, wanted: ConnectionFilter, limit: int, after: str | None
@@ -29,3 +40,6 @@ class MemoryRoster:
 
     async def close(self, id: str, *, reconnect: bool) -> bool:
         return self._listing.close(id, reconnect=reconnect)
+
+    async def instances(self) -> list[InstanceState]:
+        return [self._report()]

@@ -10,6 +10,7 @@ callers, the oldest first, each with the answers that it has so far: one of whos
 still to be asked stays at its front."""
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
@@ -71,6 +72,8 @@ class Batcher(Generic[Q, A]):
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        # Whoever asks first isn't the one that it is done for alone.
+        self._context = contextvars.copy_context()
 
     async def __call__(self, question: Q) -> A:
         """The answer to one question; it isn't asked where the caller goes first.
@@ -113,7 +116,9 @@ class Batcher(Generic[Q, A]):
         if not self._arrived.is_set():
             self._arrived.set()
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name="msgpush redis batcher")
+            self._task = asyncio.create_task(
+                self._run(), name="msgpush redis batcher", context=self._context
+            )
         return caller
 
     async def _run(self) -> None:

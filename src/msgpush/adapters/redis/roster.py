@@ -7,6 +7,7 @@ it is for those who look."""
 import asyncio
 import contextlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from heapq import merge
@@ -20,9 +21,15 @@ from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.control import Close, Command
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.listing import Listing, kinds_of
-from msgpush.domain.ports import ConnectionFilter, ConnectionState, ConnectionStats
+from msgpush.domain.ports import (
+    ConnectionFilter,
+    ConnectionState,
+    ConnectionStats,
+    InstanceState,
+)
 
 SYNC = 0.5  # seconds between two writes
+REPORT = 1.0  # seconds for which what an instance tells of itself is new enough
 LEASE = 10.0  # seconds after which an instance that writes no more is gone
 ADDED = 1_000  # connections a write that are new; after an outage all are
 REFRESHED = (
@@ -39,9 +46,17 @@ T = TypeVar("T")
 
 log = logging.getLogger("msgpush.redis")
 
+
+class _Stats(ConnectionStats, frozen=True):
+    """What stands beside an instance's lease: its totals, and what it tells of itself."""
+
+    report: msgspec.Raw = msgspec.Raw(b"null")
+
+
 _encode = msgspec.json.Encoder().encode
 _state = msgspec.json.Decoder(ConnectionState).decode
-_stats = msgspec.json.Decoder(ConnectionStats).decode
+_stats = msgspec.json.Decoder(_Stats).decode
+_instance = msgspec.json.Decoder(InstanceState).decode
 SYNC_SCRIPT = lua("roster")
 
 
@@ -61,6 +76,7 @@ class RedisRoster:
     Args:
         listing: this instance's, whose name no other has.
         command: has a command obeyed by all instances.
+        report: what this instance tells of itself.
     """
 
     def __init__(
@@ -68,8 +84,10 @@ class RedisRoster:
         target: RedisTarget,
         listing: Listing,
         command: Callable[[Command], Awaitable[None]],
+        report: Callable[[], InstanceState],
     ) -> None:
         self._listing, self._command, self._node = listing, command, listing.node
+        self._report, self._told, self._told_at = report, msgspec.Raw(b"null"), float("-inf")
         self._link = SharedLink(target, "msgpush-roster")
         self._script = Script(SYNC_SCRIPT)
         self._written: dict[str, _Written] = {}
@@ -142,6 +160,16 @@ class RedisRoster:
         await self._command(Close(id, reconnect))
         return True
 
+    async def instances(self) -> list[InstanceState]:
+        time, leases, written = await self._call(
+            ("TIME",), ("ZRANGE", NODES, "0", "-1", "WITHSCORES"), ("HVALS", STATS)
+        )
+        living = set(_living(time, leases)) - {self._node}
+        told = (_read(_stats, text) for text in written)
+        others = (_read(_instance, each.report) for each in told if each is not None)
+        found = [each for each in others if each is not None and each.node in living]
+        return sorted([self._report(), *found], key=lambda each: each.node)
+
     # Writing
 
     async def _run(self) -> None:
@@ -174,7 +202,7 @@ class RedisRoster:
             self._node,
             int(LEASE * 1000),
             stats.total,
-            _encode(stats),
+            self._stats_text(stats),
             int(self._anew),
             len(removed),
         )
@@ -193,6 +221,12 @@ class RedisRoster:
         if self._anew:
             self._forget()
         return len(self._written) < len(connections)
+
+    def _stats_text(self, stats: ConnectionStats) -> bytes:
+        """The totals as they are written down, with what this instance tells of itself."""
+        if (now := time.monotonic()) - self._told_at >= REPORT:
+            self._told, self._told_at = msgspec.Raw(_encode(self._report())), now
+        return _encode(_Stats(**msgspec.structs.asdict(stats), report=self._told))
 
     def _changed(self) -> list[str]:
         connections, written = self._listing.connections, self._written
@@ -239,16 +273,8 @@ class RedisRoster:
     # Reading
 
     async def _others(self) -> list[str]:
-        (seconds, micros), leases = await self._call(
-            ("TIME",), ("ZRANGE", NODES, "0", "-1", "WITHSCORES")
-        )
-        now = int(seconds) * 1000 + int(micros) // 1000
-        nodes = zip(leases[::2], leases[1::2], strict=True)
-        return [
-            name
-            for node, lease in nodes
-            if float(lease) > now and (name := node.decode()) != self._node
-        ]
+        time, leases = await self._call(("TIME",), ("ZRANGE", NODES, "0", "-1", "WITHSCORES"))
+        return [node for node in _living(time, leases) if node != self._node]
 
     async def _ids_after(self, nodes: Sequence[str], after: str) -> list[tuple[str, str | None]]:
         """The next ids of all instances, in order, each with its instance (None: this one)."""
@@ -280,6 +306,13 @@ class RedisRoster:
 
     async def _call(self, *commands: Sequence[str | bytes | int]) -> list[Any]:
         return await self._link.calls(commands) if commands else []
+
+
+def _living(time: Sequence[bytes], leases: Sequence[bytes]) -> list[str]:
+    """The instances whose lease hasn't ended, by the server's time."""
+    now = int(time[0]) * 1000 + int(time[1]) // 1000
+    nodes = zip(leases[::2], leases[1::2], strict=True)
+    return [node.decode() for node, lease in nodes if float(lease) > now]
 
 
 def _read(decode: Callable[[bytes], T], text: bytes) -> T | None:

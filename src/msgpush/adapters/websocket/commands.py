@@ -18,9 +18,10 @@ from msgspec.structs import replace
 from msgpush.adapters.http.acknowledgements import read_keys, take_acknowledgements
 from msgpush.adapters.http.callers import Authenticator
 from msgpush.adapters.http.problems import Problem, problem
-from msgpush.adapters.http.publish import take_one
+from msgpush.adapters.http.publish import store_one, take_one, traceparent_of
 from msgpush.adapters.http.requests import no_field
 from msgpush.adapters.http.subscribing import users_served
+from msgpush.adapters.http.tracing import IDLE, Tracing
 from msgpush.adapters.websocket.frames import SocketView
 from msgpush.domain.channel import (
     BROADCAST,
@@ -72,6 +73,7 @@ class Means(NamedTuple):
     acknowledging: Limiter | None
     max_bytes: int
     on_error: Callable[[MsgpushError], None]
+    tracing: Tracing = IDLE
 
 
 class Command(NamedTuple):
@@ -249,7 +251,8 @@ class Conversation:
                 body = bytes(value)
                 if len(body) > self._means.max_bytes:
                     raise TooLarge("the message", self._means.max_bytes)
-                draft = push.draft(parse(body))
+                message = parse(body)
+                draft = push.draft(message)
                 grant.check_publish(draft.channels)
                 if self._means.publishing is not None:
                     await take_one(self._means.publishing, grant)
@@ -257,10 +260,9 @@ class Conversation:
             push.rejected(error, draft)
             raise
         # Nothing has waited since it was its turn: it is the next one that the bus is given.
-        (result,) = await push.store([draft])
-        if isinstance(result, MsgpushError):
-            raise result
-        return result
+        # The handshake's trace isn't the message's, which comes whenever it does.
+        tracing = None if self._means.tracing.idle else self._means.tracing
+        return await store_one(push, draft, tracing, traceparent_of(message))
 
     async def _acknowledge(self, value: Raw, named: Raw | None) -> Any:
         push, grant = self._means.push, self._connection.grant

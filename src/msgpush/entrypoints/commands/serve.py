@@ -17,7 +17,7 @@ import structlog
 from msgpush import __version__
 from msgpush.adapters.http.addresses import with_port
 from msgpush.adapters.logs import configure
-from msgpush.adapters.metrics import Shared
+from msgpush.adapters.metrics.shared import Shared
 from msgpush.entrypoints.app import create_app
 from msgpush.entrypoints.output import complain, say
 from msgpush.entrypoints.protocol import Limits
@@ -133,13 +133,13 @@ def work(settings: Settings, worker: Worker) -> int:
     configure(settings.log_level, settings.log_format)
     structlog.contextvars.bind_contextvars(pid=os.getpid())
     worker.watch(settings.drain_seconds + DRAIN_GRACE)
-    shared = Shared.join(os.environ[Shared.DIRECTORY], worker.number)
+    shared = Shared(os.environ[Shared.DIRECTORY], worker.number)
 
     def ready(*_: object) -> None:
         log.info("a worker serves", worker=worker.number)
-        worker.serves(shared.refresh)
+        worker.serves()
 
-    status = _run(settings, worker.listener, supervised=True, on_ready=ready)
+    status = _run(settings, worker.listener, shared=shared, on_ready=ready)
     if worker.orphaned:
         shared.leave()
     return status
@@ -180,17 +180,22 @@ def _run(
     settings: Settings,
     listener: socket.socket,
     *,
-    supervised: bool = False,
+    shared: Shared | None = None,
     on_ready: Callable[[str, int], None],
 ) -> int:
-    """Serve with these settings; returns the exit status."""
-    app = create_app(msgspec.structs.replace(settings, max_connections=_fitting(settings)))
+    """Serve with these settings; returns the exit status.
+
+    Args:
+        shared: what a supervisor's worker shares with the others.
+    """
+    fitting = msgspec.structs.replace(settings, max_connections=_fitting(settings))
+    app = create_app(fitting, shared=shared)
     return run(
         app,
         host=settings.service_host,
         port=settings.service_port,
         listener=listener,
-        supervised=supervised,
+        supervised=shared is not None,
         root_path=settings.root_path,
         limits=Limits(
             header_timeout=settings.header_timeout,
@@ -202,7 +207,7 @@ def _run(
         drain=lambda: app.state.push.drain(settings.drain_seconds),
         drain_seconds=settings.drain_seconds,
         on_ready=on_ready,
-        on_refused=app.state.metrics.refused,
+        on_refused=app.state.tally.refused,
         cors=app.state.cors.answer,
     )
 

@@ -1,0 +1,1 @@
+"""The metrics, for Prometheus: what they are, where they come from, and their text."""

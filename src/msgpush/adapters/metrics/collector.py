@@ -1,0 +1,89 @@
+"""The collector: gathers the figures when Prometheus asks, and shares them with other workers."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Self
+
+from msgpush.adapters.metrics.families import Figures
+from msgpush.adapters.metrics.shared import Shared, add_up
+from msgpush.adapters.metrics.text import render
+
+WRITE = 1.0  # seconds between two words of a worker to the others
+
+log = logging.getLogger("msgpush.metrics")
+
+
+class Metrics:
+    """The service's metrics. An async context manager: while it is open, a worker tells the others
+    its own.
+
+    Nothing is counted here: whatever is told where it happens is plain integers, and these are read
+    when somebody asks.
+
+    Args:
+        sources: each gives its figures.
+        shared: what the worker shares with the others; its metrics are those of all workers.
+    """
+
+    def __init__(self, *sources: Callable[[], Figures], shared: Shared | None = None) -> None:
+        self._sources, self._shared = [*sources], shared
+        self._took = 0.0
+        self._writing: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._shared is not None:
+            self._writing = asyncio.create_task(self._write(self._shared), name="msgpush metrics")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._writing is not None:
+            self._writing.cancel()
+            await asyncio.gather(self._writing, return_exceptions=True)
+            self._share()
+
+    def add(self, source: Callable[[], Figures]) -> None:
+        """Have what another source gives among the metrics; `FAMILIES` has their names."""
+        self._sources.append(source)
+
+    def figures(self) -> Figures:
+        """The figures of this process."""
+        found: Figures = {"message_push_scrape_seconds": {(): self._took}}
+        for source in self._sources:
+            found |= source()
+        return found
+
+    async def text(self) -> bytes:
+        """The metrics of all workers, as Prometheus reads them."""
+        began = time.perf_counter()
+        figures: Figures = {"message_push_scrape_seconds": {(): self._took}}
+        for source in self._sources:
+            figures |= source()
+            await asyncio.sleep(0)
+        if self._shared is not None:
+            figures = await self._of_all(self._shared, figures)
+        text = await render(figures)
+        self._took = time.perf_counter() - began
+        return text
+
+    async def _of_all(self, shared: Shared, own: Figures) -> Figures:
+        # Before the others are read, so that none of them ever tells less than was told here.
+        shared.write(own)
+        several = []
+        for figures in shared.others():
+            several.append(figures)
+            await asyncio.sleep(0)
+        return add_up(several)
+
+    async def _write(self, shared: Shared) -> None:
+        while True:
+            self._share()
+            await asyncio.sleep(WRITE)
+
+    def _share(self) -> None:
+        try:
+            if self._shared is not None:
+                self._shared.write(self.figures())
+        except Exception:
+            log.exception("a worker's metrics can't be shared")
