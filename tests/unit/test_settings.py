@@ -51,6 +51,8 @@ BAD_WHOLE = [*BAD_NUMBERS, "1.5", "1.0"]
 BAD_SECONDS = [*BAD_NUMBERS, ".5", "5.", "1,5", "3601", "0.5.5"]
 BAD_LISTS = ["x", "[", "{}", "null", "[1]", '["x"', '"x"', '[["x"]]', "[null]"]
 
+BAD_URLS = ["consul", "consul:8500", "ftp://x", "http://", "http://a b", "http://a:0", "http:///x"]
+
 GOOD: dict[str, list[tuple[str, Any]]] = {
     "SERVICE_HOST": [
         ("127.0.0.1", "127.0.0.1"),
@@ -194,6 +196,22 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
         ("http://localhost:8089/a/b",) * 2,
     ],
     "SESSION_SECRET": [("s" * 32,) * 2, ("é" * 16,) * 2],
+    "GATEWAY_URL": [("https://gw.example/push",) * 2, ("http://gw:8080",) * 2],
+    "GATEWAY_TOKEN": [("abc-_.~+/=",) * 2],
+    "CONSUL_URL": [("http://127.0.0.1:8500",) * 2, ("http://[::1]:8500/",) * 2],
+    "CONSUL_TOKEN": [("6f9c3a1e-0000-4000-8000-1234567890ab",) * 2],
+    "ETCD_URL": [
+        ("http://etcd:2379",) * 2,
+        ("https://a:1, https://b:2", "https://a:1,https://b:2"),
+    ],
+    "ETCD_USER": [("msgpush",) * 2],
+    "ETCD_PASSWORD": [("a b'\"=\n",) * 2],
+    "SERVICE_NAME": [("msgpush",) * 2, ("p",) * 2, ("eu.push_2-a",) * 2],
+    "ADVERTISE_ADDRESS": [("10.0.0.7",) * 2, ("push-1.internal",) * 2, ("fd00::1",) * 2],
+    "ADVERTISE_PORT": [("1", 1), ("65535", 65535)],
+    "ADVERTISE_SCHEME": [("http",) * 2, ("HTTPS", "https")],
+    "REGISTRY_TTL": [("3", 3), ("3600", 3600)],
+    "WITHDRAW_SECONDS": [("0", 0.0), ("2.5", 2.5)],
     "LOG_LEVEL": [
         ("debug",) * 2,
         ("info",) * 2,
@@ -416,6 +434,17 @@ BAD: dict[str, tuple[list[str], str]] = {
         "https:// or http://, and names no user",
     ),
     "JWT_LEEWAY": (BAD_SECONDS, "a number of seconds from 0 to 3600"),
+    "GATEWAY_URL": (BAD_URLS, "has no user, query or fragment"),
+    "GATEWAY_TOKEN": (["a b", "é", "a\n"], "text of A-Za-z0-9._~+/=-"),
+    "CONSUL_URL": (BAD_URLS, "has no user, query or fragment"),
+    "CONSUL_TOKEN": (["a b", "é", "a\r\nX: y"], "text of A-Za-z0-9._~+/=-"),
+    "ETCD_URL": ([*BAD_URLS, "http://a,", "http://a,b"], "or several, with commas"),
+    "SERVICE_NAME": (["a b", "-a", "a/b", "é", "x" * 64], "1 to 63 of A-Za-z0-9._-"),
+    "ADVERTISE_ADDRESS": (["0.0.0.0", "::", "[::1]", "a:1", "http://a"], "of one machine"),
+    "ADVERTISE_PORT": ([*BAD_WHOLE, "0", "65536"], "a whole number from 1 to 65535"),
+    "ADVERTISE_SCHEME": (["ws", "h2"], "http or https"),
+    "REGISTRY_TTL": ([*BAD_WHOLE, "2", "3601"], "a whole number of seconds from 3 to 3600"),
+    "WITHDRAW_SECONDS": (BAD_SECONDS, "a number of seconds from 0 to 3600"),
     "METRICS_TOKEN": (["a b", "é", "a\n", '"'], "text of A-Za-z0-9._~+/=-"),
     "TRACE_MESSAGES": (["x", "2"], "true or false"),
     "OIDC_ISSUER": (
@@ -469,11 +498,14 @@ BAD: dict[str, tuple[list[str], str]] = {
     "LOG_FORMAT": (["text", "console,json"], "console or json"),
 }
 
-ANYTHING_GOES = {"REDIS_PASSWORD", "OIDC_CLIENT_ID", "OIDC_CLIENT_SECRET"}
+ANYTHING_GOES = {
+    *("REDIS_PASSWORD", "OIDC_CLIENT_ID", "OIDC_CLIENT_SECRET", "ETCD_USER", "ETCD_PASSWORD"),
+}
 # What stands for the public key may be the private one, by mistake.
 ALWAYS_SECRET = {
     *("JWT_SECRET", "JWT_PUBLIC_KEY", "REDIS_PASSWORD", "METRICS_TOKEN"),
     *("OIDC_CLIENT_SECRET", "SESSION_SECRET"),
+    *("GATEWAY_TOKEN", "CONSUL_TOKEN", "ETCD_PASSWORD"),
 }
 
 
@@ -489,9 +521,25 @@ OF_SIGN_IN = (
     *("OIDC_CLIENT_ID", "OIDC_CLIENT_SECRET", "OIDC_SCOPE", "OIDC_ADMIN_CLAIM", "OIDC_GRANT"),
     *("PUBLIC_URL", "SESSION_SECRET"),
 )
+# What is announced to others must be there for them.
+OTHERS = {"SERVICE_HOST": "0.0.0.0", "ENABLE_AUTH": "false"}
+ETCD = OTHERS | {"ETCD_URL": "http://etcd:2379"}
 NEEDS: dict[str, dict[str, str]] = {
     "OIDC_ISSUER": SIGN_IN,
     **dict.fromkeys(OF_SIGN_IN, SIGN_IN),
+    "GATEWAY_URL": OTHERS,
+    "GATEWAY_TOKEN": OTHERS | {"GATEWAY_URL": "http://gw"},
+    "CONSUL_URL": OTHERS,
+    "CONSUL_TOKEN": OTHERS | {"CONSUL_URL": "http://consul:8500"},
+    "ETCD_URL": OTHERS,
+    "ETCD_USER": ETCD,
+    "ETCD_PASSWORD": ETCD | {"ETCD_USER": "x"},
+    "SERVICE_NAME": ETCD,
+    "ADVERTISE_ADDRESS": ETCD,
+    "ADVERTISE_PORT": ETCD,
+    "ADVERTISE_SCHEME": ETCD,
+    "REGISTRY_TTL": ETCD,
+    "WITHDRAW_SECONDS": ETCD,
     "SERVICE_UDS_MODE": {"SERVICE_UDS": "/run/push.sock"},
     "REDIS_PORT": REDIS,
     "REDIS_PASSWORD": REDIS,
@@ -583,6 +631,10 @@ def test_the_defaults_are_the_contracts() -> None:
         "TRACE_MESSAGES": "false",
         "OIDC_SCOPE": "openid",
         "OIDC_GRANT": "{}",
+        "SERVICE_NAME": "msgpush",
+        "ADVERTISE_SCHEME": "http",
+        "REGISTRY_TTL": "15",
+        "WITHDRAW_SECONDS": "3",
         "LOG_LEVEL": "info",
         "LOG_FORMAT": "console",
     }
@@ -723,6 +775,11 @@ def test_an_argument_that_is_no_flag_is_told_by_its_place_and_what_it_may_have_m
         ({"REDIS_URL": "redis://:hunter2@r", "REDIS_HOST": "r"}, []),
         ({"REDIS_PASSWORD": "hunter2", "SERVICE_PORT": "x"}, []),
         ({"JWKS_URL": "htps://u:hunter2@id.example"}, []),
+        (OTHERS | {"GATEWAY_URL": "https://u:hunter2@gw"}, []),
+        (OTHERS | {"CONSUL_URL": "http://consul:8500/?token=hunter2"}, []),
+        (OTHERS | {"ETCD_URL": "http://a:2379,http://u:hunter2@b:2379"}, []),
+        (OTHERS | {"GATEWAY_URL": "http://gw", "GATEWAY_TOKEN": "hunter2 "}, []),
+        (OTHERS | {"CONSUL_URL": "http://c", "CONSUL_TOKEN": "hunter2\n"}, []),
         ({"JWKS_URL": "https://u:hunter2@id.example/jwks"}, []),
         ({"JWKS_URL": "https://?key=hunter2"}, []),
         ({}, ["--jwt-secret", "hunter2"]),
@@ -949,9 +1006,11 @@ def test_each_setting_knows_where_it_came_from(tmp_path: Path) -> None:
 
 
 REDIS_URL, OPEN = {"REDIS_URL": "redis://r"}, {"ENABLE_AUTH": "false"}
+# Always used where they are set, and refused by themselves.
+FOR_OTHERS = {"GATEWAY_URL", "CONSUL_URL", "ETCD_URL"}
 UNUSED = [
     *((name, KEY) for name in OF_SIGN_IN),
-    *((name, {}) for name in NEEDS if name != "OIDC_ISSUER"),
+    *((name, {}) for name in NEEDS if name not in {"OIDC_ISSUER", *FOR_OTHERS}),
     *((name, REDIS_URL) for name in ("REDIS_PORT", "REDIS_PASSWORD", "REDIS_DB")),
     *(("MEMORY_BUS_BYTES", each) for each in (REDIS, REDIS_URL)),
     *(
@@ -1030,13 +1089,14 @@ def test_what_kubernetes_sets_for_a_service_of_that_name_is_passed_over_with_a_w
     name: str, link: str
 ) -> None:
     warnings: list[str] = []
-    settings = Settings.from_environ(REDIS | {name: link}, [], warnings.append)
+    needed = REDIS | needs(name)
+    settings = Settings.from_environ(needed | {name: link}, [], warnings.append)
     assert getattr(settings, name.lower()) == getattr(Settings(), name.lower())
     (warning,) = warnings
     assert warning.startswith(
         f'{name} is "{link}", as Kubernetes sets it for a Service named {name.lower()[:-5]}: '
     )
-    assert f"{DEFAULTS[name.lower()]} is used" in warning
+    assert f" {DEFAULTS[name.lower()] or 'none'} is used" in warning
     assert "enableServiceLinks: false" in warning
     assert "another name" in warning
 
@@ -1076,6 +1136,12 @@ SECRETS = {
     "METRICS_TOKEN": ("let.me-in", {}),
     "OIDC_CLIENT_SECRET": ("hush", SIGN_IN),
     "SESSION_SECRET": (SECRET, SIGN_IN),
+    "GATEWAY_URL": ("http://gw", OTHERS),
+    "GATEWAY_TOKEN": ("let.me-in", OTHERS | {"GATEWAY_URL": "http://gw"}),
+    "CONSUL_URL": ("http://consul:8500", OTHERS),
+    "CONSUL_TOKEN": ("let.me-in", OTHERS | {"CONSUL_URL": "http://consul:8500"}),
+    "ETCD_URL": ("http://etcd:2379", OTHERS),
+    "ETCD_PASSWORD": ("pass word", ETCD | {"ETCD_USER": "x"}),
 }
 
 
@@ -1288,3 +1354,30 @@ def test_the_table_has_a_row_of_three_cells_for_every_setting() -> None:
     }
     assert with_file == FILES.keys()
     assert "| `SERVICE_PORT` | `8089` | Port to listen on; 0: any free one." in lines[5]
+
+
+# Registries
+
+
+@pytest.mark.parametrize("name", ["GATEWAY_URL", "CONSUL_URL", "ETCD_URL"])
+def test_what_nobody_else_can_use_is_not_announced(name: str) -> None:
+    registry = {name: "http://registry:8500"}
+    line = refusal(registry)
+    assert line.startswith(f"{name} announces this instance to others, and without authentication")
+    assert "JWT_SECRET" in line
+    for host in ("127.0.0.1", "::1", "localhost", "127.8.9.10"):
+        line = refusal(registry | OPEN | {"SERVICE_HOST": host})
+        assert line.startswith("SERVICE_HOST is ")
+        assert f"{name} announces it to others" in line
+        assert "0.0.0.0" in line
+    line = refusal(registry | OPEN | {"SERVICE_UDS": "/run/x", "ADVERTISE_ADDRESS": "10.0.0.1"})
+    assert line.startswith(f"SERVICE_UDS is no address that {name} could be told of")
+    assert "ADVERTISE_PORT" in line
+
+
+def test_what_a_proxy_on_this_machine_leads_to_is_announced_by_the_proxys_address() -> None:
+    proxy = {"ADVERTISE_ADDRESS": "10.0.0.1", "ADVERTISE_PORT": "443", "ADVERTISE_SCHEME": "https"}
+    registry = {"CONSUL_URL": "http://127.0.0.1:8500"}
+    for own in ({"SERVICE_UDS": "/run/x"}, {"SERVICE_HOST": "127.0.0.1"}):
+        settings = Settings.from_environ(OPEN | registry | proxy | own)
+        assert settings.registries == ["consul_url"]

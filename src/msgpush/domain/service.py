@@ -114,7 +114,7 @@ class Push:
             write_timeout=write_timeout,
             observer=observer,
         )
-        self.draining = False
+        self.draining = self.leaving = False
         self._clock, self._monotonic = clock, monotonic
         self._message_ttl, self._ack_ttl = message_ttl, ack_ttl
         self.max_connections = max_connections
@@ -158,7 +158,7 @@ class Push:
         """The reason why new requests should go elsewhere, as far as is known unasked.
 
         None: they should come here."""
-        if self.draining:
+        if self.draining or self.leaving:
             return "draining"
         if not self.alive:
             return "delivery has stopped"
@@ -194,7 +194,7 @@ class Push:
         await self._bus.end()
 
     async def __aenter__(self) -> Self:
-        self.draining = False
+        self.draining = self.leaving = False
         await self._delivery.__aenter__()
         return self
 
@@ -426,6 +426,12 @@ class Push:
     def unsubscribe(self, connection: Connection) -> None:
         """Forget a connection."""
         self._delivery.stop(connection)
+
+    def leave(self) -> None:
+        """Have nobody sent here any more: readiness fails.
+
+        Whoever comes all the same is served, until `drain`."""
+        self.leaving = True
 
     async def drain(self, seconds: float) -> None:
         """Take no new streams, and end those that are open, over `seconds`.

@@ -1,8 +1,6 @@
 """The composition root: everything is made and wired here, and nowhere else."""
 
 import os
-import secrets
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -48,6 +46,7 @@ from msgpush.adapters.metrics.collector import Metrics
 from msgpush.adapters.metrics.shared import Shared
 from msgpush.adapters.metrics.sources import Process, of_service, of_tally
 from msgpush.adapters.openapi import openapi
+from msgpush.adapters.registry.reports import Reports, of_registries, summary
 from msgpush.adapters.sse.endpoint import Streams
 from msgpush.adapters.stream_log import StreamLog
 from msgpush.adapters.traces import traces_of
@@ -60,6 +59,7 @@ from msgpush.domain.service import Push
 from msgpush.domain.statistics import Recording
 from msgpush.domain.tally import Tally
 from msgpush.entrypoints.backends import backend_of
+from msgpush.entrypoints.registering import instance_id
 from msgpush.entrypoints.settings import Settings
 from msgpush.entrypoints.shown import shown
 
@@ -76,7 +76,12 @@ SIGN_INS_AT_ONCE = 60
 
 
 def create_app(
-    settings: Settings, *, shared: Shared | None = None, counted: bool = True
+    settings: Settings,
+    *,
+    node: str = "",
+    reports: Reports = tuple,
+    shared: Shared | None = None,
+    counted: bool = True,
 ) -> Service:
     """The whole service as an ASGI application, with a lifespan; `app.state.push` is its facade.
 
@@ -84,8 +89,11 @@ def create_app(
     that of the outermost application alone.
 
     Args:
+        node: the instance's name, which no other process has; empty: one is made.
+        reports: how its registrations stand.
         shared: what a worker shares with the others of its supervisor.
-        counted: whether what happens is counted; only to find out what that costs, it isn't."""
+        counted: whether what happens is counted; only to find out what that costs, it isn't.
+    """
     backend = backend_of(settings)
     bus, limiter = backend.bus, backend.limiter
     tally, process = Tally(), Process()
@@ -93,8 +101,8 @@ def create_app(
     observer = Observers(tally, streams) if counted else streams
     push = _push(settings, bus, backend.credentials, observer)
     metrics = _metrics(settings, push, bus, tally, process, bus_name=backend.name, shared=shared)
-    # No other process has this name, nor has this one had it before it was started anew.
-    node = f"{socket.gethostname()}-{secrets.token_hex(3)}"
+    metrics.add(lambda: of_registries(reports()))
+    node = node or instance_id()
     statistics = backend.statistics
     recording, pulse = Recording(tally, statistics, node), Pulse(tally)
     report = InstanceReport(
@@ -105,6 +113,7 @@ def create_app(
         version=__version__,
         bus=backend.name,
         limit=settings.max_connections,
+        registration=lambda: summary(reports()),
     )
     roster = backend.roster(push, node, report)
     # Opened in this order, as far as there is anything to open, and closed again in the other: what

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -135,6 +136,26 @@ def _host(text: str) -> str:
     return str(read_address(text))
 
 
+BASE = r"https?://[^\s/?#@]+(/[^\s?#]*)?"
+
+
+def _base_url(text: str) -> str:
+    parts = urlsplit(text)
+    if not re.fullmatch(BASE, text) or not parts.hostname or parts.port == 0:
+        raise ValueError
+    return text
+
+
+def _base_urls(text: str) -> str:
+    return ",".join(_base_url(each.strip()) for each in text.split(","))
+
+
+def _reachable(text: str) -> str:
+    if text in ("0.0.0.0", "::"):
+        raise Unfit("it stands for all addresses, and nobody can connect to that")
+    return _host(text)
+
+
 def _header_name(text: str) -> str:
     """The name of a header: a token (RFC 9110, section 5.6.2)."""
     if text == "*" or not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}", text):
@@ -221,6 +242,19 @@ HTTP_URL = matching(
     r"https?://[^\s/?#@]+([/?#]\S*)?",
     "a URL that begins with https:// or http://, and names no user",
 )
+BASE_URL = Kind(
+    _base_url, "a URL that begins with https:// or http://, and has no user, query or fragment"
+)
+BASE_URLS = Kind(
+    _base_urls,
+    "a URL such as http://etcd:2379, with no user, query or fragment; or several, with commas"
+    " between them",
+)
+SERVICE_NAME = matching(
+    "[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?",
+    "1 to 63 of A-Za-z0-9._-, the first and the last a letter or digit",
+)
+REACHABLE = Kind(_reachable, "an IP address of one machine, or a host name")
 TOKEN = matching(r"[A-Za-z0-9._~+/=-]+", "text of A-Za-z0-9._~+/=-")
 SECRET = checked(secret_key, "at least 32 bytes long, and no PEM key")
 PUBLIC_KEY = checked(public_key, f"a public key in PEM: {KINDS}")

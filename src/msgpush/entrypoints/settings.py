@@ -22,6 +22,7 @@ from msgpush.entrypoints.table import (
     FILES,
     FLAGS,
     KEYS,
+    REGISTRIES,
     SETTINGS,
     Setting,
     SettingsTable,
@@ -157,6 +158,11 @@ class Settings(SettingsTable, frozen=True, kw_only=True):
         return self.session_secret or self.jwt_secret
 
     @property
+    def registries(self) -> list[str]:
+        """The settings that name a registry, of those that are set."""
+        return [name for name in REGISTRIES if getattr(self, name)]
+
+    @property
     def first_audience(self) -> str | None:
         """The audience that tokens are issued for."""
         return self.jwt_audience[0] if isinstance(self.jwt_audience, tuple) else self.jwt_audience
@@ -201,9 +207,25 @@ class Settings(SettingsTable, frozen=True, kw_only=True):
             raise SettingsError(
                 "SERVICE_HOST", f"{_value('service_host', self.service_host)}: {UNPROTECTED}"
             )
-
+        for name in self.registries:
+            self._check_advertised(name.upper(), is_local=is_local)
         if self.oidc_issuer is not None:
             self._check_sign_in()
+
+    def _check_advertised(self, registry: str, *, is_local: bool) -> None:
+        """Refuse to announce what nobody could use."""
+        if self.enable_auth is None and not self.has_key:
+            raise SettingsError(registry, f"announces this instance to others, {FOR_NOBODY_ELSE}")
+        if self.service_uds is not None and not (self.advertise_address and self.advertise_port):
+            raise SettingsError(
+                "SERVICE_UDS", f"is no address that {registry} could be told of: {PROXY_OF_IT}"
+            )
+        if is_local and not self.advertise_address:
+            raise SettingsError(
+                "SERVICE_HOST",
+                f"{_value('service_host', self.service_host)}, which this machine alone reaches,"
+                f" and {registry} announces it to others: {LISTEN_ELSEWHERE}",
+            )
 
     def _check_sign_in(self) -> None:
         """Refuse settings with which nobody could sign in, or everybody could do without."""
@@ -268,6 +290,17 @@ BOTH_WAYS_OUT = f"{A_KEY}, or, behind something that protects the service, ENABL
 UNPROTECTED = (
     f"others could use the service there without authentication; {BOTH_WAYS_OUT}; else stay on"
     " 127.0.0.1, ::1 or localhost"
+)
+
+
+FOR_NOBODY_ELSE = f"and without authentication it would serve this machine alone; {BOTH_WAYS_OUT}"
+PROXY_OF_IT = (
+    "set ADVERTISE_ADDRESS and ADVERTISE_PORT to those of the proxy that leads to the socket, or"
+    " listen on a port instead"
+)
+LISTEN_ELSEWHERE = (
+    "set it to 0.0.0.0, :: or this machine's address in its network; or, where a proxy on this"
+    " machine leads here, ADVERTISE_ADDRESS and ADVERTISE_PORT to that one's"
 )
 
 
@@ -429,7 +462,7 @@ def _passed_over(name: str, given: Given) -> str:
     service = name.removesuffix("_port").replace("_", "-")
     return (
         f"{given.label} is {short_repr(given.text)}, as Kubernetes sets it for a Service named"
-        f" {service}: passed over, and {DEFAULTS[name]} is used. To avoid that, set"
+        f" {service}: passed over, and {DEFAULTS[name] or 'none'} is used. To avoid that, set"
         f" enableServiceLinks: false in the pod's spec, set {given.label} yourself, or give the"
         " Service another name"
     )
