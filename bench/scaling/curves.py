@@ -14,12 +14,12 @@ _STYLE = """
   .grid { stroke: #ddd } .axis { stroke: #888 } path { fill: none; stroke-width: 1.8 }
   .note { fill: #666 } .mark { stroke: #888; stroke-dasharray: 3 3 } rect { fill: #fff }
   .c0 { stroke: #1f6feb } .c1 { stroke: #c2410c } .c2 { stroke: #15803d } .c3 { stroke: #9333ea }
-  .c4 { stroke: #b45309 } .c5 { stroke: #0e7490 } .c6 { stroke: #be185d } .c7 { stroke: #4d7c0f }
+  .c4 { stroke: #be185d } .c5 { stroke: #0e7490 } .c6 { stroke: #b45309 } .c7 { stroke: #4d7c0f }
   .thin { stroke-width: 1; stroke-dasharray: 4 3 }
   @media (prefers-color-scheme: dark) {
     text { fill: #ddd } .grid { stroke: #333 } .note { fill: #aaa } rect { fill: #0d1117 }
     .c0 { stroke: #6ea8fe } .c1 { stroke: #fb923c } .c2 { stroke: #4ade80 } .c3 { stroke: #c084fc }
-    .c4 { stroke: #fbbf24 } .c5 { stroke: #22d3ee } .c6 { stroke: #f472b6 } .c7 { stroke: #a3e635 }
+    .c4 { stroke: #f472b6 } .c5 { stroke: #22d3ee } .c6 { stroke: #fbbf24 } .c7 { stroke: #a3e635 }
   }
 """
 
