@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.types import ASGIApp, Message
 
+from msgpush.adapters.http import request_ids
+
 if TYPE_CHECKING:
     from msgpush.entrypoints.protocol import State
 
@@ -211,6 +213,10 @@ class Exchange:
         ]
         closes = False
         for name, value in headers:
+            if name is request_ids.NAME:
+                # Each has another one, which is known to be safe: it would only push others out.
+                parts.append(b"x-request-id: %b\r\n" % value)
+                continue
             line = header_line(name, value)
             parts.append(line)
             if line.startswith(b"content-length:"):
