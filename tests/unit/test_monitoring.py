@@ -23,8 +23,6 @@ BOARD: dict[str, Any] = json.loads(DASHBOARD.read_text())
 PANELS: list[dict[str, Any]] = BOARD["panels"]
 # What Prometheus adds, and what a histogram has.
 EVERYWHERE = {"job", "instance", "namespace", "le"}
-# Where there is a registry, its own adapter tells of it.
-REGISTERED = {"message_push_registered": {"registry"}}
 
 
 def alert_queries() -> list[str]:
@@ -36,7 +34,7 @@ QUERIES = [*alert_queries(), *dashboard_queries()]
 
 def labels_of() -> dict[str, set[str]]:
     """Each name that a query may use, with its labels."""
-    found = dict(REGISTERED)
+    found: dict[str, set[str]] = {}
     for name, family in FAMILIES.items():
         endings = ("_bucket", "_sum", "_count") if family.kind == "histogram" else ("",)
         found |= {name + ending: {*family.labels} for ending in endings}
