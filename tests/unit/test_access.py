@@ -447,7 +447,13 @@ async def test_the_matrix_knows_all_these_credentials(client: AsgiDriver) -> Non
 
 
 async def test_no_route_is_missing_from_the_matrix(client: AsgiDriver) -> None:
-    asked = [*ENDPOINTS.values(), *OPEN, *SIGN_IN, Endpoint("GET", "/ws")]
+    asked = [
+        *ENDPOINTS.values(),
+        *OPEN,
+        *SIGN_IN,
+        Endpoint("GET", "/admin"),
+        Endpoint("GET", "/ws"),
+    ]
     for route in create_app(Settings()).routes:
         if isinstance(route, Mount):
             assert any(endpoint.target.startswith(route.path) for endpoint in asked)

@@ -27,6 +27,15 @@ _HEADERS = {
 OPERATIONS = (
     Operation(
         "GET",
+        "/admin",
+        tag="Pages",
+        id="adminEntrance",
+        summary="To the operator's page",
+        answers={308: {"description": "It is `/admin/`."}},
+        problems=[405],
+    ),
+    Operation(
+        "GET",
         "/admin/",
         tag="Pages",
         id="admin",

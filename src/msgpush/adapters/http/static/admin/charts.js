@@ -75,10 +75,10 @@ export class Chart {
       "details",
       { ontoggle: () => this.#tell() },
       h("summary", {}, t("chart.table")),
-      h("div", { class: "table", tabindex: "0", role: "region", "aria-label": given.title }, this.#table),
+      h("div", { class: "table", tabindex: "0", role: "group", "aria-label": given.title }, this.#table),
     );
     this.element = h(
-      "section",
+      "figure",
       { class: "card chart", "aria-labelledby": id },
       h("div", { class: "head" }, h("h2", { id }, given.title), this.#value),
       h(
@@ -140,7 +140,7 @@ export class Chart {
     return {
       width,
       height: HEIGHT,
-      padding: [8, 26, 0, 0],
+      padding: [8, 8, 0, 0],
       legend: { show: false },
       cursor: { show: false },
       scales: {
@@ -154,7 +154,7 @@ export class Chart {
           size: 28,
           space: 90,
           incrs: INCREMENTS,
-          values: (_, times) => times.map((at) => brief(at, dates)),
+          values: (plot, times) => times.map((at) => (fits(plot, at, dates) ? brief(at, dates) : null)),
         },
         { ...axis, size: 52, space: 36, values: (_, values) => values.map(figure) },
       ],
@@ -227,6 +227,10 @@ function extremes(values) {
     most: figure(most === -Infinity ? null : most),
   };
 }
+
+/** Whether a time can stand below its place, and isn't cut off at the right. */
+const fits = (plot, at, dates) =>
+  plot.valToPos(at, "x") + (dates === "days" ? 36 : 26) < plot.bbox.width / devicePixelRatio + 8;
 
 /** A round number not below this one, so that the axis doesn't jump with each point. */
 function nice(most) {

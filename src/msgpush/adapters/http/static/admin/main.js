@@ -22,7 +22,7 @@ const VIEWS = { overview, connections, channels, publish, delivery, access, sett
 const main = h("main", { id: "main", tabindex: "-1" });
 const nav = h("nav", { id: "nav" });
 const bar = h("header", { class: "bar" });
-const skip = h("a", { class: "skip", href: "#main" });
+const skip = h("a", { class: "skip", href: "#main", onclick: (event) => (event.preventDefault(), main.focus()) });
 let shown = null; // what ends the view that is shown
 
 function frame() {
@@ -106,11 +106,6 @@ function unfold(open) {
 /** Show the view that the address names. */
 function view(moved = true) {
   if (document.body.classList.contains("outside")) return;
-  if (location.hash === "#main") {
-    // The skip link, which is no place.
-    history.replaceState(null, "", to(before.name, before.params));
-    return main.focus();
-  }
   const { name, params } = place();
   const found = VIEWS[name] ?? overview;
   before = { name: VIEWS[name] ? name : "overview", params };
@@ -168,6 +163,9 @@ function inside() {
 }
 
 async function leave() {
+  // First: what is shown would ask to sign in again as soon as it hears that the session has ended.
+  end();
+  document.body.classList.add("outside");
   await signOut();
   outside();
 }
@@ -178,7 +176,7 @@ async function again() {
   if (asking || document.body.classList.contains("outside")) return;
   asking = true;
   await findOut().catch(() => {});
-  const dialog = h("dialog", { class: "ask", "aria-labelledby": "again" });
+  const dialog = h("dialog", { class: "ask", "aria-labelledby": "again", closedby: "none" });
   const form = signInForm({
     oidc: current().oidc,
     expired: true,
@@ -195,6 +193,8 @@ async function again() {
   dialog.append(form);
   // It can't be left: there is nothing to go back to.
   dialog.addEventListener("cancel", (event) => event.preventDefault());
+  // Some browsers close it all the same, when Escape is pressed twice.
+  dialog.addEventListener("close", () => asking && dialog.showModal());
   document.body.append(dialog);
   dialog.showModal();
 }

@@ -6,7 +6,7 @@ import { to } from "./router.js";
 import { keep } from "./memory.js";
 import { code, data, short } from "./text.js";
 
-const TYPES = ["progress", "status", "error", "success", "warning", "info", "custom"];
+export const TYPES = ["info", "progress", "status", "success", "warning", "error", "custom"];
 
 /** What a message says, on one line. */
 export function gist({ type, data: told }) {

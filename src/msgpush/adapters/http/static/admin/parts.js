@@ -76,7 +76,7 @@ export function table(caption, columns) {
   const body = h("tbody", { role: "rowgroup" });
   const element = h(
     "div",
-    { class: "table", tabindex: "0", role: "region", "aria-label": caption },
+    { class: "table", tabindex: "0", role: "group", "aria-label": caption },
     // The roles stand here, since `display: block` would take them away.
     h(
       "table",
@@ -220,7 +220,7 @@ const STEP = 100_000;
 /** A long text, of which the beginning is shown, and more on demand: a megabyte at once would stop the page. */
 export function longText(text, label) {
   const shown = document.createTextNode("");
-  const box = h("pre", { class: "json", tabindex: "0", translate: "no", role: "region", "aria-label": label }, shown);
+  const box = h("pre", { class: "json", tabindex: "0", translate: "no", role: "group", "aria-label": label }, shown);
   let end = 0;
   const more = h("button", { type: "button", class: "plain small", onclick: () => show(end + STEP) });
   function show(until) {

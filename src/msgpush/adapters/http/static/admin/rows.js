@@ -18,6 +18,7 @@ export class Rows {
   #chosen = null;
   #space = h("div", { class: "space", role: "presentation" });
   #frame = 0;
+  #late = 0;
   #newest = -1;
 
   constructor(given) {
@@ -40,8 +41,15 @@ export class Rows {
     this.resized.observe(this.element);
   }
 
-  /** Draw anew what can be seen, with the next frame. */
-  soon() {
+  /** Draw anew what can be seen, with the next frame; or where others come all the time, a few times a second. */
+  soon(most = 0) {
+    if (most) {
+      this.#late ||= setTimeout(() => {
+        this.#late = 0;
+        this.soon();
+      }, most);
+      return;
+    }
     this.#frame ||= requestAnimationFrame(() => {
       this.#frame = 0;
       this.#draw();
@@ -72,6 +80,7 @@ export class Rows {
   close() {
     this.resized.disconnect();
     cancelAnimationFrame(this.#frame);
+    clearTimeout(this.#late);
   }
 
   #draw() {

@@ -1,16 +1,15 @@
 // Channels: what one of them holds, and what comes to it now.
 import { ask, listen, part } from "../api.js";
 import { fill, h } from "../dom.js";
-import { count, figure, t } from "../i18n.js";
+import { figure, t } from "../i18n.js";
 import { Held } from "../held.js";
-import { drawRow, showMessage } from "../message.js";
+import { drawRow, showMessage, TYPES } from "../message.js";
 import { choice, field, heading, nothing, options, refusal, status } from "../parts.js";
-import { go, note } from "../router.js";
+import { go } from "../router.js";
 import { Rows } from "../rows.js";
-import { data } from "../text.js";
 
-const TYPES = ["progress", "status", "error", "success", "warning", "info", "custom"];
 const PAGE = 100;
+const CALM = 100; // ms between two drawings of what comes: faster than anybody reads
 
 export default function channels(root, { params, signal, onRecovery }) {
   const channel = params.channel ?? "";
@@ -124,7 +123,7 @@ class Messages {
           ),
       );
     }
-    this.rows.soon();
+    this.rows.soon(CALM);
   }
 
   clear() {
@@ -197,6 +196,7 @@ async function tail(view, { channel, signal, onRecovery }) {
     late = new Held();
     missed = 0;
     view.said.say();
+    view.said.element.removeAttribute("aria-live");
     view.rows.top();
     view.changed();
   }
@@ -210,6 +210,11 @@ async function tail(view, { channel, signal, onRecovery }) {
     }
     view.held.push(message);
     view.changed();
+  }
+
+  /** The session may have ended: whoever asks for something is told so, and signs in again. */
+  function asked() {
+    ask("api/v1/connections/stats", { signal }).catch(() => {});
   }
 
   async function begin() {
@@ -232,19 +237,24 @@ async function tail(view, { channel, signal, onRecovery }) {
     // From where that has ended: nothing is left out between the two.
     client = listen([channel], { since: history.cursor });
     client.on("open", () => say("live"));
-    client.on("close", ({ reconnect }) => say(reconnect ? "reconnecting" : "closed"));
+    client.on("close", ({ reconnect }) => {
+      say(reconnect ? "reconnecting" : "closed");
+      if (reconnect) return;
+      client = null;
+      asked();
+    });
     client.on("message", take);
     client.on("gap", (gap) => take({ gap, at: new Date() }));
-    client.on("error", (error) => {
-      // The session has ended: whoever asks in the open is told so, and signs in again.
-      if (/401/.test(error.message)) ask("admin/session").catch(() => {});
-    });
+    client.on("error", (error) => /401/.test(error.message) && asked());
   }
 
   const ticks = setInterval(() => {
     speed.textContent = t("channels.speed", { n: figure(heard) });
     heard = 0;
-    if (paused && missed) view.said.say(t("channels.late", { n: missed }));
+    if (!paused || !missed) return;
+    view.said.say(t("channels.late", { n: missed }));
+    // Screen readers say it once, not every second.
+    view.said.element.setAttribute("aria-live", "off");
   }, 1000);
   signal.addEventListener("abort", () => {
     clearInterval(ticks);

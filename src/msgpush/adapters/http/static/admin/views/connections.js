@@ -55,7 +55,7 @@ export default async function connections(root, { params, signal, onRecovery }) 
     {
       label: t("connections.sent"),
       number: true,
-      cell: (c) => [count(c.messages_sent), h("span", { class: "sub" }, bytes(c.bytes_sent))],
+      cell: (c) => [count(c.messages_sent), h("span", { class: "sub", translate: "no" }, bytes(c.bytes_sent))],
     },
     {
       label: t("connections.since"),

@@ -25,7 +25,7 @@ export default async function settings(root, { params, signal, onRecovery }) {
     },
   ]);
   const body = h("div", { class: "card" });
-  const found = h("p", { class: "quiet", role: "status" });
+  const found = h("p", { class: "status", role: "status" });
   fill(
     root,
     heading("settings"),
@@ -42,7 +42,6 @@ export default async function settings(root, { params, signal, onRecovery }) {
 
   function show() {
     const wanted = search.control.value.trim().toLowerCase();
-    note("settings", { q: search.control.value.trim(), changed: changed.checked ? "1" : "" });
     const rows = all.filter(
       (each) =>
         (!changed.checked || each.source !== "default") &&
@@ -63,8 +62,13 @@ export default async function settings(root, { params, signal, onRecovery }) {
     show();
   }
 
-  search.control.addEventListener("input", () => all.length && show());
-  changed.addEventListener("change", () => all.length && show());
+  function choose() {
+    note("settings", { q: search.control.value.trim(), changed: changed.checked ? "1" : "" });
+    if (all.length) show();
+  }
+
+  search.control.addEventListener("input", choose);
+  changed.addEventListener("change", choose);
   onRecovery(load);
   await load();
 }
