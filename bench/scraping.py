@@ -99,7 +99,10 @@ class _Asker:
 
     def readable(self) -> bool:
         """True once something has come of the answer."""
-        return bool(select.select([self._socket], [], [], 0)[0])
+        try:
+            return bool(self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return False
 
     def answer(self) -> bytes:
         """The body of the whole answer."""
