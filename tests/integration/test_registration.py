@@ -72,6 +72,7 @@ class Watcher:
         ]
 
     def __enter__(self) -> "Watcher":
+        self._stream.next()
         for each in self._threads:
             each.start()
         return self
@@ -85,6 +86,7 @@ class Watcher:
         while not self._end.is_set() and "withdrawn" not in self.moments:
             if not self._registry.records():
                 self.moments["withdrawn"] = time.monotonic()
+            time.sleep(0.005)
 
     def _watch_ready(self) -> None:
         while not self._end.is_set() and "unready" not in self.moments:
@@ -121,7 +123,6 @@ def test_an_instance_is_announced_when_ready_renewed_and_withdrawn_before_it_dra
             SseClient(service.port, "/sse/stream/a") as stream,
             Watcher(service, registry, stream) as watcher,
         ):
-            stream.next()
             service.signal(signal.SIGTERM)
             # Who comes meanwhile is still served.
             eventually(lambda: "withdrawn" in watcher.moments)
@@ -338,7 +339,6 @@ def test_workers_are_registered_once_by_their_supervisor_and_withdrawn_before_th
             SseClient(service.port, "/sse/stream/a") as stream,
             Watcher(service, registry, stream) as watcher,
         ):
-            stream.next()
             service.signal(signal.SIGTERM)
             assert service.wait() == 0
         seen = watcher.moments
@@ -361,7 +361,6 @@ def test_workers_whose_supervisor_and_all_get_the_signal_wait_for_the_withdrawal
                 SseClient(service.port, "/sse/stream/a") as stream,
                 Watcher(service, gateway, stream) as watcher,
             ):
-                stream.next()
                 for pid in (*pids, service.pid):
                     os.kill(pid, signal.SIGTERM)
                 assert service.wait() == 0

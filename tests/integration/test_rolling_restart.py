@@ -214,10 +214,21 @@ def registry(request: pytest.FixtureRequest) -> Iterator[RegistryServer]:
 def test_a_rolling_restart_under_load_loses_nothing_and_answers_no_502(
     registry: RegistryServer, tmp_path: Path
 ) -> None:
+    roll(registry, tmp_path, INSTANCES)
+
+
+def test_a_rolling_restart_of_instances_with_workers_loses_nothing_either(tmp_path: Path) -> None:
+    with SERVERS["gateway"]() as registry:
+        roll(registry, tmp_path, 2, "--workers", "2")
+
+
+def roll(registry: RegistryServer, tmp_path: Path, number: int, *flags: str) -> None:
+    """Restart so many instances, one after the other, under load; check the account."""
     with ExitStack() as stack:
         redis = stack.enter_context(RedisServer())
         start: Callable[[], ServiceProcess] = lambda: stack.enter_context(  # noqa: E731
             ServiceProcess(
+                *flags,
                 open_files=0,
                 SERVICE_HOST="0.0.0.0",
                 ADVERTISE_ADDRESS="127.0.0.1",
@@ -228,11 +239,11 @@ def test_a_rolling_restart_under_load_loses_nothing_and_answers_no_502(
                 **registry.settings(),
             )
         )
-        running = [start() for _ in range(INSTANCES)]
+        running = [start() for _ in range(number)]
         nothing = free_port()
         nginx = stack.enter_context(FedNginx(tmp_path, nothing, nothing))
         feeder = stack.enter_context(Feeder(registry, nginx))
-        eventually(lambda: len(feeder.fed) == INSTANCES, 20)
+        eventually(lambda: len(feeder.fed) == number, 20)
         with Load(nginx.port) as load:
             for old in list(running):
                 eventually_more(load)
@@ -256,7 +267,7 @@ def test_a_rolling_restart_under_load_loses_nothing_and_answers_no_502(
         access = nginx.logs("access.log")
         statuses = Counter(re.findall(r'" (\d{3}) \d+ ', access))
         assert statuses.keys() <= {"200", "202", "101", "499"}, statuses
-        assert feeder.changes >= 2 * INSTANCES
+        assert feeder.changes >= 2 * number
 
 
 def eventually_more(load: Load) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from msgpush.domain.credentials import Revocation
 from tests.integration.test_nginx import NGINX, Nginx
 from tests.support.browser import Browser, needs_chromium
 from tests.support.client import request
@@ -275,3 +277,24 @@ def test_in_a_browser_whoever_is_no_operator_is_told_so_and_may_try_again(
         tab.becomes("location.pathname === '/admin/'")
         told = "fetch('/admin/session').then((answer) => answer.json())"
         assert tab.value(told)["subject"] == "oidc:bob"
+
+
+@needs_chromium
+def test_on_the_operator_s_page_itself_one_signs_in_and_is_asked_again_once_revoked(
+    provider: OpenIdProvider, tmp_path: Path
+) -> None:
+    provider.page = True
+    with service_of(provider) as service, Browser(tmp_path) as browser:
+        url = f"http://127.0.0.1:{service.port}/admin/"
+        tab = browser.open(f"{url}#/settings")
+        tab.becomes("document.querySelector('.sign button[type=button]') !== null")
+        tab.click(".sign button[type=button]")
+        tab.becomes("document.title === 'Provider'")
+        tab.click("#go")
+        tab.becomes(f"location.href === '{url}#/settings'")
+        tab.becomes("document.querySelector('nav').textContent.includes('oidc:ada')")
+        tab.becomes("document.body.innerText.includes('OIDC_ADMIN_CLAIM')")
+        assert KEY not in tab.value("document.body.innerText")
+        service.call(lambda: service.push.revoke(Revocation("subject", "oidc:ada", time.time())))
+        tab.value("void (location.hash = '#/overview')")
+        tab.becomes("document.querySelector('.sign button[type=button]') !== null")

@@ -175,6 +175,33 @@ async def test_an_error_of_ours_ends_no_registration(caplog: pytest.LogCaptureFi
     assert "ZeroDivisionError" in caplog.text
 
 
+async def test_an_outage_is_logged_once_however_its_words_change(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    registry = MemoryRegistry()
+    async with running(Service().registration(registry, refused_retry=0.1)) as registration:
+        for errors in ((Unavailable, "down 1", "down 2"), (Refused, "no 1", "no 2")):
+            kind, *texts = errors
+            for text in texts:
+                registry.failing = kind(text)
+                await eventually(lambda text=text: registration.report.error == text)  # type: ignore[misc]
+        told = [each.getMessage() for each in caplog.records if "not registered" in each.message]
+        assert ["down 1" in told[0], "no 1" in told[1]] == [True, True]
+        assert len(told) == 2
+
+
+async def test_an_error_of_ours_at_the_end_does_not_keep_the_drain_from_coming(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    registry = MemoryRegistry()
+    registrations = Registrations(Service().registration(registry))
+    registrations.begin()
+    await eventually(lambda: registry.known)
+    registry.failing = ZeroDivisionError()
+    await registrations.end()
+    assert "ZeroDivisionError" in caplog.text
+
+
 async def test_without_an_address_nothing_is_announced_and_the_setting_is_named() -> None:
     registry = MemoryRegistry()
     async with running(Service().registration(registry, nowhere)) as registration:

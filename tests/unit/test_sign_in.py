@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import ASGIApp
 
-from msgpush.adapters.auth.sign_in import HOME, has_claim, safe_next, where_to
+from msgpush.adapters.auth.admission import HOME, has_claim, safe_next, where_to
 from msgpush.entrypoints.app import create_app, lifespan
 from msgpush.entrypoints.settings import Settings
 from tests.support.asgi import Answer, AsgiDriver
@@ -294,6 +294,16 @@ async def test_without_the_claim_nobody_is_signed_in_and_the_page_says_which_one
         assert answer.status == 303
         return
     check_page(answer, 403, "claim groups must have the value ops (OIDC_ADMIN_CLAIM)")
+    assert person.cookies == {}
+
+
+async def test_whoever_is_no_operator_does_not_go_on_as_somebody_who_was_one(
+    provider: OpenIdProvider, person: Person
+) -> None:
+    await person.sign_in()
+    provider.user = {"sub": "bob", "groups": ["staff"]}
+    check_page(await person.sign_in(), 403)
+    assert (await person.session())["mode"] is None
     assert person.cookies == {}
 
 

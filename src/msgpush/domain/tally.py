@@ -180,15 +180,21 @@ class Tally(Observer):
         _count(self.failures, (service, type, REASONS.get(error.__class__, "other")))
 
     def stored(self, seconds: float) -> None:
-        self.writes.observe(seconds)
+        # Not `observe`: each publish comes by here.
+        writes = self.writes
+        writes.counts[bisect_left(LATENCY, seconds)] += 1
+        writes.sum += seconds
 
     def delivered(self, entries: Sequence[Entry], streams: int) -> None:
         now, latency, lines = self._clock(), self.latency, self._lines
-        last, timed = None, set[tuple[str, str]]()
+        last, timed, former = None, set[tuple[str, str]](), ("", "")
         seconds, bucket = 0.0, 0
+        row, duration = _NO_LINE
         for entry in entries:
             key = entry.service, entry.type
-            row, duration = lines.get(key) or self._line(*key)
+            if key != former:
+                row, duration = lines.get(key) or self._line(*key)
+                former = key
             row.delivered += streams
             # A batch's messages all took the same time: they count once.
             if (ms := entry.position.ms) != last:
@@ -271,6 +277,9 @@ class Tally(Observer):
 
     def probed(self, seconds: float) -> None:
         self.round_trips.observe(seconds)
+
+
+_NO_LINE = (Row(), Histogram(LATENCY))
 
 
 def _count(counts: dict[K, int], key: K, number: int = 1) -> None:

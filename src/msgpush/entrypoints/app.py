@@ -14,12 +14,13 @@ from starlette.routing import BaseRoute, Match, Mount, Route, Router, WebSocketR
 from starlette.types import ASGIApp, Scope
 
 from msgpush import __version__
+from msgpush.adapters.auth.admission import HOME
 from msgpush.adapters.auth.authenticator import OpenAuthenticator, TokenAuthenticator
 from msgpush.adapters.auth.explanation import ExplainApi
 from msgpush.adapters.auth.issuers import discovered
 from msgpush.adapters.auth.keys import FetchedKeys, Keys, public_key, secret_key
 from msgpush.adapters.auth.sessions import LIFETIME, Sealed, Sessions
-from msgpush.adapters.auth.sign_in import HOME, PATIENCE, SignIn, SignInApi
+from msgpush.adapters.auth.sign_in import PATIENCE, SignIn, SignInApi
 from msgpush.adapters.auth.tokens import Tokens, read_claim
 from msgpush.adapters.http.acknowledgements import MAX_KEYS, AcknowledgementsApi
 from msgpush.adapters.http.addresses import ProxyHeaders

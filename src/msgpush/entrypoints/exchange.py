@@ -198,9 +198,15 @@ class Exchange:
         else:
             raise RuntimeError(f"{kind} at the wrong time")
 
-    def flush(self) -> None:
-        """Write the response's head, if it waits for its body."""
+    def flush_as_last(self) -> None:
+        """Write the response's head, if it waits for its body; nothing follows on the connection.
+
+        That is said (RFC 9112, section 9.6): else a proxy takes the connection for the next
+        request as soon as the response is whole, and meets it closing."""
         head, self._head = self._head, b""
+        if head and self.keep_alive:
+            self.keep_alive = False
+            head = head[:-2] + b"connection: close\r\n\r\n"
         if head:
             self._connection.transport.write(head)
 

@@ -668,7 +668,7 @@ class Protocol(asyncio.Protocol):
         self._framing_bytes = 0
         self.server_state.deadlines.pop(self, None)
         if self._answering is not None:
-            self._answering.flush()
+            self._answering.flush_as_last()
         if unwanted:
             self.transport.abort()
 

@@ -25,13 +25,17 @@ PLAIN = _names("""
     cors_origins cors_headers trusted_proxies root_path
     enable_auth jwt_audience jwt_audience_claim jwt_leeway max_token_lifetime
     oidc_client_id oidc_scope oidc_admin_claim oidc_grant
-    log_level log_format
+    service_name advertise_address advertise_port advertise_scheme registry_ttl withdraw_seconds
+    log_level log_format trace_messages
 """)
 # Shown without user, password, query and fragment.
-URLS = _names("redis_url jwks_url jwt_issuer oidc_issuer public_url")
+URLS = _names("""
+    redis_url jwks_url jwt_issuer oidc_issuer public_url gateway_url consul_url etcd_url
+""")
 # Only where they came from.
 HIDDEN = _names("""
     redis_password jwt_secret jwt_public_key oidc_client_secret session_secret metrics_token
+    gateway_token consul_token etcd_user etcd_password
 """)
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^?#]*)")
@@ -52,7 +56,9 @@ def _shown(name: str, settings: Settings) -> str | None:
     return bare(text) if name in URLS else None
 
 
-def bare(text: str) -> str:
-    """A URL without what may be secret in it; a text that is none, as it is."""
+def bare(text: str) -> str | None:
+    """A URL without what may be secret in it; a plain text as it is; None: it is neither."""
     found = _URL.match(text)
-    return text if found is None else found[1] + found[2].rpartition("@")[2]
+    if found is None:
+        return None if {"@", "?"} & {*text} else text
+    return found[1] + found[2].rpartition("@")[2]

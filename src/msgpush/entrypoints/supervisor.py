@@ -218,6 +218,7 @@ class Supervisor:
         self._command, self._environ, self._patience = command, environ, patience
         self._leave, self._on_ready, self._on_exit = leave, on_ready, on_exit
         self._on_stop = on_stop
+        self._begun = False  # whether all workers were ready, once
         self._leaving: asyncio.Task[None] | None = None
         self._slots = [WorkerSlot(number, listener) for number, listener in enumerate(listeners, 1)]
         self._stopping = asyncio.Event()
@@ -225,8 +226,10 @@ class Supervisor:
 
     @property
     def welcoming(self) -> bool:
-        """True while new requests should come here: a worker is ready for them."""
-        return any(each.welcoming for each in self._slots)
+        """True while new requests should come here.
+
+        At first all workers must be ready for them, from then on one."""
+        return self._begun and any(each.welcoming for each in self._slots)
 
     def run(self) -> int:
         """Supervise until all workers have ended.
@@ -318,6 +321,7 @@ class Supervisor:
         for byte in (heard[n : n + 1] for n in range(len(heard))):
             if byte in (READY, UNREADY):
                 slot.welcoming = byte == READY
+                self._begun = self._begun or all(each.welcoming for each in self._slots)
             elif byte == LEAVES:
                 slot.left, slot.welcoming = True, False
                 # Where somebody ends this one alone; a signal for all may come to each in any

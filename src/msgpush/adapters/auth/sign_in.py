@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 from math import ceil
 from typing import Any, Literal, NamedTuple, Protocol
-from urllib.parse import quote, unquote, urlsplit
 
 from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from msgpush.adapters.auth.admission import HOME, has_claim, safe_next, where_to
 from msgpush.adapters.auth.sessions import CookieJar, Sealed, Sessions
 from msgpush.adapters.http.addresses import limited_address
 from msgpush.adapters.http.callers import Authenticator, bearer, cookies
@@ -28,11 +28,9 @@ from msgpush.domain.ports import Limiter
 from msgpush.domain.quoting import short_repr
 from msgpush.domain.service import Push
 
-HOME = "/admin/"
 PENDING = "msgpush_sign_in_"  # before the state's digest: each tab has a cookie of its own
 PATIENCE = 600.0  # seconds that signing in may take
 AT_ONCE = 5  # that one browser has begun: more would make its headers too large
-LONGEST_NEXT = 1_500  # bytes: it has to fit into a cookie, encrypted
 LONGEST_SUB = 255  # characters (OpenID Connect Core 1.0, section 2)
 
 Mode = Literal["local", "open", "token", "oidc"]
@@ -251,16 +249,10 @@ class SignInApi:
             sign_in = await self._offered(request)
             kept = self._kept(request, sign_in, state)
             claims = await sign_in.provider.finish(request, kept)
-            sub = _admitted(claims, sign_in.admin_claim)
         except NotSignedIn as error:
             answer = _failed(error)
         else:
-            grant, session = sign_in.sessions.open(sub)
-            log.info("signed in: %s, with the session %s", short_repr(grant.subject), grant.id)
-            answer = RedirectResponse(
-                where_to(sign_in.public_url, kept["next"]), 303, {"Cache-Control": "no-store"}
-            )
-            answer.headers.append("Set-Cookie", session)
+            answer = _answered(sign_in, claims, kept["next"])
         if state:
             # Used up, whatever has come of it.
             answer.headers.append("Set-Cookie", self._jar.drop(_pending_name(state)))
@@ -331,51 +323,19 @@ def _pending_name(state: str) -> str:
     return PENDING + hashlib.sha256(state.encode()).hexdigest()[:16]
 
 
-def safe_next(text: str) -> str:
-    """The path to come back to, if that is one of this service, however often it is decoded.
-
-    One slash, then neither a slash nor a backslash, which browsers take for one; no control
-    character."""
-    decoded, before = text, None
-    while decoded != before:
-        if (
-            len(decoded.encode(errors="surrogatepass")) > LONGEST_NEXT
-            or not decoded.startswith("/")
-            or decoded[1:2] in ("/", "\\")
-            or any(ord(each) < 0x20 or 0x7F <= ord(each) < 0xA0 for each in decoded)
-        ):
-            return HOME
-        before, decoded = decoded, unquote(decoded)
-    return text
-
-
-def where_to(public_url: str, path: str) -> str:
-    """The URL of a path that `safe_next` has passed: with the service's own prefix, or without."""
-    parts = urlsplit(public_url)
-    prefix = parts.path
-    within = prefix and (path == prefix or path.startswith(prefix + "/"))
-    base = public_url.removesuffix(prefix) if within else public_url
-    return base + quote(path, safe="/?#[]@!$&'()*+,;=:%~")
-
-
-def has_claim(claims: Mapping[str, Any], wanted: str) -> bool:
-    """True if a claim has a value, as `groups=ops`: it is that text, or has it among its words or
-    items.
-
-    The name may lead into objects, as `realm_access.roles=ops`; one that has the dots itself
-    counts first."""
-    name, _, value = wanted.partition("=")
-    found: Any = claims
-    if name in claims:
-        found = claims[name]
-    else:
-        for step in name.split("."):
-            found = found.get(step) if isinstance(found, Mapping) else None
-    if isinstance(found, bool):
-        return value == str(found).lower()
-    if isinstance(found, str):
-        return found == value or value in found.split()
-    return isinstance(found, list) and value in found
+def _answered(sign_in: SignIn, claims: Mapping[str, Any], next: str) -> Response:
+    """The answer to whom the provider has sent back: a session, or why there is none."""
+    try:
+        sub = _admitted(claims, sign_in.admin_claim)
+    except NotSignedIn as error:
+        answer = _failed(error)
+        # Nor goes that of somebody else on, who was here before.
+        answer.headers.append("Set-Cookie", sign_in.sessions.closing())
+        return answer
+    grant, session = sign_in.sessions.open(sub)
+    log.info("signed in: %s, with the session %s", short_repr(grant.subject), grant.id)
+    headers = {"Cache-Control": "no-store", "Set-Cookie": session}
+    return RedirectResponse(where_to(sign_in.public_url, next), 303, headers)
 
 
 def _admitted(claims: Mapping[str, Any], wanted: str) -> str:

@@ -21,6 +21,8 @@ ANSWER_SECONDS = 5.0  # that a registry may take to answer
 FIRST_RETRY = 0.5  # seconds; twice as long each time, up to a renewal
 REFUSED_RETRY = 30.0  # seconds: somebody has to change something first
 
+OURS = "an error of ours, which the log has"
+
 State = Literal["registered", "trying", "withdrawn"]
 
 log = logging.getLogger("msgpush.registry")
@@ -77,6 +79,7 @@ class Registration:
         self._told = False  # whether the registry may know the instance
         self._known = False  # whether it has said that it does
         self._failed = 0  # attempts in a row
+        self._refused = False  # whether the last of them was
         self._ending = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -115,6 +118,10 @@ class Registration:
                     self._ttl,
                     self.report.error,
                 )
+        except Exception:
+            # Whatever it is, the drain comes next.
+            log.exception("%s: can't withdraw %s", self._registry.kind, self._instance.id)
+            self._fail(OURS, "withdrawn")
         else:
             self._tell("withdrawn")
             log.info("%s: withdrawn %s", self._registry.kind, self._instance.id)
@@ -126,7 +133,7 @@ class Registration:
                 wait = await self._step()
             except Exception:
                 log.exception("%s: a registration has failed", self._registry.kind)
-                wait = self._retry("of an error of ours, which the log has")
+                wait = self._retry(OURS)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._ending.wait()
@@ -195,10 +202,11 @@ class Registration:
 
     def _fail(self, error: Exception | str, state: State = "trying") -> None:
         reason = "it doesn't answer in time" if isinstance(error, TimeoutError) else str(error)
-        before = self.report.error
         self._failed += 1
         self._tell(state, reason, failures=1)
-        if reason != before and state == "trying":
+        # Once for each outage, though what is said of it may change.
+        refused, self._refused = self._refused, isinstance(error, Refused)
+        if state == "trying" and (self._failed == 1 or refused != self._refused):
             log.warning(
                 "%s: not registered: %s; tried again, and the service goes on meanwhile",
                 self._registry.kind,
