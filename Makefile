@@ -7,7 +7,7 @@ PIP := python -m pip --quiet --disable-pip-version-check
 PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-js lint format bench chaos fuzz demo constraints clean
+.PHONY: help run test test-long test-js lint format bench bench-scaling chaos fuzz demo constraints clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -46,6 +46,9 @@ format: .venv/dev  ## Format the code
 AGAINST ?=
 bench: .venv/run  ## Measure the service beside bare floors, or against another version: make bench AGAINST=REV
 	$(BIN)/python -m bench $(if $(AGAINST),--against '$(AGAINST)')
+
+bench-scaling: .venv/dev  ## Let an autoscaler follow streams that ramp up and down; count what is lost (needs Caddy)
+	$(BIN)/python -m bench.scaling $(if $(QUICK),--quick)
 
 SECONDS ?= 60
 SEED ?= 1

@@ -15,6 +15,7 @@ from statistics import median
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from bench import clients, load, scraping
+from bench.counting import counting_costs
 from bench.redis_server import NoServer, RedisProcess, memory_costs, redis_process, used_memory
 from bench.report import Figure, Report, say
 from bench.servers import Server, free_port, serving
@@ -328,30 +329,10 @@ class Bench:
         self._figure(what, job.reporting_seconds, job.silent_seconds)
 
     def metrics(self) -> None:
-        """What counting costs: a service that counts and one that doesn't, in turn."""
-        plan = self.plan
-        with (
-            self._service(plan.streams) as counted,
-            self._service(plan.streams, module="bench.uncounted") as uncounted,
-        ):
-            figures = {
-                f"p  CPU of a delivery, {plan.streams:,} streams": (self._delivery_cpu, 1e9, "ns"),
-                "   of a single publish": (self._publish_cpu, 1e6, "us"),
-            }
-            for what, (measure, scale, unit) in figures.items():
-                pairs: list[tuple[float, float]] = []
-                for turn in range(4 * plan.turns + 1):
-                    order = (counted, uncounted) if turn % 2 else (uncounted, counted)
-                    got = {server: measure(server) for server in order}
-                    pairs.append((got[counted], got[uncounted]))
-                with_it, without = (median(each) for each in zip(*pairs[1:], strict=True))
-                ratios = [one / other for one, other in pairs[1:]]
-                self._figure(what, scale * with_it, scale * without, unit)
-                self.report.note(
-                    f"p: {what.strip()}: counted over uncounted in the same round: median"
-                    f" {median(ratios):.3f}, of {len(ratios)}, from {min(ratios):.3f} to"
-                    f" {max(ratios):.3f}"
-                )
+        """What counting costs, of publishes and deliveries."""
+        for cost in counting_costs():
+            self._figure(f"p  CPU of {cost.what}", 1e6 * cost.counted, 1e6 * cost.uncounted, "us")
+            self.report.note(f"p: {cost.what}: counted over not, median by turn: {cost.ratio:.3f}")
 
     def scraping(self) -> None:
         """The time that a scrape takes, and for which it holds others up."""
@@ -361,20 +342,6 @@ class Bench:
         what = f"q  a scrape at {count:,} streams, {ours.lines:,} lines, median"
         self._figure(what, ours.p50, unit="ms")
         self._figure("   a request beside it; floor: without it", ours.beside, ours.alone, "ms")
-
-    def _delivery_cpu(self, service: Server) -> float:
-        """Seconds of the server's CPU that a delivery takes: of one message at a time."""
-        count, rounds = self.plan.streams, 10 * self.plan.rounds
-        before = service.loop_seconds()
-        self._measure("p", load.burst, service.port, count, rounds, service.pid, 0.0)
-        return (service.loop_seconds() - before) / (count * rounds)
-
-    def _publish_cpu(self, service: Server) -> float:
-        """Seconds of the server's CPU that a publish takes."""
-        before = service.loop_seconds()
-        arguments = self.plan.connections, 1, self.plan.seconds
-        got = self._measure("p, publish", load.publish, service.port, *arguments)
-        return (service.loop_seconds() - before) / got.accepted
 
     def _flat_out(self, name: str, kind: load.Kind) -> float:
         """Deliveries a second to many streams of a kind."""
@@ -438,9 +405,7 @@ class Bench:
             return client.submit(work, *args, **kwargs).result()
 
     @contextmanager
-    def _service(
-        self, streams: int, *, module: str = "msgpush", **settings: str
-    ) -> Iterator[Server]:
+    def _service(self, streams: int, **settings: str) -> Iterator[Server]:
         port = free_port()
         path = [str(self._source), os.environ.get("PYTHONPATH", "")]
         usual = {
@@ -451,7 +416,7 @@ class Bench:
             "MAX_CONNECTIONS": str(streams + 16),
             "LOG_LEVEL": "error",
         }
-        command = [sys.executable, "-m", module, *(["serve"] if module == "msgpush" else [])]
+        command = [sys.executable, "-m", "msgpush", "serve"]
         with serving(command, port, self._server_cores, usual | settings) as server:
             yield server
 
@@ -563,7 +528,7 @@ PARTS = (
     Part(
         "p",
         "p",
-        "what the metrics cost: a service that counts and one that doesn't, in turn",
+        "what the metrics cost: two services in this process, one of which counts, in turn",
         Bench.metrics,
         None,
     ),

@@ -4,6 +4,7 @@ others."""
 import select
 import socket
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
 
@@ -33,9 +34,12 @@ def scrape(port: int, count: int, rounds: int) -> Scraped:
     Another connection asks for something small meanwhile, one request after the other: how long
     that has to wait is how long the loop was held up, at the most.
     """
-    with select.epoll() as poll, _Asker(port) as scraper, _Asker(port) as other:
-        streams = Streams(poll, port)
+    with ExitStack() as opened:
+        streams = Streams(opened.enter_context(select.epoll()), port)
         streams.open(count)
+        # Not before: a connection that is silent at first is closed after some seconds.
+        scraper, other = (opened.enter_context(_Asker(port)) for _ in range(2))
+        other.once()
         with _Asker(port) as reader:
             reader.ask(b"GET /sse/stream/few")
             for number in range(_SERVICES):
@@ -78,6 +82,8 @@ class _Asker:
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=30)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
 
     def __enter__(self) -> "_Asker":
         return self
@@ -95,7 +101,7 @@ class _Asker:
 
     def readable(self) -> bool:
         """True once something has come of the answer."""
-        return bool(select.select([self._socket], [], [], 0)[0])
+        return bool(self._poll.poll(0))
 
     def answer(self) -> bytes:
         """The body of the whole answer."""

@@ -36,11 +36,6 @@ class Server:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def loop_seconds(self) -> float:
-        """The same of its first thread, in which the event loop is, to the nanosecond."""
-        # In Linux's scheduler statistics (Documentation/scheduler/sched-stats.rst).
-        return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[0]) / 1e9
-
 
 @contextmanager
 def serving(

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import httpx2
 import msgspec
 import pytest
 
 from msgpush.entrypoints.settings import Settings
+from tests.support import openid
 from tests.support.browser import dom, needs_chromium
 from tests.support.client import Response, SseClient, request
+from tests.support.openid import OpenIdProvider
 from tests.support.providers import Provider, auth0, cognito, entra, keycloak
 from tests.support.redis_servers import free_port
 from tests.support.service import ServiceProcess, ThreadedService, eventually
@@ -43,6 +46,7 @@ FIRST, TOKEN, USERS = "From nothing to the first token", "The token", "Your own 
 ISSUER, SERVICES = "An identity provider", "Services that publish"
 KEYCLOAK, AUTH0, ENTRA, COGNITO = "Keycloak", "Auth0", "Microsoft Entra ID", "Amazon Cognito"
 TICKET, COOKIE, ENDING = "EventSource with a ticket", "EventSource with a cookie", "Ending it"
+SIGN_IN = "Signing in to the operator's page"
 
 
 def blocks() -> dict[tuple[str, str], str]:
@@ -86,6 +90,8 @@ def test_no_block_is_missing_here() -> None:
         (COOKIE, "env"),
         (COOKIE, "http"),
         (ENDING, "bash"),
+        (SIGN_IN, "env"),
+        (SIGN_IN, "bash"),
     }
     assert set(BLOCKS) == run
 
@@ -403,3 +409,37 @@ def test_a_page_listens_with_a_cookie_if_its_origin_is_known(tmp_path: Path) -> 
             assert (shown.count("closed 2. "), shown.count("got ")) == (1, 0)
     example = Settings.from_environ({"JWT_SECRET": SECRET, **settings_of(BLOCKS[COOKIE, "env"])})
     assert example.cors_origins == ("https://app.example.com",)
+
+
+# Operators
+
+
+def test_an_operator_signs_in_with_the_settings_of_the_example_and_is_locked_out(
+    tmp_path: Path,
+) -> None:
+    given = settings_of(BLOCKS[SIGN_IN, "env"])
+    secret = tmp_path / "oidc"
+    secret.write_text(openid.SECRET)
+    given |= {"OIDC_CLIENT_SECRET_FILE": str(secret), "JWT_SECRET": SECRET}
+    Settings.from_environ(given | {"SERVICE_HOST": "0.0.0.0"})
+    callback = f"{given['PUBLIC_URL']}/admin/callback"
+    assert f"`{callback}`" in TEXT
+    port = free_port()
+    here = f"http://127.0.0.1:{port}"
+    with OpenIdProvider() as provider:
+        provider.client, provider.callback = given["OIDC_CLIENT_ID"], f"{here}/admin/callback"
+        given |= {"OIDC_ISSUER": provider.issuer, "PUBLIC_URL": here, "SERVICE_PORT": str(port)}
+        flags = (f"--{name.lower().replace('_', '-')}={text}" for name, text in given.items())
+        own = {"Sec-Fetch-Site": "same-origin"}
+        with ServiceProcess(*flags), httpx2.Client(base_url=here, headers=own) as browser:
+            browser.get("/admin/sign-in?next=/health", follow_redirects=True)
+            found = browser.get("/admin/session").json()
+            granted = json.loads(given["OIDC_GRANT"])
+            assert found["subject"] == "oidc:ada"
+            assert (found["subscribe"], found["publish"]) == (
+                granted["subscribe"],
+                granted["publish"],
+            )
+            script = BLOCKS[SIGN_IN, "bash"].replace(":8089", f":{port}").replace("SUB", "ada")
+            assert '"oidc:ada"' in shell(script, ADMIN=token("root", admin=True))
+            assert browser.get("/admin/session").json()["mode"] is None

@@ -151,7 +151,7 @@ def test_what_may_not_be_known_looks_the_same_whether_it_exists_or_not(
     nobody = bearer(token("nobody", SECRET))
 
     def same(*answers: Response) -> None:
-        seen = {(each.status, each.body, str({**each.headers, "date": ""})) for each in answers}
+        seen = {(each.status, each.body, plain(each)) for each in answers}
         assert len(seen) == 1, seen
 
     body = b'{"type":"info","service":"a","channels":["kb:1"]}'
@@ -176,6 +176,11 @@ def test_what_may_not_be_known_looks_the_same_whether_it_exists_or_not(
     assert (
         unknown.status == request(service.port, "GET", f"/sse/stream/a?token={made}").status == 401
     )
+
+
+def plain(answer: Response) -> str:
+    """An answer's headers, but for those that tell two answers apart."""
+    return str({**answer.headers, "date": "", "x-request-id": ""})
 
 
 def replaced(answer: Response, old: bytes, new: bytes) -> Response:

@@ -78,7 +78,9 @@ def test_what_is_installed_is_what_is_pinned(installed: Path) -> None:
     container = (ROOT / "Containerfile").read_text()
     assert "COPY pyproject.toml constraints.txt " in container
     assert "export PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt" in container
-    assert '--constraint constraints.txt "$(echo /wheels/*.whl)[client]"' in container
+    assert "ARG EXTRAS=client,otel\n" in container
+    assert "--constraint constraints.txt \\\n" in container
+    assert '"$(echo /wheels/*.whl)[${EXTRAS}]"' in container
 
 
 def test_the_image_starts_is_healthy_and_ends_on_sigterm(installed: Path, tmp_path: Path) -> None:
@@ -142,5 +144,5 @@ def test_the_image_has_no_build_tools_and_no_root_in_its_last_stage() -> None:
     last = (ROOT / "Containerfile").read_text().rpartition("FROM ")[2]
     assert "pip" not in last
     assert "gcc" not in last
-    assert re.search(r"^USER msgpush$", last, re.MULTILINE)
+    assert re.search(r"^USER 10001:10001$", last, re.MULTILINE), "a number: see runAsNonRoot"
     assert 'ENTRYPOINT ["/app/bin/msgpush"]' in last, "the exec form: signals reach the process"

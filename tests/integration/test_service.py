@@ -360,6 +360,20 @@ def test_an_upgrade_to_anything_but_a_websocket_is_answered_as_a_plain_request(
         assert connection.read_all().startswith(b"HTTP/1.1 %b " % status)
 
 
+def test_a_stream_says_that_its_connection_ends_with_it_so_that_no_proxy_takes_it_for_the_next(
+    service: ThreadedService,
+) -> None:
+    with RawConnection(service.port) as connection:
+        connection.send(b"GET /sse/stream/a HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        head, _, body = connection.read_until(b'"heartbeat"').partition(b"\r\n\r\n")
+        assert b"\r\nconnection: close" in head
+        id = re.search(rb'"connection":"(\w+)"', body)
+        assert id is not None
+        closing = f"/api/v1/connections/{id[1].decode()}"
+        assert request(service.port, "DELETE", closing).status == 204
+        assert connection.read_all().endswith(b"\r\n0\r\n\r\n"), "whole, and then closed"
+
+
 def test_http_1_0_gets_a_stream_without_chunks_where_the_service_is_open() -> None:
     with (
         ThreadedService(enable_auth=False) as open_service,

@@ -196,7 +196,7 @@ def test_pages_can_read_why_their_requests_were_refused_and_pages_of_others_cann
         [
             "access-control-allow-credentials: true",
             "access-control-allow-origin: https://a.example.com",
-            "access-control-expose-headers: retry-after, ratelimit, ratelimit-policy, www-authenticate",
+            "access-control-expose-headers: retry-after, ratelimit, ratelimit-policy, www-authenticate, x-request-id",
         ],
         "vary: origin",
     )

@@ -4,6 +4,7 @@ running.
 In most tests each worker has an embedded bus, which `msgpush serve` refuses for good reason: whose
 stream it is shows in its cursors, since every log has a name of its own."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -325,6 +326,32 @@ def test_a_worker_that_once_served_is_started_anew_whatever_its_status() -> None
 
     assert supervised(SERVES + "raise SystemExit(2)", 1, on_exit=on_exit).run() == 0
     assert ended == [1, 1]
+
+
+def test_a_service_is_ready_once_all_of_its_workers_are_or_have_been() -> None:
+    seen: list[bool] = []
+    telling = """
+import os, signal, time
+from msgpush.entrypoints.supervisor import Worker
+worker = Worker.from_environ(os.environ)
+began = time.monotonic()
+late = 3 if worker.number == 2 else 0  # seconds
+worker.watch(5)
+worker.serves(lambda: None, lambda: time.monotonic() - began >= late)
+time.sleep(60)
+"""
+
+    def look() -> None:
+        seen.append(supervisor.welcoming)
+        if supervisor.welcoming:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            asyncio.get_running_loop().call_later(0.1, look)
+
+    supervisor = supervised(telling, on_ready=look)
+    supervisor.run()
+    assert seen[-1]
+    assert len(seen) > 10  # of which the first worker was ready most of the time
 
 
 def test_waits_grow_while_a_worker_dies_of_its_start() -> None:

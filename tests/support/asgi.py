@@ -116,6 +116,10 @@ class Exchange:
             self.headers = {
                 key.decode(): value.decode("latin-1") for key, value in message["headers"]
             }
+            # The one header that comes several times: each in a line.
+            cookies = [value for key, value in message["headers"] if key == b"set-cookie"]
+            if cookies:
+                self.headers["set-cookie"] = b"\n".join(cookies).decode("latin-1")
             self.started.set()
         else:
             self.take(message.get("body", b""))

@@ -77,6 +77,8 @@ class Browser:
         )
         for end in (asked, told, *given):
             os.close(end)
+        self._poll = select.poll()  # a test may have more files open than select() takes
+        self._poll.register(self._telling, select.POLLIN)
         self._number = 0
         self._rest = b""
 
@@ -109,7 +111,7 @@ class Browser:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
-            assert select.select([self._telling], [], [], PATIENCE)[0], "the browser is silent"
+            assert self._poll.poll(PATIENCE * 1000), "the browser is silent"
             received = os.read(self._telling, 65_536)
             assert received, "the browser has ended"
             self._rest += received
@@ -131,6 +133,10 @@ class Tab:
         if "exceptionDetails" in answer:
             raise Unanswered(answer["exceptionDetails"])
         return answer["result"].get("value")
+
+    def tell(self, method: str, **params: Any) -> Any:
+        """The answer to a command of the protocol to this tab."""
+        return self._browser.ask(method, params, self._session)
 
     def at_each_load(self, script: str) -> None:
         """Have some JavaScript run before that of each page that is loaded from here on."""

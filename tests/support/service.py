@@ -36,14 +36,18 @@ def eventually(condition: Callable[[], T], seconds: float = PATIENCE) -> T:
 
 
 class ThreadedService:
-    """The service in a thread of the test's process, over the server that `msgpush serve` uses."""
+    """The service in a thread of the test's process, over the server that `msgpush serve` uses.
+
+    Args:
+        port: 0 takes any free one.
+    """
 
     host = "127.0.0.1"
 
-    def __init__(self, limits: Limits | None = None, **settings: Any) -> None:
+    def __init__(self, limits: Limits | None = None, *, port: int = 0, **settings: Any) -> None:
         self.app: Starlette = create_app(Settings(**settings))
         self.port = 0
-        self._limits = limits
+        self._limits, self._port = limits, port
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: Server | None = None
         self._thread = threading.Thread(target=self._run, name="service")
@@ -88,7 +92,7 @@ class ThreadedService:
             self._loop = asyncio.get_running_loop()
             self._ready.set()
 
-        with listen(self.host, 0) as listener:
+        with listen(self.host, self._port) as listener:
             self._server = make_server(
                 self.app,
                 limits=self._limits,

@@ -11,6 +11,8 @@ import msgspec
 import pytest
 from starlette.routing import Mount, Route, WebSocketRoute
 
+from msgpush.adapters.auth.sessions import Sessions
+from msgpush.adapters.auth.tokens import read_claim
 from msgpush.adapters.websocket import commands
 from msgpush.entrypoints.app import create_app, lifespan
 from msgpush.entrypoints.settings import Settings
@@ -18,6 +20,7 @@ from tests.support.asgi import Answer, AsgiDriver
 from tests.support.tokens import (
     OTHER_RSA,
     RSA,
+    SECRET,
     KeyServer,
     bearer,
     claims,
@@ -65,6 +68,9 @@ ENDPOINTS = {
     "messages": Endpoint("GET", "/api/v1/stats/messages"),
     "instances": Endpoint("GET", "/api/v1/instances"),
     "revoke": Endpoint("POST", "/api/v1/revocations", b'{"jti":"none"}'),
+    "settings": Endpoint("GET", "/api/v1/settings"),
+    "explain": Endpoint("POST", "/api/v1/tokens/explain", b'{"token":"none"}'),
+    "session": Endpoint("GET", "/admin/session"),
 }
 OPEN = [
     Endpoint("GET", target)
@@ -78,53 +84,71 @@ OPEN = [
         "/health/ready",
         "/metrics",
         "/static/icon.svg",
+        "/admin/",
+        "/admin/main.js",
     )
+]
+
+# Each looks at cookies of its own, and at nothing else (test_sign_in.py).
+SIGN_IN = [
+    Endpoint("GET", "/admin/sign-in"),
+    Endpoint("GET", "/admin/callback"),
+    Endpoint("POST", "/admin/sign-out"),
 ]
 
 # What each of the credentials below gets; 4XX of another kind than 401 and 403 is what comes before
 # or after them.
 MATRIX = """
-                      send broadcast batch stream head user service history ticket acks pending register devices remove device delivery withdraw letters redeliver forget list stats close messages instances revoke
-nothing               401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401
-expired               401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401
-wrong key             401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401
-alg none              401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401
-public key as secret  401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401
-wrong audience        401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401
-no audience           401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401
-unknown key           401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401
-wrong claim           401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401
-two tokens            401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401
-ticket as a token     401  401       401   401    401  401  401     401     401    403  403     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401
-own ticket as a token 401  401       401   401    401  401  401     401     401    200  200     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401
-ticket in a cookie    401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401
-basic                 401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401
-subscriber            403  403       403   200    200  403  200     200     201    403  403     403      403     403    403    403      403      200     403       403    403  403   403   403      403       403
-publisher             202  202       202   403    403  403  403     403     403    403  403     403      403     403    403    404      404      403     404       404    403  403   403   403      403       403
-publisher elsewhere   403  403       403   403    403  403  403     403     403    403  403     403      403     403    403    403      403      403     403       403    403  403   403   403      403       403
-other user            403  403       403   403    403  403  403     403     403    403  403     403      403     403    403    403      403      403     403       403    403  403   403   403      403       403
-that user             403  403       403   403    403  200  403     403     403    200  200     409      200     204    204    403      403      403     403       403    403  403   403   403      403       403
-back end              403  403       403   403    403  403  403     403     403    200  200     409      200     204    204    403      403      403     403       403    403  403   403   403      403       403
-back end elsewhere    403  403       403   403    403  200  403     403     403    403  403     403      403     403    403    403      403      403     403       403    403  403   403   403      403       403
-admin                 403  403       403   403    403  403  403     403     403    403  403     403      403     403    403    404      403      403     403       403    200  200   404   200      200       201
-everything            202  202       202   200    200  200  200     200     201    200  200     409      200     204    204    404      404      200     404       404    200  200   404   200      200       201
-cookie                403  403       403   200    200  200  200     200     403    403  200     403      200     403    403    404      403      200     403       403    200  200   403   200      200       403
-cookie own page       202  202       202   200    200  200  200     200     201    200  200     409      200     204    204    404      404      200     404       404    200  200   404   200      200       201
-cookie known page     202  202       202   200    200  200  200     200     201    200  200     409      200     204    204    404      404      200     404       404    200  200   404   200      200       201
-cookie other page     403  403       403   403    403  403  403     403     403    403  403     403      403     403    403    403      403      403     403       403    403  403   403   403      403       403
-cookie no page        403  403       403   403    403  403  403     403     403    403  403     403      403     403    403    403      403      403     403       403    403  403   403   403      403       403
-cookie cross-site     403  403       403   403    403  403  403     403     403    403  403     403      403     403    403    403      403      403     403       403    403  403   403   403      403       403
-cookie same-site      403  403       403   403    403  403  403     403     403    403  403     403      403     403    403    403      403      403     403       403    403  403   403   403      403       403
-cookie typed in       403  403       403   200    200  200  200     200     403    403  200     403      200     403    403    404      403      200     403       403    200  200   403   200      200       403
-cookie subscriber     403  403       403   200    200  403  200     200     403    403  403     403      403     403    403    403      403      200     403       403    403  403   403   403      403       403
-cookie expired        401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401
-header and cookie     401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401
-query                 401  401       401   200    200  200  200     400     401    200  200     400      400     400    400    400      400      400     400       400    400  400   400   400      400       401
-query expired         403  403       403   401    401  401  401     400     403    401  401     400      400     400    400    400      400      400     400       400    400  400   400   400      400       403
-query and header      401  401       401   401    401  401  401     400     401    401  401     400      400     400    400    400      400      400     400       400    400  400   400   400      400       401
-ticket                401  401       401   200    200  403  403     400     401    403  403     400      400     400    400    400      400      400     400       400    400  400   400   400      400       401
-own ticket            401  401       401   403    403  200  403     400     401    200  200     400      400     400    400    400      400      400     400       400    400  400   400   400      400       401
-ticket unknown        401  401       401   401    401  401  401     400     401    401  401     400      400     400    400    400      400      400     400       400    400  400   400   400      400       401
+                      send broadcast batch stream head user service history ticket acks pending register devices remove device delivery withdraw letters redeliver forget list stats close messages instances revoke settings explain session
+nothing               401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     200
+expired               401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     401
+wrong key             401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     401
+alg none              401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     401
+public key as secret  401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     401
+wrong audience        401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     401
+no audience           401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     401
+unknown key           401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     401
+wrong claim           401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     401
+two tokens            401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     401
+ticket as a token     401  401       401   401    401  401  401     401     401    403  403     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     401
+own ticket as a token 401  401       401   401    401  401  401     401     401    200  200     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     401
+ticket in a cookie    401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     200
+basic                 401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     200
+subscriber            403  403       403   200    200  403  200     200     201    403  403     403      403     403    403    403      403      200     403       403    403  403   403   403      403       403    403      403     200
+publisher             202  202       202   403    403  403  403     403     403    403  403     403      403     403    403    404      404      403     404       404    403  403   403   403      403       403    403      403     200
+publisher elsewhere   403  403       403   403    403  403  403     403     403    403  403     403      403     403    403    403      403      403     403       403    403  403   403   403      403       403    403      403     200
+other user            403  403       403   403    403  403  403     403     403    403  403     403      403     403    403    403      403      403     403       403    403  403   403   403      403       403    403      403     200
+that user             403  403       403   403    403  200  403     403     403    200  200     409      200     204    204    403      403      403     403       403    403  403   403   403      403       403    403      403     200
+back end              403  403       403   403    403  403  403     403     403    200  200     409      200     204    204    403      403      403     403       403    403  403   403   403      403       403    403      403     200
+back end elsewhere    403  403       403   403    403  200  403     403     403    403  403     403      403     403    403    403      403      403     403       403    403  403   403   403      403       403    403      403     200
+admin                 403  403       403   403    403  403  403     403     403    403  403     403      403     403    403    404      403      403     403       403    200  200   404   200      200       201    200      200     200
+everything            202  202       202   200    200  200  200     200     201    200  200     409      200     204    204    404      404      200     404       404    200  200   404   200      200       201    200      200     200
+cookie                403  403       403   200    200  200  200     200     403    403  200     403      200     403    403    404      403      200     403       403    200  200   403   200      200       403    200      403     200
+cookie own page       202  202       202   200    200  200  200     200     201    200  200     409      200     204    204    404      404      200     404       404    200  200   404   200      200       201    200      200     200
+cookie known page     202  202       202   200    200  200  200     200     201    200  200     409      200     204    204    404      404      200     404       404    200  200   404   200      200       201    200      200     200
+cookie other page     403  403       403   403    403  403  403     403     403    403  403     403      403     403    403    403      403      403     403       403    403  403   403   403      403       403    403      403     200
+cookie no page        403  403       403   403    403  403  403     403     403    403  403     403      403     403    403    403      403      403     403       403    403  403   403   403      403       403    403      403     200
+cookie cross-site     403  403       403   403    403  403  403     403     403    403  403     403      403     403    403    403      403      403     403       403    403  403   403   403      403       403    403      403     200
+cookie same-site      403  403       403   403    403  403  403     403     403    403  403     403      403     403    403    403      403      403     403       403    403  403   403   403      403       403    403      403     200
+cookie typed in       403  403       403   200    200  200  200     200     403    403  200     403      200     403    403    404      403      200     403       403    200  200   403   200      200       403    200      403     200
+cookie subscriber     403  403       403   200    200  403  200     200     403    403  403     403      403     403    403    403      403      200     403       403    403  403   403   403      403       403    403      403     200
+cookie expired        401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     200
+header and cookie     401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     401
+session own page      202  202       202   200    200  403  200     200     201    403  403     403      403     403    403    404      404      200     404       404    200  200   404   200      200       201    200      200     200
+session no origin     202  202       202   200    200  403  200     200     201    403  403     403      403     403    403    404      404      200     404       404    200  200   404   200      200       201    200      200     200
+session known page    401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     200
+session other page    401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     200
+session same host     401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     200
+session same-site     401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     200
+session typed in      401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     200
+session unsaid        401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     200
+session and header    401  401       401   401    401  401  401     401     401    401  401     401      401     401    401    401      401      401     401       401    401  401   401   401      401       401    401      401     401
+query                 401  401       401   200    200  200  200     400     401    200  200     400      400     400    400    400      400      400     400       400    400  400   400   400      400       401    400      401     400
+query expired         403  403       403   401    401  401  401     400     403    401  401     400      400     400    400    400      400      400     400       400    400  400   400   400      400       403    400      403     400
+query and header      401  401       401   401    401  401  401     400     401    401  401     400      400     400    400    400      400      400     400       400    400  400   400   400      400       401    400      401     400
+ticket                401  401       401   200    200  403  403     400     401    403  403     400      400     400    400    400      400      400     400       400    400  400   400   400      400       401    400      401     400
+own ticket            401  401       401   403    403  200  403     400     401    200  200     400      400     400    400    400      400      400     400       400    400  400   400   400      400       401    400      401     400
+ticket unknown        401  401       401   401    401  401  401     400     401    401  401     400      400     400    400    400      400      400     400       400    400  400   400   400      400       401    400      401     400
 """
 
 # The same of a WebSocket: whether it opens (101), or else how that is refused, by a close code of
@@ -166,6 +190,15 @@ cookie typed in       101   101     200        200   200          200          2
 cookie subscriber     101   101     200        403   200          403          200  403      403    200
 cookie expired        403   403     403        403   403          403          403  403      403    403
 header and cookie     401   401     401        401   401          401          401  401      401    401
+session own page      101   101     200        403   200          403          403  200      403    200
+session no origin     101   101     200        403   200          403          403  200      403    200
+session known page    401   401     401        401   401          401          401  401      401    401
+session other page    403   403     403        403   403          403          403  403      403    403
+session same host     401   401     401        401   401          401          401  401      401    401
+session same-site     401   401     401        401   401          401          401  401      401    401
+session typed in      401   401     401        401   401          401          401  401      401    401
+session unsaid        401   401     401        401   401          401          401  401      401    401
+session and header    401   401     401        401   401          401          401  401      401    401
 query                 101   101     200        200   200          200          200  200      200    200
 query expired         401   401     401        401   401          401          401  401      401    401
 query and header      401   401     401        401   401          401          401  401      401    401
@@ -205,6 +238,17 @@ EVERYTHING: dict[str, Any] = {
     "users": ["*"],
     "admin": True,
 }
+
+
+PROVIDER, OWN = "http://127.0.0.1:9", "https://push.example"
+GRANTED = '{"subscribe":["demo","service:*"],"publish":["service:a","demo","broadcast"]}'
+SESSIONS = Sessions(SECRET, issuer=PROVIDER, origin=OWN, given=read_claim(GRANTED))
+
+
+def session(**headers: str) -> Credentials:
+    _, text = SESSIONS.open("ada")
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Credentials({"Cookie": text.partition(";")[0], **given})
 
 
 async def credentials(client: AsgiDriver) -> dict[str, Credentials]:
@@ -269,6 +313,15 @@ async def credentials(client: AsgiDriver) -> dict[str, Credentials]:
         "cookie expired": cookie(expired, Origin="https://evil.example"),
         # The first that is there decides, and nothing falls back.
         "header and cookie": Credentials({**bearer(expired), **cookie(everything).headers}),
+        "session own page": session(Origin=OWN, Sec_Fetch_Site="same-origin"),
+        "session no origin": session(Sec_Fetch_Site="same-origin"),
+        "session known page": session(Origin="https://app.example", Sec_Fetch_Site="same-site"),
+        "session other page": session(Origin="https://evil.example", Sec_Fetch_Site="cross-site"),
+        "session same host": session(Origin="http://localhost"),
+        "session same-site": session(Sec_Fetch_Site="same-site"),
+        "session typed in": session(Sec_Fetch_Site="none"),
+        "session unsaid": session(),
+        "session and header": session(Origin=OWN, **bearer(expired)),
         "query": Credentials({}, f"?token={everything}"),
         "query expired": Credentials(cookie(everything).headers, f"?token={expired}"),
         "query and header": Credentials(bearer(expired), f"?token={everything}"),
@@ -295,7 +348,16 @@ def keys() -> Iterator[KeyServer]:
 @pytest.fixture
 async def client(keys: KeyServer) -> AsyncIterator[AsgiDriver]:
     settings = Settings(
-        jwks_url=keys.url, jwt_audience="msgpush", cors_origins=("https://app.example",)
+        jwks_url=keys.url,
+        jwt_audience="msgpush",
+        cors_origins=("https://app.example",),
+        # Nobody is there: it signs nobody in here.
+        oidc_issuer=PROVIDER,
+        oidc_client_id="msgpush",
+        oidc_admin_claim="groups=ops",
+        oidc_grant=GRANTED,
+        public_url=OWN,
+        session_secret=SECRET,
     )
     app = create_app(settings)
     async with lifespan(app):
@@ -391,7 +453,13 @@ async def test_the_matrix_knows_all_these_credentials(client: AsgiDriver) -> Non
 
 
 async def test_no_route_is_missing_from_the_matrix(client: AsgiDriver) -> None:
-    asked = [*ENDPOINTS.values(), *OPEN, Endpoint("GET", "/ws")]
+    asked = [
+        *ENDPOINTS.values(),
+        *OPEN,
+        *SIGN_IN,
+        Endpoint("GET", "/admin"),
+        Endpoint("GET", "/ws"),
+    ]
     for route in create_app(Settings()).routes:
         if isinstance(route, Mount):
             assert any(endpoint.target.startswith(route.path) for endpoint in asked)

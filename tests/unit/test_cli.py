@@ -47,6 +47,7 @@ def test_every_way_to_ask_has_its_answer_and_status(
 
 
 KEY = {"jwt_public_key": public_pem(P256)}
+REGISTERED = {"jwt_secret": SECRET, "service_host": "10.0.0.7"}
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,13 @@ KEY = {"jwt_public_key": public_pem(P256)}
         ({"jwks_url": "https://id.example/jwks"}, "JWT_AUDIENCE is not set"),
         ({"jwks_url": "http://id.example/jwks", "jwt_audience": "push"}, "JWKS_URL is not https"),
         ({"jwt_issuer": "https://id.example"}, "JWT_AUDIENCE is not set"),
+        (REGISTERED | {"gateway_url": "https://gw"}, ""),
+        (REGISTERED | {"consul_url": "http://127.0.0.1:8500"}, ""),
+        (REGISTERED | {"gateway_url": "http://gw"}, "GATEWAY_URL is not https"),
+        (
+            REGISTERED | {"etcd_url": "http://127.0.0.1:2379,http://etcd:2379"},
+            "ETCD_URL is not https",
+        ),
         ({"redis_url": "rediss://r?ssl_cert_reqs=none"}, "REDIS_URL has ssl_cert_reqs=none"),
         ({"redis_url": "rediss://r?ssl_cert_reqs=optional"}, ""),
         ({"jwt_issuer": "https://id.example", "jwt_audience": ("push", "api")}, ""),

@@ -13,7 +13,12 @@ from tests.support.tokens import SECRET
 
 ROOT = Path(__file__).parents[2]
 NGINX = (ROOT / "deploy" / "nginx.conf").read_text()
+PROMETHEUS = (ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text()
 MIB = 1024 * 1024
+
+
+def provisioned(what: str) -> str:
+    return (ROOT / "deploy" / "grafana" / "provisioning" / what / "msgpush.yml").read_text()
 
 
 def block(text: str, name: str) -> str:
@@ -51,14 +56,16 @@ def test_nginx_names_the_instances_that_compose_starts_and_the_port_that_they_li
         assert block(SERVICES, name).strip() == "<<: *msgpush"
 
 
-def test_nginx_alone_can_be_reached_and_from_this_machine_alone() -> None:
+def test_only_nginx_and_the_monitoring_can_be_reached_and_from_this_machine_alone() -> None:
+    open_ports = {"nginx": 8080, "prometheus": 9090, "grafana": 3000}
     assert "ports:" not in INSTANCE
     for name in names(SERVICES):
         service = block(SERVICES, name)
         published = re.findall(r'^ +- "([\d.:]+:\d+)"$', service, re.MULTILINE)
-        assert published == (["127.0.0.1:8080:8080"] if name == "nginx" else [])
+        port = open_ports.get(name)
+        assert published == ([f"127.0.0.1:{port}:{port}"] if port else [])
         assert "network_mode" not in service
-        assert ("outside" in service) == (name == "nginx")
+        assert ("outside" in service) == (name in open_ports)
     assert "internal: true" in block(block(COMPOSE, "networks"), "inside")
     assert "\n        listen 8080;\n" in NGINX
 
@@ -66,13 +73,39 @@ def test_nginx_alone_can_be_reached_and_from_this_machine_alone() -> None:
 def test_the_environment_of_an_instance_is_valid_and_its_numbers_are_the_defaults() -> None:
     proxies = re.findall(r"TRUSTED_PROXIES: '(.*)'", INSTANCE)[0]
     given = {"SERVICE_HOST": "0.0.0.0", "JWT_SECRET": SECRET, "TRUSTED_PROXIES": proxies}
-    settings = Settings.from_environ({**ENVIRONMENT, **given})
+    assert ENVIRONMENT.pop("METRICS_TOKEN") == "${METRICS_TOKEN:-}"
+    settings = Settings.from_environ({**ENVIRONMENT, **given, "METRICS_TOKEN": ""})
+    assert settings.metrics_token is None
     assert (settings.mode, settings.redis_host) == ("tokens", "redis")
     assert "redis" in names(SERVICES)
     others = {
         name: text for name, text in ENVIRONMENT.items() if name not in ("REDIS_HOST", *given)
     }
     assert others == {name: DEFAULTS[name.lower()] for name in others}
+
+
+def test_monitoring_runs_where_it_is_asked_for_and_watches_every_instance() -> None:
+    for name in ("prometheus", "grafana"):
+        assert "profiles: [monitoring]\n" in block(SERVICES, name)
+    for name in ("nginx", "redis", "msgpush-1"):
+        assert "profiles" not in block(SERVICES, name)
+    port = DEFAULTS["service_port"]
+    targets = [f"{name}:{port}" for name in names(SERVICES) if name.startswith("msgpush")]
+    assert f"targets: [{', '.join(targets)}]" in PROMETHEUS
+    (token,) = re.findall(r"credentials_file: (\S+)", PROMETHEUS)
+    assert f"target: {token}\n" in block(SERVICES, "prometheus")
+    assert "content: ${METRICS_TOKEN:-none}" in block(COMPOSE, "metrics-token")
+
+
+def test_grafana_is_given_prometheus_and_the_dashboard() -> None:
+    grafana = block(SERVICES, "grafana")
+    mounts = dict(re.findall(r"- \./(\S+):(\S+):ro", grafana))
+    assert all((ROOT / path).exists() for path in mounts)
+    home = mounts["deploy/grafana/msgpush.json"]
+    assert f"GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH: {home}\n" in grafana
+    assert mounts["deploy/grafana/provisioning"] == "/etc/grafana/provisioning"
+    assert f"path: {home.rpartition('/')[0]}\n" in provisioned("dashboards")
+    assert "url: http://prometheus:9090\n" in provisioned("datasources")
 
 
 def test_compose_starts_nothing_without_a_key_and_says_so() -> None:

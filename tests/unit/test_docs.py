@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
 from msgpush.adapters.metrics.families import FAMILIES
+from msgpush.adapters.registry.registration import Report
 from msgpush.entrypoints.app import create_app, lifespan
 from msgpush.entrypoints.settings import Settings, markdown_table
 from tests.support.asgi import AsgiDriver
@@ -39,7 +40,8 @@ def test_the_table_of_metrics_is_the_codes() -> None:
 
 
 async def test_the_metrics_of_the_table_are_those_that_there_are() -> None:
-    async with lifespan(app := create_app(Settings())):
+    registered = Report("etcd", "registered", 0.0)
+    async with lifespan(app := create_app(Settings(), reports=lambda: [registered])):
         client = AsgiDriver(app)
         tally = app.state.tally
         async with client.stream("/sse/stream/a") as stream:

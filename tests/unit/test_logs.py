@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from uvicorn.config import LOGGING_CONFIG, Config
 
-from msgpush.adapters.logs import configure, without_queries
+from msgpush.adapters.logs import TALKATIVE, configure, without_queries
 
 UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "uvicorn.access")
 
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("", *UVICORN)]
+    loggers = [logging.getLogger(name) for name in ("", *UVICORN, *TALKATIVE)]
     before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     yield
     for logger, handlers, level, propagate in before:
@@ -215,3 +215,16 @@ def test_a_mistake_in_a_line_is_told(capsys: pytest.CaptureFixture[str]) -> None
     configure("info", "json")
     logging.getLogger("somebody.elses").info("%d", "x")
     assert "Logging error" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", TALKATIVE)
+def test_libraries_that_tell_secrets_are_quiet_whatever_level_is_asked_for(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    configure("debug", "json")
+    for level in (logging.DEBUG, logging.INFO, logging.WARNING):
+        logging.getLogger(f"{name}.below").log(level, "at %d", level)
+    assert [line["event"] for line in objects(capsys.readouterr().err)] == ["at 30"]
+    configure("error", "json")
+    logging.getLogger(name).warning("no")
+    assert capsys.readouterr().err == ""

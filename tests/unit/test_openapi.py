@@ -241,6 +241,9 @@ def test_what_a_message_may_ask_for_is_described() -> None:
 def test_every_problem_is_told_as_one() -> None:
     for _, path, operation in OPERATIONS:
         for status, response in operation["responses"].items():
+            told = resolve(response)["content"] if status >= "400" else {}
+            if path.startswith("/admin/") and "text/html" in told:
+                continue  # a browser has gone there
             if status >= "400" and not (path.startswith("/health") and status == "503"):
                 assert list(resolve(response)["content"]) == ["application/problem+json"]
 

@@ -14,7 +14,8 @@ from tests.support.asgi import AsgiDriver
 
 FOLDER = Path(str(resources.files("msgpush.adapters.http") / "static"))
 SHIPPED = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*") if path.is_file())
-OWN = [name for name in SHIPPED if not name.startswith("swagger-ui/")]
+OWN = [name for name in SHIPPED if not name.startswith(("swagger-ui/", "admin/vendor/"))]
+ADMIN_POLICY = "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 TYPES = {
     ".html": {"text/html"},
     ".css": {"text/css"},
@@ -31,7 +32,7 @@ async def client() -> AsyncIterator[AsgiDriver]:
         yield AsgiDriver(app)
 
 
-@pytest.mark.parametrize("path", ["/", "/docs"])
+@pytest.mark.parametrize("path", ["/", "/docs", "/admin/"])
 async def test_a_page_loads_only_what_is_shipped_with_it(client: AsgiDriver, path: str) -> None:
     page = await client.request("GET", path)
     assert page.status == 200
@@ -44,7 +45,7 @@ async def test_a_page_loads_only_what_is_shipped_with_it(client: AsgiDriver, pat
         assert (await client.request("GET", urljoin(path, source))).status == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/docs"])
+@pytest.mark.parametrize("path", ["/", "/docs", "/admin/"])
 async def test_a_page_runs_under_a_policy_that_allows_nothing_inline_and_nothing_from_elsewhere(
     client: AsgiDriver, path: str
 ) -> None:
@@ -56,7 +57,7 @@ async def test_a_page_runs_under_a_policy_that_allows_nothing_inline_and_nothing
     assert not re.search(r"<script>|<style|\son\w+=|\sstyle=", page.body.decode())
 
 
-@pytest.mark.parametrize("path", ["/", "/docs"])
+@pytest.mark.parametrize("path", ["/", "/docs", "/admin/"])
 async def test_a_page_can_not_be_framed_nor_taken_for_another_type_nor_tell_where_its_reader_was(
     client: AsgiDriver, path: str
 ) -> None:
@@ -86,7 +87,8 @@ async def test_every_field_has_a_label_and_the_page_a_language_and_one_main_part
 
 @pytest.mark.parametrize("name", SHIPPED)
 async def test_a_shipped_file_is_served_as_what_it_is(client: AsgiDriver, name: str) -> None:
-    answer = await client.request("GET", f"/static/{name}")
+    path = name if name.startswith("admin/") else f"static/{name}"
+    answer = await client.request("GET", f"/{path}")
     assert (answer.status, answer.body) == (200, (FOLDER / name).read_bytes())
     assert answer.headers["content-type"].partition(";")[0] in TYPES[Path(name).suffix]
     assert answer.headers["x-content-type-options"] == "nosniff"
@@ -97,6 +99,7 @@ def test_what_is_taken_from_others_comes_with_its_license() -> None:
         "swagger-ui/LICENSE",
         "swagger-ui/NOTICE",
         "swagger-ui/swagger-ui-bundle.js.LICENSE.txt",
+        "admin/vendor/uPlot.LICENSE.txt",
     } <= set(SHIPPED)
 
 
@@ -114,6 +117,14 @@ def test_what_is_taken_from_others_comes_with_its_license() -> None:
         "/static/%2e%2e/pages.py",
         "/static/..\\pages.py",
         "/static/index.js\0",
+        "/static/admin/index.html",
+        "/static/./admin/index.html",
+        "/admin/nothing.js",
+        "/admin/vendor",
+        "/admin/vendor/",
+        "/admin/../index.html",
+        "/admin/%2e%2e/index.html",
+        "/admin//etc/passwd",
         "/static/" + "a" * 300,
     ],
 )
@@ -135,3 +146,43 @@ async def test_a_file_that_has_not_changed_is_not_sent_again(client: AsgiDriver)
         "GET", "/static/index.js", headers={"if-none-match": first.headers["etag"]}
     )
     assert (again.status, again.body) == (304, b"")
+
+
+async def test_every_file_of_the_operators_page_has_its_policy(client: AsgiDriver) -> None:
+    for path in ("", "index.html", "main.js", "vendor/uPlot.min.css"):
+        answer = await client.request("GET", f"/admin/{path}")
+        assert answer.headers["content-security-policy"] == ADMIN_POLICY
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["cache-control"] == "no-cache"
+        again = await client.request(
+            "GET", f"/admin/{path}", headers={"if-none-match": answer.headers["etag"]}
+        )
+        assert (again.status, again.body) == (304, b"")
+
+
+async def test_without_its_slash_the_operators_page_is_found_all_the_same(
+    client: AsgiDriver,
+) -> None:
+    answer = await client.request("GET", "/admin")
+    assert (answer.status, answer.headers["location"]) == (308, "admin/")
+
+
+async def test_the_operators_page_is_found_under_a_prefix_that_a_proxy_leaves_in_the_path() -> None:
+    async with lifespan(app := create_app(Settings(root_path="/push"))):
+        client = AsgiDriver(app)
+        for prefix in ("", "/push"):
+            page = await client.request("GET", f"{prefix}/admin/")
+            assert page.status == 200
+            for source in re.findall(r'(?:src|href)="([^"]+)"', page.body.decode()):
+                target = urljoin(f"{prefix}/admin/", source)
+                assert (await client.request("GET", target)).status == 200
+
+
+@pytest.mark.parametrize("name", [name for name in OWN if name.startswith("admin/")])
+def test_the_operators_page_makes_no_html_of_texts(name: str) -> None:
+    text = (FOLDER / name).read_text()
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|new Function"
+        r"|srcdoc|javascript:",
+        text,
+    )

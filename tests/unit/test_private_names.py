@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import uvicorn
+from authlib.integrations.starlette_client import StarletteOAuth2App
 from joserfc.jws import JWSRegistry
 from starlette.applications import Starlette
 from starlette.responses import StreamingResponse
@@ -21,7 +22,7 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from uvicorn.server import ServerState
 
-from msgpush.adapters.auth import tokens
+from msgpush.adapters.auth import oidc, tokens
 from msgpush.adapters.http import dispatch, pages
 from msgpush.adapters.sse import stream
 from msgpush.entrypoints import app, protocol, server
@@ -133,6 +134,14 @@ TABLE: dict[tuple[str, str, str], dict[str, str]] = {
         "validate_compact(registry)": "by one key after the other",
         "CompactSignature": "the header and the payload",
     },
+    ("authlib", "authlib.integrations.starlette_client:StarletteOAuth2App", "adapters/auth/oidc.py"): {
+        "load_server_metadata": "ours is bounded, checked, and fetched with the keys",
+        "parse_id_token": "ours takes public keys alone, each with its algorithms",
+    },
+    ("authlib", "authlib.integrations.starlette_client:StarletteIntegration", "adapters/auth/oidc.py"): {
+        "get_state_data": "what is kept in a cookie of ours until the browser is back",
+        "set_state_data": "what it brings back",
+    },
     ("starlette", "starlette.responses:StreamingResponse", "adapters/sse/stream.py"): {
         "__call__": "ours waits for the client to go, and iterates over nothing",
         "status_code": "middleware reads it",
@@ -164,6 +173,7 @@ SUBCLASSES = [
     (protocol.State, ServerState),
     (server.Server, uvicorn.Server),
     (tokens._Registry, JWSRegistry),
+    (oidc._Client, StarletteOAuth2App),
     (stream.EventStream, StreamingResponse),
     (dispatch.Service, Starlette),
     (pages._Files, StaticFiles),
@@ -280,6 +290,7 @@ def test_everything_that_is_installed_is_pinned_and_nothing_else_is_said() -> No
     wanted = [
         *project["project"]["dependencies"],
         *project["project"]["optional-dependencies"]["client"],
+        *project["project"]["optional-dependencies"]["oidc"],
         *project["project"]["optional-dependencies"]["dev"],
         *project["build-system"]["requires"],
     ]

@@ -80,6 +80,8 @@ BAD_WHOLE = [*BAD_NUMBERS, "1.5", "1.0"]
 BAD_SECONDS = [*BAD_NUMBERS, ".5", "5.", "1,5", "3601", "0.5.5"]
 BAD_LISTS = ["x", "[", "{}", "null", "[1]", '["x"', '"x"', '[["x"]]', "[null]"]
 
+BAD_URLS = ["consul", "consul:8500", "ftp://x", "http://", "http://a b", "http://a:0", "http:///x"]
+
 GOOD: dict[str, list[tuple[str, Any]]] = {
     "SERVICE_HOST": [
         ("127.0.0.1", "127.0.0.1"),
@@ -200,6 +202,45 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "JWT_AUDIENCE_CLAIM": [("client_id",) * 2, ("https://example.com/claims/for",) * 2],
     "JWT_LEEWAY": [("0", 0.0), ("2.5", 2.5)],
     "TRACE_MESSAGES": [("true", True), ("off", False)],
+    "OIDC_ISSUER": [
+        (url, url)
+        for url in ("https://id.example", "https://id.example/realms/ops/", "http://[::1]:8080/x")
+    ],
+    "OIDC_CLIENT_ID": [("msgpush",) * 2, ("0oa1-b.c d",) * 2],
+    "OIDC_CLIENT_SECRET": [("hush",) * 2, (" a b'\"=\n",) * 2],
+    "OIDC_SCOPE": [("openid",) * 2, ("openid groups",) * 2, ("profile openid a:b/c",) * 2],
+    "OIDC_ADMIN_CLAIM": [
+        ("groups=ops",) * 2,
+        ("realm_access.roles=ops",) * 2,
+        ("https://a.example/groups=a=b",) * 2,
+    ],
+    "OIDC_GRANT": [
+        (text, text)
+        for text in ("{}", '{"subscribe":["*"],"publish":["service:a"],"users":["acme-*"]}')
+    ],
+    "PUBLIC_URL": [
+        ("https://push.example.com",) * 2,
+        ("https://push.example.com:8443/push/", "https://push.example.com:8443/push"),
+        ("http://127.0.0.1:8089/", "http://127.0.0.1:8089"),
+        ("http://localhost:8089/a/b",) * 2,
+    ],
+    "SESSION_SECRET": [("s" * 32,) * 2, ("é" * 16,) * 2],
+    "GATEWAY_URL": [("https://gw.example/push",) * 2, ("http://gw:8080",) * 2],
+    "GATEWAY_TOKEN": [("abc-_.~+/=",) * 2],
+    "CONSUL_URL": [("http://127.0.0.1:8500",) * 2, ("http://[::1]:8500/",) * 2],
+    "CONSUL_TOKEN": [("6f9c3a1e-0000-4000-8000-1234567890ab",) * 2],
+    "ETCD_URL": [
+        ("http://etcd:2379",) * 2,
+        ("https://a:1, https://b:2", "https://a:1,https://b:2"),
+    ],
+    "ETCD_USER": [("msgpush",) * 2],
+    "ETCD_PASSWORD": [("a b'\"=\n",) * 2],
+    "SERVICE_NAME": [("msgpush",) * 2, ("p",) * 2, ("eu.push_2-a",) * 2],
+    "ADVERTISE_ADDRESS": [("10.0.0.7",) * 2, ("push-1.internal",) * 2, ("fd00::1",) * 2],
+    "ADVERTISE_PORT": [("1", 1), ("65535", 65535)],
+    "ADVERTISE_SCHEME": [("http",) * 2, ("HTTPS", "https")],
+    "REGISTRY_TTL": [("3", 3), ("3600", 3600)],
+    "WITHDRAW_SECONDS": [("0", 0.0), ("2.5", 2.5)],
     "LOG_LEVEL": [
         ("debug",) * 2,
         ("info",) * 2,
@@ -438,8 +479,66 @@ BAD: dict[str, tuple[list[str], str]] = {
         "https:// or http://, and names no user",
     ),
     "JWT_LEEWAY": (BAD_SECONDS, "a number of seconds from 0 to 3600"),
+    "GATEWAY_URL": (BAD_URLS, "has no user, query or fragment"),
+    "GATEWAY_TOKEN": (["a b", "é", "a\n"], "text of A-Za-z0-9._~+/=-"),
+    "CONSUL_URL": (BAD_URLS, "has no user, query or fragment"),
+    "CONSUL_TOKEN": (["a b", "é", "a\r\nX: y"], "text of A-Za-z0-9._~+/=-"),
+    "ETCD_URL": ([*BAD_URLS, "http://a,", "http://a,b"], "or several, with commas"),
+    "SERVICE_NAME": (["a b", "-a", "a/b", "é", "x" * 64], "1 to 63 of A-Za-z0-9._-"),
+    "ADVERTISE_ADDRESS": (["0.0.0.0", "::", "[::1]", "a:1", "http://a"], "of one machine"),
+    "ADVERTISE_PORT": ([*BAD_WHOLE, "0", "65536"], "a whole number from 1 to 65535"),
+    "ADVERTISE_SCHEME": (["ws", "h2"], "http or https"),
+    "REGISTRY_TTL": ([*BAD_WHOLE, "2", "3601"], "a whole number of seconds from 3 to 3600"),
+    "WITHDRAW_SECONDS": (BAD_SECONDS, "a number of seconds from 0 to 3600"),
     "METRICS_TOKEN": (["a b", "é", "a\n", '"'], "text of A-Za-z0-9._~+/=-"),
     "TRACE_MESSAGES": (["x", "2"], "true or false"),
+    "OIDC_ISSUER": (
+        [
+            "id.example",
+            "http://id.example",
+            "https://u:p@id.example",
+            "https://id.example?x=1",
+            "https://id.example/#x",
+            "https://id.example/a b",
+            "HTTPS://id.example",
+        ],
+        "an https:// URL without query, fragment or user",
+    ),
+    "OIDC_SCOPE": (
+        ["profile", "openidx", "openid  x", " openid", "openid ", 'openid,x "', "OPENID"],
+        "one of which is openid",
+    ),
+    "OIDC_ADMIN_CLAIM": (
+        ["groups", "=ops", "groups=", "a b=c", "groups=a b"],
+        "such as groups=ops",
+    ),
+    "OIDC_GRANT": (
+        [
+            "x",
+            "[]",
+            '{"subscribe":"*"}',
+            '{"subscribes":["*"]}',
+            '{"publish":["a b"]}',
+            '{"users":["a,b"]}',
+            "[" * 5000,
+        ],
+        "what a token's claim msgpush may be",
+    ),
+    "PUBLIC_URL": (
+        [
+            "push.example.com",
+            "http://push.example.com",
+            "https://",
+            "https://u@push.example.com",
+            "https://push.example.com?x",
+            "https://push.example.com/#x",
+            "https://push.example.com//x",
+            "https://push.example.com/a;b",
+            "ftp://127.0.0.1",
+        ],
+        "such as https://push.example.com or https://example.com/push",
+    ),
+    "SESSION_SECRET": (["s" * 31, " ", PEMS[0]], "at least 32 bytes long"),
     "LOG_LEVEL": (["trace", "critical", "10", " info"], "debug, info, warning or error"),
     "LOG_FORMAT": (["text", "console,json"], "console or json"),
     "VAPID_PRIVATE_KEY": (
@@ -465,19 +564,33 @@ BAD: dict[str, tuple[list[str], str]] = {
     "PUSH_CONCURRENCY": ([*BAD_WHOLE, "0", "1001"], "a whole number from 1 to 1000"),
 }
 
-ANYTHING_GOES = {"REDIS_PASSWORD"}
+ANYTHING_GOES = {
+    *("REDIS_PASSWORD", "OIDC_CLIENT_ID", "OIDC_CLIENT_SECRET", "ETCD_USER", "ETCD_PASSWORD"),
+}
 # What stands for the public key may be the private one, by mistake.
 ALWAYS_SECRET = {
-    "JWT_SECRET",
-    "JWT_PUBLIC_KEY",
-    "REDIS_PASSWORD",
-    "METRICS_TOKEN",
+    *("JWT_SECRET", "JWT_PUBLIC_KEY", "REDIS_PASSWORD", "METRICS_TOKEN"),
+    *("OIDC_CLIENT_SECRET", "SESSION_SECRET"),
+    *("GATEWAY_TOKEN", "CONSUL_TOKEN", "ETCD_PASSWORD"),
     "VAPID_PRIVATE_KEY",
 }
 
 
 # What a setting needs to be used, and so to be read.
 REDIS, KEY = {"REDIS_HOST": "redis"}, {"JWT_SECRET": SECRET}
+SIGN_IN = KEY | {
+    "OIDC_ISSUER": "https://id.example",
+    "OIDC_CLIENT_ID": "msgpush",
+    "OIDC_ADMIN_CLAIM": "groups=ops",
+    "PUBLIC_URL": "https://push.example.com",
+}
+OF_SIGN_IN = (
+    *("OIDC_CLIENT_ID", "OIDC_CLIENT_SECRET", "OIDC_SCOPE", "OIDC_ADMIN_CLAIM", "OIDC_GRANT"),
+    *("PUBLIC_URL", "SESSION_SECRET"),
+)
+# What is announced to others must be there for them.
+OTHERS = {"SERVICE_HOST": "0.0.0.0", "ENABLE_AUTH": "false"}
+ETCD = OTHERS | {"ETCD_URL": "http://etcd:2379"}
 WEB_PUSH = {"VAPID_PRIVATE_KEY": VAPID, "VAPID_SUBJECT": "mailto:ops@example.com"}
 APNS_NAMES = {
     "APNS_KEY_ID": "ABC123DEFG",
@@ -486,6 +599,21 @@ APNS_NAMES = {
 }
 APNS = {"APNS_KEY": APPLE_KEY, **APNS_NAMES}
 NEEDS: dict[str, dict[str, str]] = {
+    "OIDC_ISSUER": SIGN_IN,
+    **dict.fromkeys(OF_SIGN_IN, SIGN_IN),
+    "GATEWAY_URL": OTHERS,
+    "GATEWAY_TOKEN": OTHERS | {"GATEWAY_URL": "http://gw"},
+    "CONSUL_URL": OTHERS,
+    "CONSUL_TOKEN": OTHERS | {"CONSUL_URL": "http://consul:8500"},
+    "ETCD_URL": OTHERS,
+    "ETCD_USER": ETCD,
+    "ETCD_PASSWORD": ETCD | {"ETCD_USER": "x"},
+    "SERVICE_NAME": ETCD,
+    "ADVERTISE_ADDRESS": ETCD,
+    "ADVERTISE_PORT": ETCD,
+    "ADVERTISE_SCHEME": ETCD,
+    "REGISTRY_TTL": ETCD,
+    "WITHDRAW_SECONDS": ETCD,
     "SERVICE_UDS_MODE": {"SERVICE_UDS": "/run/push.sock"},
     "REDIS_PORT": REDIS,
     "REDIS_PASSWORD": REDIS,
@@ -594,6 +722,12 @@ def test_the_defaults_are_the_contracts() -> None:
         "JWT_LEEWAY": "30",
         "MAX_TOKEN_LIFETIME": "2592000",
         "TRACE_MESSAGES": "false",
+        "OIDC_SCOPE": "openid",
+        "OIDC_GRANT": "{}",
+        "SERVICE_NAME": "msgpush",
+        "ADVERTISE_SCHEME": "http",
+        "REGISTRY_TTL": "15",
+        "WITHDRAW_SECONDS": "3",
         "LOG_LEVEL": "info",
         "LOG_FORMAT": "console",
     }
@@ -734,6 +868,11 @@ def test_an_argument_that_is_no_flag_is_told_by_its_place_and_what_it_may_have_m
         ({"REDIS_URL": "redis://:hunter2@r", "REDIS_HOST": "r"}, []),
         ({"REDIS_PASSWORD": "hunter2", "SERVICE_PORT": "x"}, []),
         ({"JWKS_URL": "htps://u:hunter2@id.example"}, []),
+        (OTHERS | {"GATEWAY_URL": "https://u:hunter2@gw"}, []),
+        (OTHERS | {"CONSUL_URL": "http://consul:8500/?token=hunter2"}, []),
+        (OTHERS | {"ETCD_URL": "http://a:2379,http://u:hunter2@b:2379"}, []),
+        (OTHERS | {"GATEWAY_URL": "http://gw", "GATEWAY_TOKEN": "hunter2 "}, []),
+        (OTHERS | {"CONSUL_URL": "http://c", "CONSUL_TOKEN": "hunter2\n"}, []),
         ({"JWKS_URL": "https://u:hunter2@id.example/jwks"}, []),
         ({"JWKS_URL": "https://?key=hunter2"}, []),
         ({}, ["--jwt-secret", "hunter2"]),
@@ -756,6 +895,8 @@ def test_settings_printed_hide_their_secrets() -> None:
         jwt_secret="hunter2",
         jwt_public_key="hunter2",
         metrics_token="hunter2",
+        oidc_client_secret="hunter2",
+        session_secret="hunter2",
         redis_password="hunter2",
         redis_url="redis://:hunter2@r",
     )
@@ -878,12 +1019,91 @@ def test_authentication_switched_off_is_open_on_a_loopback_address_too() -> None
     assert Settings.from_environ({"ENABLE_AUTH": "false"}).mode == "open"
 
 
+# Signing in at a provider
+
+
+def without(name: str) -> dict[str, str]:
+    return {key: value for key, value in SIGN_IN.items() if key != name}
+
+
+def test_with_all_that_it_needs_people_may_sign_in_and_the_mode_is_that_of_tokens() -> None:
+    settings = Settings.from_environ(SIGN_IN)
+    assert (settings.mode, settings.sessions_secret) == ("tokens", SECRET)
+    assert Settings.from_environ(SIGN_IN | {"SESSION_SECRET": "s" * 40}).sessions_secret == "s" * 40
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("OIDC_CLIENT_ID", "the name that the provider has given to this service"),
+        ("OIDC_ADMIN_CLAIM", "which claim makes an operator, such as groups=ops"),
+        ("PUBLIC_URL", "where browsers find the service"),
+    ],
+)
+def test_a_provider_without_what_it_needs_stops_the_start(name: str, told: str) -> None:
+    line = refusal(without(name))
+    assert line.startswith(f"{name} has no value, and OIDC_ISSUER needs it: ")
+    assert told in line
+
+
+def test_a_provider_stops_the_start_where_nobody_would_have_to_sign_in() -> None:
+    line = refusal(SIGN_IN | OPEN)
+    assert line.startswith("OIDC_ISSUER excludes ENABLE_AUTH=false")
+    line = refusal(SIGN_IN | OPEN | {"SERVICE_HOST": "0.0.0.0"})
+    assert line.startswith("OIDC_ISSUER excludes ENABLE_AUTH=false")
+    line = refusal(without("JWT_SECRET"))
+    assert line.startswith("OIDC_ISSUER needs a key for tokens as well: set a key for tokens")
+
+
+def test_sessions_need_a_secret_and_one_made_of_the_tokens_will_do() -> None:
+    by_public_key = without("JWT_SECRET") | {"JWT_PUBLIC_KEY": PEMS[1]}
+    line = refusal(by_public_key)
+    assert line.startswith("SESSION_SECRET has no value, and there is no JWT_SECRET")
+    assert "openssl rand -hex 32" in line
+    assert Settings.from_environ(by_public_key | {"SESSION_SECRET": SECRET}).mode == "tokens"
+
+
+def test_a_provider_without_an_http_client_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("msgpush.entrypoints.settings.find_spec", lambda _: None)
+    assert "pip install 'msgpush[oidc]'" in refusal(SIGN_IN)
+    assert Settings.from_environ(KEY).mode == "tokens"
+
+
+def test_settings_made_in_code_that_do_not_fit_open_no_service() -> None:
+    with pytest.raises(SettingsError, match=r"^OIDC_ISSUER "):
+        _ = Settings(oidc_issuer="https://id.example").mode
+
+
+# Where they came from
+
+
+def test_each_setting_knows_where_it_came_from(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(SECRET)
+    settings = Settings.from_environ(
+        {"JWT_SECRET_FILE": str(tmp_path / "key"), "ACK_RATE": "5", "LOG_LEVEL": "debug"},
+        ["--log-level", "error", "--service-port="],
+    )
+    given = {name: settings.sources.of(name) for name in SETTINGS}
+    assert {name: source for name, source in given.items() if source != "default"} == {
+        "jwt_secret": "file",
+        "ack_rate": "environment",
+        "log_level": "flag",
+    }
+    changed = msgspec.structs.replace(settings, max_connections=7)
+    assert changed.sources.of("jwt_secret") == "file"
+
+
 # What isn't used isn't read
 
 
 REDIS_URL, OPEN = {"REDIS_URL": "redis://r"}, {"ENABLE_AUTH": "false"}
+# Always used where they are set, and refused by themselves.
+FOR_OTHERS = {"GATEWAY_URL", "CONSUL_URL", "ETCD_URL"}
 UNUSED = [
-    *((name, {}) for name in NEEDS if name not in COMPLETES),
+    *((name, KEY) for name in OF_SIGN_IN),
+    *((name, {}) for name in NEEDS if name not in {"OIDC_ISSUER", *FOR_OTHERS, *COMPLETES}),
     *((name, REDIS_URL) for name in ("REDIS_PORT", "REDIS_PASSWORD", "REDIS_DB")),
     *(("MEMORY_BUS_BYTES", each) for each in (REDIS, REDIS_URL)),
     *(
@@ -962,13 +1182,14 @@ def test_what_kubernetes_sets_for_a_service_of_that_name_is_passed_over_with_a_w
     name: str, link: str
 ) -> None:
     warnings: list[str] = []
-    settings = Settings.from_environ(REDIS | {name: link}, [], warnings.append)
+    needed = REDIS | needs(name)
+    settings = Settings.from_environ(needed | {name: link}, [], warnings.append)
     assert getattr(settings, name.lower()) == getattr(Settings(), name.lower())
     (warning,) = warnings
     assert warning.startswith(
         f'{name} is "{link}", as Kubernetes sets it for a Service named {name.lower()[:-5]}: '
     )
-    assert f"{DEFAULTS[name.lower()]} is used" in warning
+    assert f" {DEFAULTS[name.lower()] or 'none'} is used" in warning
     assert "enableServiceLinks: false" in warning
     assert "another name" in warning
 
@@ -1006,6 +1227,14 @@ SECRETS = {
     "JWT_PUBLIC_KEY": (PEMS[1].strip(), {}),
     "JWKS_URL": ("https://id.example/jwks?key=x", {}),
     "METRICS_TOKEN": ("let.me-in", {}),
+    "OIDC_CLIENT_SECRET": ("hush", SIGN_IN),
+    "SESSION_SECRET": (SECRET, SIGN_IN),
+    "GATEWAY_URL": ("http://gw", OTHERS),
+    "GATEWAY_TOKEN": ("let.me-in", OTHERS | {"GATEWAY_URL": "http://gw"}),
+    "CONSUL_URL": ("http://consul:8500", OTHERS),
+    "CONSUL_TOKEN": ("let.me-in", OTHERS | {"CONSUL_URL": "http://consul:8500"}),
+    "ETCD_URL": ("http://etcd:2379", OTHERS),
+    "ETCD_PASSWORD": ("pass word", ETCD | {"ETCD_USER": "x"}),
     "VAPID_PRIVATE_KEY": (VAPID, {"VAPID_SUBJECT": "mailto:ops@example.com"}),
 }
 
@@ -1219,3 +1448,30 @@ def test_the_table_has_a_row_of_three_cells_for_every_setting() -> None:
     }
     assert with_file == FILES.keys()
     assert "| `SERVICE_PORT` | `8089` | Port to listen on; 0: any free one." in lines[5]
+
+
+# Registries
+
+
+@pytest.mark.parametrize("name", ["GATEWAY_URL", "CONSUL_URL", "ETCD_URL"])
+def test_what_nobody_else_can_use_is_not_announced(name: str) -> None:
+    registry = {name: "http://registry:8500"}
+    line = refusal(registry)
+    assert line.startswith(f"{name} announces this instance to others, and without authentication")
+    assert "JWT_SECRET" in line
+    for host in ("127.0.0.1", "::1", "localhost", "127.8.9.10"):
+        line = refusal(registry | OPEN | {"SERVICE_HOST": host})
+        assert line.startswith("SERVICE_HOST is ")
+        assert f"{name} announces it to others" in line
+        assert "0.0.0.0" in line
+    line = refusal(registry | OPEN | {"SERVICE_UDS": "/run/x", "ADVERTISE_ADDRESS": "10.0.0.1"})
+    assert line.startswith(f"SERVICE_UDS is no address that {name} could be told of")
+    assert "ADVERTISE_PORT" in line
+
+
+def test_what_a_proxy_on_this_machine_leads_to_is_announced_by_the_proxys_address() -> None:
+    proxy = {"ADVERTISE_ADDRESS": "10.0.0.1", "ADVERTISE_PORT": "443", "ADVERTISE_SCHEME": "https"}
+    registry = {"CONSUL_URL": "http://127.0.0.1:8500"}
+    for own in ({"SERVICE_UDS": "/run/x"}, {"SERVICE_HOST": "127.0.0.1"}):
+        settings = Settings.from_environ(OPEN | registry | proxy | own)
+        assert settings.registries == ["consul_url"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -238,6 +239,16 @@ async def test_a_thousand_services_do_not_grow_it() -> None:
     found = (await all_of(statistics, MINUTE))[NOW]
     assert len(found.services) == MAX_SERVICES + 1
     assert found.services["other"][0] == 900
+
+
+# The tally
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["info", "error"]))))
+def test_a_batch_is_counted_whatever_it_is_mixed_of(batch: list[tuple[str, str]]) -> None:
+    tally = Tally()
+    tally.accepted([make(None, "c", service=service, type=type) for service, type in batch])
+    assert {key: row.published for key, row in tally.rows.items()} == Counter(batch)
 
 
 # Observers

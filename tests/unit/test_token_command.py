@@ -243,3 +243,8 @@ def test_a_service_that_listens_to_all_or_has_authentication_off_changes_nothing
             )[0]
             == 0
         )
+
+
+def test_what_signing_in_lacks_is_no_matter_of_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    environ = ENVIRON | {"OIDC_ISSUER": "https://id.example.com"}
+    assert run(capsys, "issue", "--sub", "bob", **environ)[0] == 0

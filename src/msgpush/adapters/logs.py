@@ -22,6 +22,10 @@ REQUEST_ID: ContextVar[str] = ContextVar("request_id")
 _QUERY = re.compile(r'(/[^\s"<>?]*)\?[^\s"<>]*')
 
 
+# Libraries that tell codes, verifiers and headers where they are asked for much.
+TALKATIVE = ("authlib", "httpcore2", "httpx2")
+
+
 class Lines(logging.StreamHandler[Any]):
     """Lines on a stream. One that can't be written is lost, and nothing else happens: its reader
     may have gone.
@@ -64,6 +68,9 @@ def configure(level: str, format: Literal["console", "json"]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    for name in TALKATIVE:
+        # What is secret of a sign-in stands in what they say below that.
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     _adopt_uvicorn(level.upper())
 
 

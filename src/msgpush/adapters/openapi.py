@@ -7,8 +7,10 @@ from typing import Any
 
 import msgspec
 
+from msgpush.adapters.auth import explanation, sessions, sign_in
 from msgpush.adapters.http import (
     acknowledgements,
+    admin,
     connections,
     deliveries,
     devices,
@@ -18,6 +20,7 @@ from msgpush.adapters.http import (
     pages,
     permissions,
     publish,
+    settings,
     statistics,
 )
 from msgpush.adapters.http.callers import COOKIE
@@ -53,8 +56,12 @@ OPERATIONS = (
     *connections.OPERATIONS,
     *instances.OPERATIONS,
     *statistics.OPERATIONS,
+    *settings.OPERATIONS,
+    *explanation.OPERATIONS,
+    *sign_in.OPERATIONS,
     *health.OPERATIONS,
     *pages.OPERATIONS,
+    *admin.OPERATIONS,
 )
 
 API_VERSION = "1"  # of the API, as in its paths; which release serves it, nobody has to know
@@ -140,6 +147,7 @@ def openapi() -> bytes:
             "securitySchemes": {
                 "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
                 "cookie": {"type": "apiKey", "in": "cookie", "name": COOKIE},
+                "session": {"type": "apiKey", "in": "cookie", "name": f"__Host-{sessions.COOKIE}"},
             },
         },
     }
@@ -160,7 +168,7 @@ def _described(operation: Operation) -> Json:
     }
     if 401 in answers:
         # Or none: the open modes ask for none.
-        described["security"] = [{"token": []}, {"cookie": []}, {}]
+        described["security"] = [{"token": []}, {"cookie": []}, {"session": []}, {}]
     if operation.parameters:
         described["parameters"] = operation.parameters
     if operation.body is not None:
@@ -234,6 +242,9 @@ def _schemas() -> Json:
         deliveries.Delivery,
         deliveries.DeadLetterList,
         deliveries.Redelivered,
+        settings.SettingsInForce,
+        explanation.Explanation,
+        sign_in.SessionState,
         devices.PushKinds,
         devices.RegisteredDevice,
         devices.DeviceList,

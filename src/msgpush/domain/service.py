@@ -134,7 +134,7 @@ class Push:
             write_timeout=write_timeout,
             observer=observer,
         )
-        self.draining = False
+        self.draining = self.leaving = False
         self._clock, self._monotonic = clock, monotonic
         self._message_ttl, self._ack_ttl = message_ttl, ack_ttl
         self.max_connections = max_connections
@@ -188,22 +188,22 @@ class Push:
         return self._delivery.ready
 
     @property
+    def unready(self) -> str | None:
+        """The reason why new requests should go elsewhere, as far as is known unasked.
+
+        None: they should come here."""
+        if self.draining or self.leaving:
+            return "draining"
+        if not self.alive:
+            return "delivery has stopped"
+        return None if self.ready else self.trouble or "nothing was published yet"
+
+    @property
     def trouble(self) -> str | None:
         """The reason for which nothing can be published or delivered, as far as is known unasked.
 
         None: all is well."""
         return self._delivery.trouble
-
-    @property
-    def unready(self) -> str | None:
-        """The reason why new requests should go elsewhere, as far as is known unasked.
-
-        None: they should come here."""
-        if self.draining:
-            return "draining"
-        if not self.alive:
-            return "delivery has stopped"
-        return None if self.ready else self.trouble or "nothing was published yet"
 
     @property
     def tail_lag(self) -> float:
@@ -228,7 +228,7 @@ class Push:
         await self._bus.end()
 
     async def __aenter__(self) -> Self:
-        self.draining = False
+        self.draining = self.leaving = False
         await self._delivery.__aenter__()
         return self
 
@@ -469,6 +469,12 @@ class Push:
         """Forget a connection."""
         self._delivery.stop(connection)
 
+    def leave(self) -> None:
+        """Have nobody sent here any more: readiness fails.
+
+        Whoever comes all the same is served, until `drain`."""
+        self.leaving = True
+
     async def drain(self, seconds: float) -> None:
         """Take no new streams, and end those that are open, over `seconds`.
 
@@ -519,6 +525,10 @@ class Push:
     def check(self, grant: Grant) -> None:
         """Raise `Unauthorized` where a grant has ended or was revoked: see `Permissions`."""
         self._permissions.check(grant)
+
+    def revoked(self, grant: Grant) -> str | None:
+        """The reason why a grant is refused, if it was revoked."""
+        return self._permissions.revoked(grant)
 
     async def revoke(self, revocation: Revocation) -> None:
         """Refuse tokens from now on, and end their connections, at all instances."""

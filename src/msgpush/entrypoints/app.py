@@ -1,8 +1,6 @@
 """The composition root: everything is made and wired here, and nowhere else."""
 
 import os
-import secrets
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -16,12 +14,11 @@ from starlette.routing import BaseRoute, Match, Mount, Route, Router, WebSocketR
 from starlette.types import ASGIApp, Scope
 
 from msgpush import __version__
-from msgpush.adapters.auth.authenticator import OpenAuthenticator, TokenAuthenticator
-from msgpush.adapters.auth.issuers import discovered
-from msgpush.adapters.auth.keys import FetchedKeys, Keys, public_key, secret_key
-from msgpush.adapters.auth.tokens import Tokens
+from msgpush.adapters.auth.explanation import ExplainApi
+from msgpush.adapters.auth.sign_in import SignInApi
 from msgpush.adapters.http.acknowledgements import MAX_KEYS, AcknowledgementsApi
 from msgpush.adapters.http.addresses import ProxyHeaders
+from msgpush.adapters.http.admin import admin_routes
 from msgpush.adapters.http.callers import Authenticator
 from msgpush.adapters.http.connections import ConnectionsApi
 from msgpush.adapters.http.cors import Cors, CorsRules
@@ -32,10 +29,11 @@ from msgpush.adapters.http.health import HealthApi
 from msgpush.adapters.http.history import HistoryApi
 from msgpush.adapters.http.instances import InstancesApi
 from msgpush.adapters.http.local_only import LocalOnly
-from msgpush.adapters.http.origins import Origins
+from msgpush.adapters.http.origins import Origins, url_origin
 from msgpush.adapters.http.pages import page_routes
 from msgpush.adapters.http.permissions import PermissionsApi
 from msgpush.adapters.http.publish import Publish, PublishBatch
+from msgpush.adapters.http.settings import SettingsApi
 from msgpush.adapters.http.statistics import StatisticsApi
 from msgpush.adapters.http.tracing import Tracing
 from msgpush.adapters.memory.limiter import MemoryLimiter
@@ -43,6 +41,7 @@ from msgpush.adapters.metrics.collector import Metrics
 from msgpush.adapters.metrics.shared import Shared
 from msgpush.adapters.metrics.sources import Process, of_service, of_tally
 from msgpush.adapters.openapi import openapi
+from msgpush.adapters.registry.reports import Reports, of_registries, summary
 from msgpush.adapters.sse.endpoint import Streams
 from msgpush.adapters.stream_log import StreamLog
 from msgpush.adapters.traces import traces_of
@@ -54,9 +53,12 @@ from msgpush.domain.ports import Bus, Limiter, Roster, Statistics
 from msgpush.domain.service import Push
 from msgpush.domain.statistics import Recording
 from msgpush.domain.tally import Tally
+from msgpush.entrypoints.access import access_of
 from msgpush.entrypoints.backends import Backend, backend_of
 from msgpush.entrypoints.notifying import Notifying, notifying_of
+from msgpush.entrypoints.registering import instance_id
 from msgpush.entrypoints.settings import Settings
+from msgpush.entrypoints.shown import shown
 
 API = "/api/v1"
 
@@ -67,7 +69,12 @@ TICKETS_AT_ONCE = 2_000
 
 
 def create_app(
-    settings: Settings, *, shared: Shared | None = None, counted: bool = True
+    settings: Settings,
+    *,
+    node: str = "",
+    reports: Reports = tuple,
+    shared: Shared | None = None,
+    counted: bool = True,
 ) -> Service:
     """The whole service as an ASGI application, with a lifespan; `app.state.push` is its facade.
 
@@ -75,8 +82,11 @@ def create_app(
     that of the outermost application alone.
 
     Args:
+        node: the instance's name, which no other process has; empty: one is made.
+        reports: how its registrations stand.
         shared: what a worker shares with the others of its supervisor.
-        counted: whether what happens is counted; only to find out what that costs, it isn't."""
+        counted: whether what happens is counted; only to find out what that costs, it isn't.
+    """
     backend = backend_of(settings)
     bus, limiter = backend.bus, backend.limiter
     tally, process = Tally(), Process()
@@ -85,8 +95,8 @@ def create_app(
     notifying = notifying_of(settings)
     push = _push(settings, backend, notifying, observer)
     metrics = _metrics(settings, push, bus, tally, process, bus_name=backend.name, shared=shared)
-    # No other process has this name, nor has this one had it before it was started anew.
-    node = f"{socket.gethostname()}-{secrets.token_hex(3)}"
+    metrics.add(lambda: of_registries(reports()))
+    node = node or instance_id()
     statistics = backend.statistics
     recording, pulse = Recording(tally, statistics, node), Pulse(tally)
     report = InstanceReport(
@@ -97,6 +107,7 @@ def create_app(
         version=__version__,
         bus=backend.name,
         limit=settings.max_connections,
+        registration=lambda: summary(reports()),
     )
     roster = backend.roster(push, node, report)
     # Opened in this order, as far as there is anything to open, and closed again in the other: what
@@ -120,17 +131,14 @@ def create_app(
         )
         if isinstance(each, AbstractAsyncContextManager)
     ]
-    rules = CorsRules(
-        Origins(settings.cors_origins, loopback=settings.mode == "local"), settings.cors_headers
-    )
-    auth: Authenticator = OpenAuthenticator()
-    if settings.mode == "tokens":
-        fetched = fetched_keys(settings)
-        if fetched is not None:
-            resources.append(fetched)
-        auth = TokenAuthenticator(
-            token_reader(settings, token_keys(settings, fetched)), push, rules.origins
-        )
+    local = settings.mode == "local"
+    rules = CorsRules(Origins(settings.cors_origins, loopback=local), settings.cors_headers)
+    # Browsers find it there, whatever Host a proxy passes on.
+    own = () if settings.public_url is None else (url_origin(settings.public_url),)
+    pages = Origins((*settings.cors_origins, *own), loopback=local)
+    access = access_of(settings, push, pages)
+    resources += access.resources
+    auth, tokens = access.auth, access.tokens
     traces = traces_of(os.environ)
     if traces is not None:
         resources.append(traces)
@@ -149,9 +157,18 @@ def create_app(
             tally=tally,
             tracing=tracing,
             bus=backend.name,
-            rules=rules,
+            pages=pages,
             devices=DevicesApi(backend.devices, auth, notifying.rules),
         ),
+        *SignInApi(push, auth, settings.mode, access.sign_in).routes(),
+        Route(f"{API}/settings", SettingsApi(auth, shown(settings)).settings),
+        Route(
+            f"{API}/tokens/explain",
+            ExplainApi(push, auth, None if tokens is None else tokens.read).explain,
+            methods=["POST"],
+        ),
+        *page_routes(openapi()),
+        *admin_routes(),
     ]
     prefix = settings.root_path
     app = Service(
@@ -164,38 +181,6 @@ def create_app(
     app.state.push, app.state.resources, app.state.cors = push, resources, rules
     app.state.tally, app.state.metrics = tally, metrics
     return app
-
-
-def fetched_keys(settings: Settings) -> FetchedKeys | None:
-    """The keys that are fetched as these settings say; None: there are others, or none."""
-    if settings.jwks_url:
-        return FetchedKeys(settings.jwks_url)
-    if settings.discovers_keys:
-        assert settings.jwt_issuer
-        return FetchedKeys(settings.jwt_issuer, setting="JWT_ISSUER", fetch=discovered)
-    return None
-
-
-def token_keys(settings: Settings, fetched: FetchedKeys | None) -> Keys:
-    """The keys that these settings name, and those that are fetched."""
-    fixed = []
-    if settings.jwt_secret:
-        fixed.append(secret_key(settings.jwt_secret))
-    if settings.jwt_public_key:
-        fixed.append(public_key(settings.jwt_public_key))
-    return Keys(fixed, fetched)
-
-
-def token_reader(settings: Settings, keys: Keys) -> Tokens:
-    """A reader of tokens, as these settings say."""
-    return Tokens(
-        keys,
-        issuer=settings.jwt_issuer,
-        audience=settings.jwt_audience,
-        audience_claim=settings.jwt_audience_claim,
-        leeway=settings.jwt_leeway,
-        max_lifetime=settings.max_token_lifetime,
-    )
 
 
 @asynccontextmanager
@@ -291,7 +276,7 @@ def _routes(
     tally: Tally,
     tracing: Tracing,
     bus: str,
-    rules: CorsRules,
+    pages: Origins,
     devices: DevicesApi,
 ) -> list[BaseRoute]:
     """Every path of the service, and its handler."""
@@ -311,7 +296,7 @@ def _routes(
     streams = partial(Streams, push=push, auth=auth, default_events=settings.default_events)
     most = settings.max_message_bytes
     means = Means(push, auth, limiter, acknowledging, most, tally.answered, tracing)
-    sockets = Sockets(push, means, rules.origins)
+    sockets = Sockets(push, means, pages)
     register_url_convertor("rest", _Rest())
     return [
         Route("/sse/stream/{channel:rest}", streams("stream")),
@@ -358,7 +343,6 @@ def _routes(
         Route("/health/live", health.live),
         Route("/health/ready", health.ready),
         Route("/metrics", health.metrics),
-        *page_routes(openapi()),
     ]
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.types import ASGIApp, Message
 
+from msgpush.adapters.http import request_ids
+
 if TYPE_CHECKING:
     from msgpush.entrypoints.protocol import State
 
@@ -196,9 +198,15 @@ class Exchange:
         else:
             raise RuntimeError(f"{kind} at the wrong time")
 
-    def flush(self) -> None:
-        """Write the response's head, if it waits for its body."""
+    def flush_as_last(self) -> None:
+        """Write the response's head, if it waits for its body; nothing follows on the connection.
+
+        That is said (RFC 9112, section 9.6): else a proxy takes the connection for the next
+        request as soon as the response is whole, and meets it closing."""
         head, self._head = self._head, b""
+        if head and self.keep_alive:
+            self.keep_alive = False
+            head = head[:-2] + b"connection: close\r\n\r\n"
         if head:
             self._connection.transport.write(head)
 
@@ -211,6 +219,10 @@ class Exchange:
         ]
         closes = False
         for name, value in headers:
+            if name is request_ids.NAME:
+                # Each has another one, which is known to be safe: it would only push others out.
+                parts.append(b"x-request-id: %b\r\n" % value)
+                continue
             line = header_line(name, value)
             parts.append(line)
             if line.startswith(b"content-length:"):

@@ -5,11 +5,14 @@ import re
 import sys
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
 
+from msgpush.adapters.auth.issuers import is_issuer
 from msgpush.adapters.auth.keys import KINDS, public_key, secret_key
+from msgpush.adapters.auth.tokens import read_claim
 from msgpush.adapters.http.addresses import Proxy, read_address, read_network
 from msgpush.adapters.http.origins import read_origins
 from msgpush.adapters.notify.places import Place
@@ -117,10 +120,42 @@ def _audience(text: str) -> str | tuple[str, ...]:
     return several
 
 
+def _issuer(text: str) -> str:
+    if not is_issuer(text):
+        raise ValueError
+    return text
+
+
+def _public_url(text: str) -> str:
+    if not is_issuer(text) or not re.fullmatch(r"https?://[^/]+(/[A-Za-z0-9._~%-]+)*/?", text):
+        raise ValueError
+    return text.removesuffix("/")
+
+
 def _host(text: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?", text):
         return text
     return str(read_address(text))
+
+
+BASE = r"https?://[^\s/?#@]+(/[^\s?#]*)?"
+
+
+def _base_url(text: str) -> str:
+    parts = urlsplit(text)
+    if not re.fullmatch(BASE, text) or not parts.hostname or parts.port == 0:
+        raise ValueError
+    return text
+
+
+def _base_urls(text: str) -> str:
+    return ",".join(_base_url(each.strip()) for each in text.split(","))
+
+
+def _reachable(text: str) -> str:
+    if text in ("0.0.0.0", "::"):
+        raise Unfit("it stands for all addresses, and nobody can connect to that")
+    return _host(text)
 
 
 def _header_name(text: str) -> str:
@@ -209,6 +244,19 @@ HTTP_URL = matching(
     r"https?://[^\s/?#@]+([/?#]\S*)?",
     "a URL that begins with https:// or http://, and names no user",
 )
+BASE_URL = Kind(
+    _base_url, "a URL that begins with https:// or http://, and has no user, query or fragment"
+)
+BASE_URLS = Kind(
+    _base_urls,
+    "a URL such as http://etcd:2379, with no user, query or fragment; or several, with commas"
+    " between them",
+)
+SERVICE_NAME = matching(
+    "[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?",
+    "1 to 63 of A-Za-z0-9._-, the first and the last a letter or digit",
+)
+REACHABLE = Kind(_reachable, "an IP address of one machine, or a host name")
 TOKEN = matching(r"[A-Za-z0-9._~+/=-]+", "text of A-Za-z0-9._~+/=-")
 SECRET = checked(secret_key, "at least 32 bytes long, and no PEM key")
 PUBLIC_KEY = checked(public_key, f"a public key in PEM: {KINDS}")
@@ -230,4 +278,20 @@ PLACES = json_list(
     " (localhost:8443) alone, wherever it is",
 )
 AUDIENCE = Kind(_audience, 'any text, or a JSON list of such, as in ["push", "api"]')
+_SAFE_URL = (
+    "an https:// URL without query, fragment or user (http:// on this machine alone), such as"
+)
+PROVIDER = Kind(_issuer, f"{_SAFE_URL} https://id.example.com")
+PUBLIC_URL = Kind(_public_url, f"{_SAFE_URL} https://push.example.com or https://example.com/push")
+SCOPE = matching(
+    r"(?=(.* )?openid( |$))[\x21\x23-\x5b\x5d-\x7e]+( [\x21\x23-\x5b\x5d-\x7e]+)*",
+    "words with a space in between, one of which is openid",
+)
+CLAIM_VALUE = matching(
+    r"[^=\s]{1,200}=[^\s]{1,200}", "a claim's name, = and a value, such as groups=ops"
+)
+GRANT = checked(
+    read_claim,
+    'what a token\'s claim msgpush may be, such as {"subscribe": ["*"], "publish": ["service:a"]}',
+)
 CLAIM = matching(r"(?s).{1,200}", "the name of a claim, such as aud or client_id")

@@ -668,7 +668,7 @@ class Protocol(asyncio.Protocol):
         self._framing_bytes = 0
         self.server_state.deadlines.pop(self, None)
         if self._answering is not None:
-            self._answering.flush()
+            self._answering.flush_as_last()
         if unwanted:
             self.transport.abort()
 
@@ -765,7 +765,7 @@ class Protocol(asyncio.Protocol):
         cors = self.server_state.cors(sent[0].decode("latin-1") if sent else None)
         added = "".join(f"{name.lower()}: {value}\r\n" for name, value in cors.items())
         named = b"%b: %b\r\n" % (request_ids.NAME, request_ids.id_of(self._headers))
-        self.transport.write(f"{head}{added}".encode() + named + headers + b"\r\n" + body)
+        self.transport.write(f"{head}{added}".encode() + headers + named + b"\r\n" + body)
         self.linger()
 
     @property

@@ -5,11 +5,13 @@ import json
 import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 from msgpush.adapters.auth.issuers import is_issuer
 from msgpush.adapters.http.addresses import read_address
+from msgpush.adapters.http.settings import Source
 from msgpush.adapters.notify.keys import ServiceAccount, apns_key
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.errors import MsgpushError
@@ -22,6 +24,7 @@ from msgpush.entrypoints.table import (
     FILES,
     FLAGS,
     KEYS,
+    REGISTRIES,
     SETTINGS,
     Setting,
     SettingsTable,
@@ -46,10 +49,29 @@ class SettingsError(MsgpushError):
         self.name, self.problem = name, problem
 
 
+class Sources:
+    """Where the settings that were given came from; settings are the same wherever that is."""
+
+    def __init__(self, given: Mapping[str, Source] | None = None) -> None:
+        self._given = given or {}
+
+    def of(self, name: str) -> Source:
+        """Where a setting came from."""
+        return self._given.get(name, "default")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sources)
+
+    def __hash__(self) -> int:
+        return hash(Sources)
+
+
 class Settings(SettingsTable, frozen=True, kw_only=True):
-    """The settings that the service was given.
+    """The settings that the service was given, and where they came from.
 
     `from_environ` checks each value; `check` and `mode`, what they ask for together."""
+
+    sources: Sources = Sources()
 
     @classmethod
     def from_environ(
@@ -99,7 +121,7 @@ class Settings(SettingsTable, frozen=True, kw_only=True):
                 labels[name], read[name] = file.label, _parse_file(file, name)
         if unused:
             warn(f"set, but not used here and so not read: {', '.join(unused)}")
-        settings = cls(**read)
+        settings = cls(**read, sources=Sources({name: _source(labels[name]) for name in read}))
         try:
             settings.check()
             settings.check_files()
@@ -131,6 +153,16 @@ class Settings(SettingsTable, frozen=True, kw_only=True):
         return bool(self.jwt_issuer) and not any(
             (self.jwt_secret, self.jwt_public_key, self.jwks_url)
         )
+
+    @property
+    def sessions_secret(self) -> str | None:
+        """What the keys of sessions are made from."""
+        return self.session_secret or self.jwt_secret
+
+    @property
+    def registries(self) -> list[str]:
+        """The settings that name a registry, of those that are set."""
+        return [name for name in REGISTRIES if getattr(self, name)]
 
     @property
     def first_audience(self) -> str | None:
@@ -185,6 +217,49 @@ class Settings(SettingsTable, frozen=True, kw_only=True):
             raise SettingsError(
                 "SERVICE_HOST", f"{_value('service_host', self.service_host)}: {UNPROTECTED}"
             )
+        for name in self.registries:
+            self._check_advertised(name.upper(), is_local=is_local)
+        if self.oidc_issuer is not None:
+            self._check_sign_in()
+
+    def _check_advertised(self, registry: str, *, is_local: bool) -> None:
+        """Refuse to announce what nobody could use."""
+        if self.enable_auth is None and not self.has_key:
+            raise SettingsError(registry, f"announces this instance to others, {FOR_NOBODY_ELSE}")
+        if self.service_uds is not None and not (self.advertise_address and self.advertise_port):
+            raise SettingsError(
+                "SERVICE_UDS", f"is no address that {registry} could be told of: {PROXY_OF_IT}"
+            )
+        if is_local and not self.advertise_address:
+            raise SettingsError(
+                "SERVICE_HOST",
+                f"{_value('service_host', self.service_host)}, which this machine alone reaches,"
+                f" and {registry} announces it to others: {LISTEN_ELSEWHERE}",
+            )
+
+    def _check_sign_in(self) -> None:
+        """Refuse settings with which nobody could sign in, or everybody could do without."""
+        if self.enable_auth is False:
+            raise SettingsError(
+                "OIDC_ISSUER",
+                "excludes ENABLE_AUTH=false: whoever reaches the service would need no sign-in; set"
+                " one of the two",
+            )
+        if not self.has_key:
+            raise SettingsError("OIDC_ISSUER", f"needs a key for tokens as well: {A_KEY}")
+        for name, what in NEEDED_TO_SIGN_IN.items():
+            if getattr(self, name) is None:
+                raise SettingsError(name.upper(), f"has no value, and OIDC_ISSUER needs it: {what}")
+        if self.sessions_secret is None:
+            raise SettingsError(
+                "SESSION_SECRET",
+                "has no value, and there is no JWT_SECRET to make a key from: set it, to 32 bytes"
+                " or more that are the same at all instances, such as openssl rand -hex 32 makes",
+            )
+        if find_spec("httpx2") is None:
+            raise SettingsError(
+                "OIDC_ISSUER", "needs an HTTP client: pip install 'msgpush[oidc]', or unset it"
+            )
 
     def check_files(self) -> None:
         """Refuse files that can't be read, or used: those that `REDIS_URL` names, and of keys.
@@ -216,13 +291,30 @@ NO_ISSUER = (
     " https:// URL without query or user (http:// on this machine alone); or set JWT_SECRET,"
     " JWT_PUBLIC_KEY or JWKS_URL as well"
 )
-BOTH_WAYS_OUT = (
+A_KEY = (
     "set a key for tokens (JWT_SECRET, JWT_PUBLIC_KEY or JWKS_URL) or whose keys to take"
-    " (JWT_ISSUER), or, behind something that protects the service, ENABLE_AUTH=false"
+    " (JWT_ISSUER)"
 )
+NEEDED_TO_SIGN_IN = {
+    "oidc_client_id": "the name that the provider has given to this service",
+    "oidc_admin_claim": "which claim makes an operator, such as groups=ops",
+    "public_url": "where browsers find the service, such as https://push.example.com",
+}
+BOTH_WAYS_OUT = f"{A_KEY}, or, behind something that protects the service, ENABLE_AUTH=false"
 UNPROTECTED = (
     f"others could use the service there without authentication; {BOTH_WAYS_OUT}; else stay on"
     " 127.0.0.1, ::1 or localhost"
+)
+
+
+FOR_NOBODY_ELSE = f"and without authentication it would serve this machine alone; {BOTH_WAYS_OUT}"
+PROXY_OF_IT = (
+    "set ADVERTISE_ADDRESS and ADVERTISE_PORT to those of the proxy that leads to the socket, or"
+    " listen on a port instead"
+)
+LISTEN_ELSEWHERE = (
+    "set it to 0.0.0.0, :: or this machine's address in its network; or, where a proxy on this"
+    " machine leads here, ADVERTISE_ADDRESS and ADVERTISE_PORT to that one's"
 )
 
 
@@ -290,6 +382,13 @@ class Given(NamedTuple):
 
     label: str
     text: str
+
+
+def _source(label: str) -> Source:
+    """Where a setting came from that was given under this label."""
+    if label.removeprefix("--").replace("-", "_").lower() in FILES.values():
+        return "file"
+    return "flag" if label.startswith("--") else "environment"
 
 
 def _read_flags(argv: Sequence[str]) -> dict[str, Given]:
@@ -386,7 +485,7 @@ def _passed_over(name: str, given: Given) -> str:
     service = name.removesuffix("_port").replace("_", "-")
     return (
         f"{given.label} is {short_repr(given.text)}, as Kubernetes sets it for a Service named"
-        f" {service}: passed over, and {DEFAULTS[name]} is used. To avoid that, set"
+        f" {service}: passed over, and {DEFAULTS[name] or 'none'} is used. To avoid that, set"
         f" enableServiceLinks: false in the pod's spec, set {given.label} yourself, or give the"
         " Service another name"
     )

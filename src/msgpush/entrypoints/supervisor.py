@@ -5,9 +5,10 @@ these sockets. The supervisor holds them all: what waits in the socket of a work
 waits for its successor, and nobody is refused meanwhile. A unix socket can't be shared so: all
 workers accept from the same one.
 
-A socket pair ties a worker to its supervisor. The worker writes a byte when it serves; it reads the
-pair's end when there is no supervisor any longer, however that ended, and then drains as it does at
-SIGTERM."""
+A socket pair ties a worker to its supervisor. The worker writes a byte when it serves, whenever it
+begins or ceases to be ready, and when it leaves: then it goes on serving until it is told that it
+may drain. It reads the pair's end when there is no supervisor any longer, however that ended, and
+then drains as it does at SIGTERM."""
 
 import asyncio
 import contextlib
@@ -18,11 +19,12 @@ import sys
 import threading
 import time
 from asyncio.subprocess import DEVNULL, Process, create_subprocess_exec
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Self
 
 import structlog
 
+from msgpush.adapters.blocking import in_daemon
 from msgpush.entrypoints.server import IMPATIENT, ending_signals, listen
 
 VARIABLE = "MSGPUSH_WORKER"
@@ -30,6 +32,12 @@ VARIABLE = "MSGPUSH_WORKER"
 RESTART_SECONDS = 1.0  # from one start of a worker to the next, at least
 RESTART_SECONDS_MOST = 10.0  # where it dies again and again
 STEADY_SECONDS = 10.0  # one that has lived so long didn't die of its start
+LOOK_SECONDS = 1.0
+LEAVING_SECONDS = 1.0  # that a worker may take to notice its signal
+POLL_SECONDS = 0.02
+
+# What is told over a tie.
+SERVES, READY, UNREADY, LEAVES, MAY_DRAIN = b"\n", b"1", b"0", b"l", b"d"
 
 log = structlog.get_logger("msgpush.supervisor")
 
@@ -74,6 +82,9 @@ class Worker:
         self.number, self.listener = number, listener
         self.orphaned = False
         self._tie = tie
+        self._welcoming: Callable[[], bool] = lambda: False
+        self._told = UNREADY
+        self._may_drain = threading.Event()
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str]) -> Self | None:
@@ -90,25 +101,52 @@ class Worker:
             target=self._watch, args=(patience,), name="supervisor", daemon=True
         ).start()
 
-    def serves(self) -> None:
-        """Tell the supervisor so."""
-        with contextlib.suppress(OSError):  # it has gone: `watch` sees to that
-            self._tie.send(b"\n")
+    def serves(self, welcoming: Callable[[], bool] = lambda: False) -> None:
+        """Tell the supervisor so.
+
+        Args:
+            welcoming: asked each second from now on, in a thread, whether new requests should come
+                here."""
+        self._tell(SERVES)
+        self._welcoming = welcoming
+
+    async def leave(self, seconds: float) -> None:
+        """Tell the supervisor that this worker isn't ready any more.
+
+        Returns once that has told others, or after so many seconds."""
+        if not seconds:
+            return
+        self._tell(LEAVES)
+        await in_daemon(lambda: self._may_drain.wait(seconds), "leaving")
 
     def _watch(self, patience: float) -> None:
+        self._tie.settimeout(LOOK_SECONDS)
         while self._tied():
-            pass
+            told = READY if self._welcoming() else UNREADY
+            if told != self._told:
+                self._told = told
+                self._tell(told)
         log.warning("the supervisor has gone", pid=os.getpid())
         self.orphaned = True
+        self._may_drain.set()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(patience)
         os._exit(1)
 
     def _tied(self) -> bool:
         try:
-            return self._tie.recv(1) != b""
+            heard = self._tie.recv(1)
+            if heard == MAY_DRAIN:
+                self._may_drain.set()
+            return heard != b""
+        except TimeoutError:
+            return True
         except OSError:
             return False
+
+    def _tell(self, what: bytes) -> None:
+        with contextlib.suppress(OSError):  # it has gone: `watch` sees to that
+            self._tie.send(what)
 
 
 class RestartDelay:
@@ -132,7 +170,10 @@ class WorkerSlot:
     def __init__(self, number: int, listener: socket.socket) -> None:
         self.number, self.listener = number, listener
         self.process: Process | None = None
+        self.tie: socket.socket | None = None
         self.ready = False  # whether one of its processes ever was
+        self.welcoming = False  # whether its process is, as it says
+        self.left = False
         self.hopeless = False
 
     @property
@@ -155,9 +196,11 @@ class Supervisor:
         command: what each worker runs.
         listeners: one for each worker.
         environ: the workers' environment.
-        patience: seconds that a worker may take to drain before it is ended.
+        patience: seconds that a worker may take to end before it is ended.
+        leave: awaited when no worker is ready any more, before they drain; None: they don't wait.
         on_ready: called once, when all workers serve.
         on_exit: called with a worker's number whenever its process has ended.
+        on_stop: called once, when a signal has come, before the workers are told.
     """
 
     def __init__(
@@ -167,14 +210,26 @@ class Supervisor:
         *,
         environ: Mapping[str, str],
         patience: float,
+        leave: Callable[[], Awaitable[None]] | None = None,
         on_ready: Callable[[], None] = lambda: None,
         on_exit: Callable[[int], None] = lambda _: None,
+        on_stop: Callable[[], None] = lambda: None,
     ) -> None:
         self._command, self._environ, self._patience = command, environ, patience
-        self._on_ready, self._on_exit = on_ready, on_exit
+        self._leave, self._on_ready, self._on_exit = leave, on_ready, on_exit
+        self._on_stop = on_stop
+        self._begun = False  # whether all workers were ready, once
+        self._leaving: asyncio.Task[None] | None = None
         self._slots = [WorkerSlot(number, listener) for number, listener in enumerate(listeners, 1)]
         self._stopping = asyncio.Event()
         self._status = 0
+
+    @property
+    def welcoming(self) -> bool:
+        """True while new requests should come here.
+
+        At first all workers must be ready for them, from then on one."""
+        return self._begun and any(each.welcoming for each in self._slots)
 
     def run(self) -> int:
         """Supervise until all workers have ended.
@@ -191,6 +246,10 @@ class Supervisor:
         async with asyncio.TaskGroup() as tasks:
             for slot in self._slots:
                 tasks.create_task(self._keep(slot))
+        if self._leaving is not None:
+            if self._status:  # nobody wants to wait
+                self._leaving.cancel()
+            await asyncio.wait((self._leaving,))
         log.info("all workers have stopped")
         return self._status
 
@@ -241,6 +300,7 @@ class Supervisor:
                 log.error("a worker can't be started", worker=slot.number, error=str(error))
                 return 1
             theirs.close()
+            slot.tie, slot.left = ours, False
             if self._stopping.is_set():
                 slot.send(signal.SIGKILL)
             loop.add_reader(ours, self._heard, slot, ours)
@@ -248,14 +308,29 @@ class Supervisor:
                 return await slot.process.wait()
             finally:
                 loop.remove_reader(ours)
+                slot.tie, slot.welcoming = None, False
 
     def _heard(self, slot: WorkerSlot, tie: socket.socket) -> None:
-        asyncio.get_running_loop().remove_reader(tie)
-        if not tie.recv(1) or slot.ready:
-            return
-        slot.ready = True
-        if all(each.ready for each in self._slots):
-            self._on_ready()
+        loop = asyncio.get_running_loop()
+        try:
+            heard = tie.recv(64)
+        except OSError:  # it has ended, and not read all that it was told
+            heard = b""
+        if not heard:
+            loop.remove_reader(tie)
+        for byte in (heard[n : n + 1] for n in range(len(heard))):
+            if byte in (READY, UNREADY):
+                slot.welcoming = byte == READY
+                self._begun = self._begun or all(each.welcoming for each in self._slots)
+            elif byte == LEAVES:
+                slot.left, slot.welcoming = True, False
+                # Where somebody ends this one alone; a signal for all may come to each in any
+                # order.
+                loop.call_later(LEAVING_SECONDS / 2, self._let_drain_alone, slot)
+            elif byte == SERVES and not slot.ready:
+                slot.ready = True
+                if all(each.ready for each in self._slots):
+                    self._on_ready()
 
     def _signalled(self, number: int) -> None:
         if not self._stopping.is_set():
@@ -266,12 +341,40 @@ class Supervisor:
 
     def _stop(self, number: int) -> None:
         self._stopping.set()
+        self._on_stop()
         for slot in self._slots:
             # There will be no successor: from the end of its worker on, a socket must take no
             # connection.
             slot.listener.close()
             slot.send(number)
-        asyncio.get_running_loop().call_later(self._patience, self._kill)
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._patience, self._kill)
+        if self._leave is not None:
+            self._leaving = loop.create_task(self._leave_first(self._leave))
+
+    async def _leave_first(self, leave: Callable[[], Awaitable[None]]) -> None:
+        """Let the workers drain once others have been told, or could have been."""
+        try:
+            until = time.monotonic() + LEAVING_SECONDS
+            while not all(each.left or each.tie is None for each in self._slots):
+                if time.monotonic() >= until:
+                    break
+                await asyncio.sleep(POLL_SECONDS)
+            await leave()
+        except Exception:
+            log.exception("what comes before the drain has failed")
+        finally:
+            for slot in self._slots:
+                self._let_drain(slot)
+
+    def _let_drain_alone(self, slot: WorkerSlot) -> None:
+        if not self._stopping.is_set():
+            self._let_drain(slot)
+
+    def _let_drain(self, slot: WorkerSlot) -> None:
+        with contextlib.suppress(OSError):
+            if slot.tie is not None:
+                slot.tie.send(MAY_DRAIN)
 
     def _kill(self) -> None:
         log.warning("ending the workers at once")

@@ -19,12 +19,16 @@ from msgpush.entrypoints.kinds import (
     ANY_TEXT,
     APPLE_ID,
     AUDIENCE,
+    BASE_URL,
+    BASE_URLS,
     BOOLEAN,
     BUS_SIZE,
     CLAIM,
+    CLAIM_VALUE,
     EVENTS,
     FILE,
     FILE_MODE,
+    GRANT,
     HEADERS,
     HOST,
     HTTP_URL,
@@ -34,12 +38,17 @@ from msgpush.entrypoints.kinds import (
     ORIGINS,
     PATH,
     PLACES,
+    PROVIDER,
     PROXIES,
     PUBLIC_KEY,
+    PUBLIC_URL,
     RATE,
+    REACHABLE,
     REDIS,
+    SCOPE,
     SECONDS,
     SECRET,
+    SERVICE_NAME,
     SOCKET_PATH,
     TIMEOUT,
     TOKEN,
@@ -55,6 +64,7 @@ from msgpush.entrypoints.kinds import (
 
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["console", "json"]
+Scheme = Literal["http", "https"]
 
 
 def _never(_: str) -> bool:
@@ -102,6 +112,13 @@ def _with_key(read: Mapping[str, Any]) -> bool:
     return _with_tokens(read) and any(name in read for name in KEYS)
 
 
+REGISTRIES = ("gateway_url", "consul_url", "etcd_url")
+
+
+def _with_registry(read: Mapping[str, Any]) -> bool:
+    return any(name in read for name in REGISTRIES)
+
+
 ALWAYS = When(_always, "")
 # The container's image sets them, whatever it is told besides.
 NO_UNIX_SOCKET = When(lambda read: "service_uds" not in read, "without SERVICE_UDS", silent=True)
@@ -111,7 +128,13 @@ REDIS_BUS = When(_with_redis, "with REDIS_HOST or REDIS_URL")
 MEMORY_BUS = When(lambda read: not _with_redis(read), "without REDIS_HOST and REDIS_URL")
 TOKENS = When(_with_tokens, "without ENABLE_AUTH=false")
 KEY = When(_with_key, "with a key for tokens, and without ENABLE_AUTH=false")
+GATEWAY = When(lambda read: "gateway_url" in read, "with GATEWAY_URL")
+CONSUL = When(lambda read: "consul_url" in read, "with CONSUL_URL")
+ETCD = When(lambda read: "etcd_url" in read, "with ETCD_URL")
+ETCD_AS = When(lambda read: "etcd_user" in read, "with ETCD_URL and ETCD_USER")
+REGISTRY = When(_with_registry, "with GATEWAY_URL, CONSUL_URL or ETCD_URL")
 AUDIENCE_SET = When(lambda read: "jwt_audience" in read, "with JWT_AUDIENCE")
+OIDC = When(lambda read: "oidc_issuer" in read, "with OIDC_ISSUER")
 # Instances on one Redis share the revocations, which each keeps for so long, whether it reads
 # tokens itself or not.
 REVOCATIONS = When(
@@ -340,6 +363,130 @@ class SettingsTable(Struct, frozen=True, kw_only=True):
             when=REVOCATIONS,
         ),
     ] = 30 * 86_400
+    oidc_issuer: Annotated[
+        str | None,
+        Setting(
+            PROVIDER,
+            "The OpenID Connect provider at which operators sign in (docs/auth.md); found by"
+            " discovery.",
+        ),
+    ] = None
+    oidc_client_id: Annotated[
+        str | None, Setting(ANY_TEXT, "What the provider calls this service.", when=OIDC)
+    ] = None
+    oidc_client_secret: Annotated[
+        str | None,
+        Setting(
+            ANY_TEXT, "The secret of that client; unset: it is a public client.", _always, OIDC
+        ),
+    ] = None
+    oidc_scope: Annotated[str, Setting(SCOPE, "What the provider is asked for.", when=OIDC)] = (
+        "openid"
+    )
+    oidc_admin_claim: Annotated[
+        str | None,
+        Setting(
+            CLAIM_VALUE,
+            "The claim of the ID token that makes an operator: it has this value, or has it among"
+            " its words or items. realm_access.roles=ops looks into an object.",
+            when=OIDC,
+        ),
+    ] = None
+    oidc_grant: Annotated[
+        str,
+        Setting(
+            GRANT,
+            "What operators may do who have signed in so, besides what an admin may.",
+            when=OIDC,
+        ),
+    ] = "{}"
+    public_url: Annotated[
+        str | None,
+        Setting(
+            PUBLIC_URL,
+            "With OIDC_ISSUER: where browsers find the service; the provider sends them back to"
+            " PUBLIC_URL/admin/callback.",
+            when=OIDC,
+        ),
+    ] = None
+    session_secret: Annotated[
+        str | None,
+        Setting(
+            SECRET,
+            "With OIDC_ISSUER: what sessions are signed with; unset: a key made from JWT_SECRET.",
+            _always,
+            OIDC,
+        ),
+    ] = None
+    gateway_url: Annotated[
+        str | None,
+        Setting(BASE_URL, "A gateway that is told of this instance.", _may_hold_password),
+    ] = None
+    gateway_token: Annotated[
+        str | None, Setting(TOKEN, "With GATEWAY_URL: what it asks for.", _always, GATEWAY)
+    ] = None
+    consul_url: Annotated[
+        str | None,
+        Setting(BASE_URL, "The Consul agent that is told of this instance.", _may_hold_password),
+    ] = None
+    consul_token: Annotated[
+        str | None, Setting(TOKEN, "With CONSUL_URL: its ACL token.", _always, CONSUL)
+    ] = None
+    etcd_url: Annotated[
+        str | None,
+        Setting(BASE_URLS, "The etcd that is told of this instance.", _may_hold_password),
+    ] = None
+    etcd_user: Annotated[str | None, Setting(ANY_TEXT, "With ETCD_URL: its user.", when=ETCD)] = (
+        None
+    )
+    etcd_password: Annotated[
+        str | None, Setting(ANY_TEXT, "With ETCD_USER: its password.", _always, ETCD_AS)
+    ] = None
+    service_name: Annotated[
+        str,
+        Setting(SERVICE_NAME, "With a registry: the name that instances share.", when=REGISTRY),
+    ] = "msgpush"
+    advertise_address: Annotated[
+        str | None,
+        Setting(
+            REACHABLE,
+            "With a registry: where others reach this instance; unset: SERVICE_HOST, or where that"
+            " is any address the one on the route to the registry.",
+            when=REGISTRY,
+        ),
+    ] = None
+    advertise_port: Annotated[
+        int | None,
+        Setting(
+            whole(1, 65535),
+            "With a registry: the port there; unset: the one that is listened on.",
+            when=REGISTRY,
+        ),
+    ] = None
+    advertise_scheme: Annotated[
+        Scheme,
+        Setting(
+            choice(*get_args(Scheme)),
+            "With a registry: https where ADVERTISE_ADDRESS is that of a proxy with TLS.",
+            when=REGISTRY,
+        ),
+    ] = "http"
+    registry_ttl: Annotated[
+        int,
+        Setting(
+            whole(3, 3600, "seconds"),
+            "With a registry: it forgets an instance that it hasn't heard of for so long.",
+            when=REGISTRY,
+        ),
+    ] = 15
+    withdraw_seconds: Annotated[
+        float,
+        Setting(
+            SECONDS,
+            "With a registry: SIGTERM withdraws, and for so long serves on before it drains.",
+            when=REGISTRY,
+        ),
+    ] = 3.0
     vapid_private_key: Annotated[
         str | None,
         Setting(VAPID_KEY, "Web Push: the key that pushes are signed with.", _always),

@@ -4,8 +4,9 @@ from collections.abc import Container
 
 from starlette.types import Scope
 
+from msgpush.adapters.auth.sessions import Sessions
 from msgpush.adapters.auth.tokens import Tokens
-from msgpush.adapters.http.callers import COOKIE, bearer
+from msgpush.adapters.http.callers import COOKIE, bearer, cookie
 from msgpush.adapters.http.origins import is_welcome
 from msgpush.adapters.http.requests import header
 from msgpush.domain.credentials import PREFIX
@@ -30,15 +31,24 @@ class OpenAuthenticator:
 class TokenAuthenticator:
     """Takes a token in the header `Authorization`, the query, or a cookie: the first there decides.
 
-    In the query, a ticket stands for a token.
+    In the query, a ticket stands for a token. Before the token's cookie comes that of an operator's
+    session, where it counts at all: where a page of another origin has made the request, it is as
+    if it weren't there.
 
     Args:
-        origins: further origins whose pages may have a browser send the cookie.
+        origins: further origins whose pages may have a browser send the token's cookie.
+        sessions: of those who have signed in; None: nobody can.
     """
 
-    def __init__(self, tokens: Tokens, push: Push, origins: Container[str] = ()) -> None:
+    def __init__(
+        self,
+        tokens: Tokens,
+        push: Push,
+        origins: Container[str] = (),
+        sessions: Sessions | None = None,
+    ) -> None:
         self._tokens, self._push = tokens, push
-        self._origins = origins
+        self._origins, self._sessions = origins, sessions
 
     async def authenticate(
         self, scope: Scope, token: str | None = None, *, by_ticket: bool = False
@@ -51,8 +61,10 @@ class TokenAuthenticator:
             grant = await (
                 self._ticket(token) if token.startswith(PREFIX) else self._tokens.read(token)
             )
-        elif (cookie := _cookie(scope)) is not None:
-            grant = await self._tokens.read(cookie)
+        elif self._sessions is not None and (session := self._sessions.shown(scope)) is not None:
+            grant = self._sessions.read(session)
+        elif (kept := cookie(scope, COOKIE)) is not None:
+            grant = await self._tokens.read(kept)
             if not self._is_wanted(scope):
                 raise Denied(_FOREIGN_COOKIE)
         else:
@@ -86,14 +98,3 @@ _FOREIGN_COOKIE = (
     " has made the request; where a proxy serves the page, it must pass the Host on, and"
     " TRUSTED_PROXIES makes its scheme count"
 )
-
-
-def _cookie(scope: Scope) -> str | None:
-    # Not by Python's own parser (http.cookies): unquoting takes it, before 3.11.10, the square of a
-    # value's length (CVE-2024-7592), and no token is quoted.
-    for name, value in scope["headers"]:
-        for pair in value.decode("latin-1").split(";") if name == b"cookie" else ():
-            key, _, token = pair.partition("=")
-            if key.strip() == COOKIE and token.strip():
-                return str(token.strip())
-    return None

@@ -91,11 +91,22 @@ def fetch(url: str) -> bytes:
     return b"".join(parts)
 
 
-def discovered(issuer: str, fetch: Callable[[str], bytes] = fetch) -> bytes:
+Metadata = dict[str, Any]
+
+
+def discovered(
+    issuer: str,
+    fetch: Callable[[str], bytes] = fetch,
+    *,
+    setting: str = "JWT_ISSUER",
+    tell: Callable[[Metadata], object] = lambda _: None,
+) -> bytes:
     """Get the key set of an issuer, which its metadata leads to.
 
     Args:
         fetch: gets what is at a URL.
+        setting: the one that names the issuer.
+        tell: is told the metadata, of which the issuer and the place of its keys are checked.
 
     Raises:
         OSError: that can't be had.
@@ -106,33 +117,59 @@ def discovered(issuer: str, fetch: Callable[[str], bytes] = fetch) -> bytes:
         text = fetch(at)
     except OSError as error:
         raise OSError(f"its metadata at {at}: {error}") from None
-    location = _key_location(issuer, text, at)
+    metadata = _read_metadata(issuer, text, at, setting)
+    location = _key_location(issuer, metadata, at)
+    tell(metadata)
     try:
         return fetch(location)
     except OSError as error:
         raise OSError(f"its keys at {location}: {error}") from None
 
 
-def _key_location(issuer: str, text: bytes, at: str) -> str:
-    """The URL of an issuer's keys, as its own metadata says."""
+def endpoint(metadata: Metadata, name: str) -> str:
+    """The URL that an issuer's metadata has under a name, where nobody can be in between.
+
+    Raises:
+        ValueError: there is none.
+    """
+    url = metadata.get(name)
+    if not isinstance(url, str) or not leads_safely(metadata["issuer"], url):
+        raise ValueError(f"the issuer's metadata is wrong: its {name} is {short_repr(url)}")
+    return url
+
+
+def leads_safely(issuer: str, url: str) -> bool:
+    """True where an issuer may lead there: over https, or on this machine if it is there itself."""
+    # Authlib lets each issuer lead to this machine, and has a variable that lets it lead anywhere.
+    return is_safe(url) and (url.startswith("https://") or issuer.startswith("http://"))
+
+
+def _read_metadata(issuer: str, text: bytes, at: str, setting: str) -> Metadata:
+    """An issuer's metadata, which calls itself so."""
     try:
         found = msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError):
         raise ValueError(f"at {at} is no JSON object") from None
-    issued, location = (found.get(name) for name in ("issuer", "jwks_uri"))
+    issued = found.get("issuer")
     # Whoever can put a document there mustn't be taken for another issuer (OpenID Connect Discovery
     # 1.0, section 4.3).
     if issued != issuer:
         hint = ""
         if isinstance(issued, str) and differ_by_slash(issued, issuer):
-            hint = f": they differ by the slash at the end alone, so set JWT_ISSUER={issued}"
+            hint = f": they differ by the slash at the end alone, so set {setting}={issued}"
         raise ValueError(
             f"the metadata at {at} is that of the issuer {short_repr(issued)}, not of"
             f" {short_repr(issuer)}{hint}"
         )
+    return found
+
+
+def _key_location(issuer: str, found: Metadata, at: str) -> str:
+    """The URL of an issuer's keys, as its own metadata says."""
+    location = found.get("jwks_uri")
     # Of all that such a document says no more is used, and what is said of logins needn't be right.
     metadata = OpenIDProviderMetadata(
-        {"issuer": issued, "jwks_uri": location if isinstance(location, str) else None}
+        {"issuer": issuer, "jwks_uri": location if isinstance(location, str) else None}
     )
     try:
         metadata.validate_issuer()
@@ -140,10 +177,7 @@ def _key_location(issuer: str, text: bytes, at: str) -> str:
     except ValueError as error:
         raise ValueError(f"the metadata at {at} is wrong: {error}") from None
     assert isinstance(location, str)
-    # Authlib lets each issuer lead to this machine, and has a variable that lets it lead anywhere.
-    if not (
-        location.startswith("https://") or (issuer.startswith("http://") and is_safe(location))
-    ):
+    if not leads_safely(issuer, location):
         raise ValueError(
             f"the metadata at {at} is wrong: its jwks_uri is {short_repr(location)}, not https"
         )

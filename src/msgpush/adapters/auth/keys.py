@@ -4,11 +4,10 @@ import asyncio
 import base64
 import contextvars
 import logging
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from functools import partial
 from typing import Any, Final, NamedTuple, Self
 
 import msgspec
@@ -17,6 +16,7 @@ from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 from msgspec import Struct
 
 from msgpush.adapters.auth.issuers import fetch
+from msgpush.adapters.blocking import in_daemon
 from msgpush.domain.errors import KeysUnavailable
 from msgpush.domain.json_text import flatten, json_words, mask_surrogates
 from msgpush.domain.quoting import short_repr
@@ -406,7 +406,7 @@ class FetchedKeys:
         """Fetch the keys, and use them from now on; after a failure the former ones stay in use."""
         left_out: list[LeftOut] = []
         try:
-            text = await _in_daemon(self._fetch, self._url)
+            text = await in_daemon(partial(self._fetch, self._url), "msgpush keys fetch")
             keys = key_set(text, left_out.append)
             self._tell(left_out)
             if not keys:
@@ -457,18 +457,3 @@ class FetchedKeys:
         return [
             key for key in self._keys or () if algorithm in key.algorithms and id in (None, key.id)
         ]
-
-
-async def _in_daemon(function: Callable[[str], bytes], url: str) -> bytes:
-    """Call a function that may block, in a thread that doesn't keep the process from ending."""
-    done = Future[bytes]()
-    done.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            done.set_result(function(url))
-        except Exception as error:
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="msgpush keys fetch", daemon=True).start()
-    return await asyncio.wrap_future(done)

@@ -68,68 +68,20 @@ def registry_for(algorithms: Collection[str]) -> JWSRegistry:
     return _Registry(algorithms=algorithms, strict_check_header=False)
 
 
-class Tokens:
-    """Reads tokens.
+class Signatures:
+    """Verifies what was signed with some keys."""
 
-    Args:
-        issuer: what a token must be from; None: whoever issues it.
-        audience: what a token must be for: one of these; None: nobody in particular.
-        audience_claim: the claim that says whom it is for.
-        leeway: seconds by which clocks may differ.
-        max_lifetime: seconds that a token may be valid for: as long as a revocation is remembered.
-        clock: seconds since 1970.
-    """
-
-    def __init__(
-        self,
-        keys: Keys,
-        *,
-        issuer: str | None = None,
-        audience: str | Sequence[str] | None = None,
-        audience_claim: str = "aud",
-        leeway: float = 30.0,
-        max_lifetime: float = 30 * 86_400,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._keys, self._clock = keys, clock
-        self._issuer, self._audience, self._audience_claim = (
-            issuer,
-            frozenset(_texts(audience)),
-            audience_claim,
-        )
-        self._leeway, self._max_lifetime = leeway, max_lifetime
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
         self._registry = registry_for(keys.algorithms)
-        # By digest: neither the time of a look-up nor this process's memory tells what was nearly
-        # right.
-        self._known: OrderedDict[bytes, Grant] = OrderedDict()
-        self._generation = 0
 
-    async def read(self, token: str) -> Grant:
-        """The permissions that a token gives, now.
+    async def payload(self, token: str) -> bytes:
+        """The payload of a token whose signature is right.
 
         Raises:
-            Unauthorized: it is not accepted; the error says why.
+            Unauthorized: it isn't; the error says why.
             KeysUnavailable: there is nothing to verify it with yet.
         """
-        digest = sha256(token.encode(errors="surrogatepass")).digest()
-        if self._generation != self._keys.generation:
-            self._generation = self._keys.generation
-            self._known.clear()
-        grant = self._known.get(digest)
-        if grant is None:
-            grant = self._grant(await self._verified(token))
-            self._known[digest] = grant
-            if len(self._known) > CACHED:
-                self._known.popitem(last=False)
-        else:
-            self._known.move_to_end(digest)
-        assert grant.expires is not None
-        if grant.expires + self._leeway <= self._clock():
-            raise Unauthorized(f"the token has expired: its exp is {_moment(grant.expires)}")
-        return grant
-
-    async def _verified(self, token: str) -> bytes:
-        """A token's payload, whose signature is right."""
         try:
             signed = jws.extract_compact(token.encode("ascii"), None, self._registry)
             header = signed.headers()
@@ -169,6 +121,67 @@ class Tokens:
                 continue
         return False
 
+
+class Tokens:
+    """Reads tokens.
+
+    Args:
+        issuer: what a token must be from; None: whoever issues it.
+        audience: what a token must be for: one of these; None: nobody in particular.
+        audience_claim: the claim that says whom it is for.
+        leeway: seconds by which clocks may differ.
+        max_lifetime: seconds that a token may be valid for: as long as a revocation is remembered.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        keys: Keys,
+        *,
+        issuer: str | None = None,
+        audience: str | Sequence[str] | None = None,
+        audience_claim: str = "aud",
+        leeway: float = 30.0,
+        max_lifetime: float = 30 * 86_400,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._keys, self._clock = keys, clock
+        self._issuer, self._audience, self._audience_claim = (
+            issuer,
+            frozenset(_texts(audience)),
+            audience_claim,
+        )
+        self._leeway, self._max_lifetime = leeway, max_lifetime
+        self._signatures = Signatures(keys)
+        # By digest: neither the time of a look-up nor this process's memory tells what was nearly
+        # right.
+        self._known: OrderedDict[bytes, Grant] = OrderedDict()
+        self._generation = 0
+
+    async def read(self, token: str) -> Grant:
+        """The permissions that a token gives, now.
+
+        Raises:
+            Unauthorized: it is not accepted; the error says why.
+            KeysUnavailable: there is nothing to verify it with yet.
+        """
+        digest = sha256(token.encode(errors="surrogatepass")).digest()
+        if self._generation != self._keys.generation:
+            self._generation = self._keys.generation
+            self._known.clear()
+        grant = self._known.get(digest)
+        if grant is None:
+            grant = self._grant(await self._signatures.payload(token))
+            self._known[digest] = grant
+            if len(self._known) > CACHED:
+                self._known.popitem(last=False)
+        else:
+            self._known.move_to_end(digest)
+        assert grant.expires is not None
+        if grant.expires + self._leeway <= self._clock():
+            raise Unauthorized(f"the token has expired: its exp is {_moment(grant.expires)}")
+        return grant
+
     def _grant(self, payload: bytes) -> Grant:
         """The permissions that a payload gives, if all its claims are right."""
         try:
@@ -180,18 +193,8 @@ class Tokens:
         self._check(claims)
         self._check_audience(claims, payload)
         given = claims.msgpush or MsgpushClaim()
-        for name in ("subscribe", "publish"):
-            for pattern in getattr(given, name):
-                if not is_pattern(pattern):
-                    told = (
-                        f"{short_repr(pattern)} in msgpush.{name} is no channel name, and no"
-                        " prefix of one that ends in *"
-                    )
-                    raise Unauthorized(f"the token's claims are wrong: {told}")
-        for pattern in given.users:
-            if not is_pattern(USER + pattern):
-                told = f"{short_repr(pattern)} in msgpush.users is no user, and no prefix with *"
-                raise Unauthorized(f"the token's claims are wrong: {told}")
+        if (fault := _pattern_fault(given)) is not None:
+            raise Unauthorized(f"the token's claims are wrong: {fault}")
         own = own_channel(claims.sub)
         return Grant(
             claims.sub,
@@ -250,6 +253,36 @@ class Tokens:
             if self._audience.isdisjoint(_texts(value)):
                 told = f"its {claim} is {short_repr(value)}, not this service's audience"
                 raise Unauthorized(f"the token is for others: {told}")
+
+
+def read_claim(text: str) -> MsgpushClaim:
+    """The permissions that a text has, written as the claim `msgpush` is.
+
+    Raises:
+        ValueError: it has none; its text says why.
+    """
+    try:
+        given = msgspec.json.decode(text, type=MsgpushClaim)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise ValueError(json_words(str(error))) from None
+    if (fault := _pattern_fault(given)) is not None:
+        raise ValueError(fault)
+    return given
+
+
+def _pattern_fault(given: MsgpushClaim) -> str | None:
+    """What is wrong with the first pattern that is none."""
+    for name in ("subscribe", "publish"):
+        for pattern in getattr(given, name):
+            if not is_pattern(pattern):
+                return (
+                    f"{short_repr(pattern)} in msgpush.{name} is no channel name, and no prefix of"
+                    " one that ends in *"
+                )
+    for pattern in given.users:
+        if not is_pattern(USER + pattern):
+            return f"{short_repr(pattern)} in msgpush.users is no user, and no prefix with *"
+    return None
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Callers: the port that says what the sender of a request may do, and its token."""
 
 import hmac
+from collections.abc import Iterator
 from typing import Protocol
 
 from starlette.types import Scope
@@ -50,6 +51,21 @@ def bearer(scope: Scope) -> str | None:
     if len(tokens) > 1:
         raise Unauthorized("there is more than one token")
     return tokens[0] if tokens else None
+
+
+def cookie(scope: Scope, name: str) -> str | None:
+    """The value of a request's cookie, if it has one that isn't empty; the first of several."""
+    return next((value for key, value in cookies(scope) if key == name and value), None)
+
+
+def cookies(scope: Scope) -> Iterator[tuple[str, str]]:
+    """The cookies of a request, as it has them."""
+    # Not by Python's own parser (http.cookies): unquoting takes it, before 3.11.10, the square of a
+    # value's length (CVE-2024-7592), and no token is quoted.
+    for name, value in scope["headers"]:
+        for pair in value.decode("latin-1").split(";") if name == b"cookie" else ():
+            key, _, text = pair.partition("=")
+            yield key.strip(), text.strip()
 
 
 def has_token(scope: Scope, token: str) -> bool:

@@ -7,6 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from msgpush.adapters.http.origins import Origins
 from msgpush.adapters.http.problems import ProblemResponse, problem, raw_headers
+from msgpush.adapters.http.request_ids import Sent
 from msgpush.adapters.http.requests import header
 from msgpush.domain.quoting import short_repr
 
@@ -106,7 +107,7 @@ class Cors:
                 return self._rules.preflight(origin, method, headers)(scope, receive, send)
         added = self._unasked if origin is None else raw_headers(self._rules.answer(origin))
 
-        def send_with_headers(message: Message) -> Awaitable[None]:
+        def send_with_headers(message: Message) -> Sent:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), *added]
             return send(message)

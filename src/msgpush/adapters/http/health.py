@@ -91,7 +91,7 @@ class HealthApi:
         """Tell whether new requests should come here."""
         if (reason := self._push.unready) is None:
             return json_response(_OK)
-        if not self._push.draining and self._push.alive:
+        if not self._push.draining and not self._push.leaving and self._push.alive:
             # It may say why.
             reason = await self._trouble() or reason
         return _unavailable(reason)

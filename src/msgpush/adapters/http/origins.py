@@ -46,6 +46,15 @@ def read_origin(text: str) -> str:
     return f"{scheme}://{host}:{int(port)}"
 
 
+def url_origin(url: str) -> str:
+    """The origin of the pages at a URL.
+
+    Raises:
+        ValueError: it has none.
+    """
+    return read_origin("/".join(url.split("/")[:3]))
+
+
 def read_origins(text: str) -> str:
     """One origin; or a pattern, `https://*.example.com`: all names below that one, of any depth.
 

@@ -1,7 +1,9 @@
 """The start page, the page of the API's description, and the files that they are made of."""
 
 from importlib import resources
+from pathlib import Path
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Match, Mount, Route
@@ -82,6 +84,8 @@ class _Files(StaticFiles):
     """Static files, never taken for another type, and asked for anew when they have changed."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
+        if Path(path).parts[:1] == ("admin",):
+            raise HTTPException(404)  # a page that has headers and a path of its own: see admin.py
         response = await super().get_response(path, scope)
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Cache-Control"] = "no-cache"

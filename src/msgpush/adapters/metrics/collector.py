@@ -28,7 +28,8 @@ class Metrics:
     """
 
     def __init__(self, *sources: Callable[[], Figures], shared: Shared | None = None) -> None:
-        self._sources, self._shared = [*sources], shared
+        self._sources, self._shared = sources, shared
+        self._common: list[Callable[[], Figures]] = []
         self._took = 0.0
         self._writing: asyncio.Task[None] | None = None
 
@@ -44,8 +45,8 @@ class Metrics:
             self._share()
 
     def add(self, source: Callable[[], Figures]) -> None:
-        """Have what another source gives among the metrics; `FAMILIES` has their names."""
-        self._sources.append(source)
+        """Take in what is told of the service as a whole, not of this worker alone."""
+        self._common.append(source)
 
     def figures(self) -> Figures:
         """The figures of this process."""
@@ -63,6 +64,8 @@ class Metrics:
             await asyncio.sleep(0)
         if self._shared is not None:
             figures = await self._of_all(self._shared, figures)
+        for source in self._common:
+            figures |= source()
         text = await render(figures)
         self._took = time.perf_counter() - began
         return text

@@ -180,6 +180,12 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "message_push_open_files": Family("gauge", "Files and sockets that are open."),
     "message_push_open_files_limit": Family("gauge", "Files and sockets that may be open."),
+    "message_push_registered": Family(
+        "gauge", "Whether a registry knows this instance.", ["registry"]
+    ),
+    "message_push_registry_failures_total": Family(
+        "counter", "Attempts to be registered, renewed or withdrawn that failed.", ["registry"]
+    ),
     "message_push_scrape_seconds": Family(
         "gauge", "What the last answer to Prometheus took here.", together="own"
     ),

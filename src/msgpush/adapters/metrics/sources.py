@@ -85,7 +85,7 @@ def of_service(
             },
             "message_push_bytes_written_total": _by(written),
             "message_push_up": {(): float(push.trouble is None)},
-            "message_push_ready": {(): float(push.ready and push.alive and not push.draining)},
+            "message_push_ready": {(): float(push.unready is None)},
             "message_push_draining": {(): float(push.draining)},
             "message_push_build_info": _copy(build),
             "message_push_bus_length": {(): bus.length},

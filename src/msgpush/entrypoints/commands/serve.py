@@ -6,7 +6,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import ExitStack
 from typing import get_args
 
@@ -15,15 +15,26 @@ import msgspec
 import structlog
 
 from msgpush import __version__
+from msgpush.adapters.auth.issuers import is_safe
 from msgpush.adapters.http.addresses import with_port
+from msgpush.adapters.http.dispatch import Service
 from msgpush.adapters.logs import configure
 from msgpush.adapters.metrics.shared import Shared
+from msgpush.adapters.registry.registration import WITHDRAWAL_SECONDS
+from msgpush.adapters.registry.reports import ReportFile, Reports
 from msgpush.entrypoints.app import create_app
 from msgpush.entrypoints.output import complain, say
 from msgpush.entrypoints.protocol import Limits
+from msgpush.entrypoints.registering import instance_id, registrations_of
 from msgpush.entrypoints.server import address_of, listen, raise_open_files, run, unix_socket
 from msgpush.entrypoints.settings import Settings, SettingsError, help_text
-from msgpush.entrypoints.supervisor import Supervisor, Worker, listen_together, worker_command
+from msgpush.entrypoints.supervisor import (
+    LEAVING_SECONDS,
+    Supervisor,
+    Worker,
+    listen_together,
+    worker_command,
+)
 from msgpush.entrypoints.table import FLAGS, SETTINGS, Format, Level
 
 RESERVED_FILES = 128  # for publishers, health checks, the log: not for streams
@@ -100,9 +111,17 @@ def serve_alone(settings: Settings, warnings: Sequence[str] = ()) -> int:
         listeners = _prepare(settings, opened, warnings)
         if not listeners:
             return 1
-        return _run(
-            settings, listeners[0], on_ready=lambda host, port: _greet(settings, host, port)
+        id, listener = instance_id(), listeners[0]
+        registrations = registrations_of(
+            settings, id, listener, ready=lambda: app.state.push.unready is None
         )
+        app = _app(settings, id, lambda: registrations.reports)
+
+        def ready(host: str, port: int) -> None:
+            _greet(settings, host, port)
+            registrations.begin()
+
+        return _run(settings, app, listener, leave=registrations.end, on_ready=ready)
 
 
 def supervise(settings: Settings, flags: Sequence[str], warnings: Sequence[str] = ()) -> int:
@@ -118,29 +137,54 @@ def supervise(settings: Settings, flags: Sequence[str], warnings: Sequence[str] 
             return 1
         address = address_of(listeners[0])
         directory = opened.enter_context(tempfile.TemporaryDirectory(prefix="msgpush-"))
-        return Supervisor(
+        file = ReportFile(directory)
+        registrations = registrations_of(
+            settings,
+            instance_id(),
+            listeners[0],
+            ready=lambda: supervisor.welcoming,
+            changed=lambda: file.write(registrations.reports),
+        )
+
+        def ready() -> None:
+            _greet(settings, *address)
+            registrations.begin()
+
+        if registrations:
+            file.write(registrations.reports)
+        supervisor = Supervisor(
             worker_command(flags),
             listeners,
             environ={**os.environ, Shared.DIRECTORY: directory},
-            patience=settings.drain_seconds + DRAIN_GRACE,
-            on_ready=lambda: _greet(settings, *address),
+            patience=_leaving(settings) + settings.drain_seconds + DRAIN_GRACE,
+            leave=registrations.end if registrations else None,
+            on_ready=ready,
             on_exit=lambda number: Shared.forget(directory, number),
-        ).run()
+            on_stop=registrations.hold,
+        )
+        return supervisor.run()
 
 
 def work(settings: Settings, worker: Worker) -> int:
     """Run the service as a supervisor's worker until a signal ends it; returns the exit status."""
     configure(settings.log_level, settings.log_format)
     structlog.contextvars.bind_contextvars(pid=os.getpid())
-    worker.watch(settings.drain_seconds + DRAIN_GRACE)
-    shared = Shared(os.environ[Shared.DIRECTORY], worker.number)
+    worker.watch(_leaving(settings) + settings.drain_seconds + DRAIN_GRACE)
+    directory = os.environ[Shared.DIRECTORY]
+    shared, file = Shared(directory, worker.number), ReportFile(directory)
+    app = _app(settings, instance_id(), file.read, shared)
 
     def ready(*_: object) -> None:
         log.info("a worker serves", worker=worker.number)
-        worker.serves()
+        worker.serves(lambda: app.state.push.unready is None)
 
-    status = _run(settings, worker.listener, shared=shared, on_ready=ready)
+    async def leave() -> None:
+        # The supervisor withdraws what all its workers are to others.
+        await worker.leave(_leaving(settings))
+
+    status = _run(settings, app, worker.listener, supervised=True, leave=leave, on_ready=ready)
     if worker.orphaned:
+        file.remove()
         shared.leave()
     return status
 
@@ -176,26 +220,44 @@ def _listen(settings: Settings, opened: ExitStack) -> list[socket.socket]:
     return [opened.enter_context(listener) for listener in listeners]
 
 
+def _app(settings: Settings, id: str, reports: Reports, shared: Shared | None = None) -> Service:
+    fitting = msgspec.structs.replace(settings, max_connections=_fitting(settings))
+    return create_app(fitting, node=id, reports=reports, shared=shared)
+
+
+def _leaving(settings: Settings) -> float:
+    """The seconds from a signal to the drain, at most: registries are told before it begins."""
+    if not settings.registries:
+        return 0.0
+    return LEAVING_SECONDS + WITHDRAWAL_SECONDS + settings.withdraw_seconds
+
+
 def _run(
     settings: Settings,
+    app: Service,
     listener: socket.socket,
     *,
-    shared: Shared | None = None,
+    supervised: bool = False,
+    leave: Callable[[], Awaitable[None]],
     on_ready: Callable[[str, int], None],
 ) -> int:
     """Serve with these settings; returns the exit status.
 
     Args:
-        shared: what a supervisor's worker shares with the others.
+        leave: has nobody sent here any more; awaited after readiness fails, before the drain.
     """
-    fitting = msgspec.structs.replace(settings, max_connections=_fitting(settings))
-    app = create_app(fitting, shared=shared)
+
+    async def drain() -> None:
+        app.state.push.leave()
+        await leave()
+        await app.state.push.drain(settings.drain_seconds)
+
     return run(
         app,
         host=settings.service_host,
         port=settings.service_port,
         listener=listener,
-        supervised=shared is not None,
+        supervised=supervised,
         root_path=settings.root_path,
         limits=Limits(
             header_timeout=settings.header_timeout,
@@ -204,8 +266,8 @@ def _run(
             ping_interval=settings.heartbeat_interval,
             ping_timeout=settings.write_timeout,
         ),
-        drain=lambda: app.state.push.drain(settings.drain_seconds),
-        drain_seconds=settings.drain_seconds,
+        drain=drain,
+        drain_seconds=_leaving(settings) + settings.drain_seconds,
         on_ready=on_ready,
         on_refused=app.state.tally.refused,
         cors=app.state.cors.answer,
@@ -243,6 +305,12 @@ def _warn(settings: Settings, warnings: Sequence[str] = ()) -> None:
         )
     if (settings.jwks_url or "").startswith("http://"):
         log.warning("JWKS_URL is not https: whoever is in between can make tokens")
+    for name in settings.registries:
+        if not all(map(is_safe, getattr(settings, name).split(","))):
+            log.warning(
+                f"{name.upper()} is not https: whoever is in between can read its token, and"
+                " change what it is told"
+            )
     if settings.redis is not None and settings.redis.options.get("ssl_cert_reqs") == "none":
         log.warning(
             "REDIS_URL has ssl_cert_reqs=none: whoever is in between can read and change everything"

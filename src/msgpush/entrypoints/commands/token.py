@@ -7,22 +7,23 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from joserfc import jws
-from joserfc.errors import JoseError
 
+from msgpush.adapters.auth.explanation import Explanation, explained, said_by
 from msgpush.adapters.auth.keys import Keys, SigningKey, private_key, secret_key
 from msgpush.adapters.auth.tokens import registry_for
 from msgpush.adapters.redis.credentials import RedisCredentials
 from msgpush.domain.credentials import Revocations
 from msgpush.domain.errors import BusUnavailable, KeysUnavailable, Unauthorized
 from msgpush.domain.grant import Grant
-from msgpush.domain.message import format_ms
 from msgpush.domain.quoting import short_repr
-from msgpush.entrypoints.app import fetched_keys, token_keys, token_reader
+from msgpush.entrypoints.access import fetched_keys, token_keys, token_reader
 from msgpush.entrypoints.settings import Settings, SettingsError
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -150,7 +151,7 @@ def inspect(ctx: click.Context, token: str) -> None:
 
 def _local(environ: Mapping[str, str]) -> Mapping[str, str]:
     """The variables, but for those that make no difference to a token."""
-    return {**environ, "SERVICE_HOST": "127.0.0.1", "ENABLE_AUTH": ""}
+    return {**environ, "SERVICE_HOST": "127.0.0.1", "ENABLE_AUTH": "", "OIDC_ISSUER": ""}
 
 
 def _settings(environ: Mapping[str, str]) -> Settings:
@@ -186,40 +187,32 @@ def _secret(settings: Settings) -> SigningKey:
 
 async def _inspect(token: str, settings: Settings) -> int:
     """Print why a token is accepted or isn't; returns the exit status."""
-    _show_unverified(token)
+    if (said := said_by(token)) is not None:
+        # Written anew: nobody has verified it, and what it says must not speak to the terminal.
+        click.echo(f"header:   {json.dumps(said.header)}\nclaims:   {json.dumps(said.claims)}\n")
     async with AsyncExitStack() as opened:
         fetched = fetched_keys(settings)
         if fetched is not None:
             await opened.enter_async_context(fetched)
+        reader = token_reader(settings, token_keys(settings, fetched))
         try:
-            grant = await token_reader(settings, token_keys(settings, fetched)).read(token)
-            await _check_revocations(grant, settings)
+            found = await explained(token, reader.read, partial(_revoked, settings))
         except KeysUnavailable as error:
             why = f": {fetched.setting}: {fetched.problem}" if fetched and fetched.problem else ""
             click.echo(f"refused: {error}{why}")
             return 1
-        except Unauthorized as error:
-            click.echo(f"refused: {error}")
-            return 1
-    _show(grant)
+    if not found.accepted:
+        click.echo(f"refused: {found.reason}")
+        return 1
+    _show(found)
     return 0
 
 
-def _show_unverified(token: str) -> None:
-    try:
-        signed = jws.extract_compact(token.encode(), None, registry_for(()))
-        header, claims = signed.headers(), json.loads(signed.payload)
-    except (JoseError, ValueError, RecursionError):
-        return
-    # Written anew: nobody has verified it, and what it says must not speak to the terminal.
-    click.echo(f"header:   {json.dumps(header)}\nclaims:   {json.dumps(claims)}\n")
-
-
-async def _check_revocations(grant: Grant, settings: Settings) -> None:
-    """Raise `Unauthorized` where a token was revoked, as far as that can be told."""
+async def _revoked(settings: Settings, grant: Grant) -> str | None:
+    """The reason why a token is refused that was revoked, as far as that can be told."""
     if settings.redis is None:
         click.echo("(What was revoked on an embedded bus, only that service itself knows.)\n")
-        return
+        return None
     revocations = Revocations(settings.max_token_lifetime)
     try:
         async with RedisCredentials(
@@ -229,23 +222,20 @@ async def _check_revocations(grant: Grant, settings: Settings) -> None:
                 revocations.add(revocation, time.time())
     except BusUnavailable as error:
         click.echo(f"(Whether it was revoked can't be told: {error}.)\n")
-    if (reason := revocations.reason(grant)) is not None:
-        raise Unauthorized(reason)
+    return revocations.reason(grant)
 
 
-def _show(grant: Grant) -> None:
-    assert grant.expires is not None
-    left = int(grant.expires - time.time())
+def _show(found: Explanation) -> None:
+    assert found.expires_at is not None
+    left = int(datetime.fromisoformat(found.expires_at).timestamp() - time.time())
     told = f"for {left} more seconds" if left >= 0 else "and now for as long as JWT_LEEWAY says"
-    listens = ["broadcast", *sorted(grant.channels), *grant.subscribe]
-    users = [*filter(None, [grant.user]), *grant.users]
     click.echo(
-        f"accepted: until {format_ms(int(grant.expires * 1000))}, {told}\n"
-        f"  subject     {_printable(grant.subject or '')}\n"
-        f"  listens to  {', '.join(map(_printable, listens))}\n"
-        f"  publishes   {', '.join(map(_printable, grant.publish)) or 'nothing'}\n"
-        f"  acts for    {', '.join(map(_printable, users)) or 'nobody'}\n"
-        f"  admin       {'yes' if grant.admin else 'no'}"
+        f"accepted: until {found.expires_at}, {told}\n"
+        f"  subject     {_printable(found.subject or '')}\n"
+        f"  listens to  {', '.join(map(_printable, found.subscribe))}\n"
+        f"  publishes   {', '.join(map(_printable, found.publish)) or 'nothing'}\n"
+        f"  acts for    {', '.join(map(_printable, found.users)) or 'nobody'}\n"
+        f"  admin       {'yes' if found.admin else 'no'}"
     )
 
 

@@ -1,0 +1,57 @@
+// Who is signed in, and how one can be.
+import { ask, Problem, useToken } from "./api.js";
+import { keep, kept } from "./memory.js";
+
+// `known` is false where the service can't say who one is: then only its refusals tell.
+let session = { mode: null, subject: null, admin: true, oidc: false, known: false };
+export const current = () => session;
+
+/** Ask the service who this is. Throws `Problem` with 401: nobody yet, or nobody any longer. */
+export async function findOut(quiet = true) {
+  try {
+    session = { ...(await ask("admin/session", { quiet })), known: true };
+    if (session.mode === null) throw new Problem(401, "");
+  } catch (problem) {
+    if (problem.status === 401 && token) session = { ...session, oidc: await offersProvider() };
+    if (problem.status !== 404) throw problem;
+    // A service that has no such endpoint: whether it asks for a token shows at the first thing that needs one.
+    await ask("api/v1/connections/stats", { quiet }).catch((refused) => {
+      if (refused.status !== 403) throw refused;
+    });
+    session = { mode: token ? "token" : "open", subject: null, admin: true, oidc: false, known: false };
+  }
+  return session;
+}
+
+/** Whether one can sign in through a provider; asked as nobody, since the token that there is was refused. */
+async function offersProvider() {
+  const told = await ask("admin/session", { quiet: true, anonymous: true }).catch(() => null);
+  return told?.oidc ?? session.oidc;
+}
+
+let token = kept("token") ?? "";
+useToken(token);
+
+/** Sign in with a token; it stays in memory, or in this tab's sessionStorage. */
+export async function signIn(given, stay) {
+  const before = token;
+  useToken((token = given));
+  try {
+    await findOut();
+  } catch (problem) {
+    useToken((token = before));
+    throw problem;
+  }
+  keep("token", stay ? given : null);
+}
+
+/** Whether there is anything to sign out of. */
+export const signedIn = () => session.mode === "token" || session.mode === "oidc";
+
+export async function signOut() {
+  const { mode } = session;
+  useToken((token = ""));
+  keep("token", null);
+  if (mode === "oidc") await ask("admin/sign-out", { method: "POST", body: {}, quiet: true }).catch(() => {});
+  session = { ...session, mode: null, subject: null };
+}

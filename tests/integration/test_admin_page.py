@@ -1,0 +1,877 @@
+"""The operator's page in a real Chromium: what it shows, what it does, and what nobody can make of
+it. Skipped where there is no Chromium; CI has one.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.admin import (
+    LANGUAGES,
+    NARROW,
+    VIEWS,
+    WIDE,
+    AdminPage,
+    publish,
+    settled,
+    traffic,
+)
+from tests.support.browser import Browser, needs_chromium
+from tests.support.client import SseClient, request
+from tests.support.openid import CLIENT, OpenIdProvider
+from tests.support.openid import SECRET as CLIENT_SECRET
+from tests.support.redis_servers import RedisServer, free_port
+from tests.support.service import ServiceProcess, ThreadedService, eventually
+from tests.support.tokens import SECRET, bearer, token
+
+pytestmark = needs_chromium
+
+AXE = Path(__file__).parents[2] / "clients/js/node_modules/axe-core/axe.min.js"
+WORDS = "⟦{}⟧"
+
+# Text that isn't marked as being of no language, and that no dictionary has.
+_STRAY = """
+[...(function* () {
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) yield walk.currentNode;
+})()].filter((node) => node.parentElement.checkVisibility())
+  .filter((node) => !node.parentElement.closest("[translate=no], noscript, script, style"))
+  .map((node) => node.data.trim())
+  .filter((text) => {
+    // One text may be within another.
+    for (let before; before !== text; ) [before, text] = [text, text.replace(/⟦[^⟦⟧]*⟧/g, "")];
+    return /\\p{Letter}/u.test(text.replace(/^\\d+ \\p{Letter}+ \\d{4}, [\\d:]+$/u, ""));
+  })
+"""
+_STRAY_ATTRIBUTES = """
+[...document.querySelectorAll("[aria-label], [title], [placeholder]")]
+  .filter((e) => !e.closest("[translate=no]"))
+  .flatMap((e) => ["aria-label", "title", "placeholder"].map((name) => e.getAttribute(name)))
+  .filter((text) => text && !text.startsWith("⟦") && /\\p{Letter}/u.test(text))
+"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[ThreadedService]:
+    with ThreadedService() as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[ThreadedService]:
+    with ThreadedService(jwt_secret=SECRET) as service:
+        yield service
+
+
+def opened(browser: Browser, service: ThreadedService, where: str, **looks: Any) -> AdminPage:
+    return AdminPage(browser, f"http://127.0.0.1:{service.port}", **looks).go(where)
+
+
+def everything(sub: str = "operator", **more: Any) -> str:
+    return token(sub, subscribe=["*"], publish=["*"], users=["*"], admin=True, **more)
+
+
+def ask_for(port: int, id: str, **more: Any) -> None:
+    publish(port, id=id, service="importer", target={"user_id": "alice"}, **more)
+
+
+# Looks
+
+
+def populated(service: ThreadedService, stack: ExitStack) -> list[str]:
+    """Something in every view, and the places where it is."""
+    stack.enter_context(traffic(service.port, "demo"))
+    for user in ("alice", "bob"):
+        stack.enter_context(SseClient(service.port, f"/sse/stream/demo,user:{user}?passive=true"))
+    ask_for(service.port, "waits", metadata={"ack": True})
+    return [
+        "#/overview",
+        "#/overview?range=day&by=service",
+        "#/connections",
+        "#/channels",
+        "#/channels?channel=demo",
+        "#/channels?channel=demo&mode=history",
+        "#/publish",
+        "#/delivery?tab=pending&user=alice",
+        "#/delivery?tab=message&service=importer&id=waits",
+        "#/delivery?tab=dead&service=importer",
+        "#/access",
+        "#/settings",
+    ]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [NARROW, WIDE], ids=["narrow", "wide"])
+@pytest.mark.long
+def test_axe_finds_nothing_and_nothing_is_wider_than_the_page(
+    browser: Browser, service: ThreadedService, size: tuple[int, int], scheme: str, language: str
+) -> None:
+    if not AXE.is_file():
+        assert "CI" not in os.environ, "npm ci in clients/js gets axe"
+        pytest.skip("needs axe: npm ci in clients/js")
+    with ExitStack() as stack:
+        places = populated(service, stack)
+        page = opened(browser, service, places[0], size=size, scheme=scheme, language=language)
+        page.tab.value(AXE.read_text() + ";0")
+        assert page.tab.value("document.documentElement.lang") == LANGUAGES[language]
+        assert page.tab.value("document.documentElement.dataset.scheme") == scheme
+        for place in places:
+            page.move(place)
+            settled(page)
+            if "channel=" in place:
+                page.tab.becomes("document.querySelector('.option') !== null")
+                page.tab.click(".option")
+            assert violations(page) == [], place
+            assert page.tab.value("document.documentElement.scrollWidth <= innerWidth"), place
+        assert page.noted == {"violations": [], "errors": []}
+
+
+def violations(page: AdminPage) -> list[str]:
+    """What axe has to say of the page."""
+    run = "axe.run({resultTypes: ['violations']}).then(({violations}) => violations.flatMap("
+    return list(
+        page.tab.value(run + "(v) => v.nodes.map((n) => v.id + ': ' + n.target + ' ' + n.html)))")
+    )
+
+
+@pytest.mark.parametrize("size", [NARROW, WIDE], ids=["narrow", "wide"])
+def test_axe_finds_nothing_where_one_signs_in_and_where_one_is_asked(
+    browser: Browser, guarded: ThreadedService, service: ThreadedService, size: tuple[int, int]
+) -> None:
+    if not AXE.is_file():
+        assert "CI" not in os.environ, "npm ci in clients/js gets axe"
+        pytest.skip("needs axe: npm ci in clients/js")
+    page = opened(browser, guarded, "", size=size, scheme="dark")
+    page.tab.value(AXE.read_text() + ";0")
+    assert violations(page) == []
+    page = opened(browser, service, "#/access", size=size)
+    page.tab.value(AXE.read_text() + ";0")
+    page.fill("[aria-labelledby=revoke] input", "somebody")
+    page.tab.click("[aria-labelledby=revoke] button")
+    page.tab.becomes("document.querySelector('dialog[open]') !== null")
+    assert violations(page) == []
+
+
+def test_every_text_is_in_both_dictionaries_and_no_view_has_another(
+    browser: Browser, service: ThreadedService
+) -> None:
+    with ExitStack() as stack:
+        places = populated(service, stack)
+        page = opened(browser, service, places[0])
+        texts = page.tab.value("import('/admin/i18n.js').then((m) => m.TEXTS)")
+        plural = {name for name in texts["en"] if name.endswith(".one")}
+        assert set(texts["zh"]) == set(texts["en"]) - plural
+        gaps = {name: sorted(_gaps(text)) for name, text in texts["en"].items()}
+        assert {name: sorted(_gaps(text)) for name, text in texts["zh"].items()} == {
+            name: found for name, found in gaps.items() if name not in plural
+        }
+        mark = "texts[key] = '⟦' + texts[key] + '⟧'"
+        page.tab.value(
+            "import('/admin/i18n.js').then((m) => { for (const texts of Object.values(m.TEXTS))"
+            f" for (const key in texts) {mark}; m.choose('en') }})"
+        )
+        for place in [*places[1:], places[0]]:
+            page.move(place)
+            settled(page)
+            # What the frame says was said before.
+            page.tab.value(
+                "document.querySelectorAll('.skip, .bar, #nav').forEach((e) => e.remove())"
+            )
+            assert page.tab.value(_STRAY) == [], place
+            assert page.tab.value(_STRAY_ATTRIBUTES) == [], place
+
+
+def _gaps(text: str) -> list[str]:
+    return [part.partition("}")[0] for part in text.split("{")[1:]]
+
+
+def test_language_and_colours_are_chosen_and_remembered(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = opened(browser, service, "#/settings", scheme="light")
+    page.fill(".looks select:nth-of-type(2)", "zh")
+    page.tab.shows("h1", "设置")
+    page.fill(".looks select:nth-of-type(1)", "dark")
+    page.tab.becomes("document.documentElement.dataset.scheme === 'dark'")
+    page.reload()
+    page.tab.shows("h1", "设置")
+    assert page.tab.value("document.documentElement.dataset.scheme") == "dark"
+    page.tab.value("localStorage.clear()")
+
+
+# By keyboard
+
+
+def test_every_view_is_reached_and_left_by_keyboard_alone(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = opened(browser, service, "#/overview")
+    page.tab.tell("Page.bringToFront")
+    page.tab.becomes("document.activeElement.tagName === 'H1'")
+    page.tab.value("document.querySelector('a, button, input, select').focus()")
+    assert page.has_focus() == "a Skip to the content"
+    page.press("Enter")
+    page.tab.becomes("document.activeElement.id === 'main'")
+    assert page.tab.value("location.hash") == "#/overview", "it is no place"
+    for name in VIEWS[1:]:
+        page.tab.value("document.activeElement.blur()")
+        page.tab.value("document.querySelector('.skip').focus()")
+        for _ in range(20):
+            page.press("Tab")
+            assert page.tab.value("document.activeElement.matches(':focus-visible')")
+            if page.tab.value("document.activeElement.dataset.view") == name:
+                break
+        page.press("Enter")
+        page.tab.becomes(f"document.querySelector('main > .view.{name}') !== null")
+        page.tab.becomes("document.activeElement.tagName === 'H1'")
+        assert page.tab.value("document.querySelector('#nav [aria-current]').dataset.view") == name
+        # Through all that is in it, and out again: nothing holds the focus.
+        reached = 0
+        for _ in range(80):
+            page.press("Tab")
+            if not page.tab.value(
+                "document.querySelector('main').contains(document.activeElement)"
+            ):
+                break
+            reached += 1
+        else:
+            pytest.fail(f"{name} is a trap")
+        assert reached >= 2
+
+
+def test_where_it_is_narrow_the_menu_opens_and_closes_by_keyboard(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = opened(browser, service, "#/overview", size=NARROW)
+    page.tab.tell("Page.bringToFront")
+    assert page.tab.texts("#nav a") == []
+    page.tab.value("document.querySelector('.menu').focus()")
+    page.press("Enter")
+    page.tab.becomes("document.querySelector('#nav a').checkVisibility()")
+    page.press("Escape")
+    page.tab.becomes("!document.querySelector('#nav a').checkVisibility()")
+    assert page.has_focus() == "button Menu"
+    page.press("Enter")
+    page.press("Tab")
+    page.press("Tab")
+    page.press("Enter")
+    page.tab.becomes("document.querySelector('.view.connections') !== null")
+    assert page.tab.texts("#nav a") == [], "it closes by itself"
+
+
+def test_messages_are_chosen_by_keyboard(browser: Browser, service: ThreadedService) -> None:
+    for n in range(5):
+        publish(service.port, channels=["keys"], data={"text": f"message {n}"})
+    page = opened(browser, service, "#/channels?channel=keys")
+    page.tab.tell("Page.bringToFront")
+    page.tab.shows(".option .gist", *(f"message {n}" for n in (4, 3, 2, 1, 0)))
+    page.tab.value("document.querySelector('[role=listbox]').focus()")
+    for key, chosen in (
+        ("ArrowDown", 4),
+        ("ArrowDown", 3),
+        ("End", 0),
+        ("ArrowUp", 1),
+        ("Home", 4),
+    ):
+        page.press(key)
+        page.tab.becomes(
+            f"document.querySelector('.whole pre')?.textContent.includes('message {chosen}')"
+        )
+        active = (
+            "document.getElementById(document.activeElement.getAttribute('aria-activedescendant'))"
+        )
+        page.tab.becomes(f"{active}?.textContent.includes('message {chosen}')")
+
+
+# Hostile content
+
+
+HOSTILE = {
+    "markup": '<img src=x onerror="window.hit=1"><script>window.hit=1</script><b>bold</b>',
+    "bidi": "\u202egnp.exe\u2066 \u200f\u061c",
+    "controls": "a\u0000b\u001b[31mc\u0085d\u2028e\ufefff\u200bg",
+    "zalgo": "Z" + "\u0301" * 400,
+    "long": "long " * 40_000,
+}
+
+
+def test_a_hostile_message_is_text_whatever_it_says(
+    browser: Browser, service: ThreadedService
+) -> None:
+    for name, text in HOSTILE.items():
+        publish(
+            service.port,
+            channels=["hostile"],
+            source=text[:100],
+            target={"kb_id": "x\u202ey"},
+            data={"text": text, "name": name, text[:50]: [text[:50]]},
+        )
+    page = opened(browser, service, "#/channels?channel=hostile")
+    page.tab.becomes(
+        f"document.querySelectorAll('.option:not([hidden])').length === {len(HOSTILE)}"
+    )
+    for n in range(len(HOSTILE)):
+        page.tab.value(f"document.querySelectorAll('.option:not([hidden])')[{n}].click()")
+        page.tab.becomes("document.querySelector('.whole pre') !== null")
+        shown = page.text
+        assert not set("\u202e\u2066\u200f\u061c\u0000\u001b\u0085\ufeff\u200b") & set(shown)
+        assert len(shown) < 40_000, "a part of it, and more on demand"
+    assert "‹U+202E›" in page.text or "U+202E" in page.tab.value(
+        "document.querySelector('.list').textContent"
+    )
+    assert page.tab.value("document.querySelector('main img, main script, main b')") is None
+    assert page.tab.value("window.hit") is None
+    assert page.tab.value(
+        "[...document.querySelectorAll('.option > *, .data')]"
+        ".every((e) => getComputedStyle(e).unicodeBidi === 'isolate' || e.matches('.time, .type'))"
+    )
+    # Names of others stand in other views, too.
+    with SseClient(
+        service.port,
+        "/sse/stream/hostile,%3Cb%3Ex%3C%2Fb%3E?passive=true".replace("%2F", "%5C"),
+        {"User-Agent": "<script>window.hit=1</script>"},
+    ):
+        page.move("#/connections?channel=hostile")
+        page.tab.becomes("document.querySelector('tbody tr') !== null")
+        assert "<script>window.hit=1</script>" in page.text
+    assert page.tab.value("window.hit") is None
+    assert page.noted == {"violations": [], "errors": []}
+
+
+def test_a_megabyte_is_shown_at_once_and_whole_on_demand(browser: Browser) -> None:
+    with ThreadedService(max_message_bytes=2 << 20) as service:
+        publish(service.port, channels=["large"], data={"text": "x" * (1 << 20), "last": "the end"})
+        page = opened(browser, service, "#/channels?channel=large")
+        page.tab.tell("Page.bringToFront")
+        page.tab.becomes("document.querySelector('.option') !== null")
+        page.tab.value(
+            "window.frames_ = []; (function next(t) { requestAnimationFrame((u) =>"
+            " { frames_.push(u - t); next(u); }) })(performance.now())"
+        )
+        page.tab.click(".option")
+        page.tab.becomes("document.querySelector('.whole pre')?.textContent.length > 10_000")
+        assert page.tab.value("document.querySelector('.whole pre').textContent.length") < 30_000
+        for _ in range(12):
+            page.tab.click(".long > button")
+        page.tab.becomes("document.querySelector('.whole pre').textContent.includes('the end')")
+        assert not page.tab.texts(".long > button")
+
+
+def test_nothing_inline_runs_and_nothing_comes_from_elsewhere(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = opened(browser, service, "#/overview")
+    page.tab.value(
+        "(() => { const s = document.createElement('script'); s.textContent = 'window.hit = 1';"
+        " document.body.append(s); const d = document.createElement('div');"
+        " d.setAttribute('onclick', 'window.hit = 2'); document.body.append(d); d.click();"
+        " const e = document.createElement('div'); e.setAttribute('style', 'color: red');"
+        " document.body.append(e); })()"
+    )
+    page.tab.becomes("noted.violations.length >= 3")
+    assert page.tab.value("window.hit") is None
+
+
+# Who may see what
+
+
+def test_one_signs_in_with_a_token_and_out_again(
+    browser: Browser, guarded: ThreadedService
+) -> None:
+    page = opened(browser, guarded, "#/settings?q=TTL")
+    page.tab.shows("h1", "Sign in")
+    page.sign_in("no token")
+    page.tab.becomes("document.querySelector('.sign .wrong')?.checkVisibility()")
+    page.sign_in(everything())
+    page.tab.shows("h1", "Settings")
+    assert page.tab.value("location.hash") == "#/settings?q=TTL", "where one wanted to be"
+    page.tab.becomes("document.querySelectorAll('tbody tr').length > 1")
+    assert "operator" in page.text
+    stored = "JSON.stringify(localStorage) + JSON.stringify(sessionStorage) + document.cookie"
+    assert everything()[:20] not in page.tab.value(stored + "+ location.href"), "in memory alone"
+    page.reload()
+    page.tab.shows("h1", "Sign in")
+    page.sign_in(everything(), stay=True)
+    page.tab.shows("h1", "Settings")
+    page.reload()
+    page.tab.shows("h1", "Settings")
+    assert everything()[:20] in page.tab.value("JSON.stringify(sessionStorage)")
+    page.tab.click(".foot button")
+    page.tab.shows("h1", "Sign in")
+    assert page.tab.value("sessionStorage.length") == 0
+
+
+def test_one_signs_in_at_the_provider_and_comes_back_to_where_one_was(browser: Browser) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with OpenIdProvider() as provider:
+        provider.callback = f"{url}/admin/callback"
+        with ServiceProcess(
+            SERVICE_PORT=str(port),
+            JWT_SECRET=SECRET,
+            OIDC_ISSUER=provider.issuer,
+            OIDC_CLIENT_ID=CLIENT,
+            OIDC_CLIENT_SECRET=CLIENT_SECRET,
+            OIDC_ADMIN_CLAIM="groups=ops",
+            OIDC_GRANT='{"subscribe": ["*"], "publish": ["*"]}',
+            PUBLIC_URL=url,
+        ):
+            page = AdminPage(browser, url).go("#/channels?channel=demo")
+            page.tab.tell("Page.bringToFront")
+            page.tab.shows("h1", "Sign in")
+            page.tab.click(".sign > button")
+            page.tab.shows(".pill", "live")
+            assert page.tab.value("location.hash") == "#/channels?channel=demo"
+            assert "oidc:ada" in page.text
+            publish_from_page(page)
+            page.tab.shows(".option .gist", "by cookie")
+            assert page.tab.value("sessionStorage.length") == 0
+            page.tab.click(".foot button")
+            page.tab.shows("h1", "Sign in")
+            page.reload()
+            page.tab.shows("h1", "Sign in")
+            assert page.noted == {"violations": [], "errors": []}
+
+
+def publish_from_page(page: AdminPage) -> None:
+    """Publish as the page does, with whatever it is signed in by."""
+    message = {"type": "info", "service": "me", "channels": ["demo"], "data": {"text": "by cookie"}}
+    page.tab.value(
+        "import('/admin/api.js').then((m) => m.ask('api/v1/messages/send',"
+        f" {{method: 'POST', body: {json.dumps(message)}}}))"
+    )
+
+
+def test_a_session_that_ends_is_begun_again_where_one_was(
+    browser: Browser, guarded: ThreadedService
+) -> None:
+    page = opened(browser, guarded, "#/publish")
+    page.sign_in(everything("leaving", jti="first"))
+    page.tab.shows("h1", "Publish")
+    page.fill(".view textarea[rows='20']", '{"type": "info", "service": "kept", "channels": ["a"]}')
+    revoked = request(
+        guarded.port,
+        "POST",
+        "/api/v1/revocations",
+        b'{"jti": "first"}',
+        bearer(everything("other", jti="other")),
+    )
+    assert revoked.status == 201
+    page.tab.click(".acts button")
+    page.tab.becomes("document.querySelector('dialog[open] .sign') !== null")
+    for _ in range(3):
+        page.press("Escape")
+        assert page.tab.value("document.querySelector('dialog').open"), "nothing is behind it"
+    page.sign_in(everything("leaving", jti="second"))
+    page.tab.becomes("document.querySelector('dialog') === null")
+    assert "kept" in page.tab.value("document.querySelector('textarea[rows=\"20\"]').value")
+    page.tab.click(".acts button")
+    page.tab.becomes("document.querySelector('.notice.good') !== null")
+
+
+def test_a_live_tail_goes_on_after_signing_in_again(
+    browser: Browser, guarded: ThreadedService
+) -> None:
+    page = opened(browser, guarded, "#/channels?channel=tailed")
+    page.tab.tell("Page.bringToFront")
+    page.sign_in(everything("tailing", jti="tail-1"))
+    page.tab.shows(".pill", "live")
+    admin = bearer(everything("other", jti="other"))
+    request(guarded.port, "POST", "/api/v1/revocations", b'{"jti": "tail-1"}', admin)
+    page.tab.becomes("document.querySelector('dialog[open] .sign') !== null")
+    publish(guarded.port, admin, channels=["tailed"], data={"text": "while away"})
+    page.sign_in(everything("tailing", jti="tail-2"))
+    page.tab.shows(".option .gist", "while away")
+
+
+def test_what_one_may_not_see_says_so(browser: Browser, guarded: ThreadedService) -> None:
+    page = opened(browser, guarded, "#/overview")
+    page.sign_in(token("reader", subscribe=["demo"]))
+    page.tab.becomes("document.querySelectorAll('.nothing[role=note]').length === 2")
+    for place in ("#/connections", "#/settings", "#/delivery?tab=dead&service=importer"):
+        page.move(place)
+        page.tab.becomes("document.querySelector('.nothing[role=note]') !== null")
+        assert "You may not see this" in page.text
+    page.move("#/channels?channel=demo")
+    page.tab.shows(".pill", "live")
+    page.move("#/channels?channel=other")
+    page.tab.becomes("document.querySelector('.nothing[role=note]') !== null")
+    assert page.noted == {"violations": [], "errors": []}
+    page = opened(browser, guarded, "#/channels?channel=demo")
+    page.sign_in(token("admin", admin=True))
+    page.tab.becomes("document.querySelector('.nothing[role=note]') !== null")
+
+
+# What goes away
+
+
+def test_an_instance_that_is_away_is_told_of_and_found_again(browser: Browser) -> None:
+    with ServiceProcess() as first:
+        port = first.port
+        page = AdminPage(browser, f"http://127.0.0.1:{port}").go("#/overview")
+        page.tab.becomes("document.querySelector('tbody tr') !== null")
+    page.tab.becomes("document.querySelector('.banner p') !== null")
+    assert "can’t be reached" in page.text
+    assert page.tab.texts("tbody tr"), "what was known is still shown"
+    page.move("#/settings")
+    page.tab.becomes("document.querySelector('.nothing') !== null")
+    with ServiceProcess(SERVICE_PORT=str(port)):
+        page.tab.becomes("document.querySelector('.banner p') === null")
+        page.tab.becomes("document.querySelectorAll('tbody tr').length > 10")
+
+
+def test_a_store_that_is_away_is_told_of_and_found_again(browser: Browser) -> None:
+    with RedisServer() as redis, ServiceProcess(REDIS_URL=redis.url) as service:
+        page = AdminPage(browser, f"http://127.0.0.1:{service.port}").go("#/overview")
+        page.tab.becomes("document.querySelector('tbody tr') !== null")
+        redis.kill()
+        page.tab.becomes("document.querySelector('.banner p') !== null")
+        assert "its store isn’t" in page.text
+        page.move("#/connections")
+        page.tab.becomes("document.querySelector('.nothing, .totals .fact') !== null")
+        redis.restart()
+        page.tab.becomes("document.querySelector('.banner p') === null")
+        page.move("#/overview")
+        page.tab.becomes("document.querySelector('tbody .badge.good') !== null")
+
+
+# Views
+
+
+def test_the_overview_counts_what_is_published_and_delivered(
+    browser: Browser, service: ThreadedService
+) -> None:
+    with (
+        SseClient(service.port, "/sse/stream/demo?passive=true"),
+        traffic(service.port, "demo", rate=40),
+    ):
+        page = opened(browser, service, "#/overview")
+        page.tab.tell("Page.bringToFront")
+        page.tab.becomes("parseFloat(document.querySelector('.chart .big')?.textContent) > 10")
+        page.tab.becomes("document.querySelectorAll('.plot canvas').length >= 4")
+        assert page.tab.texts("tbody .badge") == ["ready"]
+        page.tab.value("document.querySelector('.chart details').open = true")
+        page.tab.becomes("document.querySelectorAll('.chart details tbody tr').length > 0")
+        page.tab.becomes("document.querySelector('.chart > p.away').textContent.includes('now')")
+
+
+def test_history_is_told_by_range_by_service_and_by_what_is_counted(browser: Browser) -> None:
+    with ThreadedService() as service:
+        publish(service.port, service="historian", channels=["demo"])
+        service.call(_recorded(service))
+        page = opened(browser, service, "#/overview")
+        page.tab.becomes("document.querySelectorAll('.view > div:last-child .chart').length > 0")
+        page.tab.value(
+            "document.querySelectorAll('.choice')[1].querySelectorAll('button')[1].click()"
+        )
+        page.tab.becomes("location.hash.includes('by=service')")
+        page.tab.becomes(
+            "document.querySelector('.view > div:last-child').textContent.includes('historian')"
+        )
+        page.fill(".view select", "dead")
+        page.tab.becomes("location.hash.includes('count=dead')")
+        page.tab.becomes("document.querySelector('.view > div:last-child .nothing') !== null")
+
+
+def _recorded(service: ThreadedService) -> Any:
+    """Have what was counted recorded now, not within ten seconds."""
+    from msgpush.domain.statistics import Recording
+
+    (recording,) = (each for each in service.app.state.resources if isinstance(each, Recording))
+    return recording.flush
+
+
+def test_connections_are_found_paged_and_ended(browser: Browser) -> None:
+    with ExitStack() as stack:
+        service = stack.enter_context(ThreadedService())
+        streams = [
+            stack.enter_context(SseClient(service.port, f"/sse/user/u{n}")) for n in range(60)
+        ]
+        eventually(
+            lambda: request(service.port, "GET", "/api/v1/connections/stats").json()["total"] == 60
+        )
+        page = opened(browser, service, "#/connections")
+        page.tab.becomes("document.querySelectorAll('tbody tr').length === 50")
+        page.tab.value("[...document.querySelectorAll('.row.end button')].at(-1).click()")
+        page.tab.becomes("document.querySelectorAll('tbody tr').length === 10")
+        page.fill(".tools select", "user")
+        page.fill(".tools input", "u7")
+        page.tab.click(".tools button")
+        page.tab.becomes("document.querySelectorAll('tbody tr').length === 1")
+        assert page.tab.value("location.hash") == "#/connections?user=u7"
+        page.tab.click("tbody button")
+        page.tab.becomes("document.querySelector('dialog[open]') !== null")
+        page.tab.click("dialog button.danger")
+        page.tab.shows(".status", "It is disconnected.")
+        closed = [each for each in streams[7].rest() if each.type == "msgpush.close"]
+        assert json.loads(closed[0].data) == {"reason": "disconnected", "reconnect": False}
+
+
+def test_a_tail_shows_everything_once_and_uses_nothing_up(
+    browser: Browser, service: ThreadedService
+) -> None:
+    publish(service.port, target={"user_id": "tail"}, data={"text": "before"})
+    page = opened(browser, service, "#/channels?channel=user:tail")
+    page.tab.tell("Page.bringToFront")
+    page.tab.shows(".option .gist", "before")
+    page.tab.shows(".pill", "live")
+    publish(
+        service.port,
+        id="tailed",
+        service="importer",
+        target={"user_id": "tail"},
+        data={"text": "now"},
+        metadata={"ack": True},
+    )
+    page.tab.shows(".option .gist", "now", "before")
+    told = request(service.port, "GET", "/api/v1/messages/importer/tailed/delivery").json()
+    assert told["state"] == "accepted", "the page looks on"
+    page.tab.click(".tools button.plain")  # pause
+    publish(service.port, target={"user_id": "tail"}, type="warning", data={"text": "paused"})
+    page.tab.shows(".status", "One new message waits")
+    page.tab.shows(".option .gist", "now", "before")
+    page.tab.click(".tools button.plain")
+    page.tab.shows(".option .gist", "paused", "now", "before")
+    page.fill(".tools input[placeholder]", "BEFORE")
+    page.tab.shows(".option .gist", "before")
+    page.fill(".tools input[placeholder]", "")
+    page.fill(".tools select", "warning")
+    page.tab.shows(".option .gist", "paused")
+
+
+def test_history_is_read_page_by_page(browser: Browser, service: ThreadedService) -> None:
+    for n in range(130):
+        publish(service.port, channels=["paged"], data={"text": f"message {n}"})
+    page = opened(browser, service, "#/channels?channel=paged&mode=history")
+    page.tab.tell("Page.bringToFront")
+    page.tab.becomes("document.querySelector('.option .gist')?.textContent === 'message 129'")
+    page.tab.value("document.querySelectorAll('.split .row button')[0].click()")
+    page.tab.becomes("document.querySelector('.option .gist')?.textContent === 'message 99'")
+    page.tab.value("document.querySelectorAll('.split .row button')[1].click()")
+    page.tab.becomes("document.querySelector('.option .gist')?.textContent === 'message 129'")
+    page.tab.shows(".status", "30 messages of this page, the oldest first below.")
+
+
+def test_what_a_page_holds_is_bounded(browser: Browser, service: ThreadedService) -> None:
+    page = opened(browser, service, "#/channels")
+    held = """import('/admin/held.js').then(({ Held }) => {
+      const held = new Held();
+      for (let n = 0; n < 5000; n++) held.push({ n });
+      const many = [held.length, held.range(), held.at(4999).message.n, held.at(2999)];
+      for (let n = 0; n < 40; n++) held.push({ n, text: "x".repeat(1_000_000) });
+      const large = held.length;
+      held.filter(({ message }) => message.n === 39);
+      const [first, last] = held.range();
+      return [...many, large, first === last && held.at(first).message.n];
+    })"""
+    assert page.tab.value(held) == [2000, [3000, 4999], 4999, None, 15, 39]
+    ring = """import('/admin/charts.js').then(({ Ring }) => {
+      const ring = new Ring(1, 300);
+      for (let n = 0; n < 100_000; n++) ring.push(n, [2 * n]);
+      const [times, values] = ring.columns();
+      return [times.length, times[0], times[299], values[299], times.buffer.byteLength];
+    })"""
+    assert page.tab.value(ring) == [300, 99_700, 99_999, 199_998, 4800]
+
+
+def test_the_form_and_the_json_follow_each_other(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = opened(browser, service, "#/publish")
+    by_label = (
+        "window.by = (label) => [...document.querySelectorAll('label')]"
+        ".find((e) => e.textContent === label).control ?? null"
+    )
+    page.tab.value(by_label + "; 0")
+    page.fill(
+        ".view textarea[rows='20']",
+        json.dumps(
+            {
+                "type": "success",
+                "service": "from-json",
+                "target": {"user_id": "alice"},
+                "metadata": {"ack": {"deadline": 7}},
+                "unknown": 1,
+            }
+        ),
+    )
+    page.tab.becomes("by('Service').value === 'from-json' && by('Type').value === 'success'")
+    assert page.tab.value(
+        "[...document.querySelectorAll('.targets input')].map((e) => e.value)"
+    ) == ["user", "alice"]
+    assert page.tab.value("by('Try again after (seconds)').value") == "7"
+    assert "/unknown" in page.tab.texts("ul.wrong li")[0]
+    page.tab.value(
+        "by('Service').focus(); by('Service').value = 'from form';"
+        " by('Service').dispatchEvent(new Event('input', {bubbles: true}))"
+    )
+    told = "JSON.parse(document.querySelector('textarea[rows=\"20\"]').value)"
+    assert page.tab.value(told + ".service") == "from form"
+    assert page.tab.value(told + ".unknown") == 1, "what has no field stays"
+    page.tab.becomes("by('Service').getAttribute('aria-invalid') === 'true'")
+
+
+@pytest.mark.parametrize(
+    ("message", "pointer"),
+    [
+        ({"type": "info", "service": "a b", "channels": ["x"]}, "/service"),
+        (
+            {"type": "progress", "service": "a", "channels": ["x"], "data": {"progress": 101}},
+            "/data/progress",
+        ),
+        ({"type": "info", "service": "a", "channels": ["x", "no good"]}, "/channels/1"),
+        ({"type": "info", "service": "a", "target": {"user_id": "a b"}}, "/target/user_id"),
+        ({"type": "info", "service": "a", "target": {"user": "a"}}, "/target/user"),
+        (
+            {"type": "info", "service": "a", "channels": ["x"], "metadata": {"ttl": 0}},
+            "/metadata/ttl",
+        ),
+        (
+            {
+                "type": "info",
+                "service": "a",
+                "channels": ["x"],
+                "metadata": {"ack": {"deliveries": 21}},
+                "target": {"user_id": "u"},
+            },
+            "/metadata/ack/deliveries",
+        ),
+        ({"type": "nothing", "service": "a", "channels": ["x"]}, "/type"),
+        ({"type": "info", "service": "a", "channels": ["x"], "extra": 1}, "/extra"),
+    ],
+)
+def test_what_the_form_refuses_the_api_refuses_at_the_same_place(
+    browser: Browser, service: ThreadedService, message: dict[str, Any], pointer: str
+) -> None:
+    body = json.dumps(message).encode()
+    answer = request(service.port, "POST", "/api/v1/messages/send", body)
+    assert answer.status == 422
+    assert [fault["pointer"] for fault in answer.json()["errors"]] == [pointer]
+    page = opened(browser, service, "#/publish")
+    found = page.tab.value(
+        "Promise.all([import('/admin/schema.js'), fetch('/openapi.json').then((a) => a.json())])"
+        ".then(([{faultsOf}, document]) => faultsOf(document.components.schemas.Message,"
+        f" {json.dumps(message)}, document).map((each) => each.pointer))"
+    )
+    assert pointer in found
+
+
+def test_what_the_api_refuses_stands_at_its_field(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = opened(browser, service, "#/publish")
+    # Without the description nothing is checked before: the API itself says what is wrong.
+    page.tab.value(
+        "window.real = fetch; window.fetch = (url, options) => String(url).endsWith('openapi.json')"
+        " ? Promise.reject(new TypeError('away')) : real(url, options); 0"
+    )
+    page.move("#/settings")
+    page.move("#/publish")
+    page.fill(
+        ".view textarea[rows='20']", '{"type":"info","service":"a","channels":["x","no good"]}'
+    )
+    page.tab.click(".acts button")
+    page.tab.becomes("document.querySelector('.field .wrong:not([hidden])') !== null")
+    page.tab.becomes("document.querySelector('.notice.bad') !== null")
+    assert page.tab.value("document.activeElement.getAttribute('aria-invalid')") == "true"
+
+
+def test_a_message_is_published_and_can_be_copied_as_curl(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = opened(browser, service, "#/publish")
+    page.tab.value("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    page.fill(
+        ".view textarea[rows='20']",
+        '{"type":"info","service":"me","channels":["published"],"data":{"text":"it\'s"}}',
+    )
+    page.tab.value("document.querySelectorAll('.acts button')[1].click()")
+    page.tab.becomes("window.copied?.startsWith('curl ')")
+    assert "'\\''" in page.tab.value("copied")
+    page.tab.click(".acts button")
+    page.tab.becomes("document.querySelector('.notice.good') !== null")
+    kept = request(service.port, "GET", "/api/v1/channels/published/messages").json()["messages"]
+    assert [each["data"]["text"] for each in kept] == ["it's"]
+    page.move("#/publish?mode=broadcast")
+    page.tab.click(".acts button")
+    page.tab.becomes("document.querySelector('.notice.good')?.textContent.includes('broadcast')")
+
+
+def test_what_is_pending_is_withdrawn_and_what_was_given_up_is_redelivered_or_forgotten(
+    browser: Browser,
+) -> None:
+    with ThreadedService() as service:
+        ask_for(service.port, "pending-1", metadata={"ack": True, "priority": "high"})
+        for n in range(2):
+            ask_for(service.port, f"dead-{n}", metadata={"ack": True, "ttl": 1})
+        page = opened(browser, service, "#/delivery?tab=pending&user=alice")
+        page.tab.becomes("document.querySelector('tbody tr')?.textContent.includes('pending-1')")
+        page.tab.click("td:last-child button")
+        page.tab.click("dialog button.danger")
+        page.tab.shows(".status", "It is withdrawn.")
+        page.move("#/delivery?tab=message&service=importer&id=pending-1")
+        page.tab.shows(".head .badge", "withdrawn")
+        dead = "/api/v1/dead-letters?service=importer"
+        eventually(lambda: len(request(service.port, "GET", dead).json()["dead_letters"]) == 2, 20)
+        page.move("#/delivery?tab=dead&service=importer")
+        page.tab.becomes("document.querySelectorAll('tbody tr').length === 2")
+        page.tab.click("tbody tr:first-child td:last-child button")
+        page.tab.click("dialog button[value=yes]")
+        page.tab.shows(".status", "It is on its way again.")
+        page.tab.value(
+            "[...document.querySelectorAll('tbody tr:last-child button')].at(-1).click()"
+        )
+        page.tab.click("dialog button.danger")
+        page.tab.shows(".status", "It is gone.")
+        assert request(service.port, "GET", dead).json()["dead_letters"] == []
+
+
+def test_a_token_is_explained_and_revoked(browser: Browser, guarded: ThreadedService) -> None:
+    page = opened(browser, guarded, "#/access")
+    page.sign_in(everything())
+    page.tab.shows("h1", "Access")
+    subject = token("bob", subscribe=["kb:*"], jti="of bob")
+    page.fill("[aria-labelledby=explain] textarea", f"Bearer {subject}")
+    page.tab.click("[aria-labelledby=explain] button")
+    page.tab.becomes("document.querySelector('.notice.good') !== null")
+    assert "kb:*" in page.text
+    page.fill("[aria-labelledby=revoke] select", "jti")
+    page.fill("[aria-labelledby=revoke] input", "of bob")
+    page.tab.click("[aria-labelledby=revoke] button")
+    page.tab.click("dialog button.danger")
+    page.tab.becomes("document.querySelector('[aria-labelledby=revoke] .notice.good') !== null")
+    page.tab.click("[aria-labelledby=explain] button")
+    page.tab.becomes("document.querySelector('[aria-labelledby=explain] .notice.bad') !== null")
+    assert "revoked" in page.text
+    assert subject not in page.tab.value("location.href + JSON.stringify(sessionStorage)")
+
+
+def test_settings_are_searched(browser: Browser, service: ThreadedService) -> None:
+    page = opened(browser, service, "#/settings")
+    page.tab.becomes("document.querySelectorAll('tbody tr').length > 20")
+    page.fill("input[type=search]", "ack_ttl")
+    page.tab.shows("tbody td:first-child bdi", "ACK_TTL")
+    page.fill("input[type=search]", "there is none")
+    page.tab.becomes("document.querySelector('.nothing') !== null")
+
+
+@pytest.mark.parametrize("stripped", [True, False], ids=["stripped", "left in the path"])
+def test_it_works_under_a_prefix(browser: Browser, stripped: bool) -> None:
+    with ThreadedService(root_path="/push") as service:
+        base = f"http://127.0.0.1:{service.port}" + ("" if stripped else "/push")
+        page = AdminPage(browser, base).go("#/channels?channel=demo")
+        page.tab.shows(".pill", "live")
+        page.tab.tell("Page.navigate", url=f"{base}/admin")
+        page.tab.becomes("location.pathname.endsWith('/admin/')")
