@@ -23,6 +23,7 @@ from msgpush.adapters.http.operation import (
 from msgpush.adapters.http.problems import PushOff
 from msgpush.adapters.http.requests import Query, no_field, path_tail, read_object
 from msgpush.adapters.http.responses import json_response
+from msgpush.adapters.notify.encryption import AUTH, POINT, browser_key
 from msgpush.domain.channel import NAME_CHARACTER, USER, encoding_advice, is_channel, no_channel
 from msgpush.domain.devices import (
     KINDS,
@@ -43,7 +44,6 @@ from msgpush.domain.quoting import short_repr
 USERS = "/api/v1/users/"
 MAX_BYTES = 16 * 1024
 EXAMPLE = '{"webpush": {"endpoint": "https://...", "keys": {"p256dh": "...", "auth": "..."}}}'
-POINT, AUTH = 65, 16  # bytes of a subscription's keys (RFC 8291, section 3)
 SECRET = (22, 512)  # characters: 16 random bytes in base64url, at least
 MAX_TOKEN = 4_096
 
@@ -321,8 +321,10 @@ def _web_push(fields: Mapping[str, Any], rules: PushRules) -> Address:
         _bytes(f"/webpush/keys/{name}", keys.get(name), size)
         for name, size in (("p256dh", POINT), ("auth", AUTH))
     )
-    if p256dh[0] != 4:
-        raise Invalid(Fault("/webpush/keys/p256dh", "it must be an uncompressed point on P-256"))
+    try:
+        browser_key(p256dh)
+    except ValueError as error:
+        raise Invalid(Fault("/webpush/keys/p256dh", str(error))) from None
     return WebPush(endpoint, p256dh, auth)
 
 
