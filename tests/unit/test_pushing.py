@@ -183,7 +183,7 @@ async def test_it_is_sent_again_until_the_provider_takes_it() -> None:
             it.advance(50)
             await it.look()
             assert len(it.notifier.keys) == sent, "not twice a minute"
-            it.advance(30)
+            it.advance(250)
         assert len({address for address, _ in it.notifier.sent[2:]}) == 1
 
 

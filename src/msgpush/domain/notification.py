@@ -25,9 +25,10 @@ from msgpush.domain.outbox import Record
 
 Outcome = Literal["sent", "gone", "later", "failed"]
 
-FIRST_PAUSE = 2.0  # seconds until a provider is asked again that said nothing of when
+# Seconds until a provider is asked again that said nothing of when, for the first time; and between
+# two sendings of the same to the same device, whatever it has answered.
+SHORTEST_PAUSE = 60.0
 LONGEST_PAUSE = 3_600.0
-SHORTEST_PAUSE = 60.0  # between two sendings of the same to the same device, whatever it answered
 
 LEASE = 60_000  # milliseconds for which a sending is left to whoever has taken it
 # Milliseconds of those in which it still begins to send: what takes ten seconds ends before another
@@ -99,7 +100,7 @@ def pause(attempts: int, retry_after: float | None) -> float:
     What it said counts, within bounds; nothing is sent to a device twice a minute, since a provider
     that gave no answer may have taken it."""
     if retry_after is None:
-        retry_after = min(FIRST_PAUSE * 2.0 ** min(attempts, 20), LONGEST_PAUSE)
+        retry_after = min(SHORTEST_PAUSE * 2.0 ** min(attempts, 20), LONGEST_PAUSE)
     return max(SHORTEST_PAUSE, min(retry_after, 24 * LONGEST_PAUSE)) * _random.uniform(1, 1.2)
 
 
