@@ -231,6 +231,23 @@ async def test_a_session_counts_for_pages_of_its_own_origin_alone(
         assert (COOKIE in person.cookies) is not counts
 
 
+@pytest.mark.parametrize("blank", ["\xa0", "\x85", "\x1c", "\x0b", "\xa0 "])
+async def test_a_cookie_whose_name_has_the_prefix_after_a_blank_of_another_kind_is_another_one(
+    provider: OpenIdProvider, person: Person, blank: str
+) -> None:
+    # A sister domain may set those for all hosts below its parent's: browsers take only spaces and
+    # tabs off before they look for the prefix.
+    mallory = Person(person.client.app)
+    target = at_provider(await mallory.begin())
+    ((name, value),) = mallory.cookies.items()
+    victim = {"Cookie": f"{blank}{name}={value}"}
+    check_page(await person.ask(target, victim), 400, NOT_BEGUN)
+    await mallory.sign_in()
+    for tossed in (f"{blank}{COOKIE}", f"{COOKIE}{blank}"):
+        given = {"Cookie": f"{tossed}={mallory.cookies[COOKIE]}", **OWN}
+        assert (await person.session(given))["mode"] is None
+
+
 async def test_a_token_in_the_request_wins_over_the_session(person: Person) -> None:
     await person.sign_in()
     found = await person.session({**OWN, **bearer(token("bob"))})
