@@ -369,6 +369,8 @@ WRONG: dict[str, dict[str, Any]] = {
     "no object": {"tokens": (200, b"[1]")},
     "deep JSON": {"tokens": (200, b"[" * 100_000)},
     "nothing": {"tokens": (200, b"")},
+    "more than anybody reads": {"padding": 1_100_000},
+    "what grows when it is unpacked": {"padding": 1_100_000, "packed": True},
 }
 
 
