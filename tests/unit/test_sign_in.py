@@ -2,6 +2,7 @@
 which it does.
 """
 
+import asyncio
 import json
 import logging
 import re
@@ -533,6 +534,24 @@ async def test_a_browser_that_begins_again_and_again_keeps_the_newest(
     assert len(person.cookies) == 5
     assert (await person.ask(at_provider(urls[-1]))).status == 303
     check_page(await person.ask(at_provider(urls[0])), 400, NOT_BEGUN)
+
+
+async def test_who_comes_back_too_soon_may_come_back_again(
+    provider: OpenIdProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msgpush.entrypoints.app.SIGN_INS_PER_SECOND", 5)
+    monkeypatch.setattr("msgpush.entrypoints.app.SIGN_INS_AT_ONCE", 2)
+    app = create_app(settings(provider))
+    async with lifespan(app):
+        person = Person(app)
+        target = at_provider(await person.begin())
+        await Person(app).begin()
+        answer = await person.ask(target)
+        check_page(answer, 429, "Too many tries")
+        async with asyncio.timeout(5):
+            while answer.status == 429:
+                answer = await person.ask(target)
+        assert answer.status == 303
 
 
 async def test_who_tries_too_often_has_to_wait(person: Person) -> None:
