@@ -384,6 +384,17 @@ def test_nothing_inline_runs_and_nothing_comes_from_elsewhere(
     assert page.tab.value("window.hit") is None
 
 
+@pytest.mark.parametrize("name", ["nothing", "constructor", "toString", "__proto__"])
+def test_an_address_of_no_view_shows_the_first_one(
+    browser: Browser, service: ThreadedService, name: str
+) -> None:
+    page = opened(browser, service, f"#/{name}")
+    page.tab.shows("h1", "Overview")
+    page.go(f"#/delivery?tab={name}")
+    page.tab.becomes("document.querySelector('form[role=search]') !== null")
+    assert page.noted == {"violations": [], "errors": []}
+
+
 # Who may see what
 
 
@@ -408,9 +419,10 @@ def test_one_signs_in_with_a_token_and_out_again(
     page.reload()
     page.tab.shows("h1", "Settings")
     assert everything()[:20] in page.tab.value("JSON.stringify(sessionStorage)")
+    page.tab.value("sessionStorage.setItem('msgpush.admin.draft', 'a message of somebody')")
     page.tab.click(".foot button")
     page.tab.shows("h1", "Sign in")
-    assert page.tab.value("sessionStorage.length") == 0
+    assert page.tab.value("sessionStorage.length") == 0, "neither the token nor a message"
 
 
 def test_one_signs_in_at_the_provider_and_comes_back_to_where_one_was(browser: Browser) -> None:
@@ -437,7 +449,7 @@ def test_one_signs_in_at_the_provider_and_comes_back_to_where_one_was(browser: B
             assert "oidc:ada" in page.text
             publish_from_page(page)
             page.tab.shows(".option .gist", "by cookie")
-            assert page.tab.value("sessionStorage.length") == 0
+            assert page.tab.value("sessionStorage.length") == 0, "neither the token nor a message"
             page.tab.click(".foot button")
             page.tab.shows("h1", "Sign in")
             page.reload()
