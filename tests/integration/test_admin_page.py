@@ -425,6 +425,34 @@ def test_one_signs_in_with_a_token_and_out_again(
     assert page.tab.value("sessionStorage.length") == 0, "neither the token nor a message"
 
 
+# The URLs that a page asks for, by whatever means.
+_ASKED = """
+window.asked = [];
+for (const name of ["fetch", "EventSource", "WebSocket"]) {
+  const given = window[name];
+  window[name] = new Proxy(given, {
+    apply: (target, self, args) => (asked.push(String(args[0])), Reflect.apply(target, self, args)),
+    construct: (target, args) => (asked.push(String(args[0])), Reflect.construct(target, args)),
+  });
+}
+"""
+
+
+def test_a_token_stands_in_no_url(browser: Browser, guarded: ThreadedService) -> None:
+    page = AdminPage(browser, f"http://127.0.0.1:{guarded.port}")
+    page.tab.at_each_load(_ASKED)
+    page.go("#/channels?channel=demo")
+    page.tab.tell("Page.bringToFront")
+    page.sign_in(everything())
+    page.tab.shows(".pill", "live")
+    for view in VIEWS:
+        page.move(f"#/{view}")
+    asked = page.tab.value("JSON.stringify(asked)")
+    assert "/sse/stream/demo" in asked
+    assert "/api/v1/settings" in asked
+    assert everything()[:20] not in asked + page.tab.value("location.href")
+
+
 def test_one_signs_in_at_the_provider_and_comes_back_to_where_one_was(browser: Browser) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -449,7 +477,7 @@ def test_one_signs_in_at_the_provider_and_comes_back_to_where_one_was(browser: B
             assert "oidc:ada" in page.text
             publish_from_page(page)
             page.tab.shows(".option .gist", "by cookie")
-            assert page.tab.value("sessionStorage.length") == 0, "neither the token nor a message"
+            assert page.tab.value("sessionStorage.length") == 0
             page.tab.click(".foot button")
             page.tab.shows("h1", "Sign in")
             page.reload()
