@@ -5,7 +5,7 @@ it. Skipped where there is no Chromium; CI has one.
 import json
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -453,7 +453,9 @@ def test_a_token_stands_in_no_url(browser: Browser, guarded: ThreadedService) ->
     assert everything()[:20] not in asked + page.tab.value("location.href")
 
 
-def test_one_signs_in_at_the_provider_and_comes_back_to_where_one_was(browser: Browser) -> None:
+@contextmanager
+def with_provider() -> Iterator[str]:
+    """The URL of a service at which one signs in at a provider."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with OpenIdProvider() as provider:
@@ -468,21 +470,41 @@ def test_one_signs_in_at_the_provider_and_comes_back_to_where_one_was(browser: B
             OIDC_GRANT='{"subscribe": ["*"], "publish": ["*"]}',
             PUBLIC_URL=url,
         ):
-            page = AdminPage(browser, url).go("#/channels?channel=demo")
-            page.tab.tell("Page.bringToFront")
-            page.tab.shows("h1", "Sign in")
-            page.tab.click(".sign > button")
-            page.tab.shows(".pill", "live")
-            assert page.tab.value("location.hash") == "#/channels?channel=demo"
-            assert "oidc:ada" in page.text
-            publish_from_page(page)
-            page.tab.shows(".option .gist", "by cookie")
-            assert page.tab.value("sessionStorage.length") == 0
-            page.tab.click(".foot button")
-            page.tab.shows("h1", "Sign in")
-            page.reload()
-            page.tab.shows("h1", "Sign in")
-            assert page.noted == {"violations": [], "errors": []}
+            yield url
+
+
+def test_one_signs_in_at_the_provider_and_comes_back_to_where_one_was(browser: Browser) -> None:
+    with with_provider() as url:
+        page = AdminPage(browser, url).go("#/channels?channel=demo")
+        page.tab.tell("Page.bringToFront")
+        page.tab.shows("h1", "Sign in")
+        page.tab.click(".sign > button")
+        page.tab.shows(".pill", "live")
+        assert page.tab.value("location.hash") == "#/channels?channel=demo"
+        assert "oidc:ada" in page.text
+        publish_from_page(page)
+        page.tab.shows(".option .gist", "by cookie")
+        assert page.tab.value("sessionStorage.length") == 0
+        page.tab.click(".foot button")
+        page.tab.shows("h1", "Sign in")
+        page.reload()
+        page.tab.shows("h1", "Sign in")
+        assert page.noted == {"violations": [], "errors": []}
+
+
+def test_whoever_has_a_token_that_is_refused_signs_in_at_the_provider(browser: Browser) -> None:
+    with with_provider() as url:
+        page = AdminPage(browser, url).go("#/settings")
+        page.sign_in(everything("was", jti="one"), stay=True)
+        page.tab.shows("h1", "Settings")
+        port = int(url.rpartition(":")[2])
+        admin = bearer(everything("other", jti="other"))
+        request(port, "POST", "/api/v1/revocations", b'{"jti": "one"}', admin)
+        page.reload()
+        page.tab.shows("h1", "Sign in")
+        page.tab.click(".sign > button")
+        page.tab.shows("h1", "Settings")
+        assert "oidc:ada" in page.text
 
 
 def publish_from_page(page: AdminPage) -> None:
