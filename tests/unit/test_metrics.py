@@ -3,6 +3,7 @@ text that Prometheus reads, and stays bounded.
 """
 
 import asyncio
+import errno
 import gc
 import socket
 from collections.abc import AsyncIterator
@@ -181,6 +182,39 @@ async def test_a_worker_tells_the_others_while_it_runs(tmp_path: Path) -> None:
         assert await two.value("messages_sent_total") == 1
         one.tally.accepted([make("2", "a")])
     assert await two.value("messages_sent_total") == 2
+
+
+async def test_where_nothing_can_be_written_a_worker_tells_its_own_and_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "shared"
+    directory.mkdir()
+    one = Worker(directory, 1)
+    one.tally.accepted([make("1", "a")])
+    one.tell()
+    away = directory.rename(tmp_path / "away")
+    one.tally.accepted([make("2", "a")])
+    assert await one.value("messages_sent_total") == 2
+    assert await one.value("messages_sent_total") == 2
+    (line,) = caplog.records
+    assert line.getMessage().startswith("a worker's metrics can't be shared: ")
+    assert not line.exc_info
+    away.rename(directory)
+    two = Worker(directory, 2)
+    assert await one.value("messages_sent_total") == 2
+    assert await two.value("messages_sent_total") == 2
+
+
+def test_a_worker_that_ends_while_nothing_can_be_written_ends_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Worker(tmp_path, 1)
+    monkeypatch.setattr(Path, "write_bytes", no_space)
+    Shared.forget(str(tmp_path), 1)
+
+
+def no_space(*_: object) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 # What is counted

@@ -27,7 +27,7 @@ SPAN = 3600  # seconds before `to` from which on it is, where that isn't said
 POINTS = 200  # at most, where the step isn't said
 MOST_POINTS = 1500
 AT_ONCE = 20  # steps that are read at a time: what is made of them holds nothing up
-LATEST = 253_402_300_799  # seconds; the last of the year 9999
+LATEST = 253_402_297_200  # seconds; the last full hour of the year 9999
 
 _SECONDS = re.compile(r"\d{1,12}(?:\.\d{1,9})?", re.ASCII)
 _MOMENT_RULE = (
