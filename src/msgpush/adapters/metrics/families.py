@@ -50,7 +50,9 @@ FAMILIES: Mapping[str, Family] = {
         together="max",
     ),
     "message_push_start_time_seconds": Family(
-        "gauge", "When it was started, in seconds since 1970.", together="min"
+        "gauge",
+        "When it was started, in seconds since 1970; of workers, when the newest was.",
+        together="max",  # so that it shows where one of them dies again and again
     ),
     "message_push_messages_sent_total": Family(
         "counter", "Messages accepted, once each.", ["service", "type"]
