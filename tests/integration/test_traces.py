@@ -312,7 +312,7 @@ def test_the_environment_asks_for_traces_as_opentelemetry_says(
 
 
 def test_what_opentelemetry_can_not_read_keeps_no_service_from_starting() -> None:
-    wrong = {"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "many"}
+    wrong: dict[str, Any] = {"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "many"}
     with ServiceProcess(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", **wrong) as service:
         (line,) = [each for each in service.log if each.get("logger") == "msgpush.traces"]
         assert "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT" in line["event"]

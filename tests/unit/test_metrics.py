@@ -20,6 +20,7 @@ from msgpush.adapters.metrics.sources import Process, of_service, of_tally
 from msgpush.adapters.metrics.text import render
 from msgpush.domain.connection import NOW, Connection, Start, Subscription
 from msgpush.domain.errors import BusUnavailable, Denied, Malformed, MsgpushError, TooLarge
+from msgpush.domain.instances import Pulse
 from msgpush.domain.message import Entry, parse
 from msgpush.domain.observer import Observer, Observers
 from msgpush.domain.ports import ClientInfo
@@ -300,7 +301,9 @@ class Served:
     """A `Push` on the embedded bus, whose metrics are read as Prometheus reads them."""
 
     def __init__(self) -> None:
-        self.clock, self.tally, self.process = FakeClock(), Tally(), Process()
+        self.clock, self.tally = FakeClock(), Tally()
+        self.pulse = Pulse(self.tally)
+        self.process = Process(self.pulse)
         self.bus = MemoryBus(clock=self.clock.now, history_length=3)
         self.push = Push(
             self.bus,
@@ -328,9 +331,9 @@ class Served:
 
     async def beat(self) -> None:
         """Wait until the loop's lag has been looked at once more."""
-        before = sum(self.process.lag.counts)
+        before = sum(self.pulse.lag.counts)
         async with asyncio.timeout(5):
-            while sum(self.process.lag.counts) == before:  # noqa: ASYNC110
+            while sum(self.pulse.lag.counts) == before:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 
     async def until(self, name: str, expected: float, **labels: str) -> None:
@@ -342,7 +345,7 @@ class Served:
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
     made = Served()
-    async with made.push, made.process, made.metrics:
+    async with made.push, made.pulse, made.process, made.metrics:
         yield made
 
 
@@ -435,18 +438,18 @@ async def test_the_process_shows_its_files_its_collector_and_its_loop(served: Se
 
 async def test_a_loop_that_is_held_up_shows_how_long(served: Served) -> None:
     await served.beat()
-    before = served.process.lag.sum
+    before = served.pulse.lag.sum
     blocked = asyncio.get_running_loop().time() + 0.3
     while asyncio.get_running_loop().time() < blocked:
         pass
     await served.beat()
-    assert served.process.lag.sum - before > 0.15
-    assert served.process.late > 0.15
+    assert served.pulse.lag.sum - before > 0.15
+    assert served.pulse.loop_lag > 0.15
 
 
 async def test_nothing_is_left_of_what_watches_the_process() -> None:
     before = len(gc.callbacks)
-    async with Process():
+    async with Process(Pulse(Tally())):
         assert len(gc.callbacks) == before + 1
     assert len(gc.callbacks) == before
 

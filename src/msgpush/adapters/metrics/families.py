@@ -5,6 +5,7 @@ No label takes values that a client chooses, beyond a bounded number of services
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from msgpush.domain.instances import LAG
 from msgpush.domain.tally import ANSWERING, LATENCY, SHORT, Histogram
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -13,8 +14,6 @@ Value = float | list[float]
 # The values of a metric, by those of its labels.
 Series = dict[tuple[str, ...], Value]
 Figures = dict[str, Series]
-
-LAG = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
 class Family(NamedTuple):
