@@ -74,11 +74,12 @@ class Metrics:
     async def _of_all(self, shared: Shared, own: Figures) -> Figures:
         # Before the others are read, so that none of them ever tells less than was told here.
         self._share(shared, own)
-        several = []
+        total: Figures = {}
         for figures in shared.of_all():
-            several.append(figures)
             await asyncio.sleep(0)
-        return add_up(several)
+            total = add_up((total, figures))
+            await asyncio.sleep(0)
+        return total
 
     async def _write(self, shared: Shared) -> None:
         while True:
