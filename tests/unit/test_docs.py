@@ -33,7 +33,7 @@ def test_the_readme_shows_the_settings_as_they_are() -> None:
 
 
 def test_the_table_of_metrics_is_the_codes() -> None:
-    text = (ROOT / "docs" / "operations.md").read_text()
+    text = (ROOT / "docs" / "monitoring.md").read_text()
     table = re.search(r"<!-- metrics -->\n(.*)<!-- /metrics -->", text, re.DOTALL)
     assert table is not None
     assert table[1] == metrics_table(), "run: python -m tests.support.readme"
