@@ -340,7 +340,7 @@ def _greet(settings: Settings, host: str, port: int) -> None:
     shown_host = "localhost" if host in ("0.0.0.0", "::") else host
     url, curl, page = f"http://{with_port(shown_host, port)}", "curl", ""
     if settings.service_uds is None:
-        page = f"or open {url}/ in a browser. "
+        page = f"or open {url}/ in a browser; {url}/admin/ is the operator's page.\n  "
     else:
         url, curl = "http://localhost", f"curl --unix-socket {shlex.quote(host)}"
     message = '{"type":"info","service":"me","channels":["demo"],"data":{"hello":"world"}}'
