@@ -14,8 +14,9 @@ from starlette.responses import Response
 
 from msgpush.adapters.http.callers import Authenticator
 from msgpush.adapters.http.operation import GUARDED, Operation, json_answer, parameter
+from msgpush.adapters.http.problems import encode
 from msgpush.adapters.http.requests import Query
-from msgpush.adapters.http.responses import encode, json_response
+from msgpush.adapters.http.responses import json_response
 from msgpush.domain.counts import FIELDS, HOUR, KEPT, MINUTE, Counts, Step, quantile
 from msgpush.domain.errors import Invalid, Malformed
 from msgpush.domain.message import format_ms, normal_timestamp
