@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from bench.load import CHANNEL, message
+from msgpush.adapters.logs import configure
 from msgpush.adapters.sse.stream import EventView
 from msgpush.domain.connection import NOW, Connection, Subscription
 from msgpush.domain.ports import ClientInfo
@@ -55,6 +56,7 @@ class _Null:
 
 def counting_costs() -> list[Cost]:
     """The costs of a publish, as the application handles it, and of its delivery to streams."""
+    configure("error", "console")
     return asyncio.run(_costs())
 
 

@@ -82,6 +82,8 @@ class _Asker:
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=30)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
 
     def __enter__(self) -> "_Asker":
         return self
@@ -99,7 +101,7 @@ class _Asker:
 
     def readable(self) -> bool:
         """True once something has come of the answer."""
-        return bool(select.select([self._socket], [], [], 0)[0])
+        return bool(self._poll.poll(0))
 
     def answer(self) -> bytes:
         """The body of the whole answer."""

@@ -1350,6 +1350,12 @@ def test_the_help_names_every_flag_with_its_default_and_what_is_allowed() -> Non
     assert max(map(len, text.splitlines())) <= 110
 
 
+def test_the_help_is_as_wide_as_a_narrow_terminal() -> None:
+    narrow = help_text(80)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert narrow.split() == help_text().split()
+
+
 def test_the_table_has_a_row_of_three_cells_for_every_setting() -> None:
     lines = markdown_table().splitlines()
     assert lines[:2] == ["| setting | default | meaning |", "|---|---|---|"]

@@ -14,14 +14,8 @@ from starlette.routing import BaseRoute, Match, Mount, Route, Router, WebSocketR
 from starlette.types import ASGIApp, Scope
 
 from msgpush import __version__
-from msgpush.adapters.auth.admission import HOME
-from msgpush.adapters.auth.authenticator import OpenAuthenticator, TokenAuthenticator
 from msgpush.adapters.auth.explanation import ExplainApi
-from msgpush.adapters.auth.issuers import discovered
-from msgpush.adapters.auth.keys import FetchedKeys, Keys, public_key, secret_key
-from msgpush.adapters.auth.sessions import LIFETIME, Sealed, Sessions
-from msgpush.adapters.auth.sign_in import PATIENCE, SignIn, SignInApi
-from msgpush.adapters.auth.tokens import Tokens, read_claim
+from msgpush.adapters.auth.sign_in import SignInApi
 from msgpush.adapters.http.acknowledgements import MAX_KEYS, AcknowledgementsApi
 from msgpush.adapters.http.addresses import ProxyHeaders
 from msgpush.adapters.http.admin import admin_routes
@@ -58,6 +52,7 @@ from msgpush.domain.ports import Bus, Credentials, Limiter, Roster, Statistics
 from msgpush.domain.service import Push
 from msgpush.domain.statistics import Recording
 from msgpush.domain.tally import Tally
+from msgpush.entrypoints.access import access_of
 from msgpush.entrypoints.backends import backend_of
 from msgpush.entrypoints.registering import instance_id
 from msgpush.entrypoints.settings import Settings
@@ -69,10 +64,6 @@ API = "/api/v1"
 # to fill the memory.
 TICKETS_PER_SECOND = 200
 TICKETS_AT_ONCE = 2_000
-
-# Of one address: each has the provider asked.
-SIGN_INS_PER_SECOND = 1
-SIGN_INS_AT_ONCE = 60
 
 
 def create_app(
@@ -96,7 +87,9 @@ def create_app(
     """
     backend = backend_of(settings)
     bus, limiter = backend.bus, backend.limiter
-    tally, process = Tally(), Process()
+    tally = Tally()
+    pulse = Pulse(tally)
+    process = Process(pulse)
     streams = StreamLog()
     observer = Observers(tally, streams) if counted else streams
     push = _push(settings, bus, backend.credentials, observer)
@@ -104,7 +97,7 @@ def create_app(
     metrics.add(lambda: of_registries(reports()))
     node = node or instance_id()
     statistics = backend.statistics
-    recording, pulse = Recording(tally, statistics, node), Pulse(tally)
+    recording = Recording(tally, statistics, node)
     report = InstanceReport(
         push,
         tally,
@@ -140,18 +133,9 @@ def create_app(
     # Browsers find it there, whatever Host a proxy passes on.
     own = () if settings.public_url is None else (url_origin(settings.public_url),)
     pages = Origins((*settings.cors_origins, *own), loopback=local)
-    auth: Authenticator = OpenAuthenticator()
-    tokens, sign_in = None, None
-    if settings.mode == "tokens":
-        fetched = fetched_keys(settings)
-        if fetched is not None:
-            resources.append(fetched)
-        tokens = token_reader(settings, token_keys(settings, fetched))
-        if settings.oidc_issuer is not None:
-            sign_in = _sign_in(settings, resources)
-        auth = TokenAuthenticator(
-            tokens, push, pages, None if sign_in is None else sign_in.sessions
-        )
+    access = access_of(settings, push, pages)
+    resources += access.resources
+    auth, tokens = access.auth, access.tokens
     traces = traces_of(os.environ)
     if traces is not None:
         resources.append(traces)
@@ -172,7 +156,7 @@ def create_app(
             bus=backend.name,
             pages=pages,
         ),
-        *SignInApi(push, auth, settings.mode, sign_in).routes(),
+        *SignInApi(push, auth, settings.mode, access.sign_in).routes(),
         Route(f"{API}/settings", SettingsApi(auth, shown(settings)).settings),
         Route(
             f"{API}/tokens/explain",
@@ -193,76 +177,6 @@ def create_app(
     app.state.push, app.state.resources, app.state.cors = push, resources, rules
     app.state.tally, app.state.metrics = tally, metrics
     return app
-
-
-def fetched_keys(settings: Settings) -> FetchedKeys | None:
-    """The keys that are fetched as these settings say; None: there are others, or none."""
-    if settings.jwks_url:
-        return FetchedKeys(settings.jwks_url)
-    if settings.discovers_keys:
-        assert settings.jwt_issuer
-        return FetchedKeys(settings.jwt_issuer, setting="JWT_ISSUER", fetch=discovered)
-    return None
-
-
-def token_keys(settings: Settings, fetched: FetchedKeys | None) -> Keys:
-    """The keys that these settings name, and those that are fetched."""
-    fixed = []
-    if settings.jwt_secret:
-        fixed.append(secret_key(settings.jwt_secret))
-    if settings.jwt_public_key:
-        fixed.append(public_key(settings.jwt_public_key))
-    return Keys(fixed, fetched)
-
-
-def token_reader(settings: Settings, keys: Keys) -> Tokens:
-    """A reader of tokens, as these settings say."""
-    return Tokens(
-        keys,
-        issuer=settings.jwt_issuer,
-        audience=settings.jwt_audience,
-        audience_claim=settings.jwt_audience_claim,
-        leeway=settings.jwt_leeway,
-        max_lifetime=settings.max_token_lifetime,
-    )
-
-
-def _sign_in(settings: Settings, resources: list[AbstractAsyncContextManager[object]]) -> SignIn:
-    """Signing in at the provider that these settings name."""
-    # With it come Authlib's client and httpx2, which take 0.2 s and an extra.
-    from msgpush.adapters.auth.oidc import Provider  # noqa: PLC0415
-
-    secret, url = settings.sessions_secret, settings.public_url
-    assert settings.oidc_issuer is not None
-    assert settings.oidc_client_id is not None
-    assert settings.oidc_admin_claim is not None
-    assert secret is not None
-    assert url is not None
-    provider = Provider(
-        settings.oidc_issuer,
-        settings.oidc_client_id,
-        settings.oidc_client_secret,
-        callback=f"{url}{HOME}callback",
-        scope=settings.oidc_scope,
-        leeway=settings.jwt_leeway,
-    )
-    resources.append(provider.keys)
-    sessions = Sessions(
-        secret,
-        issuer=settings.oidc_issuer,
-        origin=url_origin(url),
-        given=read_claim(settings.oidc_grant),
-        # No longer than a revocation is remembered.
-        lifetime=min(LIFETIME, settings.max_token_lifetime),
-    )
-    return SignIn(
-        provider,
-        sessions,
-        Sealed(secret, "sign-in", PATIENCE),
-        url,
-        settings.oidc_admin_claim,
-        MemoryLimiter(SIGN_INS_PER_SECOND, SIGN_INS_AT_ONCE),
-    )
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ from msgpush.domain.credentials import Revocations
 from msgpush.domain.errors import BusUnavailable, KeysUnavailable, Unauthorized
 from msgpush.domain.grant import Grant
 from msgpush.domain.quoting import short_repr
-from msgpush.entrypoints.app import fetched_keys, token_keys, token_reader
+from msgpush.entrypoints.access import fetched_keys, token_keys, token_reader
 from msgpush.entrypoints.settings import Settings, SettingsError
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}

@@ -5,7 +5,7 @@ export default {
   menu: "Menu",
   language: "Language",
   scheme: "Colours",
-  "scheme.auto": "Automatic",
+  "scheme.auto": "Auto",
   "scheme.light": "Light",
   "scheme.dark": "Dark",
   "mode.local": "Local mode: no sign-in is needed on this machine.",
@@ -52,6 +52,7 @@ export default {
   "unit.per.min": "per minute",
   "unit.per.hour": "per hour",
   "unit.streams": "streams",
+  "unit.streams.one": "stream",
 
   "chart.table": "As a table",
   "chart.time": "Time",

@@ -70,7 +70,8 @@ function live(root, signal) {
       charts.messages.show(feed.messages.columns(), ...big(figure(rates?.published), per));
       charts.deliveries.show(feed.deliveries.columns(), ...big(figure(rates?.delivered), per));
       charts.latency.show(feed.latency.columns(), ...big(figure(latency[1]), t("unit.ms.p99")));
-      charts.streams.show(feed.streams.columns(), ...big(count(streams[0] + streams[1]), t("unit.streams")));
+      const n = streams[0] + streams[1];
+      charts.streams.show(feed.streams.columns(), ...big(count(n), t("unit.streams", { n })));
       instances.show(found);
     },
     (problem) => {
@@ -225,6 +226,9 @@ function history(root, { params, signal, onRecovery }) {
     close();
     const lines = largest(told.series, asked.count);
     const times = steps(told);
+    // The step that has just begun: as long as nothing is recorded of it, it isn't known to be nothing.
+    const begun = times.at(-1) + told.step > Date.now() / 1000 && lines.every(({ values }) => !values.at(-1));
+    if (begun && times.length > 1) for (const each of [times, ...lines.map(({ values }) => values)]) each.pop();
     const counted = lines.some(({ values }) => values.some(Boolean));
     if (!counted) return fill(body, nothing(t("history.none"), t("history.none.hint")));
     const dates = RANGES[asked.range] > 86400 ? "days" : "hours";
@@ -259,7 +263,7 @@ function history(root, { params, signal, onRecovery }) {
           { label: t("overview.p99"), colour: "c3" },
         ],
       });
-      latency.show([times, p50, p99]);
+      latency.show([times, p50.slice(0, times.length), p99.slice(0, times.length)]);
       charts.push(latency);
     }
     fill(
