@@ -1,5 +1,6 @@
 """The statistics and the instances, as an operator asks for them."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -121,6 +122,21 @@ async def test_hours_are_the_sums_of_their_minutes() -> None:
         "2027-01-15T09:00:00.000Z",
     )
     assert answer["series"][0]["published"] == [13, 7]
+
+
+async def test_others_have_their_turn_while_much_is_told() -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    await told(f"?step=60&from={1_800_000_000 - 86_400}")
+    task.cancel()
+    assert turns > 86_400 / 60 / 20
 
 
 @pytest.mark.parametrize(
