@@ -562,6 +562,9 @@ def test_the_overview_counts_what_is_published_and_delivered(
         page.tab.becomes("parseFloat(document.querySelector('.chart .big')?.textContent) > 10")
         page.tab.becomes("document.querySelectorAll('.plot canvas').length >= 4")
         assert page.tab.texts("tbody .badge") == ["ready"]
+        page.tab.becomes(
+            "[...document.querySelectorAll('.chart .unit')].some((e) => e.textContent === 'stream')"
+        )
         page.tab.value("document.querySelector('.chart details').open = true")
         page.tab.becomes("document.querySelectorAll('.chart details tbody tr').length > 0")
         page.tab.becomes("document.querySelector('.chart > p.away').textContent.includes('now')")

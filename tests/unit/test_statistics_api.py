@@ -323,7 +323,7 @@ async def test_the_example_in_the_docs_is_an_answer() -> None:
 
 def _shown(heading: str) -> Any:
     """The answer that a section of the docs shows."""
-    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
     section = text.partition(f"## {heading}")[2].partition("\n## ")[0]
     example = re.search(r"```json\n(.*?)```", section, re.DOTALL)
     assert example is not None

@@ -38,6 +38,7 @@ from msgpush.entrypoints.supervisor import (
 from msgpush.entrypoints.table import FLAGS, SETTINGS, Format, Level
 
 RESERVED_FILES = 128  # for publishers, health checks, the log: not for streams
+HELP_WIDTH = 110  # columns; fewer where the terminal has fewer
 DRAIN_GRACE = 5.0  # what a worker may take beyond DRAIN_SECONDS before it is ended
 
 BUSES = {"memory": "from memory, which it forgets at exit", "redis": "with Redis"}
@@ -62,7 +63,8 @@ class _Serve(click.Command):
         return []
 
     def get_help(self, ctx: click.Context) -> str:
-        return f"{help_text()}\n{EXAMPLE}"
+        columns = shutil.get_terminal_size((HELP_WIDTH, 24)).columns
+        return f"{help_text(min(columns, HELP_WIDTH))}\n{EXAMPLE}"
 
 
 def _options() -> list[click.Parameter]:
@@ -348,7 +350,7 @@ def _greet(settings: Settings, host: str, port: int) -> None:
     shown_host = "localhost" if host in ("0.0.0.0", "::") else host
     url, curl, page = f"http://{with_port(shown_host, port)}", "curl", ""
     if settings.service_uds is None:
-        page = f"or open {url}/ in a browser. "
+        page = f"or open {url}/ in a browser; {url}/admin/ is the operator's page.\n  "
     else:
         url, curl = "http://localhost", f"curl --unix-socket {shlex.quote(host)}"
     message = '{"type":"info","service":"me","channels":["demo"],"data":{"hello":"world"}}'
