@@ -306,7 +306,8 @@ LISTEN_ELSEWHERE = (
 USAGE = (
     "usage: msgpush serve [--setting value]...",
     "Starts the service. Each setting is a flag, or a variable in the environment: --service-port"
-    " 8089 or SERVICE_PORT=8089. Flags win; an empty value counts as unset; what isn't used isn't read.",
+    " 8089 or SERVICE_PORT=8089. Flags win; an empty value counts as unset; what isn't used isn't"
+    " read.",
     "Keys and passwords belong in the environment or in files: other users of a machine can read a"
     " command's arguments. A file is named by JWT_SECRET_FILE or --jwt-secret-file, and so for each"
     " of them; the end of line at its end doesn't count. Set a value or its file, not both.",
