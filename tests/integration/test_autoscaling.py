@@ -10,8 +10,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,39 @@ def test_each_pod_s_cost_is_its_streams(api: KubernetesApi, pods: Pods) -> None:
     assert (made.returncode, made.stderr) == (0, "")
     assert sorted(made.stdout.splitlines()) == ["few 3", "many 20"]
     assert costs(api) == dict.fromkeys(costs(api)) | {"few": "3", "many": "20"}
+
+
+def test_a_pod_that_speaks_something_else_stops_nothing(api: KubernetesApi, pods: Pods) -> None:
+    api.pods = [pod("stranger", "127.0.0.5"), pod("few", "127.0.0.2")]
+    with strange(("127.0.0.5", pods.port)):
+        made = deletion_cost(api, pods)
+    assert (made.returncode, made.stderr) == (0, "")
+    assert costs(api) == {"stranger": None, "few": "3"}
+
+
+def test_what_speaks_something_else_is_no_traceback_of_a_rebalance() -> None:
+    with strange(("127.0.0.1", 0)) as port:
+        made = run("rebalance.py", "--url", f"http://127.0.0.1:{port}")
+    assert made.stderr.startswith("not now: ")
+    assert "Traceback" not in made.stderr
+
+
+@contextmanager
+def strange(place: tuple[str, int]) -> Iterator[int]:
+    """Something that answers, and speaks no HTTP; gives its port."""
+    with socket.create_server(place) as listener:
+
+        def answer() -> None:
+            with suppress(OSError):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.sendall(b"SSH-2.0-OpenSSH_9\r\n")
+                    connection.recv(4096)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(10)
 
 
 @pytest.mark.parametrize(

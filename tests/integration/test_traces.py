@@ -300,6 +300,8 @@ def test_without_the_extra_the_service_runs_and_says_what_is_missing_where_it_is
         ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://x"}, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
         ({"OTEL_TRACES_EXPORTER": "otlp"}, "OTEL_TRACES_EXPORTER"),
         ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}, None),
+        ({"OTEL_TRACES_EXPORTER": "console, otlp"}, "OTEL_TRACES_EXPORTER"),
+        ({"OTEL_TRACES_EXPORTER": "zipkin", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}, None),
         ({"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}, None),
     ],
 )
@@ -307,6 +309,13 @@ def test_the_environment_asks_for_traces_as_opentelemetry_says(
     environ: dict[str, str], variable: str | None
 ) -> None:
     assert asked_for(environ) == variable
+
+
+def test_what_opentelemetry_can_not_read_keeps_no_service_from_starting() -> None:
+    wrong: dict[str, Any] = {"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "many"}
+    with ServiceProcess(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", **wrong) as service:
+        (line,) = [each for each in service.log if each.get("logger") == "msgpush.traces"]
+        assert "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT" in line["event"]
 
 
 def test_another_protocol_is_told_not_to_be_spoken() -> None:

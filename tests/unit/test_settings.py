@@ -309,7 +309,7 @@ BAD: dict[str, tuple[list[str], str]] = {
             '["https://a.example/"]',
             '["https://a.example/x"]',
             '["https://*.example"]',
-            '["https://u:p@a.example"]',
+            '["https://u@a.example"]',
             '["a.example"]',
             '["https://a:65536"]',
             '["https://a:"]',
@@ -411,7 +411,7 @@ BAD: dict[str, tuple[list[str], str]] = {
             "ftp://id.example",
             "https://",
             "https:///x",
-            "https://u:p@id.example",
+            "https://u@id.example",
             "https://id.example?x=1",
             "https://id.example/#x",
             "https://id.example/a b",
@@ -451,7 +451,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         [
             "id.example",
             "http://id.example",
-            "https://u:p@id.example",
+            "https://u@id.example",
             "https://id.example?x=1",
             "https://id.example/#x",
             "https://id.example/a b",
@@ -782,6 +782,11 @@ def test_an_argument_that_is_no_flag_is_told_by_its_place_and_what_it_may_have_m
         (OTHERS | {"CONSUL_URL": "http://c", "CONSUL_TOKEN": "hunter2\n"}, []),
         ({"JWKS_URL": "https://u:hunter2@id.example/jwks"}, []),
         ({"JWKS_URL": "https://?key=hunter2"}, []),
+        ({"JWT_ISSUER": "https://u:hunter2@id.example"}, []),
+        ({"OIDC_ISSUER": "https://u:hunter2@id.example"}, []),
+        ({"OIDC_ISSUER": "https://id.example", "PUBLIC_URL": "https://u:hunter2@a.example"}, []),
+        ({"REDIS_HOST": "redis://:hunter2@r"}, []),
+        ({"CORS_ORIGINS": '["https://u:hunter2@a.example"]'}, []),
         ({}, ["--jwt-secret", "hunter2"]),
         ({}, ["--jwt-secret=hunter2"]),
         ({}, ["--jwt-secrte=hunter2"]),
@@ -806,6 +811,7 @@ def test_settings_printed_hide_their_secrets() -> None:
         session_secret="hunter2",
         redis_password="hunter2",
         redis_url="redis://:hunter2@r",
+        jwt_issuer="https://u:hunter2@id.example",
     )
     assert "hunter2" not in repr(settings)
     assert 'service_port="8089"' in repr(settings)

@@ -2,6 +2,7 @@
 which it does.
 """
 
+import asyncio
 import json
 import logging
 import re
@@ -231,6 +232,23 @@ async def test_a_session_counts_for_pages_of_its_own_origin_alone(
         assert (COOKIE in person.cookies) is not counts
 
 
+@pytest.mark.parametrize("blank", ["\xa0", "\x85", "\x1c", "\x0b", "\xa0 "])
+async def test_a_cookie_whose_name_has_the_prefix_after_a_blank_of_another_kind_is_another_one(
+    provider: OpenIdProvider, person: Person, blank: str
+) -> None:
+    # A sister domain may set those for all hosts below its parent's: browsers take only spaces and
+    # tabs off before they look for the prefix.
+    mallory = Person(person.client.app)
+    target = at_provider(await mallory.begin())
+    ((name, value),) = mallory.cookies.items()
+    victim = {"Cookie": f"{blank}{name}={value}"}
+    check_page(await person.ask(target, victim), 400, NOT_BEGUN)
+    await mallory.sign_in()
+    for tossed in (f"{blank}{COOKIE}", f"{COOKIE}{blank}"):
+        given = {"Cookie": f"{tossed}={mallory.cookies[COOKIE]}", **OWN}
+        assert (await person.session(given))["mode"] is None
+
+
 async def test_a_token_in_the_request_wins_over_the_session(person: Person) -> None:
     await person.sign_in()
     found = await person.session({**OWN, **bearer(token("bob"))})
@@ -352,6 +370,8 @@ WRONG: dict[str, dict[str, Any]] = {
     "no object": {"tokens": (200, b"[1]")},
     "deep JSON": {"tokens": (200, b"[" * 100_000)},
     "nothing": {"tokens": (200, b"")},
+    "more than anybody reads": {"padding": 1_100_000},
+    "what grows when it is unpacked": {"padding": 1_100_000, "packed": True},
 }
 
 
@@ -514,6 +534,24 @@ async def test_a_browser_that_begins_again_and_again_keeps_the_newest(
     assert len(person.cookies) == 5
     assert (await person.ask(at_provider(urls[-1]))).status == 303
     check_page(await person.ask(at_provider(urls[0])), 400, NOT_BEGUN)
+
+
+async def test_who_comes_back_too_soon_may_come_back_again(
+    provider: OpenIdProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msgpush.entrypoints.app.SIGN_INS_PER_SECOND", 5)
+    monkeypatch.setattr("msgpush.entrypoints.app.SIGN_INS_AT_ONCE", 2)
+    app = create_app(settings(provider))
+    async with lifespan(app):
+        person = Person(app)
+        target = at_provider(await person.begin())
+        await Person(app).begin()
+        answer = await person.ask(target)
+        check_page(answer, 429, "Too many tries")
+        async with asyncio.timeout(5):
+            while answer.status == 429:
+                answer = await person.ask(target)
+        assert answer.status == 303
 
 
 async def test_who_tries_too_often_has_to_wait(person: Person) -> None:

@@ -12,6 +12,7 @@ takes longer. Only the standard library is used.
 """
 
 import argparse
+import http.client
 import json
 import sys
 import time
@@ -122,7 +123,7 @@ def main() -> int:
                 print(f"refused with {error.code}: it takes an admin's token", file=sys.stderr)
                 return 1
             print(f"not now: {error}", file=sys.stderr, flush=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
             print(f"not now: {error}", file=sys.stderr, flush=True)
         if options.once:
             return 0

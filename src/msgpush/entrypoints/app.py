@@ -87,7 +87,9 @@ def create_app(
     """
     backend = backend_of(settings)
     bus, limiter = backend.bus, backend.limiter
-    tally, process = Tally(), Process()
+    tally = Tally()
+    pulse = Pulse(tally)
+    process = Process(pulse)
     streams = StreamLog()
     observer = Observers(tally, streams) if counted else streams
     push = _push(settings, bus, backend.credentials, observer)
@@ -95,7 +97,7 @@ def create_app(
     metrics.add(lambda: of_registries(reports()))
     node = node or instance_id()
     statistics = backend.statistics
-    recording, pulse = Recording(tally, statistics, node), Pulse(tally)
+    recording = Recording(tally, statistics, node)
     report = InstanceReport(
         push,
         tally,

@@ -138,7 +138,15 @@ def supervise(settings: Settings, flags: Sequence[str], warnings: Sequence[str] 
         if not listeners:
             return 1
         address = address_of(listeners[0])
-        directory = opened.enter_context(tempfile.TemporaryDirectory(prefix="msgpush-"))
+        try:
+            directory = opened.enter_context(tempfile.TemporaryDirectory(prefix="msgpush-"))
+        except OSError as error:
+            log.error(
+                "workers need a directory for files that they share, and none can be made: %s; give"
+                " them one that can be written (TMPDIR names it; --tmpfs /tmp of a container)",
+                error.strerror,
+            )
+            return 1
         file = ReportFile(directory)
         registrations = registrations_of(
             settings,
