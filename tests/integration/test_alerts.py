@@ -67,6 +67,7 @@ def test_each_alert_is_tested_with_its_cause_and_without() -> None:
         assert {bool(fires) for each, fires in evaluated if each == name} == {True, False}, name
 
 
+@pytest.mark.long
 def test_the_tests_of_the_rules_notice_what_is_changed_in_them(tmp_path: Path) -> None:
     rules = ALERTS.read_text()
     (tmp_path / TESTS.name).write_text(TESTS.read_text())

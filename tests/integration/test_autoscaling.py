@@ -10,8 +10,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,39 @@ def test_each_pod_s_cost_is_its_streams(api: KubernetesApi, pods: Pods) -> None:
     assert costs(api) == dict.fromkeys(costs(api)) | {"few": "3", "many": "20"}
 
 
+def test_a_pod_that_speaks_something_else_stops_nothing(api: KubernetesApi, pods: Pods) -> None:
+    api.pods = [pod("stranger", "127.0.0.5"), pod("few", "127.0.0.2")]
+    with strange(("127.0.0.5", pods.port)):
+        made = deletion_cost(api, pods)
+    assert (made.returncode, made.stderr) == (0, "")
+    assert costs(api) == {"stranger": None, "few": "3"}
+
+
+def test_what_speaks_something_else_is_no_traceback_of_a_rebalance() -> None:
+    with strange(("127.0.0.1", 0)) as port:
+        made = run("rebalance.py", "--url", f"http://127.0.0.1:{port}")
+    assert made.stderr.startswith("not now: ")
+    assert "Traceback" not in made.stderr
+
+
+@contextmanager
+def strange(place: tuple[str, int]) -> Iterator[int]:
+    """Something that answers, and speaks no HTTP; gives its port."""
+    with socket.create_server(place) as listener:
+
+        def answer() -> None:
+            with suppress(OSError):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.sendall(b"SSH-2.0-OpenSSH_9\r\n")
+                    connection.recv(4096)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(10)
+
+
 @pytest.mark.parametrize(
     ("before", "after"), [("15", "15"), ("31", "20"), ("2", "20"), ("what", "20"), (None, "20")]
 )
@@ -182,6 +216,35 @@ def counts(service: ServiceProcess) -> list[int]:
     script = runpy.run_path(str(DIRECTORY / "rebalance.py"))
     found: dict[str, int] = script["Service"](f"http://127.0.0.1:{service.port}", None).counts()
     return sorted(found.values())
+
+
+@pytest.mark.parametrize(
+    ("numbers", "above"),
+    [
+        ([5] * 16 + [6] * 4, {}),  # 0.8 above the average
+        ([0, 300], {1: 150}),
+        ([300], {}),
+        ([], {}),
+        ([0, 0], {}),
+    ],
+)
+def test_who_has_a_stream_or_more_above_the_average_has_too_many(
+    numbers: list[int], above: dict[int, int]
+) -> None:
+    script = runpy.run_path(str(DIRECTORY / "rebalance.py"))
+    closed: list[tuple[int, int]] = []
+
+    class Fake:
+        def counts(self) -> dict[int, int]:
+            return dict(enumerate(numbers))
+
+        def close(self, node: int, number: int) -> int:
+            closed.append((node, number))
+            return number
+
+    assert script["too_many"](Fake().counts(), 1.1) == above
+    assert script["step"](Fake(), 10, 1.1, 1) == (10 if above else 0)
+    assert all(number > 0 for _, number in closed)
 
 
 def test_streams_above_the_average_are_moved_a_few_at_a_time() -> None:

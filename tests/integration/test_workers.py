@@ -337,7 +337,7 @@ worker = Worker.from_environ(os.environ)
 began = time.monotonic()
 late = 3 if worker.number == 2 else 0  # seconds
 worker.watch(5)
-worker.serves(lambda: None, lambda: time.monotonic() - began >= late)
+worker.serves(lambda: time.monotonic() - began >= late)
 time.sleep(60)
 """
 

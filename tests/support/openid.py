@@ -4,11 +4,13 @@ It signs in whoever comes, as its fields say; a test has it answer wrongly, slow
 """
 
 import base64
+import gzip
 import hashlib
 import json
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
@@ -35,6 +37,8 @@ class OpenIdProvider(WebServer):
         back: parameters of the way back, besides those that belong there.
         page: whether it shows a page with a button first, as people see it.
         tokens: its answer to a code: status and body; None: the right one.
+        padding: bytes of white space behind that.
+        packed: whether that is compressed, whatever was asked for.
         raw: makes the ID token of its claims, instead of signing them with `key`.
         delay: seconds before that answer.
         public: whether its client has no secret.
@@ -57,6 +61,7 @@ class OpenIdProvider(WebServer):
         self.back: dict[str, str] = {}
         self.page = False
         self.tokens: tuple[int, bytes] | None = None
+        self.padding, self.packed = 0, False
         self.raw: Callable[[dict[str, Any]], str] | None = None
         self.delay = 0.0
         self.public = False
@@ -93,10 +98,16 @@ class OpenIdProvider(WebServer):
         time.sleep(self.delay)
         if self.tokens is not None:
             status, body = self.tokens
-            answer(exchange, body, ("Content-Type", "application/json"), status=status)
-            return
-        status, answered = self._exchanged(given, exchange.headers["Authorization"] or "")
-        _json(exchange, status, answered)
+        else:
+            status, answered = self._exchanged(given, exchange.headers["Authorization"] or "")
+            body = json.dumps(answered).encode()
+        body += b" " * self.padding
+        headers = [("Content-Type", "application/json")]
+        if self.packed:
+            body = gzip.compress(body)
+            headers.append(("Content-Encoding", "gzip"))
+        with suppress(OSError):  # nobody reads so much
+            answer(exchange, body, *headers, status=status)
 
     def _metadata(self) -> dict[str, Any]:
         found = {

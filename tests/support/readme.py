@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def metrics_table() -> str:
-    """The table of metrics, as docs/operations.md has it."""
+    """The table of metrics, as docs/monitoring.md has it."""
     rows = ["| metric | kind | labels | what it is |", "|---|---|---|---|"]
     for name, family in FAMILIES.items():
         labels = ", ".join(f"`{label}`" for label in family.labels)
@@ -29,4 +29,4 @@ def write(page: str, name: str, table: str) -> None:
 
 if __name__ == "__main__":
     write("README.md", "settings", markdown_table())
-    write("docs/operations.md", "metrics", metrics_table())
+    write("docs/monitoring.md", "metrics", metrics_table())

@@ -96,6 +96,7 @@ def test_the_greeting_of_any_address_names_one_that_can_be_opened(
     told = capsys.readouterr().out
     assert "serves http://localhost:8089/ " in told
     assert "curl -N http://localhost:8089/sse/stream/demo\n" in told
+    assert "http://localhost:8089/admin/ is the operator's page" in told
 
 
 def test_the_module_is_the_command() -> None:

@@ -24,6 +24,58 @@ def programs(document: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
+PAGES = [
+    *sorted(page.relative_to(ROOT).as_posix() for page in ROOT.glob("*.md")),
+    *sorted(page.relative_to(ROOT).as_posix() for page in ROOT.glob("docs/*.md")),
+    "clients/js/README.md",
+]
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> list[str]:
+    """What links may name behind `#`: the headings, as GitHub and others make anchors of them."""
+    found: list[str] = []
+    for heading in re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE):
+        text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
+        anchor = re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+        before = found.count(anchor)
+        found.append(f"{anchor}-{before}" if before else anchor)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_link_leads_to_a_file_and_a_heading_that_are_there(page: str) -> None:
+    source = ROOT / page
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(source)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = source.parent / path if path else source
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_file_that_is_named_is_there(page: str) -> None:
+    folders = "bench|clients|demo|deploy|docs|src|tests"
+    named = re.findall(rf"`((?:{folders})/[\w./-]+|[A-Z][A-Za-z.-]+\.md)`", prose(ROOT / page))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    sections = re.findall(r"`(docs/[\w.-]+\.md)`,\s+\"([^\"]+)\"", prose(ROOT / page))
+    for file, section in sections:
+        assert section.lower().replace(" ", "-") in anchors(ROOT / file), section
+
+
+def test_every_page_of_the_docs_can_be_found_from_the_readme() -> None:
+    for page in ROOT.glob("docs/*.md"):
+        name = page.name.replace(".zh-CN", "")
+        assert f"docs/{name}" in (ROOT / "README.md").read_text()
+
+
 def test_the_readme_shows_the_settings_as_they_are() -> None:
     table = re.search(
         r"<!-- settings -->\n(.*)<!-- /settings -->", (ROOT / "README.md").read_text(), re.DOTALL
@@ -33,7 +85,7 @@ def test_the_readme_shows_the_settings_as_they_are() -> None:
 
 
 def test_the_table_of_metrics_is_the_codes() -> None:
-    text = (ROOT / "docs" / "operations.md").read_text()
+    text = (ROOT / "docs" / "monitoring.md").read_text()
     table = re.search(r"<!-- metrics -->\n(.*)<!-- /metrics -->", text, re.DOTALL)
     assert table is not None
     assert table[1] == metrics_table(), "run: python -m tests.support.readme"

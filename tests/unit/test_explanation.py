@@ -56,6 +56,14 @@ async def test_of_a_token_that_is_accepted_all_that_it_allows_is_told(client: As
     }
 
 
+async def test_half_of_a_surrogate_pair_in_a_token_is_told_as_what_can_be_sent(
+    client: AsgiDriver,
+) -> None:
+    found = await explained(client, signed(claims("bob") | {"x\ud800": ["\udc00"]}, kid="\ud83d"))
+    assert found["said"]["header"]["kid"] == "?"
+    assert found["said"]["claims"]["x?"] == ["?"]
+
+
 REFUSED = [
     (token("bob", lifetime=-60), "the token has expired"),
     (token("bob", OTHER_SECRET), "signature is wrong"),

@@ -3,6 +3,7 @@ text that Prometheus reads, and stays bounded.
 """
 
 import asyncio
+import errno
 import gc
 import socket
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from msgpush.adapters.metrics.sources import Process, of_service, of_tally
 from msgpush.adapters.metrics.text import render
 from msgpush.domain.connection import NOW, Connection, Start, Subscription
 from msgpush.domain.errors import BusUnavailable, Denied, Malformed, MsgpushError, TooLarge
+from msgpush.domain.instances import Pulse
 from msgpush.domain.message import Entry, parse
 from msgpush.domain.observer import Observer, Observers
 from msgpush.domain.ports import ClientInfo
@@ -183,6 +185,39 @@ async def test_a_worker_tells_the_others_while_it_runs(tmp_path: Path) -> None:
     assert await two.value("messages_sent_total") == 2
 
 
+async def test_where_nothing_can_be_written_a_worker_tells_its_own_and_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "shared"
+    directory.mkdir()
+    one = Worker(directory, 1)
+    one.tally.accepted([make("1", "a")])
+    one.tell()
+    away = directory.rename(tmp_path / "away")
+    one.tally.accepted([make("2", "a")])
+    assert await one.value("messages_sent_total") == 2
+    assert await one.value("messages_sent_total") == 2
+    (line,) = caplog.records
+    assert line.getMessage().startswith("a worker's metrics can't be shared: ")
+    assert not line.exc_info
+    away.rename(directory)
+    two = Worker(directory, 2)
+    assert await one.value("messages_sent_total") == 2
+    assert await two.value("messages_sent_total") == 2
+
+
+def test_a_worker_that_ends_while_nothing_can_be_written_ends_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Worker(tmp_path, 1)
+    monkeypatch.setattr(Path, "write_bytes", no_space)
+    Shared.forget(str(tmp_path), 1)
+
+
+def no_space(*_: object) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 # What is counted
 
 
@@ -266,7 +301,9 @@ class Served:
     """A `Push` on the embedded bus, whose metrics are read as Prometheus reads them."""
 
     def __init__(self) -> None:
-        self.clock, self.tally, self.process = FakeClock(), Tally(), Process()
+        self.clock, self.tally = FakeClock(), Tally()
+        self.pulse = Pulse(self.tally)
+        self.process = Process(self.pulse)
         self.bus = MemoryBus(clock=self.clock.now, history_length=3)
         self.push = Push(
             self.bus,
@@ -294,9 +331,9 @@ class Served:
 
     async def beat(self) -> None:
         """Wait until the loop's lag has been looked at once more."""
-        before = sum(self.process.lag.counts)
+        before = sum(self.pulse.lag.counts)
         async with asyncio.timeout(5):
-            while sum(self.process.lag.counts) == before:  # noqa: ASYNC110
+            while sum(self.pulse.lag.counts) == before:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 
     async def until(self, name: str, expected: float, **labels: str) -> None:
@@ -308,7 +345,7 @@ class Served:
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
     made = Served()
-    async with made.push, made.process, made.metrics:
+    async with made.push, made.pulse, made.process, made.metrics:
         yield made
 
 
@@ -401,18 +438,18 @@ async def test_the_process_shows_its_files_its_collector_and_its_loop(served: Se
 
 async def test_a_loop_that_is_held_up_shows_how_long(served: Served) -> None:
     await served.beat()
-    before = served.process.lag.sum
+    before = served.pulse.lag.sum
     blocked = asyncio.get_running_loop().time() + 0.3
     while asyncio.get_running_loop().time() < blocked:
         pass
     await served.beat()
-    assert served.process.lag.sum - before > 0.15
-    assert served.process.late > 0.15
+    assert served.pulse.lag.sum - before > 0.15
+    assert served.pulse.loop_lag > 0.15
 
 
 async def test_nothing_is_left_of_what_watches_the_process() -> None:
     before = len(gc.callbacks)
-    async with Process():
+    async with Process(Pulse(Tally())):
         assert len(gc.callbacks) == before + 1
     assert len(gc.callbacks) == before
 

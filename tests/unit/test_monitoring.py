@@ -97,7 +97,7 @@ def test_every_panel_asks_the_chosen_source_for_the_chosen_instances_and_says_wh
 
 
 def test_the_documents_say_of_every_alert_what_to_do_where_it_leads() -> None:
-    page = (ROOT / "docs" / "operations.md").read_text()
+    page = (ROOT / "docs" / "incidents.md").read_text()
     told = dict(re.findall(r"^### (Msgpush\w+)\n\n`(\w+)`", page, re.MULTILINE))
     rules = re.findall(
         r"- alert: (\w+)\n(?:.*\n)*?\s+severity: (\w+)\n(?:.*\n)*?\s+runbook_url: (\S+)\n",
@@ -105,7 +105,7 @@ def test_the_documents_say_of_every_alert_what_to_do_where_it_leads() -> None:
     )
     assert told == {name: severity for name, severity, _ in rules}
     for name, _, where in rules:
-        assert where == f"docs/operations.md#{name.lower()}"
+        assert where == f"docs/incidents.md#{name.lower()}"
     assert [*told] == alert_names(), "in the same order"
 
 

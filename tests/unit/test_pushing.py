@@ -176,7 +176,7 @@ async def test_it_is_sent_again_until_the_provider_takes_it() -> None:
     async with opened() as it:
         await it.devices.register("bob", subscription("other"), None)
         it.notifier.script.extend([LATER, Answer("sent", ""), LATER, LATER])
-        await store(it.bus, push("m1", ack=None))
+        await store(it.bus, push("m1", ack=None, ttl=3_600))
         for sent in (2, 3, 4, 5, 5):
             await it.look()
             assert len(it.notifier.keys) == sent

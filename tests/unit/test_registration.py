@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import http.client
 import json
 import re
 import socket
@@ -15,6 +16,7 @@ import pytest
 
 from msgpush import __version__
 from msgpush.adapters.registry.addresses import is_for_others, own_address
+from msgpush.adapters.registry.etcd import Etcd
 from msgpush.adapters.registry.gateway import Gateway
 from msgpush.adapters.registry.ports import Instance, Refused, Registry, Unavailable
 from msgpush.adapters.registry.registration import Registration, Registrations, Report
@@ -379,6 +381,67 @@ async def test_who_waits_no_longer_leaves_no_thread_behind() -> None:
         await eventually(
             lambda: not any(each.name == "msgpush registry" for each in threading.enumerate()), 2
         )
+
+
+async def test_who_waits_no_longer_has_nothing_sent_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    # An announcement that comes after the withdrawal would be taken for the newer word.
+    connects, go_on = http.client.HTTPConnection.connect, threading.Event()
+
+    def connect(self: http.client.HTTPConnection) -> None:
+        go_on.wait(10)
+        connects(self)
+
+    monkeypatch.setattr(http.client.HTTPConnection, "connect", connect)
+    with GatewayServer() as gateway:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await Gateway(gateway.url).announce(instance())
+        go_on.set()
+        await eventually(
+            lambda: not any(each.name == "msgpush registry" for each in threading.enumerate()), 2
+        )
+        assert not gateway.requests
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("http://[::1]", ("::1", 80)),
+        ("https://[2001:db8::5]/api", ("2001:db8::5", 443)),
+        ("http://[::1]:8500", ("::1", 8500)),
+    ],
+)
+async def test_an_ipv6_address_needs_no_port(
+    url: str, place: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def connect(self: http.client.HTTPConnection) -> None:
+        asked.append((self.host, self.port))
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(http.client.HTTPConnection, "connect", connect)
+    with pytest.raises(Unavailable):
+        await Server(url).ask("GET", "/")
+    assert asked == [place]
+
+
+async def test_a_name_that_nobody_can_look_up_is_no_error_of_ours() -> None:
+    with pytest.raises(Unavailable, match="host's name"):
+        await Server("http://a..b").ask("GET", "/")
+
+
+async def test_a_member_of_etcd_that_is_silent_leaves_the_others_their_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("msgpush.adapters.registry.etcd.SECONDS", 1.0)
+    lease = b'{"ID":"7","TTL":"3"}'
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(lease), lease)
+    with socket.create_server(("127.0.0.1", 0)) as silent, answering(answer) as url:
+        etcd = Etcd([f"http://127.0.0.1:{silent.getsockname()[1]}", url])
+        async with asyncio.timeout(0.9):  # half a second for each
+            await etcd.announce(instance())
+        assert etcd.url == url
 
 
 @contextlib.contextmanager

@@ -354,7 +354,7 @@ BAD: dict[str, tuple[list[str], str]] = {
             '["https://a.example/"]',
             '["https://a.example/x"]',
             '["https://*.example"]',
-            '["https://u:p@a.example"]',
+            '["https://u@a.example"]',
             '["a.example"]',
             '["https://a:65536"]',
             '["https://a:"]',
@@ -456,7 +456,7 @@ BAD: dict[str, tuple[list[str], str]] = {
             "ftp://id.example",
             "https://",
             "https:///x",
-            "https://u:p@id.example",
+            "https://u@id.example",
             "https://id.example?x=1",
             "https://id.example/#x",
             "https://id.example/a b",
@@ -496,7 +496,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         [
             "id.example",
             "http://id.example",
-            "https://u:p@id.example",
+            "https://u@id.example",
             "https://id.example?x=1",
             "https://id.example/#x",
             "https://id.example/a b",
@@ -875,6 +875,11 @@ def test_an_argument_that_is_no_flag_is_told_by_its_place_and_what_it_may_have_m
         (OTHERS | {"CONSUL_URL": "http://c", "CONSUL_TOKEN": "hunter2\n"}, []),
         ({"JWKS_URL": "https://u:hunter2@id.example/jwks"}, []),
         ({"JWKS_URL": "https://?key=hunter2"}, []),
+        ({"JWT_ISSUER": "https://u:hunter2@id.example"}, []),
+        ({"OIDC_ISSUER": "https://u:hunter2@id.example"}, []),
+        ({"OIDC_ISSUER": "https://id.example", "PUBLIC_URL": "https://u:hunter2@a.example"}, []),
+        ({"REDIS_HOST": "redis://:hunter2@r"}, []),
+        ({"CORS_ORIGINS": '["https://u:hunter2@a.example"]'}, []),
         ({}, ["--jwt-secret", "hunter2"]),
         ({}, ["--jwt-secret=hunter2"]),
         ({}, ["--jwt-secrte=hunter2"]),
@@ -899,6 +904,7 @@ def test_settings_printed_hide_their_secrets() -> None:
         session_secret="hunter2",
         redis_password="hunter2",
         redis_url="redis://:hunter2@r",
+        jwt_issuer="https://u:hunter2@id.example",
     )
     assert "hunter2" not in repr(settings)
     assert 'service_port="8089"' in repr(settings)
@@ -1436,6 +1442,12 @@ def test_the_help_names_every_flag_with_its_default_and_what_is_allowed() -> Non
         )
     assert "the end of line at its end doesn't count" in flat
     assert max(map(len, text.splitlines())) <= 110
+
+
+def test_the_help_is_as_wide_as_a_narrow_terminal() -> None:
+    narrow = help_text(80)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert narrow.split() == help_text().split()
 
 
 def test_the_table_has_a_row_of_three_cells_for_every_setting() -> None:

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
@@ -18,10 +19,12 @@ from hypothesis import strategies as st
 from starlette.types import ASGIApp
 
 from msgpush.adapters.auth.admission import HOME, has_claim, safe_next, where_to
+from msgpush.adapters.memory.limiter import MemoryLimiter
 from msgpush.entrypoints.app import create_app, lifespan
 from msgpush.entrypoints.settings import Settings
 from tests.support.asgi import Answer, AsgiDriver
 from tests.support.client import Response, request
+from tests.support.fakes import FakeClock
 from tests.support.openid import CLIENT, SECRET, OpenIdProvider
 from tests.support.tokens import OTHER_RSA, P256, RSA, b64, bearer, public_pem, token, unsigned
 from tests.support.tokens import SECRET as KEY
@@ -231,6 +234,23 @@ async def test_a_session_counts_for_pages_of_its_own_origin_alone(
         assert (COOKIE in person.cookies) is not counts
 
 
+@pytest.mark.parametrize("blank", ["\xa0", "\x85", "\x1c", "\x0b", "\xa0 "])
+async def test_a_cookie_whose_name_has_the_prefix_after_a_blank_of_another_kind_is_another_one(
+    provider: OpenIdProvider, person: Person, blank: str
+) -> None:
+    # A sister domain may set those for all hosts below its parent's: browsers take only spaces and
+    # tabs off before they look for the prefix.
+    mallory = Person(person.client.app)
+    target = at_provider(await mallory.begin())
+    ((name, value),) = mallory.cookies.items()
+    victim = {"Cookie": f"{blank}{name}={value}"}
+    check_page(await person.ask(target, victim), 400, NOT_BEGUN)
+    await mallory.sign_in()
+    for tossed in (f"{blank}{COOKIE}", f"{COOKIE}{blank}"):
+        given = {"Cookie": f"{tossed}={mallory.cookies[COOKIE]}", **OWN}
+        assert (await person.session(given))["mode"] is None
+
+
 async def test_a_token_in_the_request_wins_over_the_session(person: Person) -> None:
     await person.sign_in()
     found = await person.session({**OWN, **bearer(token("bob"))})
@@ -352,6 +372,8 @@ WRONG: dict[str, dict[str, Any]] = {
     "no object": {"tokens": (200, b"[1]")},
     "deep JSON": {"tokens": (200, b"[" * 100_000)},
     "nothing": {"tokens": (200, b"")},
+    "more than anybody reads": {"padding": 1_100_000},
+    "what grows when it is unpacked": {"padding": 1_100_000, "packed": True},
 }
 
 
@@ -514,6 +536,23 @@ async def test_a_browser_that_begins_again_and_again_keeps_the_newest(
     assert len(person.cookies) == 5
     assert (await person.ask(at_provider(urls[-1]))).status == 303
     check_page(await person.ask(at_provider(urls[0])), 400, NOT_BEGUN)
+
+
+async def test_who_comes_back_too_soon_may_come_back_again(
+    provider: OpenIdProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock()
+    limiter = partial(MemoryLimiter, clock=clock.now)
+    monkeypatch.setattr("msgpush.entrypoints.access.MemoryLimiter", limiter)
+    app = create_app(settings(provider))
+    async with lifespan(app):
+        person = Person(app)
+        target = at_provider(await person.begin())
+        while (await Person(app).ask("/admin/sign-in")).status != 429:
+            pass
+        check_page(await person.ask(target), 429, "try again in 1 seconds")
+        clock.advance(1)
+        assert (await person.ask(target)).status == 303
 
 
 async def test_who_tries_too_often_has_to_wait(person: Person) -> None:

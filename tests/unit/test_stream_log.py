@@ -111,3 +111,11 @@ def test_who_listens_in_the_process_has_no_age(told: Told) -> None:
     with capture_logs() as lines:
         told.log.closed(connection(None, at=0.0))
     assert (lines[0]["seconds"], lines[0]["reason"]) == (None, "gone")
+
+
+def test_a_program_that_has_said_nothing_about_logs_finds_none_on_its_output(
+    told: Told, capsys: pytest.CaptureFixture[str]
+) -> None:
+    structlog.reset_defaults()
+    told.log.opened(connection())
+    assert capsys.readouterr().out == ""

@@ -13,6 +13,7 @@ tenth, and by more than ten streams.
 """
 
 import argparse
+import http.client
 import json
 import os
 import re
@@ -28,6 +29,8 @@ ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 COST = "controller.kubernetes.io/pod-deletion-cost"
 STREAMS = re.compile(r"^message_push_connections_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 PATIENCE = 5.0
+# What an answer may end in, that is none or no use.
+BROKEN = (OSError, ValueError, http.client.HTTPException)
 
 
 class Refused(Exception):
@@ -133,7 +136,7 @@ class Streams:
             request = urllib.request.Request(url, headers=headers)
             with self._opener.open(request, timeout=PATIENCE) as response:
                 found = STREAMS.findall(response.read().decode())
-        except (OSError, ValueError):
+        except BROKEN:
             return None
         return int(sum(map(float, found))) if found else None
 
@@ -184,7 +187,7 @@ def main() -> int:
         except Refused as error:
             print(f"refused: {error}", file=sys.stderr)
             return 1
-        except (OSError, ValueError, KeyError) as error:
+        except (*BROKEN, KeyError) as error:
             # The API server is busy or away, say: the next look may do better.
             print(f"not now: {error}", file=sys.stderr, flush=True)
             status = 1

@@ -12,6 +12,7 @@ takes longer. Only the standard library is used.
 """
 
 import argparse
+import http.client
 import json
 import sys
 import time
@@ -71,9 +72,9 @@ def too_many(counts: dict[str, int], ratio: float) -> dict[str, int]:
     if len(counts) < 2:
         return {}
     average = sum(counts.values()) / len(counts)
-    return {
-        node: int(number - average) for node, number in counts.items() if number > ratio * average
-    }
+    above = {node: int(number - average) for node, number in counts.items()}
+    # Less than one above it is as near as whole streams come.
+    return {node: above[node] for node in counts if counts[node] > ratio * average and above[node]}
 
 
 def step(service: Service, most: int, ratio: float, least: int) -> int:
@@ -122,7 +123,7 @@ def main() -> int:
                 print(f"refused with {error.code}: it takes an admin's token", file=sys.stderr)
                 return 1
             print(f"not now: {error}", file=sys.stderr, flush=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
             print(f"not now: {error}", file=sys.stderr, flush=True)
         if options.once:
             return 0

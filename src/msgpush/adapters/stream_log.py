@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, Self
@@ -17,7 +18,9 @@ MOST = 20  # lines a second; of what is more, one line tells how much it was
 WINDOW = 1.0
 LONGEST = 200  # characters of a subject
 
-log = structlog.get_logger("msgpush.streams")
+# By way of `logging`: a program that embeds the service, and has said nothing of logs, finds none
+# on its stdout.
+log = structlog.wrap_logger(logging.getLogger("msgpush.streams"))
 
 
 class StreamLog(Observer):

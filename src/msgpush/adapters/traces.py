@@ -28,11 +28,12 @@ def asked_for(environ: Mapping[str, str]) -> str | None:
     """The variable by which the environment asks for traces; None: it doesn't.
 
     See https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/."""
-    exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
-    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true" or exporter == "none":
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
-    if exporter == "otlp":
-        return "OTEL_TRACES_EXPORTER"
+    # Several, with commas between them; of all of them OTLP alone is spoken.
+    exporters = environ.get("OTEL_TRACES_EXPORTER", "").lower().split(",")
+    if named := {each.strip() for each in exporters} - {""}:
+        return "OTEL_TRACES_EXPORTER" if "otlp" in named else None
     return next((name for name in ENDPOINTS if environ.get(name, "").strip()), None)
 
 
@@ -55,6 +56,13 @@ def traces_of(environ: Mapping[str, str]) -> "Traces | None":
             "%s asks for traces, and OpenTelemetry isn't installed: none are sent; pip install"
             " 'msgpush[otel]'",
             variable,
+        )
+        return None
+    except ValueError as error:
+        log.warning(
+            "%s asks for traces, and OpenTelemetry can't read its variables: %s: none are sent",
+            variable,
+            error,
         )
         return None
 

@@ -11,21 +11,28 @@ from msgpush.domain.counts import counted, quantile
 from msgpush.domain.message import format_ms
 from msgpush.domain.ports import InstanceState, InstanceStreams, RecentLatency, RegistryState
 from msgpush.domain.service import Push
-from msgpush.domain.tally import Row, Tally
+from msgpush.domain.tally import Histogram, Row, Tally
 
-BEAT = 0.5  # seconds
+BEAT = 0.1  # seconds
 RECENT = 10.0  # seconds
+
+# Seconds that the loop is late: the upper bounds of the buckets.
+LAG = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 _BEATS = int(RECENT / BEAT)
 
 
 class Pulse:
-    """Watches the event loop and the latency, twice a second. An async context manager.
+    """Watches the event loop and the latency, ten times a second. An async context manager.
 
-    Of both it knows the last ten seconds."""
+    Of both it knows the last ten seconds.
+
+    Attributes:
+        lag: seconds that the event loop was late with what was due, since the start.
+    """
 
     def __init__(self, tally: Tally) -> None:
-        self._tally = tally
+        self._tally, self.lag = tally, Histogram(LAG)
         self._lags: deque[float] = deque(maxlen=_BEATS)
         self._latencies: deque[list[int]] = deque([list(tally.latency.counts)], maxlen=_BEATS)
         self._task: asyncio.Task[None] | None = None
@@ -52,12 +59,14 @@ class Pulse:
         Args:
             late: seconds by which the loop came back too late.
         """
-        self._lags.append(max(0.0, late))
+        late = max(0.0, late)
+        self.lag.observe(late)
+        self._lags.append(late)
         self._latencies.append(list(self._tally.latency.counts))
 
     @property
     def loop_lag(self) -> float:
-        """The most seconds by which the loop was late."""
+        """The most seconds by which the loop was late, of the last ten."""
         return max(self._lags, default=0.0)
 
     def latency(self) -> list[int]:
@@ -71,7 +80,6 @@ class InstanceReport:
 
     Args:
         bus: its name.
-        loop_lag: the most seconds by which the event loop was late; None: as the pulse has it.
         registration: how it stands with the registry; None: there is none.
         clock: seconds since 1970.
     """
@@ -86,13 +94,12 @@ class InstanceReport:
         version: str,
         bus: str,
         limit: int,
-        loop_lag: Callable[[], float] | None = None,
         registration: Callable[[], RegistryState | None] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._push, self._tally, self._pulse = push, tally, pulse
         self._node, self._version, self._bus, self._limit = node, version, bus, limit
-        self._loop_lag, self._registration, self._clock = loop_lag, registration, clock
+        self._registration, self._clock = registration, clock
         self._started_at = _moment(clock())
 
     def __call__(self) -> InstanceState:
@@ -102,7 +109,6 @@ class InstanceReport:
         rows = [counted(Row()), *map(counted, self._tally.rows.values())]
         published, failed, delivered, acknowledged, dead, _ = map(sum, zip(*rows, strict=True))
         latency = self._pulse.latency()
-        lag = self._pulse.loop_lag if self._loop_lag is None else self._loop_lag()
         unready = push.unready
         return InstanceState(
             node=self._node,
@@ -121,7 +127,7 @@ class InstanceReport:
             acknowledged=acknowledged,
             dead=dead,
             latency_ms=RecentLatency(_ms(quantile(latency, 0.5)), _ms(quantile(latency, 0.99))),
-            loop_lag_ms=round(lag * 1000, 1),
+            loop_lag_ms=round(self._pulse.loop_lag * 1000, 1),
             at=_moment(self._clock()),
             registry=None if self._registration is None else self._registration(),
         )

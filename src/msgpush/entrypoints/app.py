@@ -89,7 +89,9 @@ def create_app(
     """
     backend = backend_of(settings)
     bus, limiter = backend.bus, backend.limiter
-    tally, process = Tally(), Process()
+    tally = Tally()
+    pulse = Pulse(tally)
+    process = Process(pulse)
     streams = StreamLog()
     observer = Observers(tally, streams) if counted else streams
     notifying = notifying_of(settings)
@@ -98,7 +100,7 @@ def create_app(
     metrics.add(lambda: of_registries(reports()))
     node = node or instance_id()
     statistics = backend.statistics
-    recording, pulse = Recording(tally, statistics, node), Pulse(tally)
+    recording = Recording(tally, statistics, node)
     report = InstanceReport(
         push,
         tally,

@@ -26,7 +26,6 @@ from msgpush.entrypoints.table import (
     KEYS,
     REGISTRIES,
     SETTINGS,
-    Setting,
     SettingsTable,
     as_flag,
     as_text,
@@ -318,49 +317,48 @@ LISTEN_ELSEWHERE = (
 )
 
 
-def help_text() -> str:
-    """The text of `msgpush serve --help`: every setting with all that the table says of it."""
-    usage = (
-        "usage: msgpush serve [--setting value]...",
-        "",
-        (
-            "Starts the service. Each setting is a flag, or a variable in the environment:"
-            " --service-port 8089 or"
-        ),
-        "SERVICE_PORT=8089. Flags win; an empty value counts as unset; what isn't used isn't read.",
-        "",
-        (
-            "Keys and passwords belong in the environment or in files: other users of a machine can"
-            " read a command's"
-        ),
-        (
-            "arguments. A file is named by JWT_SECRET_FILE or --jwt-secret-file, and so for each of"
-            " them; the end of line"
-        ),
-        "at its end doesn't count. Set a value or its file, not both.",
-        "",
-    )
-    return "\n".join((*usage, *(_help(name, setting) for name, setting in SETTINGS.items()))) + "\n"
+USAGE = (
+    "usage: msgpush serve [--setting value]...",
+    "Starts the service. Each setting is a flag, or a variable in the environment: --service-port"
+    " 8089 or SERVICE_PORT=8089. Flags win; an empty value counts as unset; what isn't used isn't"
+    " read.",
+    "Keys and passwords belong in the environment or in files: other users of a machine can read a"
+    " command's arguments. A file is named by JWT_SECRET_FILE or --jwt-secret-file, and so for each"
+    " of them; the end of line at its end doesn't count. Set a value or its file, not both.",
+)
 
 
-def _help(name: str, setting: Setting) -> str:
+def help_text(width: int = 110) -> str:
+    """The text of `msgpush serve --help`: every setting with all that the table says of it.
+
+    Args:
+        width: the columns that a line may have.
+    """
+    usage = "\n\n".join(_filled(paragraph, width) for paragraph in USAGE)
+    return "\n".join((usage, "", *(_help(name, width) for name in SETTINGS))) + "\n"
+
+
+def _help(name: str, width: int) -> str:
     """One setting, as `--help` shows it."""
-    default = DEFAULTS[name]
+    setting, default = SETTINGS[name], DEFAULTS[name]
     text = (
         f"{setting.help}{f' Default: {default}.' if default else ''} Allowed:"
         f" {setting.kind.allowed}."
     )
     if name in FILES:
         text += f" Or {as_flag(FILES[name])}: {A_FILE}."
-    body = textwrap.fill(
+    return f"  {as_flag(name)}\n{_filled(text, width, ' ' * 6)}"
+
+
+def _filled(text: str, width: int, indent: str = "") -> str:
+    return textwrap.fill(
         text,
-        110,
-        initial_indent=" " * 6,
-        subsequent_indent=" " * 6,
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent,
         break_long_words=False,
         break_on_hyphens=False,
     )
-    return f"  {as_flag(name)}\n{body}"
 
 
 def markdown_table() -> str:

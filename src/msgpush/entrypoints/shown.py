@@ -61,8 +61,11 @@ def _shown(name: str, settings: Settings) -> str | None:
 
 
 def bare(text: str) -> str | None:
-    """A URL without what may be secret in it; a plain text as it is; None: it is neither."""
+    """A URL without what may be secret in it; a plain text as it is; None: it is neither, or nobody
+    can say where its user ends.
+    """
     found = _URL.match(text)
     if found is None:
-        return None if {"@", "?"} & {*text} else text
-    return found[1] + found[2].rpartition("@")[2]
+        return None if {"@", "?", "#"} & {*text} else text
+    authority, slash, path = found[2].partition("/")
+    return None if "@" in path else found[1] + authority.rpartition("@")[2] + slash + path

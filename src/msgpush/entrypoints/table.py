@@ -67,8 +67,9 @@ Format = Literal["console", "json"]
 Scheme = Literal["http", "https"]
 
 
-def _never(_: str) -> bool:
-    return False
+def _with_password(text: str) -> bool:
+    # No such setting holds one: whoever has written a URL with one there doesn't want it shown.
+    return re.search(r"//[^/@\s]*:[^@\s]*@", text) is not None
 
 
 def _always(_: object) -> bool:
@@ -162,7 +163,7 @@ class Setting(Struct, frozen=True):
 
     kind: Kind
     help: str
-    secret: Callable[[str], bool] = _never
+    secret: Callable[[str], bool] = _with_password
     when: When = ALWAYS
 
 
@@ -576,7 +577,9 @@ SETTINGS: Mapping[str, Setting] = {
 }
 # By each setting whose value may be a secret, the one that names a file with it.
 FILES: Mapping[str, str] = {
-    name: f"{name}_file" for name, setting in SETTINGS.items() if setting.secret is not _never
+    name: f"{name}_file"
+    for name, setting in SETTINGS.items()
+    if setting.secret is not _with_password
 }
 
 

@@ -60,7 +60,10 @@ def said_by(token: str) -> Unverified | None:
     """What a token says of itself; None: it is none that can be read."""
     try:
         signed = jws.extract_compact(token.encode(), None, registry_for(()))
-        return Unverified(signed.headers(), json.loads(signed.payload))
+        said = [signed.headers(), json.loads(signed.payload)]
+        # JSON may have half of a surrogate pair in it, and UTF-8 can't: that becomes a `?`.
+        header, claims = json.loads(json.dumps(said, ensure_ascii=False).encode(errors="replace"))
+        return Unverified(header, claims)
     except (JoseError, ValueError, RecursionError):
         return None
 

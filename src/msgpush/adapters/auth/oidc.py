@@ -7,7 +7,7 @@ needs an HTTP client (the extra `oidc`).
 import asyncio
 import base64
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import httpx2
@@ -18,7 +18,14 @@ from authlib.oidc.core import CodeIDToken
 from joserfc.errors import JoseError
 from starlette.requests import Request
 
-from msgpush.adapters.auth.issuers import HEADERS, Metadata, discovered, endpoint, fetch
+from msgpush.adapters.auth.issuers import (
+    FETCH_BYTES,
+    HEADERS,
+    Metadata,
+    discovered,
+    endpoint,
+    fetch,
+)
 from msgpush.adapters.auth.keys import FetchedKeys, Keys
 from msgpush.adapters.auth.sign_in import NotSignedIn
 from msgpush.adapters.auth.tokens import Signatures
@@ -74,6 +81,8 @@ class Provider:
                 "code_challenge_method": "S256",
                 "timeout": READ_SECONDS,
                 "follow_redirects": False,
+                "headers": {"Accept-Encoding": "identity"},
+                "event_hooks": {"response": [_bound]},
                 # Authlib makes a client for each request, and this takes a client most of its time.
                 "verify": httpx2.create_ssl_context(),
             },
@@ -121,6 +130,8 @@ class Provider:
             raise NotSignedIn(502, _NONSENSE, f"its ID token: {error}") from None
         except KeysUnavailable:
             raise NotSignedIn(503, _AWAY, f"its keys: {self.keys.problem}") from None
+        except httpx2.DecodingError as error:
+            raise NotSignedIn(502, _NONSENSE, f"its answer: {error}") from None
         except (httpx2.HTTPError, TimeoutError) as error:
             raise NotSignedIn(503, _AWAY, f"its token endpoint: {error!r:.200}") from None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -162,6 +173,29 @@ class Provider:
             # Where it isn't said, the other one counts (OpenID Connect Discovery 1.0, section 3).
             known |= {"token_endpoint_auth_method": "client_secret_post"}
         return known
+
+
+async def _bound(response: httpx2.Response) -> None:
+    """Have no more of an answer read than a megabyte, and nothing unpacked."""
+    if "content-encoding" in response.headers:
+        raise httpx2.DecodingError("it is compressed, without having been asked for that")
+    response.stream = _Bounded(response.stream)
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for part in self._stream:
+            size += len(part)
+            if size > FETCH_BYTES:
+                raise httpx2.DecodingError(f"it is larger than {FETCH_BYTES} bytes")
+            yield part
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 class _Client(StarletteOAuth2App):  # type: ignore[misc]

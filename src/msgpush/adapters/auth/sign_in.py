@@ -247,6 +247,9 @@ class SignInApi:
         state = request.query_params.get("state", "")
         try:
             sign_in = await self._offered(request)
+        except NotSignedIn as error:
+            return _failed(error)  # loading the page again may go well
+        try:
             kept = self._kept(request, sign_in, state)
             claims = await sign_in.provider.finish(request, kept)
         except NotSignedIn as error:

@@ -11,6 +11,10 @@ from msgpush.domain.grant import Grant
 
 COOKIE = "msgpush_token"
 
+# What browsers take off (RFC 6265, section 5.2), and no more: a page of a sister domain may set a
+# cookie whose name is a no-break space and `__Host-...`, which they keep from it without that.
+_BLANK = " \t"
+
 
 class Authenticator(Protocol):
     """Finds out what the sender of a request may do."""
@@ -65,7 +69,7 @@ def cookies(scope: Scope) -> Iterator[tuple[str, str]]:
     for name, value in scope["headers"]:
         for pair in value.decode("latin-1").split(";") if name == b"cookie" else ():
             key, _, text = pair.partition("=")
-            yield key.strip(), text.strip()
+            yield key.strip(_BLANK), text.strip(_BLANK)
 
 
 def has_token(scope: Scope, token: str) -> bool:

@@ -32,6 +32,7 @@ class Metrics:
         self._common: list[Callable[[], Figures]] = []
         self._took = 0.0
         self._writing: asyncio.Task[None] | None = None
+        self._failing = False
 
     async def __aenter__(self) -> Self:
         if self._shared is not None:
@@ -39,10 +40,10 @@ class Metrics:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._writing is not None:
+        if self._shared is not None and self._writing is not None:
             self._writing.cancel()
             await asyncio.gather(self._writing, return_exceptions=True)
-            self._share()
+            self._share(self._shared, self.figures())
 
     def add(self, source: Callable[[], Figures]) -> None:
         """Take in what is told of the service as a whole, not of this worker alone."""
@@ -72,21 +73,25 @@ class Metrics:
 
     async def _of_all(self, shared: Shared, own: Figures) -> Figures:
         # Before the others are read, so that none of them ever tells less than was told here.
-        shared.write(own)
-        several = []
-        for figures in shared.others():
-            several.append(figures)
+        self._share(shared, own)
+        total: Figures = {}
+        for figures in shared.of_all():
             await asyncio.sleep(0)
-        return add_up(several)
+            total = add_up((total, figures))
+            await asyncio.sleep(0)
+        return total
 
     async def _write(self, shared: Shared) -> None:
         while True:
-            self._share()
+            self._share(shared, self.figures())
             await asyncio.sleep(WRITE)
 
-    def _share(self) -> None:
+    def _share(self, shared: Shared, figures: Figures) -> None:
+        failed, self._failing = self._failing, False
         try:
-            if self._shared is not None:
-                self._shared.write(self.figures())
-        except Exception:
-            log.exception("a worker's metrics can't be shared")
+            shared.write(figures)
+        except Exception as error:
+            self._failing = True
+            if not failed:  # once for each outage
+                broken = not isinstance(error, OSError)
+                log.warning("a worker's metrics can't be shared: %s", error, exc_info=broken)

@@ -5,6 +5,7 @@ No label takes values that a client chooses, beyond a bounded number of services
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from msgpush.domain.instances import LAG
 from msgpush.domain.tally import ANSWERING, LATENCY, SHORT, Histogram
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -13,8 +14,6 @@ Value = float | list[float]
 # The values of a metric, by those of its labels.
 Series = dict[tuple[str, ...], Value]
 Figures = dict[str, Series]
-
-LAG = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
 class Family(NamedTuple):
@@ -50,7 +49,9 @@ FAMILIES: Mapping[str, Family] = {
         together="max",
     ),
     "message_push_start_time_seconds": Family(
-        "gauge", "When it was started, in seconds since 1970.", together="min"
+        "gauge",
+        "When it was started, in seconds since 1970; of workers, when the newest was.",
+        together="max",  # so that it shows where one of them dies again and again
     ),
     "message_push_messages_sent_total": Family(
         "counter", "Messages accepted, once each.", ["service", "type"]

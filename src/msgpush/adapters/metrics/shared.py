@@ -2,7 +2,6 @@
 others'."""
 
 import fcntl
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from msgpush.adapters.files import replace
 from msgpush.adapters.metrics.families import FAMILIES, Figures, Series, Value, added
 from msgpush.domain.tally import MAX_SERVICES, OTHER
 
@@ -48,13 +48,16 @@ class Shared:
         counted = former.counted if former is not None else {}
         self._before = {name: dict(series) for name, series in counted.items() if name in FAMILIES}
         self._services: frozenset[str] = frozenset()
+        self._own = _Snapshot({}, {})
 
     @staticmethod
     def forget(directory: str, name: int | str) -> None:
         """A worker has ended: its gauges count no longer, its counters stay."""
         file = Path(directory) / f"{name}.json"
         if (snapshot := _read(file)) is not None:
-            _write(file, _Snapshot(snapshot.counted, {}))
+            # Where the disk is full, its gauges count until its successor can write.
+            with suppress(OSError):
+                _write(file, _Snapshot(snapshot.counted, {}))
 
     def leave(self) -> None:
         """Remove this worker's file, and the directory after the last one's: there is nobody else
@@ -68,21 +71,29 @@ class Shared:
                 self._directory.rmdir()
 
     def write(self, figures: Figures) -> None:
-        """Tell the others this worker's figures."""
-        self._know(figures)
-        figures = add_up([figures], self._services)
+        """Tell the others this worker's figures.
+
+        Raises:
+            OSError: they can't be told; `of_all` has them all the same.
+        """
+        try:
+            self._know(figures)
+        finally:
+            self._own = self._snapshot(add_up([figures], self._services))
+        _write(self._file, self._own)
+
+    def of_all(self) -> Iterator[Figures]:
+        """The figures of each worker: first this one's, as they were told last."""
+        yield _figures(self._own)
+        for file in sorted({*self._directory.glob("*.json")} - {self._file}):
+            if (snapshot := _read(file)) is not None:
+                yield _figures(snapshot)
+
+    def _snapshot(self, figures: Figures) -> _Snapshot:
         counted = {name: each for name, each in figures.items() if FAMILIES[name].kind != "gauge"}
         now = {name: [*figures[name].items()] for name in figures.keys() - counted.keys()}
         total = add_up([self._before, counted])
-        _write(self._file, _Snapshot({name: [*each.items()] for name, each in total.items()}, now))
-
-    def others(self) -> Iterator[Figures]:
-        """The figures of each worker that has written any; this one's first."""
-        files = sorted(self._directory.glob("*.json"), key=lambda each: each != self._file)
-        for file in files:
-            if (snapshot := _read(file)) is not None:
-                named = {**snapshot.counted, **snapshot.now}
-                yield {name: dict(series) for name, series in named.items() if name in FAMILIES}
+        return _Snapshot({name: [*each.items()] for name, each in total.items()}, now)
 
     def _know(self, figures: Figures) -> None:
         """Find out which services are told apart: the first 100 that any worker has counted."""
@@ -98,7 +109,7 @@ class Shared:
             more = sorted(found - {*known})[: max(0, MAX_SERVICES - len(known))]
             if more:
                 known += more
-                _replace(file, msgspec.json.encode(known))
+                replace(file, msgspec.json.encode(known))
         self._services = frozenset(known)
 
     @contextmanager
@@ -145,6 +156,11 @@ def _numbers(values: Iterable[Value]) -> list[float]:
 _decode = msgspec.json.Decoder(_Snapshot).decode
 
 
+def _figures(snapshot: _Snapshot) -> Figures:
+    named = {**snapshot.counted, **snapshot.now}
+    return {name: dict(series) for name, series in named.items() if name in FAMILIES}
+
+
 def _read(file: Path) -> _Snapshot | None:
     try:
         return _decode(file.read_bytes())
@@ -153,11 +169,4 @@ def _read(file: Path) -> _Snapshot | None:
 
 
 def _write(file: Path, snapshot: _Snapshot) -> None:
-    _replace(file, msgspec.json.encode(snapshot))
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """Put it in the place of a file at once, for whoever reads."""
-    new = file.with_suffix(".new")
-    new.write_bytes(content)
-    os.replace(new, file)
+    replace(file, msgspec.json.encode(snapshot))

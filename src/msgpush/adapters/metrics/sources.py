@@ -1,6 +1,5 @@
 """Where the figures come from: the tally, the service, the process."""
 
-import asyncio
 import gc
 import os
 import platform
@@ -11,13 +10,13 @@ from contextlib import suppress
 from typing import Any, Literal, Self, get_args
 
 from msgpush import __version__
-from msgpush.adapters.metrics.families import LAG, Figures, Series, value_of
+from msgpush.adapters.metrics.families import Figures, Series, value_of
 from msgpush.domain.errors import Ending
+from msgpush.domain.instances import Pulse
 from msgpush.domain.ports import Bus
 from msgpush.domain.service import Push
 from msgpush.domain.tally import SHORT, Histogram, Tally
 
-BEAT = 0.1  # seconds between two looks at how late the loop is
 TRANSPORTS = ("sse", "ws")
 
 _FILES = "/proc/self/fd"
@@ -100,35 +99,30 @@ def of_service(
 
 class Process:
     """What the process is like: its loop, its garbage collector, its files. An async context
-    manager: it looks at them while it is open.
+    manager: it times the collector while it is open.
 
-    Attributes:
-        lag: seconds that the event loop was late with what was due.
-        late: the newest of them.
+    Args:
+        pulse: watches the loop.
     """
 
-    def __init__(self) -> None:
-        self.lag, self.late = Histogram(LAG), 0.0
+    def __init__(self, pulse: Pulse) -> None:
+        self._pulse = pulse
         self._pauses = [Histogram(SHORT) for _ in gc.get_threshold()]
         self._started = time.time()
-        self._due = self._began = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._began = 0.0
 
     async def __aenter__(self) -> Self:
         gc.callbacks.append(self._collected)
-        self._wait()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         with suppress(ValueError):
             gc.callbacks.remove(self._collected)
-        if self._timer is not None:
-            self._timer.cancel()
 
     def figures(self) -> Figures:
         files = open_files()
         return {
-            "message_push_loop_lag_seconds": {(): value_of(self.lag)},
+            "message_push_loop_lag_seconds": {(): value_of(self._pulse.lag)},
             "message_push_gc_pause_seconds": {
                 (str(generation),): value_of(each) for generation, each in enumerate(self._pauses)
             },
@@ -138,15 +132,6 @@ class Process:
             },
             "message_push_start_time_seconds": {(): self._started},
         }
-
-    def _wait(self) -> None:
-        self._due = time.monotonic() + BEAT
-        self._timer = asyncio.get_running_loop().call_later(BEAT, self._look)
-
-    def _look(self) -> None:
-        self.late = max(0.0, time.monotonic() - self._due)
-        self.lag.observe(self.late)
-        self._wait()
 
     def _collected(self, phase: Literal["start", "stop"], info: dict[str, Any]) -> None:
         if phase == "start":

@@ -3,6 +3,7 @@
 An instance is a key with a lease, `/services/{name}/{id}`, whose value is its record: who watches
 the prefix sees instances come and go."""
 
+import asyncio
 import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from msgpush.adapters.registry.ports import Instance, Refused, Unavailable
-from msgpush.adapters.registry.requests import Answer, Server, decoded
+from msgpush.adapters.registry.requests import SECONDS, Answer, Server, decoded
 
 ADVICE = "check ETCD_USER, ETCD_PASSWORD, and that its role may write /services/"
 
@@ -139,7 +140,12 @@ class Etcd:
     async def _asked(
         self, server: Server, path: str, body: object, headers: Mapping[str, str]
     ) -> Answer:
-        answer = await server.ask("POST", f"/v3{path}", body, headers)
+        try:
+            # One that is silent leaves the others their time.
+            async with asyncio.timeout(SECONDS / len(self._servers)):
+                answer = await server.ask("POST", f"/v3{path}", body, headers)
+        except TimeoutError:
+            raise Unavailable("it doesn't answer in time") from None
         if answer.status >= 500:
             # As a member answers that is cut off from the others.
             raise Unavailable(f"its answer's status is {answer.status}: {self._told(answer)}")

@@ -1,12 +1,12 @@
 """What is told of registrations: in metrics, and by the API; with workers, by each for all."""
 
 import contextlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
+from msgpush.adapters.files import replace
 from msgpush.adapters.metrics.families import Figures
 from msgpush.adapters.registry.registration import Report
 from msgpush.domain.message import format_ms
@@ -25,10 +25,8 @@ class ReportFile:
 
     def write(self, reports: Sequence[Report]) -> None:
         """Have others read these from now on."""
-        new = self._path.with_suffix(".new")
         with contextlib.suppress(OSError):  # the directory is full, or goes
-            new.write_bytes(msgspec.json.encode(reports))
-            os.replace(new, self._path)
+            replace(self._path, msgspec.json.encode(reports))
 
     def read(self) -> list[Report]:
         """What was written last; empty before that."""

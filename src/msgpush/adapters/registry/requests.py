@@ -47,8 +47,9 @@ class Server:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self.url = url
-        self.host, self._port = parts.hostname or "", parts.port
         self._path, self._tls = parts.path.rstrip("/"), parts.scheme == "https"
+        # Always with a port: Python's client would take a part of an IPv6 address for it.
+        self.host, self._port = parts.hostname or "", parts.port or (443 if self._tls else 80)
         self._context: ssl.SSLContext | None = None
 
     async def ask(
@@ -72,11 +73,15 @@ class Server:
         }
 
         opened: list[socket.socket] = []
+        given_up = False
 
         def exchange() -> Answer:
             with contextlib.closing(connection):
                 connection.connect()
                 opened.append(connection.sock)
+                if given_up:
+                    # What is sent now could come after a later request, and undo it.
+                    raise TimeoutError
                 connection.request(method, self._path + path, content, sent)
                 response = connection.getresponse()
                 received = response.read(ANSWER_BYTES + 1)
@@ -90,8 +95,11 @@ class Server:
             raise Unavailable(f"its answer can't be read: {type(error).__name__}") from None
         except OSError as error:
             raise Unavailable(reason_of(error)) from None
+        except UnicodeError:
+            raise Unavailable("its host's name is none that can be looked up") from None
         finally:
             # Whoever waits no longer ends the thread, too.
+            given_up = True
             for each in opened:
                 with contextlib.suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)

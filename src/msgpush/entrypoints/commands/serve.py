@@ -38,6 +38,7 @@ from msgpush.entrypoints.supervisor import (
 from msgpush.entrypoints.table import FLAGS, SETTINGS, Format, Level
 
 RESERVED_FILES = 128  # for publishers, health checks, the log: not for streams
+HELP_WIDTH = 110  # columns; fewer where the terminal has fewer
 DRAIN_GRACE = 5.0  # what a worker may take beyond DRAIN_SECONDS before it is ended
 
 BUSES = {"memory": "from memory, which it forgets at exit", "redis": "with Redis"}
@@ -62,7 +63,8 @@ class _Serve(click.Command):
         return []
 
     def get_help(self, ctx: click.Context) -> str:
-        return f"{help_text()}\n{EXAMPLE}"
+        columns = shutil.get_terminal_size((HELP_WIDTH, 24)).columns
+        return f"{help_text(min(columns, HELP_WIDTH))}\n{EXAMPLE}"
 
 
 def _options() -> list[click.Parameter]:
@@ -136,7 +138,15 @@ def supervise(settings: Settings, flags: Sequence[str], warnings: Sequence[str] 
         if not listeners:
             return 1
         address = address_of(listeners[0])
-        directory = opened.enter_context(tempfile.TemporaryDirectory(prefix="msgpush-"))
+        try:
+            directory = opened.enter_context(tempfile.TemporaryDirectory(prefix="msgpush-"))
+        except OSError as error:
+            log.error(
+                "workers need a directory for files that they share, and none can be made: %s; give"
+                " them one that can be written (TMPDIR names it; --tmpfs /tmp of a container)",
+                error.strerror,
+            )
+            return 1
         file = ReportFile(directory)
         registrations = registrations_of(
             settings,
@@ -340,7 +350,7 @@ def _greet(settings: Settings, host: str, port: int) -> None:
     shown_host = "localhost" if host in ("0.0.0.0", "::") else host
     url, curl, page = f"http://{with_port(shown_host, port)}", "curl", ""
     if settings.service_uds is None:
-        page = f"or open {url}/ in a browser. "
+        page = f"or open {url}/ in a browser; {url}/admin/ is the operator's page.\n  "
     else:
         url, curl = "http://localhost", f"curl --unix-socket {shlex.quote(host)}"
     message = '{"type":"info","service":"me","channels":["demo"],"data":{"hello":"world"}}'

@@ -52,6 +52,7 @@ export default {
   "unit.per.min": "per minute",
   "unit.per.hour": "per hour",
   "unit.streams": "streams",
+  "unit.streams.one": "stream",
 
   "chart.table": "As a table",
   "chart.time": "Time",

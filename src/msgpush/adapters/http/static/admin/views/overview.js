@@ -70,7 +70,8 @@ function live(root, signal) {
       charts.messages.show(feed.messages.columns(), ...big(figure(rates?.published), per));
       charts.deliveries.show(feed.deliveries.columns(), ...big(figure(rates?.delivered), per));
       charts.latency.show(feed.latency.columns(), ...big(figure(latency[1]), t("unit.ms.p99")));
-      charts.streams.show(feed.streams.columns(), ...big(count(streams[0] + streams[1]), t("unit.streams")));
+      const n = streams[0] + streams[1];
+      charts.streams.show(feed.streams.columns(), ...big(count(n), t("unit.streams", { n })));
       instances.show(found);
     },
     (problem) => {
