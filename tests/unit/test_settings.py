@@ -481,6 +481,11 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "PUBLIC_URL": (
         [
+            "https://push.example.com:",
+            "https://push,example.com",
+            "https://a b.example",
+            "https://push.example.com/../x",
+            "https://push.example.com/x/.",
             "push.example.com",
             "http://push.example.com",
             "https://",
