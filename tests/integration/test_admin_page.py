@@ -624,12 +624,19 @@ def test_the_overview_counts_what_is_published_and_delivered(
         page.tab.becomes("parseFloat(document.querySelector('.chart .big')?.textContent) > 10")
         page.tab.becomes("document.querySelectorAll('.plot canvas').length >= 4")
         assert page.tab.texts("tbody .badge") == ["ready"]
-        page.tab.becomes(
-            "[...document.querySelectorAll('.chart .unit')].some((e) => e.textContent === 'stream')"
-        )
         page.tab.value("document.querySelector('.chart details').open = true")
         page.tab.becomes("document.querySelectorAll('.chart details tbody tr').length > 0")
         page.tab.becomes("document.querySelector('.chart > p.away').textContent.includes('now')")
+
+
+def test_one_stream_is_a_stream_and_none_are_streams(browser: Browser) -> None:
+    with ThreadedService() as service:
+        page = opened(browser, service, "#/overview")
+        page.tab.tell("Page.bringToFront")
+        said = "[...document.querySelectorAll('.chart .value')].map((e) => e.textContent)"
+        page.tab.becomes(f"{said}.includes('0 streams')")
+        with SseClient(service.port, "/sse/stream/demo"):
+            page.tab.becomes(f"{said}.includes('1 stream')")
 
 
 def test_a_chart_with_nothing_in_it_yet_is_of_now(
