@@ -624,12 +624,39 @@ def test_the_overview_counts_what_is_published_and_delivered(
         page.tab.becomes("parseFloat(document.querySelector('.chart .big')?.textContent) > 10")
         page.tab.becomes("document.querySelectorAll('.plot canvas').length >= 4")
         assert page.tab.texts("tbody .badge") == ["ready"]
-        page.tab.becomes(
-            "[...document.querySelectorAll('.chart .unit')].some((e) => e.textContent === 'stream')"
-        )
         page.tab.value("document.querySelector('.chart details').open = true")
         page.tab.becomes("document.querySelectorAll('.chart details tbody tr').length > 0")
         page.tab.becomes("document.querySelector('.chart > p.away').textContent.includes('now')")
+
+
+def test_one_stream_is_a_stream_and_none_are_streams(browser: Browser) -> None:
+    with ThreadedService() as service:
+        page = opened(browser, service, "#/overview")
+        page.tab.tell("Page.bringToFront")
+        said = "[...document.querySelectorAll('.chart .value')].map((e) => e.textContent)"
+        page.tab.becomes(f"{said}.includes('0 streams')")
+        with SseClient(service.port, "/sse/stream/demo"):
+            page.tab.becomes(f"{said}.includes('1 stream')")
+
+
+def test_a_chart_with_nothing_in_it_yet_is_of_now(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = AdminPage(browser, f"http://127.0.0.1:{service.port}")
+    page.tab.at_each_load(
+        "window.drawn = []; const drawing = CanvasRenderingContext2D.prototype, { fillText } = drawing;"
+        " drawing.fillText = function (text, ...at)"
+        " { drawn.push(text); return fillText.call(this, text, ...at) }"
+    )
+    page.go("#/overview").tab.tell("Page.bringToFront")
+    times = "drawn.filter((text) => /^\\d\\d:\\d\\d:\\d\\d$/.test(text))"
+    page.tab.becomes(f"{times}.length > 0")
+    # The clock's seconds apart, around midnight as well.
+    apart = (
+        "(text) => { const off = Math.abs(new Date(new Date().toDateString() + ' ' + text)"
+        " - new Date()) / 1000; return Math.min(off, 86_400 - off) }"
+    )
+    assert page.tab.value(f"{times}.map({apart}).filter((seconds) => seconds > 180)") == []
 
 
 def test_history_is_told_by_range_by_service_and_by_what_is_counted(browser: Browser) -> None:
