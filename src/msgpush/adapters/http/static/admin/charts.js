@@ -144,7 +144,7 @@ export class Chart {
       legend: { show: false },
       cursor: { show: false },
       scales: {
-        x: { range: (_, least, most) => [dates ? least : Math.min(least, most - LEAST), most] },
+        x: { range: (_, least, most) => span(least, most, dates) },
         y: { range: (_, least, most) => [0, nice(most)] },
       },
       axes: [
@@ -231,6 +231,12 @@ function extremes(values) {
 /** Whether a time can stand below its place, and isn't cut off at the right. */
 const fits = (plot, at, dates) =>
   plot.valToPos(at, "x") + (dates === "days" ? 36 : 26) < plot.bbox.width / devicePixelRatio + 8;
+
+/** From when to when a chart shows; up to now where there is nothing yet. */
+function span(least, most, dates) {
+  if (most === null) least = most = Date.now() / 1000;
+  return [dates ? least : Math.min(least, most - LEAST), most];
+}
 
 /** A round number not below this one, so that the axis doesn't jump with each point. */
 function nice(most) {

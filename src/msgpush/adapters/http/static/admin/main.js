@@ -107,8 +107,8 @@ function unfold(open) {
 function view(moved = true) {
   if (document.body.classList.contains("outside")) return;
   const { name, params } = place();
-  const found = VIEWS[name] ?? overview;
-  before = { name: VIEWS[name] ? name : "overview", params };
+  before = { name: Object.hasOwn(VIEWS, name) ? name : "overview", params };
+  const found = VIEWS[before.name];
   end();
   unfold(false);
   mark();
