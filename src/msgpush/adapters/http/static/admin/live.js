@@ -1,5 +1,5 @@
 // What the instances report, asked for every two seconds, and the rates that follow from it.
-import { ask } from "./api.js";
+import { ask, now } from "./api.js";
 import { Ring } from "./charts.js";
 
 const EVERY = 2000;
@@ -30,6 +30,11 @@ export class Live {
     this.#look();
   }
 
+  /** Look at once: what was refused may be allowed by now. */
+  again() {
+    this.#soon(0);
+  }
+
   #soon(milliseconds) {
     clearTimeout(this.#timer);
     if (!this.#over) this.#timer = setTimeout(() => this.#look(), milliseconds);
@@ -42,7 +47,10 @@ export class Live {
       const { instances } = await ask("api/v1/instances", { signal: this.signal });
       if (!this.#over) this.#take(instances);
     } catch (problem) {
-      if (!this.#over) this.refuse(problem);
+      if (this.#over) return;
+      this.refuse(problem);
+      // What is refused stays so until somebody else has signed in.
+      if ([401, 403].includes(problem.status)) return;
     }
     this.#soon(EVERY);
   }
@@ -66,15 +74,15 @@ export class Live {
     this.#before = new Map(instances.map((each) => [each.node, each]));
     const slowest = (name) => instances.reduce((most, each) => Math.max(most, each.latency_ms[name] ?? -1), -1);
     const sum = (state) => instances.reduce((all, each) => all + each.streams[state], 0);
-    const now = Date.now() / 1000;
+    const at = now() / 1000;
     const latency = ["p50", "p99"].map((name) => (slowest(name) < 0 ? null : slowest(name)));
     const streams = [sum("live"), sum("behind")];
     if (known) {
-      this.messages.push(now, [total.published, total.failed]);
-      this.deliveries.push(now, [total.delivered, total.acknowledged]);
+      this.messages.push(at, [total.published, total.failed]);
+      this.deliveries.push(at, [total.delivered, total.acknowledged]);
     }
-    this.latency.push(now, latency);
-    this.streams.push(now, streams);
+    this.latency.push(at, latency);
+    this.streams.push(at, streams);
     this.show({ instances, rates: known ? total : null, latency, streams });
   }
 }

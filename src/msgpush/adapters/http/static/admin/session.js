@@ -52,6 +52,7 @@ export async function signOut() {
   const { mode } = session;
   useToken((token = ""));
   keep("token", null);
+  keep("draft", null);
   if (mode === "oidc") await ask("admin/sign-out", { method: "POST", body: {}, quiet: true }).catch(() => {});
   session = { ...session, mode: null, subject: null };
 }
