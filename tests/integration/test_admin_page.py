@@ -4,6 +4,7 @@ it. Skipped where there is no Chromium; CI has one.
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -671,6 +672,30 @@ def test_the_overview_counts_what_is_published_and_delivered(
         page.tab.value("document.querySelector('.chart details').open = true")
         page.tab.becomes("document.querySelectorAll('.chart details tbody tr').length > 0")
         page.tab.becomes("document.querySelector('.chart > p.away').textContent.includes('now')")
+
+
+def test_an_instance_that_stops_reporting_is_silent_and_counts_no_more(browser: Browser) -> None:
+    with (
+        RedisServer() as redis,
+        ServiceProcess(REDIS_URL=redis.url) as first,
+        ServiceProcess(REDIS_URL=redis.url) as second,
+    ):
+        page = AdminPage(browser, f"http://127.0.0.1:{first.port}").go("#/overview")
+        page.tab.tell("Page.bringToFront")
+        published = "[...document.querySelectorAll('tbody td:nth-child(4)')].map(e => +e.innerText)"
+        page.tab.shows("tbody .badge", "ready", "ready")
+        with traffic(second.port, "demo", rate=40):
+            page.tab.becomes(f"{published}.some((each) => each > 5)")
+            second.signal(signal.SIGSTOP)
+            try:
+                page.tab.becomes(
+                    "[...document.querySelectorAll('tbody .badge')].map((e) => e.textContent)"
+                    ".sort().join() === 'ready,silent'"
+                )
+                assert page.tab.texts(".chart .big")[0] == "0", "nobody knows that it goes on"
+            finally:
+                second.signal(signal.SIGCONT)
+            page.tab.shows("tbody .badge", "ready", "ready")
 
 
 def test_history_is_told_by_range_by_service_and_by_what_is_counted(browser: Browser) -> None:

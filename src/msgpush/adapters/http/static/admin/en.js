@@ -87,6 +87,8 @@ export default {
   "instance.ready": "ready",
   "instance.not.ready": "not ready",
   "instance.draining": "draining",
+  "instance.silent": "silent",
+  "instance.silent.means": "no report for some seconds",
   "instance.behind": "{n} behind",
   "instance.limit": "of {n}",
   "registry.none": "none",

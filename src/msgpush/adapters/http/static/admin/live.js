@@ -3,6 +3,7 @@ import { ask, now } from "./api.js";
 import { Ring } from "./charts.js";
 
 const EVERY = 2000;
+const SILENT = 5000; // ms without a report, of which there is one each second
 const KEPT = 300; // points: ten minutes
 const COUNTERS = ["published", "failed", "delivered", "acknowledged", "dead"];
 
@@ -60,13 +61,17 @@ export class Live {
     let known = false;
     for (const each of instances) {
       const before = this.#before.get(each.node);
+      // By this page's own watch: clocks of instances may differ.
+      each.heard = before?.at === each.at ? before.heard : performance.now();
+      each.silent = performance.now() - each.heard > SILENT;
       const seconds = before && (Date.parse(each.at) - Date.parse(before.at)) / 1000;
-      // An instance that has not reported anew goes on as it was; one that was started anew begins at nothing.
+      // An instance that has not reported anew goes on as it was, for a while; one that was started anew begins at
+      // nothing.
       if (seconds > 0 && each.started_at === before.started_at)
         each.rates = Object.fromEntries(
           COUNTERS.map((name) => [name, Math.max(0, each[name] - before[name]) / seconds]),
         );
-      else each.rates = seconds === 0 ? before.rates : null;
+      else each.rates = seconds === 0 && !each.silent ? before.rates : null;
       if (!each.rates) continue;
       known = true;
       for (const name of COUNTERS) total[name] += each.rates[name];

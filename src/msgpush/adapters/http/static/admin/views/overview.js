@@ -121,7 +121,7 @@ function instanceTable() {
     show(found) {
       // Rows are made anew only where they say something else.
       const said =
-        JSON.stringify(found, (key, value) => (key === "at" ? undefined : value)) + Math.floor(now() / 60_000);
+        JSON.stringify(found, (key, value) => (["at", "heard"].includes(key) ? undefined : value)) + Math.floor(now() / 60_000);
       if (said === before) return;
       before = said;
       made.show(found);
@@ -129,7 +129,8 @@ function instanceTable() {
   };
 }
 
-function state({ ready, draining, reason }) {
+function state({ ready, draining, reason, silent }) {
+  if (silent) return [badge("warn", t("instance.silent")), h("span", { class: "sub" }, t("instance.silent.means"))];
   if (draining) return badge("warn", t("instance.draining"));
   return [
     badge(ready ? "good" : "bad", t(ready ? "instance.ready" : "instance.not.ready")),
