@@ -163,7 +163,8 @@ export class Chart {
         ...series.map((s) => ({
           stroke: colour(s.colour),
           width: 2,
-          points: { show: false },
+          // A line needs two: one alone is a point.
+          points: { show: true, size: 6, filter: (plot, index) => alone(plot.data[index]) },
           spanGaps: true,
           fill: series.length === 1 ? colour(`${s.colour}-soft`) : undefined,
         })),
@@ -211,6 +212,13 @@ export class Chart {
       h("tbody", {}, rows),
     );
   }
+}
+
+/** Where the only value of a series is, if it has one alone. */
+function alone(values) {
+  const at = [];
+  for (let i = 0; i < values.length && at.length < 2; i++) if (values[i] === values[i] && values[i] !== null) at.push(i);
+  return at.length === 1 ? at : [];
 }
 
 function extremes(values) {
