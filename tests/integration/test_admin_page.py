@@ -427,13 +427,13 @@ def test_one_signs_in_with_a_token_and_out_again(
 
 
 # The URLs that a page asks for, by whatever means.
-_ASKED = """
-window.asked = [];
+_URLS = """
+window.urls = [];
 for (const name of ["fetch", "EventSource", "WebSocket"]) {
   const given = window[name];
   window[name] = new Proxy(given, {
-    apply: (target, self, args) => (asked.push(String(args[0])), Reflect.apply(target, self, args)),
-    construct: (target, args) => (asked.push(String(args[0])), Reflect.construct(target, args)),
+    apply: (target, self, args) => (urls.push(String(args[0])), Reflect.apply(target, self, args)),
+    construct: (target, args) => (urls.push(String(args[0])), Reflect.construct(target, args)),
   });
 }
 """
@@ -441,14 +441,14 @@ for (const name of ["fetch", "EventSource", "WebSocket"]) {
 
 def test_a_token_stands_in_no_url(browser: Browser, guarded: ThreadedService) -> None:
     page = AdminPage(browser, f"http://127.0.0.1:{guarded.port}")
-    page.tab.at_each_load(_ASKED)
+    page.tab.at_each_load(_URLS)
     page.go("#/channels?channel=demo")
     page.tab.tell("Page.bringToFront")
     page.sign_in(everything())
     page.tab.shows(".pill", "live")
     for view in VIEWS:
         page.move(f"#/{view}")
-    asked = page.tab.value("JSON.stringify(asked)")
+    asked = page.tab.value("JSON.stringify(urls)")
     assert "/sse/stream/demo" in asked
     assert "/api/v1/settings" in asked
     assert everything()[:20] not in asked + page.tab.value("location.href")

@@ -306,7 +306,7 @@ async def test_a_session_is_no_token_and_a_token_no_session(person: Person) -> N
     ("user", "passes"),
     [
         ({"sub": "ada", "groups": "ops"}, True),
-        ({"sub": "ada", "groups": "staff ops"}, True),
+        ({"sub": "ada", "groups": "staff ops"}, False),
         ({"sub": "ada", "groups": ["ops"]}, True),
         ({"sub": "ada", "groups": ["staff"]}, False),
         ({"sub": "ada", "groups": "opsx"}, False),
@@ -848,6 +848,10 @@ async def test_under_a_prefix_all_is_under_it(provider: OpenIdProvider) -> None:
         ({"groups": [["ops"]]}, "groups=ops", False),
         ({"groups": ["a=b"]}, "groups=a=b", True),
         ({"n": 7}, "n=7", False),
+        ({"department": "Not Ops"}, "department=Ops", False),
+        ({"department": "Not Ops"}, "department=Not Ops", True),
+        ({"scope": "openid ops"}, "scope=ops", True),
+        ({"scope": "openid oops"}, "scope=ops", False),
     ],
 )
 def test_a_claim_is_found_where_providers_put_it(

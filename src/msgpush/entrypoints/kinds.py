@@ -272,7 +272,7 @@ SCOPE = matching(
     "words with a space in between, one of which is openid",
 )
 CLAIM_VALUE = matching(
-    r"[^=\s]{1,200}=[^\s]{1,200}", "a claim's name, = and a value, such as groups=ops"
+    r"[^=\s]{1,200}=\S(?:[^\r\n]{0,198}\S)?", "a claim's name, = and a value, such as groups=ops"
 )
 GRANT = checked(
     read_claim,
