@@ -60,6 +60,25 @@ class TestServer(RedisSendingsContract):
             with self.server.client() as client:
                 assert client.zscore(PUSHES, M1) is None
 
+    async def test_what_a_later_release_has_put_there_is_left_to_it_until_its_time_is_over(
+        self,
+    ) -> None:
+        async with self.open() as opened:
+            await store(opened.bus, push("m1", ack=None, ttl=600), push("m2", ack=None))
+            with self.server.client() as client:
+                said = client.hget(sending_key(M1), "d")
+                assert said is not None
+                client.hset(sending_key(M1), "d", said.replace(b"always", b"a new one"))
+                assert [sending.key for sending, _ in await due(opened)] == ["tests/m2"]
+                assert client.zscore(PUSHES, M1)
+                before = int(client.hget(OUTBOX, "bytes") or 0)
+                size = int(client.hget(sending_key(M1), "sz") or 0)
+                opened.advance(700)
+                await due(opened)
+                assert client.zscore(PUSHES, M1) is None
+                assert not client.exists(sending_key(M1))
+                assert int(client.hget(OUTBOX, "bytes") or 0) == before - size
+
     @pytest.mark.parametrize(
         "stop",
         ["call('HSET', outbox, 'redo'", "call('HDEL', outbox, 'redo')", "put('ZADD', pushes"],

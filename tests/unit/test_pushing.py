@@ -14,10 +14,10 @@ from msgpush.adapters.memory.devices import MemoryDevices
 from msgpush.domain.devices import Fcm, Kind
 from msgpush.domain.errors import BusUnavailable, Invalid
 from msgpush.domain.marks import Push
-from msgpush.domain.message import draft, parse
+from msgpush.domain.message import Draft, draft, parse
 from msgpush.domain.notification import Answer, Sending
 from msgpush.domain.observer import Observer
-from msgpush.domain.outbox import Acknowledge, Withdraw, Written
+from msgpush.domain.outbox import Acknowledge, GiveUp, Withdraw, Written
 from msgpush.domain.pushing import Pushing
 from msgpush.domain.words import Words
 from tests.contracts.bus import store
@@ -242,6 +242,98 @@ async def test_what_a_provider_never_takes_is_told_to_the_publisher_who_wants_re
         assert len(it.notifier.keys) == 2
 
 
+async def test_no_receipt_is_lost_while_the_bus_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened() as it:
+        it.notifier.usual = Answer("failed", "status 400")
+        await store(it.bus, push("m1", ack={"receipt": True}))
+        it.advance(7)
+
+        async def away(drafts: list[Draft]) -> list[BusUnavailable]:
+            return [BusUnavailable("away")] * len(drafts)
+
+        monkeypatch.setattr(it.bus, "append", away)
+        await it.look()
+        monkeypatch.undo()
+        assert await it.bus.newest("receipts:tests", None, 10) == []
+        it.advance(80)
+        await it.look()
+        assert len(await it.bus.newest("receipts:tests", None, 10)) == 1
+
+
+async def test_what_was_acknowledged_while_it_waited_for_its_turn_is_not_sent() -> None:
+    async with opened(concurrency=1) as it:
+        await it.devices.register("bob", subscription("other"), None)
+        it.notifier.go.clear()
+        await store(it.bus, push("m1", push={"when": "always"}))
+        await it.pushing.push()
+        await it.begun(1)
+        it.advance(5)
+        await it.bus.outbox.change([Acknowledge("bob", M1)])
+        it.notifier.go.set()
+        await it.settled()
+        await it.look()
+        assert it.notifier.keys == [M1]
+        assert not it.bus.sendings._sendings
+
+
+async def test_a_first_deadline_that_is_the_last_one_too_is_pushed_whoever_looks_first() -> None:
+    async with opened() as it:
+        await store(it.bus, push("m1", ack={"deadline": 30, "deliveries": 1}))
+        await it.bus.outbox.change([Written("bob", M1, 1)])
+        it.advance(7)
+        await it.look()
+        # Deadlines are jittered: it was given up before.
+        it.advance(22.5)
+        await it.bus.outbox.change([GiveUp("bob", M1, 1, "deliveries")])
+        it.advance(1)
+        await it.look()
+        assert it.notifier.keys == [M1]
+
+
+async def test_a_mistake_ends_no_task_that_delivery_depends_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with opened() as it:
+        looked = asyncio.Event()
+
+        async def mistaken(limit: int, late: int = 0) -> Any:
+            if looked.is_set():
+                await asyncio.Event().wait()
+            looked.set()
+            raise ValueError("https://push.example/bob")
+
+        monkeypatch.setattr(it.bus.sendings, "due", mistaken)
+        (work,) = it.pushing.works
+        task = asyncio.create_task(work())
+        await looked.wait()
+        it.pushing.wake()
+        await asyncio.sleep(0.01)
+        assert not task.done()
+        task.cancel()
+
+
+async def test_what_nobody_pushes_any_more_is_forgotten_at_its_end() -> None:
+    """Its keys were taken away; else it would take up room for ever."""
+    async with opened() as it:
+        none = Pushing(
+            it.bus,
+            it.devices,
+            [],
+            words=None,
+            receipt_ttl=1,
+            observer=it.counter,
+            monotonic=it.clock.monotonic,
+        )
+        await store(it.bus, push("m1", ttl=100), push("m2", ttl=3_600))
+        it.advance(300)
+        await none.clear()
+        assert len(it.bus.sendings._sendings) == 2, "somebody may be about to see to it"
+        it.advance(400)
+        await none.clear()
+        assert list(it.bus.sendings._sendings) == [key("m2")]
+        await none.close()
+
+
 async def test_a_kind_that_is_off_here_is_left_to_others() -> None:
     async with opened(users=()) as it:
         await it.devices.register("bob", Fcm("t", b""), None)
@@ -258,7 +350,7 @@ async def test_a_kind_that_is_off_here_is_left_to_others() -> None:
             observer=it.counter,
             monotonic=it.clock.monotonic,
         )
-        it.advance(80)
+        it.advance(1.1)
         await other.push()
         await asyncio.gather(*other._tasks)
         assert fcm.keys == [M1]
