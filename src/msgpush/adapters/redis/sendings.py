@@ -26,7 +26,7 @@ from msgpush.domain.notification import LEASE, Sending, Try
 from msgpush.domain.outbox import AT_ONCE, Record
 
 REDONE_AT_MOST = 8  # changes that were stopped halfway, before one of ours
-
+TAKE, SETTLE = lua("pushes"), lua("outbox") + lua("sendings")
 
 _encode = msgspec.json.Encoder().encode
 _pack = msgspec.msgpack.Encoder().encode
@@ -45,7 +45,7 @@ class RedisSendings:
         self._now_ms = now_ms
         self._link = Link(target, "msgpush-pushes")
         self._reader = SharedLink(target, "msgpush-pushing")
-        self._take, self._settle = Script(lua("pushes")), Script(lua("outbox") + lua("sendings"))
+        self._take, self._settle = Script(TAKE), Script(SETTLE)
         self._together: Batcher[Sending, bool] = Batcher(
             self._settle_all, AT_ONCE, ended="nothing is pushed any more"
         )
