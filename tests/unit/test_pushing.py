@@ -18,7 +18,7 @@ from msgpush.domain.message import Draft, draft, parse
 from msgpush.domain.notification import Answer, Sending
 from msgpush.domain.observer import Observer
 from msgpush.domain.outbox import Acknowledge, GiveUp, Outcome, Withdraw, Written
-from msgpush.domain.pushing import Pushing
+from msgpush.domain.pushing import PACE, SLACK, Pushing
 from msgpush.domain.words import Words
 from tests.contracts.bus import store
 from tests.support.asking import key
@@ -59,10 +59,9 @@ class Opened(NamedTuple):
 
     async def begun(self, number: int) -> None:
         """Wait until so many were sent."""
-        for _ in range(100):
-            if len(self.notifier.keys) >= number:
-                break
-            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            while len(self.notifier.keys) < number:  # noqa: ASYNC110 - they are counted elsewhere
+                await asyncio.sleep(0.001)
 
     def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
@@ -363,8 +362,8 @@ async def test_no_more_are_under_way_than_may_be_and_none_is_claimed_beyond() ->
         it.notifier.go.clear()
         await store(it.bus, *(push(f"m{n}", user=user, ack=None) for n, user in enumerate(users)))
         looking = asyncio.create_task(it.look())
-        for _ in range(50):
-            await asyncio.sleep(0)
+        await it.begun(8)
+        await asyncio.sleep(0.02)
         assert (it.notifier.most, len(it.notifier.keys)) == (8, 8)
         now, left = await it.bus.sendings.due(256)
         assert len(left) == 92, "another instance may have all the others"
@@ -373,6 +372,17 @@ async def test_no_more_are_under_way_than_may_be_and_none_is_claimed_beyond() ->
         await looking
         assert it.notifier.most == 8
         assert len(set(it.notifier.keys)) == len(it.notifier.keys) == 100
+
+
+async def test_a_burst_is_spread_so_that_streams_have_their_turns() -> None:
+    users = tuple(f"u{number}" for number in range(120))
+    async with opened(users=users, concurrency=120) as it:
+        began = asyncio.get_running_loop().time()
+        await store(it.bus, *(push(f"m{n}", user=user, ack=None) for n, user in enumerate(users)))
+        await it.look()
+        took = asyncio.get_running_loop().time() - began
+        assert len(it.notifier.keys) == 120
+        assert took >= (120 - 1) / PACE - SLACK
 
 
 async def test_who_dies_while_sending_is_followed_by_another_in_a_minute() -> None:

@@ -38,6 +38,8 @@ from msgpush.domain.words import Words
 
 LOOK = 1.0  # seconds between two looks for what is due, or somewhat less
 CLEAR = 60.0  # the same, for what nobody pushes
+PACE = 600  # begun a second at most, each of which takes the loop and its threads a millisecond
+SLACK = 0.02  # seconds by which what is late may catch up
 FRESH = 1.0  # seconds for which it is known what became of a message
 CONCURRENCY = 50
 SETTLED = 3  # tries to say what became of a sending
@@ -79,6 +81,7 @@ class Pushing:
         self.words, self._receipt_ttl = words, receipt_ttl
         self._observer, self._monotonic = observer, monotonic
         self._asked, self._free = asyncio.Event(), asyncio.Event()
+        self._next = 0.0  # when one more may begin, by the loop's clock
         self._tasks: set[asyncio.Task[None]] = set()
         # What `Delivery` runs.
         self.works: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (
@@ -235,6 +238,7 @@ class Pushing:
             began = self._monotonic()
             if (began - claimed) * 1000 > BEGINS or await self._is_over(sending, began - claimed):
                 return None
+            await self._take_turn()
             try:
                 answer = await self._notifiers[kind].send(device.address, notice)
             except Exception as error:
@@ -246,6 +250,13 @@ class Pushing:
         if answer.outcome == "failed":
             log.warning("a push of %s by %s is not taken: %s", sending.key, kind, answer.reason)
         return device, answer
+
+    async def _take_turn(self) -> None:
+        """Wait until it may begin: a burst is spread, or streams would wait behind it."""
+        now = asyncio.get_running_loop().time()
+        at = self._next = max(self._next + 1 / PACE, now - SLACK)
+        if at > now:
+            await asyncio.sleep(at - now)
 
     async def _is_over(self, sending: Sending, waited: float) -> bool:
         """True if a message was acknowledged, or withdrawn, while its sending waited."""
