@@ -95,8 +95,8 @@ def test_a_part_that_fails_for_one_version_names_it_and_gives_no_figures() -> No
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
-        ("--parts x", "--parts takes letters from a to q"),
-        ("--parts ,", "--parts takes letters from a to q"),
+        ("--parts x", "--parts takes letters from a to r"),
+        ("--parts ,", "--parts takes letters from a to r"),
         ("--against HEAD --parts d,j,k", "--parts: j, k can't be compared"),
         ("--rounds 3", "--rounds goes with --against"),
         ("--against HEAD --rounds 0", "--rounds takes a number from 1 to 100"),
