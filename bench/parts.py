@@ -367,6 +367,7 @@ class Bench:
         for name, floor, during in zip(names, ours.quiet, ours.during, strict=True):
             what = f"   a message to {streams} streams, {name}; floor: before"
             self._figure(what, during, floor, "ms")
+        self._figure("   p99 while the burst is published", ours.publishing[1], unit="ms")
         self._figure("   bytes of a device in Redis", weight)
 
     def _flat_out(self, name: str, kind: load.Kind) -> float:

@@ -43,14 +43,15 @@ class Pushed(Result):
 
     Attributes:
         per_second: from the first to the last.
-        quiet, during: milliseconds that a message took to the streams: p50, p99 and the most,
-            before the burst and while it was sent.
+        quiet, publishing, during: milliseconds that a message took to the streams: p50, p99 and the
+            most, before the burst, while its messages were published, and from then to its end.
         lasted: seconds.
     """
 
     per_second: float
     lasted: float
     quiet: tuple[float, float, float]
+    publishing: tuple[float, float, float]
     during: tuple[float, float, float]
 
 
@@ -184,6 +185,8 @@ async def _burst(port: int, telling: int, devices: int, streams: int, seconds: f
         for start in range(0, devices, BATCH):
             some = range(start, min(start + BATCH, devices))
             await client.post("/api/v1/messages/batch", json.dumps([*map(_message, some)]).encode())
+    publishing = _spread(latencies)
+    latencies.clear()
     while (taken := _taken(telling) - before) < devices:
         await asyncio.sleep(0.02)
         if time.monotonic() - began > MOST_SECONDS:
@@ -200,6 +203,7 @@ async def _burst(port: int, telling: int, devices: int, streams: int, seconds: f
         per_second=devices / took,
         lasted=took,
         quiet=quiet,
+        publishing=publishing,
         during=during,
         surplus=max(0, taken - devices),
         busy=used / took,

@@ -402,6 +402,23 @@ async def test_who_dies_while_sending_is_followed_by_another_in_a_minute() -> No
         assert it.notifier.keys == [M1, M1]
 
 
+async def test_who_leaves_ends_what_is_under_way_and_gives_the_rest_back_at_once() -> None:
+    async with opened(concurrency=1) as it:
+        await it.devices.register("bob", subscription("other"), None)
+        it.notifier.go.clear()
+        await store(it.bus, push("m1", ack=None))
+        await it.pushing.push()
+        await it.begun(1)
+        leaving = asyncio.create_task(it.pushing.close())
+        await asyncio.sleep(0)
+        it.notifier.go.set()
+        await leaving
+        assert len(it.notifier.keys) == 1
+        ((left, _),) = (await it.bus.sendings.due(10))[1]
+        assert left.left is not None
+        assert len(left.left) == 1, "who was sent to isn't again"
+
+
 async def test_what_waited_too_long_for_its_turn_is_left_to_the_next() -> None:
     """Else it would be sent twice in a minute: by who has it then, too."""
     async with opened(concurrency=1) as it:

@@ -40,6 +40,7 @@ LOOK = 1.0  # seconds between two looks for what is due, or somewhat less
 CLEAR = 60.0  # the same, for what nobody pushes
 PACE = 600  # begun a second at most, each of which takes the loop and its threads a millisecond
 SLACK = 0.02  # seconds by which what is late may catch up
+LEAVING = 1.0  # seconds in which what is under way may still be answered
 FRESH = 1.0  # seconds for which it is known what became of a message
 CONCURRENCY = 50
 SETTLED = 3  # tries to say what became of a sending
@@ -81,6 +82,7 @@ class Pushing:
         self.words, self._receipt_ttl = words, receipt_ttl
         self._observer, self._monotonic = observer, monotonic
         self._asked, self._free = asyncio.Event(), asyncio.Event()
+        self._closing = False
         self._next = 0.0  # when one more may begin, by the loop's clock
         self._tasks: set[asyncio.Task[None]] = set()
         # What `Delivery` runs.
@@ -98,10 +100,15 @@ class Pushing:
         self._asked.set()
 
     async def close(self) -> None:
-        """Send nothing more; what is under way is sent again by another, in a minute."""
+        """Begin nothing more. What is under way has a moment to end; else it is sent again by
+        another, in a minute."""
+        self._closing = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=LEAVING)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._closing = False
 
     async def send(self, device: Device, notice: Notice) -> Answer:
         """Send a notice to a device, and say what its provider has answered."""
@@ -239,6 +246,8 @@ class Pushing:
             if (began - claimed) * 1000 > BEGINS or await self._is_over(sending, began - claimed):
                 return None
             await self._take_turn()
+            if self._closing:
+                return None  # another may have it at once
             try:
                 answer = await self._notifiers[kind].send(device.address, notice)
             except Exception as error:
