@@ -113,7 +113,7 @@ def test_arguments_that_mean_nothing_are_refused(
 
 
 def test_all_parts_are_measured_and_few_of_them_compared() -> None:
-    assert parse([]).parts == frozenset("abcdefghijklmnopq")
+    assert parse([]).parts == frozenset("abcdefghijklmnopqr")
     compared = parse(["--against", "HEAD"])
     assert (compared.parts, compared.rounds) == (frozenset("ade"), 5)
 
