@@ -9,7 +9,6 @@ import gc
 import json
 import multiprocessing
 import os
-import socket
 import ssl
 import time
 from collections.abc import Iterator
@@ -179,7 +178,7 @@ async def _burst(port: int, telling: int, devices: int, streams: int, seconds: f
     latencies.clear()
     await asyncio.sleep(seconds)
     quiet = _spread(latencies)
-    used, before, began = time.process_time(), _taken(telling), time.monotonic()
+    used, before, began = time.process_time(), await _taken(telling), time.monotonic()
     latencies.clear()
     async with _Client(port) as client:
         for start in range(0, devices, BATCH):
@@ -187,8 +186,8 @@ async def _burst(port: int, telling: int, devices: int, streams: int, seconds: f
             await client.post("/api/v1/messages/batch", json.dumps([*map(_message, some)]).encode())
     publishing = _spread(latencies)
     latencies.clear()
-    while (taken := _taken(telling) - before) < devices:
-        await asyncio.sleep(0.02)
+    while (taken := await _taken(telling) - before) < devices:
+        await asyncio.sleep(0.05)
         if time.monotonic() - began > MOST_SECONDS:
             raise Spoiled(f"of {devices} pushes {taken} came")
     took, used = time.monotonic() - began, time.process_time() - used
@@ -210,9 +209,12 @@ async def _burst(port: int, telling: int, devices: int, streams: int, seconds: f
     )
 
 
-def _taken(telling: int) -> int:
-    with socket.create_connection(("127.0.0.1", telling)) as told:
-        return int(told.recv(64))
+async def _taken(telling: int) -> int:
+    reader, writer = await asyncio.open_connection("127.0.0.1", telling)
+    try:
+        return int(await reader.read())
+    finally:
+        writer.close()
 
 
 def _message(number: int) -> dict[str, object]:
