@@ -37,6 +37,10 @@ class Both(NamedTuple):
     service: PushService
 
 
+def ready(service: ServiceProcess) -> bool:
+    return request(service.port, "GET", "/health/ready").status == 200
+
+
 @pytest.fixture
 async def both(tmp_path: Path) -> AsyncIterator[Both]:
     authority = Authority()
@@ -56,10 +60,7 @@ async def both(tmp_path: Path) -> AsyncIterator[Both]:
             def start() -> tuple[ServiceProcess, ServiceProcess]:
                 earlier = stack.enter_context(earlier_process(source, redis.url))
                 this = stack.enter_context(ServiceProcess(REDIS_URL=redis.url, **given))
-                for each in (earlier, this):
-                    eventually(
-                        lambda each=each: request(each.port, "GET", "/health/ready").status == 200
-                    )
+                eventually(lambda: ready(earlier) and ready(this))
                 return earlier, this
 
             yield Both(redis, *await asyncio.to_thread(start), service)
