@@ -41,6 +41,7 @@ CLEAR = 60.0  # the same, for what nobody pushes
 PACE = 600  # begun a second at most, each of which takes the loop and its threads a millisecond
 SLACK = 0.02  # seconds by which what is late may catch up
 LEAVING = 1.0  # seconds in which what is under way may still be answered
+GATHER = 0.02  # seconds in which others may end, too, before more are claimed
 FRESH = 1.0  # seconds for which it is known what became of a message
 CONCURRENCY = 50
 SETTLED = 3  # tries to say what became of a sending
@@ -160,6 +161,8 @@ class Pushing:
         while len(self._tasks) >= self._most:
             self._free.clear()
             await self._free.wait()
+            # So that several are claimed in one call.
+            await asyncio.sleep(GATHER)
         limit = min(AT_ONCE, self._most - len(self._tasks))
         now, due = await self._sendings.due(limit)
         claimed = self._monotonic()
