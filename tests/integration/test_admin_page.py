@@ -4,6 +4,7 @@ it. Skipped where there is no Chromium; CI has one.
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from msgpush.adapters.http.admin import FOLDER
 from tests.support.admin import (
     LANGUAGES,
     NARROW,
@@ -651,7 +653,33 @@ def test_a_page_that_nobody_sees_asks_for_nothing(browser: Browser) -> None:
         page.tab.becomes(f"asked.instances > {json.loads(before)['instances']}")
 
 
+def test_its_modules_are_all_asked_for_at_once() -> None:
+    told = re.findall(r'rel="modulepreload" href="([^"]+)"', (FOLDER / "index.html").read_text())
+    modules = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.js")}
+    assert set(told) == {each for each in modules if not each.startswith("vendor/")} - {"main.js"}
+
+
 # Views
+
+
+def test_charts_show_the_last_minute_before_there_is_anything_to_show(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = opened(browser, service, "#/settings")
+    spans = page.tab.value(
+        "import('/admin/charts.js').then(async ({Chart}) => { const spans = [];"
+        " const real = uPlot; let plot; window.uPlot = function (...all) {"
+        " return (plot = new real(...all)); };"
+        " for (const times of [[], [Date.now() / 1000]]) {"
+        " const chart = new Chart({title: 'A', unit: 's', series: [{label: 'a', colour: 'c1'}]});"
+        " document.querySelector('main').append(chart.element);"
+        " chart.show([times, times.map(() => 1)]);"
+        " await new Promise((done) => setTimeout(done, 200));"
+        " spans.push([plot.scales.x.max - plot.scales.x.min,"
+        " Math.abs(plot.scales.x.max - Date.now() / 1000) < 5]); }"
+        " window.uPlot = real; return spans; })"
+    )
+    assert spans == [[60, True], [60, True]]
 
 
 def test_the_overview_counts_what_is_published_and_delivered(

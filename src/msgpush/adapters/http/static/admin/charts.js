@@ -1,4 +1,5 @@
 // Charts of lines over time. Each keeps a bounded number of points, and is drawn at most once a frame.
+import { now } from "./api.js";
 import { h, newId } from "./dom.js";
 import { clock, figure, moment, t } from "./i18n.js";
 import { colour, onScheme } from "./theme.js";
@@ -144,7 +145,7 @@ export class Chart {
       legend: { show: false },
       cursor: { show: false },
       scales: {
-        x: { range: (_, least, most) => [dates ? least : Math.min(least, most - LEAST), most] },
+        x: { range: (plot) => span(plot.data[0]) },
         y: { range: (_, least, most) => [0, nice(most)] },
       },
       axes: [
@@ -177,9 +178,9 @@ export class Chart {
     const [times, ...columns] = this.#columns ?? [];
     if (!times?.length) return;
     const { title, unit, series, dates } = this.#given;
-    const now = performance.now();
-    if (now - this.#described > 10_000 || !this.#described) {
-      this.#described = now;
+    const said = performance.now();
+    if (said - this.#described > 10_000 || !this.#described) {
+      this.#described = said;
       this.#words.textContent = series
         .map((s, i) => t("chart.words", { title, label: s.label, unit, ...extremes(columns[i]) }))
         .join(" ");
@@ -212,6 +213,12 @@ export class Chart {
       h("tbody", {}, rows),
     );
   }
+}
+
+/** From when to when a chart of these times is; of one without any, until now. */
+function span(times) {
+  const last = times.at(-1) ?? now() / 1000;
+  return [Math.min(times[0] ?? last, last - LEAST), last];
 }
 
 /** Where the only value of a series is, if it has one alone. */
