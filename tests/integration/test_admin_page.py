@@ -535,6 +535,38 @@ def test_an_instance_that_is_away_is_told_of_and_found_again(browser: Browser) -
         page.tab.becomes("document.querySelectorAll('tbody tr').length > 10")
 
 
+@pytest.mark.long
+def test_an_instance_that_has_stopped_without_a_word_is_told_of(browser: Browser) -> None:
+    with ServiceProcess() as service:
+        page = AdminPage(browser, f"http://127.0.0.1:{service.port}").go("#/overview")
+        page.tab.tell("Page.bringToFront")
+        page.tab.becomes("document.querySelector('tbody tr') !== null")
+        service.signal(signal.SIGSTOP)
+        try:
+            page.tab.becomes("document.querySelector('.banner p') !== null")
+            assert "can’t be reached" in page.text
+        finally:
+            service.signal(signal.SIGCONT)
+        page.tab.becomes("document.querySelector('.banner p') === null")
+
+
+def test_an_answer_that_breaks_off_is_told_of_as_the_network(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = opened(browser, service, "#/publish")
+    # A body that ends before all of it has come, and one of a proxy that isn't JSON.
+    found = page.tab.value(
+        "import('/admin/api.js').then(async ({ask}) => { const real = fetch; const found = [];"
+        " const broken = () => new Response(new ReadableStream({start: (it) =>"
+        " it.error(new TypeError('network error'))}));"
+        " for (const answer of [broken, () => new Response('<p>Bad gateway', {status: 502})]) {"
+        " window.fetch = async () => answer();"
+        " await ask('health', {quiet: true}).catch((problem) => found.push(problem.status)); }"
+        " window.fetch = real; return found; })"
+    )
+    assert found == [0, 502]
+
+
 def test_a_store_that_is_away_is_told_of_and_found_again(browser: Browser) -> None:
     with RedisServer() as redis, ServiceProcess(REDIS_URL=redis.url) as service:
         page = AdminPage(browser, f"http://127.0.0.1:{service.port}").go("#/overview")
