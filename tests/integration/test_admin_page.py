@@ -214,6 +214,28 @@ def test_language_and_colours_are_chosen_and_remembered(
     page.tab.value("localStorage.clear()")
 
 
+def test_an_address_that_makes_no_sense_shows_what_comes_nearest(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = opened(browser, service, "#/settings")
+    for where, title in (
+        ("#/constructor", "Overview"),
+        ("#/delivery?tab=constructor", "Delivery"),
+        ("#/overview?range=constructor&by=nothing&count=toString", "Overview"),
+        ("#/connections?planet=earth", "Connections"),
+        ("#/channels?channel=a%20b", "Channels"),
+        ("#/%%%?%", "Overview"),
+    ):
+        page.tab.value(f"void (location.hash = {json.dumps(where)})")
+        page.tab.becomes(f"document.title === '{title} · msgpush'")
+        page.tab.becomes("document.querySelector('main h1') !== null")
+        settled(page)
+        assert page.tab.value("document.querySelectorAll('main .choice').length") == page.tab.value(
+            "document.querySelectorAll('main .choice [aria-pressed=true]').length"
+        ), where
+    assert page.noted == {"violations": [], "errors": []}
+
+
 # By keyboard
 
 

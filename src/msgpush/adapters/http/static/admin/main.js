@@ -107,8 +107,7 @@ function unfold(open) {
 function view(moved = true) {
   if (document.body.classList.contains("outside")) return;
   const { name, params } = place();
-  const found = VIEWS[name] ?? overview;
-  before = { name: VIEWS[name] ? name : "overview", params };
+  before = { name: Object.hasOwn(VIEWS, name) ? name : "overview", params };
   end();
   unfold(false);
   mark();
@@ -118,7 +117,7 @@ function view(moved = true) {
   shown = off;
   fill(main, room);
   // Each view asks for itself; this is for what none of them has thought of.
-  Promise.resolve(found(room, { params, signal: off.signal, onRecovery: (act) => onRecovery(act, off.signal) })).catch(
+  Promise.resolve(VIEWS[before.name](room, { params, signal: off.signal, onRecovery: (act) => onRecovery(act, off.signal) })).catch(
     (error) => {
       if (off.signal.aborted) return;
       if (!(error instanceof Problem)) console.error(error);

@@ -12,7 +12,7 @@ const KINDS = { accepted: "info", written: "info", acknowledged: "good", withdra
 const PAGE = 50;
 
 export default function delivery(root, { params, signal, onRecovery }) {
-  const tab = params.tab in TABS ? params.tab : "pending";
+  const tab = Object.hasOwn(TABS, params.tab) ? params.tab : "pending";
   const room = h("div", {});
   const tabs = choice(
     t("delivery.what"),
