@@ -1050,6 +1050,28 @@ def test_data_that_is_no_json_is_not_published_as_it_was_before(
     assert published["data"] == {"text": "all of it"}
 
 
+def test_a_number_of_many_digits_is_sent_as_it_is_or_not_at_all(
+    browser: Browser, service: ThreadedService
+) -> None:
+    number = "12345678901234567891"
+    page = opened(browser, service, "#/publish")
+    start = '{"type": "info", "service": "me", "channels": ["digits"], "data": '
+    page.fill(".view textarea[rows='20']", start + "{}}")
+    page.fill(".view textarea[rows='5']", f'{{"n": {number}}}')
+    page.tab.click(".acts button")
+    page.tab.becomes("document.activeElement.getAttribute('aria-invalid') === 'true'")
+    page.fill(".view textarea[rows='20']", f'{start}{{"n": {number}}}}}')
+    assert page.tab.value("document.querySelector('.view [inert] textarea') !== null")
+    page.tab.click(".acts button")
+    page.tab.becomes("document.querySelector('.notice.good') !== null")
+    kept = request(service.port, "GET", "/api/v1/channels/digits/messages").json()["messages"]
+    assert [each["data"] for each in kept] == [{"n": int(number)}]
+    page.fill(
+        ".view textarea[rows='20']", f'{start}{{"n": [1.5e300, 0.{number}], "t": "{number}"}}}}'
+    )
+    assert page.tab.value("document.querySelector('.view [inert]')") is None
+
+
 def test_what_was_being_written_stays_wherever_one_goes(
     browser: Browser, guarded: ThreadedService
 ) -> None:
