@@ -7,7 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -409,6 +409,17 @@ def test_nothing_inline_runs_and_nothing_comes_from_elsewhere(
     assert page.tab.value("window.hit") is None
 
 
+@pytest.mark.parametrize("name", ["nothing", "constructor", "toString", "__proto__"])
+def test_an_address_of_no_view_shows_the_first_one(
+    browser: Browser, service: ThreadedService, name: str
+) -> None:
+    page = opened(browser, service, f"#/{name}")
+    page.tab.shows("h1", "Overview")
+    page.go(f"#/delivery?tab={name}")
+    page.tab.becomes("document.querySelector('form[role=search]') !== null")
+    assert page.noted == {"violations": [], "errors": []}
+
+
 # Who may see what
 
 
@@ -433,12 +444,43 @@ def test_one_signs_in_with_a_token_and_out_again(
     page.reload()
     page.tab.shows("h1", "Settings")
     assert everything()[:20] in page.tab.value("JSON.stringify(sessionStorage)")
+    page.tab.value("sessionStorage.setItem('msgpush.admin.draft', 'a message of somebody')")
     page.tab.click(".foot button")
     page.tab.shows("h1", "Sign in")
-    assert page.tab.value("sessionStorage.length") == 0
+    assert page.tab.value("sessionStorage.length") == 0, "neither the token nor a message"
 
 
-def test_one_signs_in_at_the_provider_and_comes_back_to_where_one_was(browser: Browser) -> None:
+# The URLs that a page asks for, by whatever means.
+_URLS = """
+window.urls = [];
+for (const name of ["fetch", "EventSource", "WebSocket"]) {
+  const given = window[name];
+  window[name] = new Proxy(given, {
+    apply: (target, self, args) => (urls.push(String(args[0])), Reflect.apply(target, self, args)),
+    construct: (target, args) => (urls.push(String(args[0])), Reflect.construct(target, args)),
+  });
+}
+"""
+
+
+def test_a_token_stands_in_no_url(browser: Browser, guarded: ThreadedService) -> None:
+    page = AdminPage(browser, f"http://127.0.0.1:{guarded.port}")
+    page.tab.at_each_load(_URLS)
+    page.go("#/channels?channel=demo")
+    page.tab.tell("Page.bringToFront")
+    page.sign_in(everything())
+    page.tab.shows(".pill", "live")
+    for view in VIEWS:
+        page.move(f"#/{view}")
+    asked = page.tab.value("JSON.stringify(urls)")
+    assert "/sse/stream/demo" in asked
+    assert "/api/v1/settings" in asked
+    assert everything()[:20] not in asked + page.tab.value("location.href")
+
+
+@contextmanager
+def with_provider() -> Iterator[str]:
+    """The URL of a service at which one signs in at a provider."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with OpenIdProvider() as provider:
@@ -453,21 +495,41 @@ def test_one_signs_in_at_the_provider_and_comes_back_to_where_one_was(browser: B
             OIDC_GRANT='{"subscribe": ["*"], "publish": ["*"]}',
             PUBLIC_URL=url,
         ):
-            page = AdminPage(browser, url).go("#/channels?channel=demo")
-            page.tab.tell("Page.bringToFront")
-            page.tab.shows("h1", "Sign in")
-            page.tab.click(".sign > button")
-            page.tab.shows(".pill", "live")
-            assert page.tab.value("location.hash") == "#/channels?channel=demo"
-            assert "oidc:ada" in page.text
-            publish_from_page(page)
-            page.tab.shows(".option .gist", "by cookie")
-            assert page.tab.value("sessionStorage.length") == 0
-            page.tab.click(".foot button")
-            page.tab.shows("h1", "Sign in")
-            page.reload()
-            page.tab.shows("h1", "Sign in")
-            assert page.noted == {"violations": [], "errors": []}
+            yield url
+
+
+def test_one_signs_in_at_the_provider_and_comes_back_to_where_one_was(browser: Browser) -> None:
+    with with_provider() as url:
+        page = AdminPage(browser, url).go("#/channels?channel=demo")
+        page.tab.tell("Page.bringToFront")
+        page.tab.shows("h1", "Sign in")
+        page.tab.click(".sign > button")
+        page.tab.shows(".pill", "live")
+        assert page.tab.value("location.hash") == "#/channels?channel=demo"
+        assert "oidc:ada" in page.text
+        publish_from_page(page)
+        page.tab.shows(".option .gist", "by cookie")
+        assert page.tab.value("sessionStorage.length") == 0
+        page.tab.click(".foot button")
+        page.tab.shows("h1", "Sign in")
+        page.reload()
+        page.tab.shows("h1", "Sign in")
+        assert page.noted == {"violations": [], "errors": []}
+
+
+def test_whoever_has_a_token_that_is_refused_signs_in_at_the_provider(browser: Browser) -> None:
+    with with_provider() as url:
+        page = AdminPage(browser, url).go("#/settings")
+        page.sign_in(everything("was", jti="one"), stay=True)
+        page.tab.shows("h1", "Settings")
+        port = int(url.rpartition(":")[2])
+        admin = bearer(everything("other", jti="other"))
+        request(port, "POST", "/api/v1/revocations", b'{"jti": "one"}', admin)
+        page.reload()
+        page.tab.shows("h1", "Sign in")
+        page.tab.click(".sign > button")
+        page.tab.shows("h1", "Settings")
+        assert "oidc:ada" in page.text
 
 
 def publish_from_page(page: AdminPage) -> None:
@@ -748,12 +810,39 @@ def test_the_overview_counts_what_is_published_and_delivered(
         page.tab.becomes("parseFloat(document.querySelector('.chart .big')?.textContent) > 10")
         page.tab.becomes("document.querySelectorAll('.plot canvas').length >= 4")
         assert page.tab.texts("tbody .badge") == ["ready"]
-        page.tab.becomes(
-            "[...document.querySelectorAll('.chart .unit')].some((e) => e.textContent === 'stream')"
-        )
         page.tab.value("document.querySelector('.chart details').open = true")
         page.tab.becomes("document.querySelectorAll('.chart details tbody tr').length > 0")
         page.tab.becomes("document.querySelector('.chart > p.away').textContent.includes('now')")
+
+
+def test_one_stream_is_a_stream_and_none_are_streams(browser: Browser) -> None:
+    with ThreadedService() as service:
+        page = opened(browser, service, "#/overview")
+        page.tab.tell("Page.bringToFront")
+        said = "[...document.querySelectorAll('.chart .value')].map((e) => e.textContent)"
+        page.tab.becomes(f"{said}.includes('0 streams')")
+        with SseClient(service.port, "/sse/stream/demo"):
+            page.tab.becomes(f"{said}.includes('1 stream')")
+
+
+def test_a_chart_with_nothing_in_it_yet_is_of_now(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = AdminPage(browser, f"http://127.0.0.1:{service.port}")
+    page.tab.at_each_load(
+        "window.drawn = []; const drawing = CanvasRenderingContext2D.prototype, { fillText } = drawing;"
+        " drawing.fillText = function (text, ...at)"
+        " { drawn.push(text); return fillText.call(this, text, ...at) }"
+    )
+    page.go("#/overview").tab.tell("Page.bringToFront")
+    times = "drawn.filter((text) => /^\\d\\d:\\d\\d:\\d\\d$/.test(text))"
+    page.tab.becomes(f"{times}.length > 0")
+    # The clock's seconds apart, around midnight as well.
+    apart = (
+        "(text) => { const off = Math.abs(new Date(new Date().toDateString() + ' ' + text)"
+        " - new Date()) / 1000; return Math.min(off, 86_400 - off) }"
+    )
+    assert page.tab.value(f"{times}.map({apart}).filter((seconds) => seconds > 180)") == []
 
 
 def test_an_instance_that_stops_reporting_is_silent_and_counts_no_more(browser: Browser) -> None:

@@ -218,6 +218,35 @@ def counts(service: ServiceProcess) -> list[int]:
     return sorted(found.values())
 
 
+@pytest.mark.parametrize(
+    ("numbers", "above"),
+    [
+        ([5] * 16 + [6] * 4, {}),  # 0.8 above the average
+        ([0, 300], {1: 150}),
+        ([300], {}),
+        ([], {}),
+        ([0, 0], {}),
+    ],
+)
+def test_who_has_a_stream_or_more_above_the_average_has_too_many(
+    numbers: list[int], above: dict[int, int]
+) -> None:
+    script = runpy.run_path(str(DIRECTORY / "rebalance.py"))
+    closed: list[tuple[int, int]] = []
+
+    class Fake:
+        def counts(self) -> dict[int, int]:
+            return dict(enumerate(numbers))
+
+        def close(self, node: int, number: int) -> int:
+            closed.append((node, number))
+            return number
+
+    assert script["too_many"](Fake().counts(), 1.1) == above
+    assert script["step"](Fake(), 10, 1.1, 1) == (10 if above else 0)
+    assert all(number > 0 for _, number in closed)
+
+
 def test_streams_above_the_average_are_moved_a_few_at_a_time() -> None:
     with ExitStack() as stack:
         redis = stack.enter_context(RedisServer())

@@ -235,6 +235,40 @@ def test_over_tls_behind_a_proxy_that_tells_nothing_the_cookie_is_of_this_host_a
     assert [name for name in ("code=", "state=") if name in log] == []
 
 
+@needs_chromium
+@needs_nginx
+def test_a_page_of_a_sister_domain_signs_nobody_in_as_somebody_else(
+    provider: OpenIdProvider, tmp_path: Path
+) -> None:
+    port = free_port()
+    with Nginx(tmp_path, port, port, tls=True) as nginx:
+        url = f"https://push.example.test:{nginx.tls_port}"
+        given = sign_in_settings(provider, port) | {"service_port": port, "public_url": url}
+        provider.callback = f"{url}/admin/callback"
+        environ: dict[str, Any] = {name.upper(): str(value) for name, value in given.items()}
+        flags = (
+            "--ignore-certificate-errors",
+            "--host-resolver-rules=MAP *.example.test 127.0.0.1",
+        )
+        with ServiceProcess(**environ), Browser(tmp_path / "browser", *flags) as browser:
+            began = request(port, "GET", "/admin/sign-in")
+            (kept,) = (v for k, v in began.headers.items() if k.lower() == "set-cookie")
+            back = httpx2.get(began.headers["location"]).headers["location"]
+            # Browsers take only spaces and tabs off a name before they look for its prefix.
+            tossed = [
+                ("Set-Cookie", f"{blank}{kept.partition(';')[0]}; Domain=example.test; Path=/")
+                for blank in ("", "\xa0", "\x85", "\t")
+            ]
+            with Page(*tossed) as sister:
+                tab = browser.open(sister.origin.replace("127.0.0.1", "app.example.test"))
+                tab.becomes("location.hostname === 'app.example.test'")
+            names = [each["name"] for each in browser.ask("Storage.getCookies", {})["cookies"]]
+            assert len(names) == 2, "it may set those for all hosts of its domain"
+            tab = browser.open(back)
+            tab.shows("h1", "Not signed in")
+            assert "wasn't begun in this browser" in tab.texts("p")[0]
+
+
 def form_to(url: str) -> str:
     """JavaScript: submit a form, which leaves the page."""
     return f"""void setTimeout(() => {{

@@ -6,8 +6,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,6 +18,7 @@ from msgpush.adapters.traces import asked_for
 from tests.support.client import Response, SseClient, request
 from tests.support.service import ServiceProcess, eventually
 from tests.support.tokens import SECRET, bearer, token
+from tests.support.web import WebServer, answer
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
@@ -25,48 +26,27 @@ TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
 MARK = "hunter2"
 
 
-class Receiver:
+class Receiver(WebServer):
     """A collector that keeps what it is sent; `slow` lets each request wait."""
 
     def __init__(self, *, slow: float = 0.0) -> None:
+        super().__init__()
         self.bodies: list[bytes] = []
         self.headers: list[dict[str, str]] = []
         self.asked = threading.Event()
-        receiver = self
+        self._slow = slow
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.headers.append({k.lower(): v for k, v in self.headers.items()})
-                receiver.bodies.append(body)
-                receiver.asked.set()
-                time.sleep(slow)
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+    def post(self, exchange: BaseHTTPRequestHandler) -> None:
+        body = exchange.rfile.read(int(exchange.headers["Content-Length"]))
+        self.headers.append({k.lower(): v for k, v in exchange.headers.items()})
+        self.bodies.append(body)
+        self.asked.set()
+        time.sleep(self._slow)
+        answer(exchange, b"")
 
     @property
     def environ(self) -> dict[str, Any]:
-        host, port = self._server.server_address[:2]
-        return {
-            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{host!s}:{port}",
-            "OTEL_BSP_SCHEDULE_DELAY": "50",
-        }
+        return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.origin, "OTEL_BSP_SCHEDULE_DELAY": "50"}
 
     def spans(self) -> list[tuple[Any, dict[str, Any]]]:
         """Each span, and the attributes of what has sent it."""

@@ -2,14 +2,14 @@
 
 import json
 import ssl
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.support.redis_servers import Certificates
+from tests.support.web import WebServer, answer
 
 Pod = dict[str, Any]
 PAGE = 2  # pods an answer has at most, whatever is asked for
@@ -22,7 +22,7 @@ def pod(name: str, ip: str, *, app: str = "msgpush", phase: str = "Running") -> 
     }
 
 
-class KubernetesApi:
+class KubernetesApi(WebServer):
     """Pods of one namespace: listed by a label and page by page, and changed by a merge patch.
 
     Attributes:
@@ -44,45 +44,23 @@ class KubernetesApi:
         certificates.authority.rename(directory / "ca.crt")
         (directory / "namespace").write_text(self.namespace)
         (directory / "token").write_text(self.token + "\n")
-        api = self
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificates.certificate, certificates.key)
+        super().__init__(tls)
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self._answer(*api._list(self.headers["Authorization"], self.path))
+    def get(self, exchange: BaseHTTPRequestHandler) -> None:
+        status, content = self._list(exchange.headers["Authorization"], exchange.path)
+        answer(exchange, json.dumps(content).encode(), status=status)
 
-            def do_PATCH(self) -> None:
-                assert self.headers["Content-Type"] == "application/merge-patch+json"
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                self._answer(*api._patch(self.headers["Authorization"], self.path, body))
-
-            def _answer(self, status: int, content: object) -> None:
-                body = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificates.certificate, certificates.key)
-        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self._thread = threading.Thread(target=self._server.serve_forever)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def patch(self, exchange: BaseHTTPRequestHandler) -> None:
+        assert exchange.headers["Content-Type"] == "application/merge-patch+json"
+        change = json.loads(exchange.rfile.read(int(exchange.headers["Content-Length"])))
+        status, content = self._patch(exchange.headers["Authorization"], exchange.path, change)
+        answer(exchange, json.dumps(content).encode(), status=status)
 
     @property
     def environment(self) -> dict[str, str]:
-        port = str(self._server.server_address[1])
+        port = str(self._server.server_port)
         return {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": port}
 
     def _list(self, credentials: str, target: str) -> tuple[int, object]:

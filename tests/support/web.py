@@ -1,14 +1,20 @@
 """Small HTTP servers of the tests' own: pages, issuers, proxies."""
 
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
 
 class WebServer:
-    """An HTTP server in threads, at an origin of its own; `get` and `post` answer its requests."""
+    """An HTTP server in threads, at an origin of its own; `get`, `post` and `patch` answer its
+    requests.
 
-    def __init__(self) -> None:
+    Args:
+        tls: what it speaks TLS with; None: it speaks none.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -18,11 +24,17 @@ class WebServer:
             def do_POST(self) -> None:
                 owner.post(self)
 
+            def do_PATCH(self) -> None:
+                owner.patch(self)
+
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.origin = f"http://127.0.0.1:{self._server.server_port}"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        scheme = "http" if tls is None else "https"
+        self.origin = f"{scheme}://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.01,), name="web server"
         )
@@ -31,6 +43,9 @@ class WebServer:
         answer(exchange, b"", status=405)
 
     def post(self, exchange: BaseHTTPRequestHandler) -> None:
+        answer(exchange, b"", status=405)
+
+    def patch(self, exchange: BaseHTTPRequestHandler) -> None:
         answer(exchange, b"", status=405)
 
     def __enter__(self) -> Self:

@@ -49,14 +49,16 @@ class Published(NamedTuple):
 class Told(NamedTuple):
     """A gap of a channel: what comes after `after` may be missing, and nothing from `upto` on.
 
-    What is written together with it is no sign that it has come to its end. `number`: the events
-    that there were before it."""
+    What is written together with it is no sign that it has come to its end, nor is a message that
+    was trimmed from the channel and came by another one. `number`: the events that there were
+    before it; `lost`: the newest of the channel that was trimmed by then."""
 
     channel: str
     after: Position
     number: int
     chunk: int
     upto: Position | None
+    lost: Position = ZERO
 
 
 class Event(NamedTuple):
@@ -140,7 +142,7 @@ class Client:
         gap, number, chunk = event.gap, len(self.events) - 1, event.chunk
         assert gap is not None
         for channel in CHANNELS if gap.channel is None else (gap.channel,):
-            self.gaps.append(Told(channel, after, number, chunk, None))
+            self.gaps.append(Told(channel, after, number, chunk, None, event.lost))
         if gap.reason == "trimmed" and gap.channel is not None:
             assert gap.channel in self.channels, "no gap is told of what isn't listened to"
             assert event.lost > self.settled[gap.channel], "a loss is told once"
@@ -167,7 +169,10 @@ class Client:
         """From a message of a channel on nothing of that is missing."""
         self.gaps = [
             each._replace(upto=message.position)
-            if each.upto is None and each.chunk < chunk and each.channel in message.channels
+            if each.upto is None
+            and each.chunk < chunk
+            and each.lost < message.position
+            and each.channel in message.channels
             else each
             for each in self.gaps
         ]

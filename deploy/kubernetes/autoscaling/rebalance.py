@@ -72,9 +72,9 @@ def too_many(counts: dict[str, int], ratio: float) -> dict[str, int]:
     if len(counts) < 2:
         return {}
     average = sum(counts.values()) / len(counts)
-    return {
-        node: int(number - average) for node, number in counts.items() if number > ratio * average
-    }
+    above = {node: int(number - average) for node, number in counts.items()}
+    # Less than one above it is as near as whole streams come.
+    return {node: above[node] for node in counts if counts[node] > ratio * average and above[node]}
 
 
 def step(service: Service, most: int, ratio: float, least: int) -> int:

@@ -117,7 +117,8 @@ function view(moved = true) {
   shown = off;
   fill(main, room);
   // Each view asks for itself; this is for what none of them has thought of.
-  Promise.resolve(VIEWS[before.name](room, { params, signal: off.signal, onRecovery: (act) => onRecovery(act, off.signal) })).catch(
+  const found = VIEWS[before.name];
+  Promise.resolve(found(room, { params, signal: off.signal, onRecovery: (act) => onRecovery(act, off.signal) })).catch(
     (error) => {
       if (off.signal.aborted) return;
       if (!(error instanceof Problem)) console.error(error);

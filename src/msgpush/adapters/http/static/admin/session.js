@@ -45,13 +45,18 @@ export async function signIn(given, stay) {
   keep("token", stay ? given : null);
 }
 
+/** Have no token any more, such as one that was refused: it would count before a session. */
+export function forgetToken() {
+  useToken((token = ""));
+  keep("token", null);
+}
+
 /** Whether there is anything to sign out of. */
 export const signedIn = () => session.mode === "token" || session.mode === "oidc";
 
 export async function signOut() {
   const { mode } = session;
-  useToken((token = ""));
-  keep("token", null);
+  forgetToken();
   keep("draft", null);
   if (mode === "oidc") await ask("admin/sign-out", { method: "POST", body: {}, quiet: true }).catch(() => {});
   session = { ...session, mode: null, subject: null };

@@ -3,13 +3,14 @@ import { BASE } from "./api.js";
 import { h } from "./dom.js";
 import { t } from "./i18n.js";
 import { field } from "./parts.js";
-import { signIn } from "./session.js";
+import { forgetToken, signIn } from "./session.js";
 
-/** Where signing in at the provider begins; it leads back to where one is. */
-function providerUrl() {
+/** Go to the provider, which leads back to where one is. */
+function goToProvider() {
+  forgetToken();
   const url = new URL("admin/sign-in", BASE);
   url.searchParams.set("next", location.pathname + location.hash);
-  return url.href;
+  location.assign(url);
 }
 
 /**
@@ -31,7 +32,7 @@ export function signInForm({ oidc, expired, done }) {
     button,
   );
   const provider = oidc && [
-    h("button", { type: "button", onclick: () => location.assign(providerUrl()) }, t("sign.provider")),
+    h("button", { type: "button", onclick: goToProvider }, t("sign.provider")),
     h("p", { class: "or" }, t("sign.or")),
   ];
 
