@@ -5,14 +5,24 @@ import { TYPES } from "./message.js";
 import { field, options } from "./parts.js";
 
 const PRIORITIES = ["low", "normal", "high", "urgent"];
+const WHENS = ["offline", "unacknowledged", "always"];
+const PUSHED = ["when", "title", "body", "url"];
+
+/** What an object says; undefined, if that is nothing. */
+const told = (object) =>
+  Object.values(object).some((each) => each !== undefined) ? JSON.parse(JSON.stringify(object)) : undefined;
 
 /** The fields of a message. `changed` is called with the whole message whenever one is edited. */
 export class Form {
   #why = ""; // the data that stands in its field is no JSON
   #message = {};
+  #mode = "send";
   #fields = {};
   #targets = h("div", { class: "stack" });
   #terms;
+  #pushes = false; // whether this service can push
+  #pushed;
+  #notice;
   #where;
 
   constructor(changed) {
@@ -24,7 +34,9 @@ export class Form {
     const raw = (names) => names.map((name) => [name, name]);
     const type = select(raw(TYPES), "info");
     const priority = select([["", t("publish.default")], ...raw(PRIORITIES)], "");
-    for (const option of [...type.options, ...[...priority.options].slice(1)]) option.translate = false;
+    const when = select([["", t("publish.default")], ...raw(WHENS)], "");
+    for (const option of [type, priority, when].flatMap((each) => [...each.options]))
+      if (option.value) option.translate = false;
     const top = h(
       "div",
       { class: "pair" },
@@ -78,6 +90,26 @@ export class Form {
       make("/metadata/ack/collapse", "publish.collapse", input(), { hint: t("publish.collapse.hint") }),
       h("label", { class: "check" }, this.receipt, t("publish.receipt")),
     );
+    this.push = h("input", { type: "checkbox", onchange: () => this.#read() });
+    this.#notice = h(
+      "div",
+      { class: "stack terms", hidden: true },
+      h(
+        "div",
+        { class: "pair" },
+        make("/metadata/push/title", "publish.push.title", input(), { hint: t("publish.push.title.hint") }),
+        make("/metadata/push/when", "publish.push.when", when),
+      ),
+      make("/metadata/push/body", "publish.push.body", input()),
+      make("/metadata/push/url", "publish.push.url", input(), { hint: t("publish.push.url.hint") }),
+    );
+    this.#pushed = h(
+      "div",
+      { class: "stack", hidden: true },
+      h("label", { class: "check" }, this.push, t("publish.push")),
+      (this.#fields["/metadata/push"] = this.#orphan()).element,
+      this.#notice,
+    );
     const more = h(
       "details",
       {},
@@ -99,13 +131,22 @@ export class Form {
       h("label", { class: "check" }, this.ack, t("publish.ack")),
       (this.#fields["/metadata/ack"] = this.#orphan()).element,
       this.#terms,
+      this.#pushed,
       more,
     ];
+  }
+
+  /** Offer to push a message, or don't: where nothing can be pushed, the service refuses it. */
+  offerPush(pushes) {
+    this.#pushes = pushes;
+    this.#pushed.hidden = !pushes || this.#mode === "broadcast";
   }
 
   /** Put a message into the fields, but for the one that is being edited. */
   show(message, mode) {
     this.#message = message;
+    this.#mode = mode;
+    this.offerPush(this.#pushes);
     this.#where.hidden = mode === "broadcast";
     const put = (pointer, value) => {
       const { control } = this.#fields[pointer];
@@ -126,6 +167,10 @@ export class Form {
     this.#terms.hidden = !ack;
     for (const name of ["deadline", "deliveries", "collapse"]) put(`/metadata/ack/${name}`, ack?.[name]);
     this.receipt.checked = Boolean(ack?.receipt);
+    const push = metadata?.push;
+    this.push.checked = Boolean(push);
+    this.#notice.hidden = !push;
+    for (const name of PUSHED) put(`/metadata/push/${name}`, push?.[name]);
     if (!this.#targets.contains(document.activeElement)) {
       this.#targets.replaceChildren();
       const target = message.target && typeof message.target === "object" ? message.target : {};
@@ -253,14 +298,15 @@ export class Form {
       collapse: value("/metadata/ack/collapse") || undefined,
       receipt: this.receipt.checked || undefined,
     };
-    metadata.ack = !this.ack.checked
-      ? undefined
-      : Object.values(terms).some((each) => each !== undefined)
-        ? JSON.parse(JSON.stringify(terms))
-        : true;
-    message.metadata = Object.values(metadata).some((each) => each !== undefined)
-      ? JSON.parse(JSON.stringify(metadata))
-      : undefined;
+    metadata.ack = this.ack.checked ? (told(terms) ?? true) : undefined;
+    this.#notice.hidden = !this.push.checked;
+    // Where it isn't offered, it stays as it was.
+    if (!this.#pushed.hidden) {
+      const notice = { ...this.#message.metadata?.push };
+      for (const name of PUSHED) notice[name] = value(`/metadata/push/${name}`) || undefined;
+      metadata.push = this.push.checked ? (told(notice) ?? true) : undefined;
+    }
+    message.metadata = told(metadata);
     this.#message = JSON.parse(JSON.stringify(message));
     this.changed(this.#message);
   }
