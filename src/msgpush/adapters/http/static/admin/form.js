@@ -1,5 +1,5 @@
 // The fields of a message, for who would rather not write JSON.
-import { h } from "./dom.js";
+import { h, newId } from "./dom.js";
 import { t } from "./i18n.js";
 import { TYPES } from "./message.js";
 import { field, options } from "./parts.js";
@@ -98,7 +98,7 @@ export class Form {
         "div",
         { class: "pair" },
         make("/metadata/push/title", "publish.push.title", input(), { hint: t("publish.push.title.hint") }),
-        make("/metadata/push/when", "publish.push.when", when),
+        make("/metadata/push/when", "publish.push.when", when, { key: "when" }),
       ),
       make("/metadata/push/body", "publish.push.body", input()),
       make("/metadata/push/url", "publish.push.url", input(), { hint: t("publish.push.url.hint") }),
@@ -107,7 +107,7 @@ export class Form {
       "div",
       { class: "stack", hidden: true },
       h("label", { class: "check" }, this.push, t("publish.push")),
-      (this.#fields["/metadata/push"] = this.#orphan()).element,
+      (this.#fields["/metadata/push"] = this.#orphan(this.push)).element,
       this.#notice,
     );
     const more = h(
@@ -129,7 +129,7 @@ export class Form {
       body,
       meta,
       h("label", { class: "check" }, this.ack, t("publish.ack")),
-      (this.#fields["/metadata/ack"] = this.#orphan()).element,
+      (this.#fields["/metadata/ack"] = this.#orphan(this.ack)).element,
       this.#terms,
       this.#pushed,
       more,
@@ -188,7 +188,8 @@ export class Form {
       let at = pointer;
       while (at && !this.#place(at)) at = at.slice(0, at.lastIndexOf("/"));
       const place = at && this.#place(at);
-      if (!place || !place.element.checkVisibility?.()) rest.push({ pointer, detail });
+      // Its parent: a line about what is wrong isn't seen itself, before there is something.
+      if (!place || !place.element.parentElement?.checkVisibility?.()) rest.push({ pointer, detail });
       else
         texts.set(place, [
           ...(texts.get(place) ?? []),
@@ -220,10 +221,20 @@ export class Form {
     return row?.place ?? this.#fields[pointer];
   }
 
-  /** A place for what is wrong where no field of its own is. */
-  #orphan() {
-    const line = h("p", { class: "wrong", hidden: true });
-    return { element: line, control: line, complain: (text) => ((line.textContent = text), (line.hidden = !text)) };
+  /** A place for what is wrong where no field of its own is: with a box, or of a group. */
+  #orphan(control) {
+    const line = h("p", { class: "wrong", id: newId("wrong"), hidden: true });
+    control?.setAttribute("aria-describedby", line.id);
+    return {
+      element: line,
+      control: control ?? line,
+      complain(text) {
+        line.textContent = text;
+        line.hidden = !text;
+        if (text) control?.setAttribute("aria-invalid", "true");
+        else control?.removeAttribute("aria-invalid");
+      },
+    };
   }
 
   #addTarget(kind, value, focus) {

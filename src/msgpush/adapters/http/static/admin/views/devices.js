@@ -67,7 +67,7 @@ export default async function devices(root, { params, signal, onRecovery }) {
       if (!signal.aborted) fill(kinds, refusal(problem));
       return;
     }
-    if (!Object.keys(NAMES).some(isOn)) return fill(kinds, nothing(t("push.none"), t("push.none.hint"), "devices"));
+    if (!Object.keys(NAMES).some(isOn)) return fill(kinds, nothing(t("push.none"), t("push.none.hint"), "settings"));
     fill(
       kinds,
       h(
@@ -99,7 +99,7 @@ export default async function devices(root, { params, signal, onRecovery }) {
     if (mine !== turn) return;
     user = wanted;
     said.say(words ?? t("devices.shown", { n: found.length }));
-    if (!found.length) return fill(body, nothing(t("devices.none"), t("devices.none.hint"), "devices"));
+    if (!found.length) return fill(body, nothing(t("devices.none"), t("devices.none.hint")));
     list.show(found);
     // Where nothing is on, the service would refuse it: that stands above already.
     const test = on && !Object.keys(NAMES).some(isOn) ? null : sendTest(found.length);
