@@ -40,7 +40,7 @@ __all__ = ["authority", "push_service"]
 
 AXE = Path(__file__).parents[2] / "clients/js/node_modules/axe-core/axe.min.js"
 WORDS = "⟦{}⟧"
-PUSHES = {"vapid_private_key": VAPID, "vapid_subject": "mailto:ops@example.com"}
+PUSHES: dict[str, Any] = {"vapid_private_key": VAPID, "vapid_subject": "mailto:ops@example.com"}
 USUAL = "https://fcm.googleapis.com/fcm/send/1"  # an address that nothing is sent to here
 
 # Text that isn't marked as being of no language, and that no dictionary has.
@@ -1306,6 +1306,23 @@ def test_where_nothing_can_be_pushed_the_page_says_how_it_could_be(
         page.tab.click(".acts button")
         page.tab.becomes("document.querySelector('ul.wrong li') !== null")
         assert "/metadata/push" in page.tab.texts("ul.wrong li")[0]
+
+
+def test_a_device_of_a_kind_that_is_off_says_so_and_gets_no_test(browser: Browser) -> None:
+    keys: dict[str, Any] = {name.upper(): value for name, value in PUSHES.items()}
+    with (
+        RedisServer() as redis,
+        ServiceProcess(REDIS_URL=redis.url, **keys) as before,
+        ServiceProcess(REDIS_URL=redis.url) as service,
+    ):
+        register(before.port, label="Laptop")
+        page = AdminPage(browser, f"http://127.0.0.1:{service.port}").go("#/devices?user=alice")
+        page.tab.shows("tbody .badge", "off")
+        assert page.tab.texts(".head button") == ["Delete all alice"]
+        page.tab.click("tbody button")
+        page.tab.click("dialog button.danger")
+        page.tab.shows(".status", "It is deleted.")
+        page.tab.shows(".card .nothing strong", "No devices")
 
 
 def test_the_form_asks_for_a_push(browser: Browser, service: ThreadedService) -> None:

@@ -101,8 +101,9 @@ export default async function devices(root, { params, signal, onRecovery }) {
     said.say(words ?? t("devices.shown", { n: found.length }));
     if (!found.length) return fill(body, nothing(t("devices.none"), t("devices.none.hint")));
     list.show(found);
-    // Where nothing is on, the service would refuse it: that stands above already.
-    const test = on && !Object.keys(NAMES).some(isOn) ? null : sendTest(found.length);
+    // A test would reach none of a kind that is off.
+    const reached = found.filter((d) => isOn(d.kind) !== false).length;
+    const test = reached ? sendTest(reached) : null;
     fill(
       body,
       h(
