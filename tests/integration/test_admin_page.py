@@ -4,6 +4,7 @@ it. Skipped where there is no Chromium; CI has one.
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -426,13 +427,13 @@ def test_one_signs_in_with_a_token_and_out_again(
 
 
 # The URLs that a page asks for, by whatever means.
-_ASKED = """
-window.asked = [];
+_URLS = """
+window.urls = [];
 for (const name of ["fetch", "EventSource", "WebSocket"]) {
   const given = window[name];
   window[name] = new Proxy(given, {
-    apply: (target, self, args) => (asked.push(String(args[0])), Reflect.apply(target, self, args)),
-    construct: (target, args) => (asked.push(String(args[0])), Reflect.construct(target, args)),
+    apply: (target, self, args) => (urls.push(String(args[0])), Reflect.apply(target, self, args)),
+    construct: (target, args) => (urls.push(String(args[0])), Reflect.construct(target, args)),
   });
 }
 """
@@ -440,14 +441,14 @@ for (const name of ["fetch", "EventSource", "WebSocket"]) {
 
 def test_a_token_stands_in_no_url(browser: Browser, guarded: ThreadedService) -> None:
     page = AdminPage(browser, f"http://127.0.0.1:{guarded.port}")
-    page.tab.at_each_load(_ASKED)
+    page.tab.at_each_load(_URLS)
     page.go("#/channels?channel=demo")
     page.tab.tell("Page.bringToFront")
     page.sign_in(everything())
     page.tab.shows(".pill", "live")
     for view in VIEWS:
         page.move(f"#/{view}")
-    asked = page.tab.value("JSON.stringify(asked)")
+    asked = page.tab.value("JSON.stringify(urls)")
     assert "/sse/stream/demo" in asked
     assert "/api/v1/settings" in asked
     assert everything()[:20] not in asked + page.tab.value("location.href")
@@ -609,6 +610,109 @@ def test_a_store_that_is_away_is_told_of_and_found_again(browser: Browser) -> No
         page.tab.becomes("document.querySelector('tbody .badge.good') !== null")
 
 
+def test_a_history_that_was_away_is_shown_once_it_is_back(
+    browser: Browser, service: ThreadedService
+) -> None:
+    publish(service.port, channels=["back"], data={"text": "still here"})
+    page = opened(browser, service, "#/channels")
+    page.tab.tell("Page.bringToFront")
+    page.tab.value(
+        "window.real = fetch; window.fetch = (url, options) => String(url).includes('/messages')"
+        " ? Promise.reject(new TypeError('away')) : real(url, options); 0"
+    )
+    for mode in ("history", "live"):
+        page.tab.value("window.kept ??= fetch; window.fetch = kept; 0")
+        page.move(f"#/channels?channel=back&mode={mode}")
+        page.tab.becomes("document.querySelector('.list .nothing') !== null")
+        page.tab.value("void (window.fetch = real)")
+        page.tab.shows(".option .gist", "still here")
+        page.fill(".tools input[placeholder]", "something else")
+        page.tab.becomes("document.querySelector('.list .nothing') !== null")
+
+
+def test_an_answer_that_comes_late_is_not_that_to_another_question(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = opened(browser, service, "#/connections")
+    page.tab.becomes("document.querySelector('.totals .fact') !== null")
+    page.tab.value(
+        "window.real = fetch; window.fetch = async (url, options) => { const answer = await"
+        " real(url, options); if (String(url).includes('user=first')) await new Promise((go) =>"
+        " (window.go = go)); return answer; }; 0"
+    )
+    with SseClient(service.port, "/sse/user/first"), SseClient(service.port, "/sse/user/second"):
+        page.fill(".tools input", "first")
+        assert page.tab.value("document.querySelector('.tools select').value") == "user"
+        page.tab.click(".tools button")
+        page.tab.becomes("window.go !== undefined")
+        page.fill(".tools input", "second")
+        page.tab.click(".tools button")
+        page.tab.becomes("document.querySelector('tbody')?.textContent.includes('user:second')")
+        page.tab.value("window.go(); new Promise((done) => setTimeout(done, 200))")
+        assert "user:second" in page.tab.value("document.querySelector('tbody').textContent")
+
+
+def test_a_clock_of_the_browser_that_is_wrong_makes_nothing_wrong(browser: Browser) -> None:
+    with ThreadedService() as service, SseClient(service.port, "/sse/user/alice"):
+        publish(service.port, service="historian", channels=["demo"])
+        service.call(_recorded(service))
+        page = AdminPage(browser, f"http://127.0.0.1:{service.port}")
+        page.tab.at_each_load("const real = Date.now; Date.now = () => real() + 5 * 3600_000;")
+        page.go("#/overview")
+        page.tab.becomes("document.querySelectorAll('.view > div:last-child .chart').length > 0")
+        page.tab.becomes("document.querySelector('tbody td:last-child') !== null")
+        assert "h" not in page.tab.texts("tbody td:last-child")[0]
+        page.move("#/connections")
+        page.tab.becomes("document.querySelector('tbody tr') !== null")
+        assert "h" not in page.tab.texts("tbody td:nth-child(5)")[0]
+
+
+_ASKED = """
+window.asked = {};
+const fetched = window.fetch;
+window.fetch = (url, options) => {
+  const name = String(url).replace(/.*[/]/, "").replace(/[?].*/, "");
+  asked[name] = (asked[name] ?? 0) + 1;
+  return fetched(url, options);
+};
+// An hour of the page in a minute.
+const later = window.setTimeout;
+window.setTimeout = (act, ms, ...more) => later(act, ms > 1500 ? ms / 60 : ms, ...more);
+"""
+
+
+def test_a_page_that_nobody_sees_asks_for_nothing(browser: Browser) -> None:
+    with ThreadedService() as service:
+        publish(service.port, service="historian", channels=["demo"])
+        service.call(_recorded(service))
+        page = AdminPage(browser, f"http://127.0.0.1:{service.port}")
+        page.tab.at_each_load(_ASKED)
+        page.go("#/overview")
+        page.tab.tell("Page.bringToFront")
+        page.tab.becomes("document.querySelectorAll('.view > div:last-child .chart').length > 0")
+        page.tab.value(
+            "document.querySelector('.view > div:last-child details').open = true;"
+            "document.querySelector('.view > div:last-child summary').focus()"
+        )
+        page.tab.value("void (asked.messages = 0)")
+        page.tab.becomes("asked.messages > 2 && asked.instances > 30")
+        assert page.tab.value("document.querySelector('.view > div:last-child details').open")
+        assert page.tab.value("document.activeElement.tagName") == "SUMMARY", "and keeps the focus"
+        seen = "Object.defineProperty(document, 'visibilityState', {value: '%s', writable: true});"
+        seen += "document.dispatchEvent(new Event('visibilitychange'))"
+        page.tab.value(seen % "hidden")
+        # What was asked before is answered; then it is quiet for as long as two minutes here.
+        quiet = "later(() => later(() => done(JSON.stringify(asked)), 2000), 500)"
+        page.tab.value("window.later = later; 0")
+        before = page.tab.value(
+            "new Promise((done) => later(() => done(JSON.stringify(asked)), 500))"
+        )
+        assert page.tab.value(f"new Promise((done) => {quiet})") == before
+        page.tab.value(seen % "visible")
+        page.tab.becomes(f"asked.messages > {json.loads(before)['messages']}")
+        page.tab.becomes(f"asked.instances > {json.loads(before)['instances']}")
+
+
 # Views
 
 
@@ -624,12 +728,63 @@ def test_the_overview_counts_what_is_published_and_delivered(
         page.tab.becomes("parseFloat(document.querySelector('.chart .big')?.textContent) > 10")
         page.tab.becomes("document.querySelectorAll('.plot canvas').length >= 4")
         assert page.tab.texts("tbody .badge") == ["ready"]
-        page.tab.becomes(
-            "[...document.querySelectorAll('.chart .unit')].some((e) => e.textContent === 'stream')"
-        )
         page.tab.value("document.querySelector('.chart details').open = true")
         page.tab.becomes("document.querySelectorAll('.chart details tbody tr').length > 0")
         page.tab.becomes("document.querySelector('.chart > p.away').textContent.includes('now')")
+
+
+def test_one_stream_is_a_stream_and_none_are_streams(browser: Browser) -> None:
+    with ThreadedService() as service:
+        page = opened(browser, service, "#/overview")
+        page.tab.tell("Page.bringToFront")
+        said = "[...document.querySelectorAll('.chart .value')].map((e) => e.textContent)"
+        page.tab.becomes(f"{said}.includes('0 streams')")
+        with SseClient(service.port, "/sse/stream/demo"):
+            page.tab.becomes(f"{said}.includes('1 stream')")
+
+
+def test_a_chart_with_nothing_in_it_yet_is_of_now(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = AdminPage(browser, f"http://127.0.0.1:{service.port}")
+    page.tab.at_each_load(
+        "window.drawn = []; const drawing = CanvasRenderingContext2D.prototype, { fillText } = drawing;"
+        " drawing.fillText = function (text, ...at)"
+        " { drawn.push(text); return fillText.call(this, text, ...at) }"
+    )
+    page.go("#/overview").tab.tell("Page.bringToFront")
+    times = "drawn.filter((text) => /^\\d\\d:\\d\\d:\\d\\d$/.test(text))"
+    page.tab.becomes(f"{times}.length > 0")
+    # The clock's seconds apart, around midnight as well.
+    apart = (
+        "(text) => { const off = Math.abs(new Date(new Date().toDateString() + ' ' + text)"
+        " - new Date()) / 1000; return Math.min(off, 86_400 - off) }"
+    )
+    assert page.tab.value(f"{times}.map({apart}).filter((seconds) => seconds > 180)") == []
+
+
+def test_an_instance_that_stops_reporting_is_silent_and_counts_no_more(browser: Browser) -> None:
+    with (
+        RedisServer() as redis,
+        ServiceProcess(REDIS_URL=redis.url) as first,
+        ServiceProcess(REDIS_URL=redis.url) as second,
+    ):
+        page = AdminPage(browser, f"http://127.0.0.1:{first.port}").go("#/overview")
+        page.tab.tell("Page.bringToFront")
+        published = "[...document.querySelectorAll('tbody td:nth-child(4)')].map(e => +e.innerText)"
+        page.tab.shows("tbody .badge", "ready", "ready")
+        with traffic(second.port, "demo", rate=40):
+            page.tab.becomes(f"{published}.some((each) => each > 5)")
+            second.signal(signal.SIGSTOP)
+            try:
+                page.tab.becomes(
+                    "[...document.querySelectorAll('tbody .badge')].map((e) => e.textContent)"
+                    ".sort().join() === 'ready,silent'"
+                )
+                assert page.tab.texts(".chart .big")[0] == "0", "nobody knows that it goes on"
+            finally:
+                second.signal(signal.SIGCONT)
+            page.tab.shows("tbody .badge", "ready", "ready")
 
 
 def test_history_is_told_by_range_by_service_and_by_what_is_counted(browser: Browser) -> None:
@@ -716,6 +871,21 @@ def test_a_tail_shows_everything_once_and_uses_nothing_up(
     page.tab.shows(".option .gist", "paused")
 
 
+def test_a_tail_that_was_ended_for_good_is_opened_again(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = opened(browser, service, "#/channels?channel=ended")
+    page.tab.tell("Page.bringToFront")
+    page.tab.shows(".pill", "live")
+    found = request(service.port, "GET", "/api/v1/connections?channel=ended").json()
+    (connection,) = found["connections"]
+    where = f"/api/v1/connections/{connection['id']}?reconnect=false"
+    assert request(service.port, "DELETE", where).status in (200, 202, 204)
+    page.tab.shows(".pill", "closed")
+    page.tab.click("form[role=search] button")
+    page.tab.shows(".pill", "live")
+
+
 def test_history_is_read_page_by_page(browser: Browser, service: ThreadedService) -> None:
     for n in range(130):
         publish(service.port, channels=["paged"], data={"text": f"message {n}"})
@@ -726,7 +896,7 @@ def test_history_is_read_page_by_page(browser: Browser, service: ThreadedService
     page.tab.becomes("document.querySelector('.option .gist')?.textContent === 'message 99'")
     page.tab.value("document.querySelectorAll('.split .row button')[1].click()")
     page.tab.becomes("document.querySelector('.option .gist')?.textContent === 'message 129'")
-    page.tab.shows(".status", "30 messages of this page, the oldest first below.")
+    page.tab.shows(".status", "30 messages on this page, the oldest at the bottom.")
 
 
 def test_what_a_page_holds_is_bounded(browser: Browser, service: ThreadedService) -> None:
@@ -767,7 +937,7 @@ def test_the_form_and_the_json_follow_each_other(
                 "type": "success",
                 "service": "from-json",
                 "target": {"user_id": "alice"},
-                "metadata": {"ack": {"deadline": 7}},
+                "metadata": {"ack": {"deadline": 7, "later": 1}},
                 "unknown": 1,
             }
         ),
@@ -777,7 +947,7 @@ def test_the_form_and_the_json_follow_each_other(
         "[...document.querySelectorAll('.targets input')].map((e) => e.value)"
     ) == ["user", "alice"]
     assert page.tab.value("by('Try again after (seconds)').value") == "7"
-    assert "/unknown" in page.tab.texts("ul.wrong li")[0]
+    assert any("/unknown" in each for each in page.tab.texts("ul.wrong li"))
     page.tab.value(
         "by('Service').focus(); by('Service').value = 'from form';"
         " by('Service').dispatchEvent(new Event('input', {bubbles: true}))"
@@ -785,6 +955,7 @@ def test_the_form_and_the_json_follow_each_other(
     told = "JSON.parse(document.querySelector('textarea[rows=\"20\"]').value)"
     assert page.tab.value(told + ".service") == "from form"
     assert page.tab.value(told + ".unknown") == 1, "what has no field stays"
+    assert page.tab.value(told + ".metadata.ack") == {"deadline": 7, "later": 1}
     page.tab.becomes("by('Service').getAttribute('aria-invalid') === 'true'")
 
 
@@ -815,6 +986,10 @@ def test_the_form_and_the_json_follow_each_other(
         ),
         ({"type": "nothing", "service": "a", "channels": ["x"]}, "/type"),
         ({"type": "info", "service": "a", "channels": ["x"], "extra": 1}, "/extra"),
+        (
+            {"type": "info", "service": "a", "channels": ["x"], "timestamp": "2026-01-31 12:00"},
+            "/timestamp",
+        ),
     ],
 )
 def test_what_the_form_refuses_the_api_refuses_at_the_same_place(
@@ -831,6 +1006,83 @@ def test_what_the_form_refuses_the_api_refuses_at_the_same_place(
         f" {json.dumps(message)}, document).map((each) => each.pointer))"
     )
     assert pointer in found
+
+
+def test_times_are_taken_and_refused_by_the_form_as_by_the_api(
+    browser: Browser, service: ThreadedService
+) -> None:
+    days = ("2026-02-28", "2026-02-29", "2024-02-29", "2000-02-29", "1900-02-29", "2026-04-31")
+    times = [f"{day}T12:00:00Z" for day in (*days, "2026-13-01", "2026-00-10", "0000-01-01")]
+    times += ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "2026-01-31T24:00:00Z"]
+    for end in ("", "Z", "z", " Z", "Zx", ".5Z", ".Z", "+08:00", "-23:59", "+24:00", "+0800"):
+        times.append(f"2026-01-31T12:00:00{end}")
+    times += ["2026-01-31t12:00:00Z", "2026-01-31 12:00:00Z", "2026-01-31T12:00:60Z"]
+    messages = [
+        {"type": "info", "service": "a", "channels": ["x"], "timestamp": each} for each in times
+    ]
+    answers = [
+        request(service.port, "POST", "/api/v1/messages/send", json.dumps(each).encode()).status
+        for each in messages
+    ]
+    page = opened(browser, service, "#/publish")
+    found = page.tab.value(
+        "Promise.all([import('/admin/schema.js'), fetch('/openapi.json').then((a) => a.json())])"
+        ".then(([{faultsOf}, document]) =>"
+        f" {json.dumps(messages)}.map((each) => faultsOf(document.components.schemas.Message,"
+        " each, document).length))"
+    )
+    assert dict(zip(times, [422 if faults else 202 for faults in found], strict=True)) == dict(
+        zip(times, answers, strict=True)
+    )
+
+
+def test_data_that_is_no_json_is_not_published_as_it_was_before(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = opened(browser, service, "#/publish")
+    page.fill(
+        ".view textarea[rows='20']",
+        '{"type":"info","service":"me","channels":["broken"],"data":{"text":"before"}}',
+    )
+    page.fill(".view textarea[rows='5']", '{"text": "half of')
+    page.tab.click(".acts button")
+    page.tab.becomes("document.activeElement === document.querySelector('textarea[rows=\"5\"]')")
+    assert page.tab.value("document.activeElement.getAttribute('aria-invalid')") == "true"
+    kept = "/api/v1/channels/broken/messages"
+    assert request(service.port, "GET", kept).json()["messages"] == []
+    page.fill(".view textarea[rows='5']", '{"text": "all of it"}')
+    page.tab.click(".acts button")
+    page.tab.becomes("document.querySelector('.notice.good') !== null")
+    (published,) = request(service.port, "GET", kept).json()["messages"]
+    assert published["data"] == {"text": "all of it"}
+
+
+def test_what_was_being_written_stays_wherever_one_goes(
+    browser: Browser, guarded: ThreadedService
+) -> None:
+    page = opened(browser, guarded, "#/publish")
+    page.sign_in(everything(), stay=True)
+    page.tab.shows("h1", "Publish")
+    written = '{"type": "info", "service": "half", "chan'
+    text = "document.querySelector('textarea[rows=\"20\"]')?.value"
+    page.fill(".view textarea[rows='20']", written)
+    page.fill(".looks select:nth-of-type(2)", "zh")
+    page.tab.shows("h1", "发布")
+    assert page.tab.value(text) == written
+    page.fill(".looks select:nth-of-type(2)", "en")
+    page.move("#/settings")
+    page.tab.value("history.back()")
+    page.tab.becomes(f"{text} === {json.dumps(written)}")
+    page.reload()
+    page.tab.becomes(f"{text} === {json.dumps(written)}")
+    # As one who signs in at the provider goes: to another page, and back.
+    page.tab.tell("Page.navigate", url="about:blank")
+    page.go("#/publish")
+    page.tab.becomes(f"{text} === {json.dumps(written)}")
+    page.tab.click(".foot button")
+    page.tab.shows("h1", "Sign in")
+    assert page.tab.value("sessionStorage.length") == 0, "the next one is another"
+    page.tab.value("localStorage.clear()")
 
 
 def test_what_the_api_refuses_stands_at_its_field(

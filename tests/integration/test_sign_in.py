@@ -261,7 +261,7 @@ def test_a_page_of_a_sister_domain_signs_nobody_in_as_somebody_else(
             ]
             with Page(*tossed) as sister:
                 tab = browser.open(sister.origin.replace("127.0.0.1", "app.example.test"))
-                tab.becomes("document.readyState === 'complete'")
+                tab.becomes("location.hostname === 'app.example.test'")
             names = [each["name"] for each in browser.ask("Storage.getCookies", {})["cookies"]]
             assert len(names) == 2, "it may set those for all hosts of its domain"
             tab = browser.open(back)

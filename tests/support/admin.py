@@ -179,8 +179,8 @@ def traffic(
             )[n % 4]
             if n % 40 == 39:
                 type, data = "error", {"message": f"document-{n}.pdf could not be read"}
-            # On a busy machine the bus may be away for a moment.
-            with suppress(AssertionError):
+            # On a busy machine the bus, or the service, may be away for a moment.
+            with suppress(AssertionError, OSError):
                 publish(port, headers, service=service, type=type, data=data, channels=[*channels])
             # A wave, so that there is something to see.
             if over.wait((1 + 0.5 * (n // 50 % 3)) / rate):

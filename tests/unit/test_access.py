@@ -242,7 +242,8 @@ EVERYTHING: dict[str, Any] = {
 
 PROVIDER, OWN = "http://127.0.0.1:9", "https://push.example"
 GRANTED = '{"subscribe":["demo","service:*"],"publish":["service:a","demo","broadcast"]}'
-SESSIONS = Sessions(SECRET, issuer=PROVIDER, origin=OWN, given=read_claim(GRANTED))
+CLAIM = "groups=ops"
+SESSIONS = Sessions(SECRET, issuer=PROVIDER, origin=OWN, claim=CLAIM, given=read_claim(GRANTED))
 
 
 def session(**headers: str) -> Credentials:
@@ -354,7 +355,7 @@ async def client(keys: KeyServer) -> AsyncIterator[AsgiDriver]:
         # Nobody is there: it signs nobody in here.
         oidc_issuer=PROVIDER,
         oidc_client_id="msgpush",
-        oidc_admin_claim="groups=ops",
+        oidc_admin_claim=CLAIM,
         oidc_grant=GRANTED,
         public_url=OWN,
         session_secret=SECRET,

@@ -87,7 +87,8 @@ async def test_every_field_has_a_label_and_the_page_a_language_and_one_main_part
 
 @pytest.mark.parametrize("name", SHIPPED)
 async def test_a_shipped_file_is_served_as_what_it_is(client: AsgiDriver, name: str) -> None:
-    path = name if name.startswith("admin/") else f"static/{name}"
+    pages = {"index.html": "", "docs.html": "docs"}
+    path = name if name.startswith("admin/") else pages.get(name, f"static/{name}")
     answer = await client.request("GET", f"/{path}")
     assert (answer.status, answer.body) == (200, (FOLDER / name).read_bytes())
     assert answer.headers["content-type"].partition(";")[0] in TYPES[Path(name).suffix]
@@ -119,6 +120,9 @@ def test_what_is_taken_from_others_comes_with_its_license() -> None:
         "/static/index.js\0",
         "/static/admin/index.html",
         "/static/./admin/index.html",
+        "/static/../static/admin/index.html",
+        "/static/index.html",
+        "/static/docs.html",
         "/admin/nothing.js",
         "/admin/vendor",
         "/admin/vendor/",

@@ -24,7 +24,13 @@ ISSUER = "https://id.example.com"
 
 
 def sessions(clock: FakeClock, secret: str = SECRET, **changes: Any) -> Sessions:
-    given: dict[str, Any] = {"issuer": ISSUER, "origin": URL, "given": MsgpushClaim()} | changes
+    given: dict[str, Any] = {
+        "issuer": ISSUER,
+        "origin": URL,
+        "claim": "groups=ops",
+        "given": MsgpushClaim(),
+        **changes,
+    }
     return Sessions(secret, clock=clock.now, **given)
 
 
@@ -72,9 +78,12 @@ def test_a_session_gives_what_is_granted_now_not_what_was_when_it_began() -> Non
         {"secret": OTHER_SECRET},
         {"issuer": "https://other.example.com"},
         {"origin": "https://other.example.com"},
+        {"claim": "groups=security"},
     ],
 )
-def test_a_session_of_another_secret_provider_or_service_is_none(changes: dict[str, Any]) -> None:
+def test_a_session_of_another_secret_provider_service_or_claim_is_none(
+    changes: dict[str, Any],
+) -> None:
     clock = FakeClock()
     text = value(sessions(clock).open("ada")[1])
     with pytest.raises(Unauthorized):
@@ -84,7 +93,8 @@ def test_a_session_of_another_secret_provider_or_service_is_none(changes: dict[s
 def test_only_what_was_signed_as_a_session_is_one() -> None:
     clock = FakeClock()
     now = clock.now()
-    claims = {"iss": ISSUER, "aud": URL, "sub": "x", "iat": now, "exp": now + 60, "jti": "x"}
+    who = {"iss": ISSUER, "aud": URL, "claim": "groups=ops", "sub": "x"}
+    claims = {**who, "iat": now, "exp": now + 60, "jti": "x"}
     key = derived_key(SECRET, "session")
     assert isinstance(key, OctKey)
     ours = sessions(clock)

@@ -212,6 +212,7 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "OIDC_ADMIN_CLAIM": [
         ("groups=ops",) * 2,
         ("realm_access.roles=ops",) * 2,
+        ("groups=Domain Admins",) * 2,
         ("https://a.example/groups=a=b",) * 2,
     ],
     "OIDC_GRANT": [
@@ -509,7 +510,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         "one of which is openid",
     ),
     "OIDC_ADMIN_CLAIM": (
-        ["groups", "=ops", "groups=", "a b=c", "groups=a b"],
+        ["groups", "=ops", "groups=", "a b=c", "groups= a", "groups=a ", "groups=a\nb"],
         "such as groups=ops",
     ),
     "OIDC_GRANT": (
@@ -526,6 +527,11 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "PUBLIC_URL": (
         [
+            "https://push.example.com:",
+            "https://push,example.com",
+            "https://a b.example",
+            "https://push.example.com/../x",
+            "https://push.example.com/x/.",
             "push.example.com",
             "http://push.example.com",
             "https://",

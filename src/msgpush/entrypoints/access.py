@@ -112,6 +112,7 @@ def _sign_in(settings: Settings) -> tuple[SignIn, FetchedKeys]:
         secret,
         issuer=settings.oidc_issuer,
         origin=url_origin(url),
+        claim=settings.oidc_admin_claim,
         given=read_claim(settings.oidc_grant),
         # No longer than a revocation is remembered.
         lifetime=min(LIFETIME, settings.max_token_lifetime),

@@ -14,7 +14,7 @@ from msgpush.adapters.auth.issuers import is_issuer
 from msgpush.adapters.auth.keys import KINDS, public_key, secret_key
 from msgpush.adapters.auth.tokens import read_claim
 from msgpush.adapters.http.addresses import Proxy, read_address, read_network
-from msgpush.adapters.http.origins import read_origins
+from msgpush.adapters.http.origins import read_origins, url_origin
 from msgpush.adapters.notify.places import Place
 from msgpush.adapters.notify.vapid import vapid_key
 from msgpush.adapters.redis.target import RedisTarget
@@ -127,8 +127,11 @@ def _issuer(text: str) -> str:
 
 
 def _public_url(text: str) -> str:
-    if not is_issuer(text) or not re.fullmatch(r"https?://[^/]+(/[A-Za-z0-9._~%-]+)*/?", text):
+    # Browsers leave a segment of dots out.
+    path = r"(/(?!\.\.?(/|$))[A-Za-z0-9._~%-]+)*/?"
+    if not is_issuer(text) or not re.fullmatch(f"https?://[^/]+{path}", text):
         raise ValueError
+    url_origin(text)
     return text.removesuffix("/")
 
 
@@ -288,7 +291,7 @@ SCOPE = matching(
     "words with a space in between, one of which is openid",
 )
 CLAIM_VALUE = matching(
-    r"[^=\s]{1,200}=[^\s]{1,200}", "a claim's name, = and a value, such as groups=ops"
+    r"[^=\s]{1,200}=\S(?:[^\r\n]{0,198}\S)?", "a claim's name, = and a value, such as groups=ops"
 )
 GRANT = checked(
     read_claim,

@@ -388,8 +388,8 @@ class SettingsTable(Struct, frozen=True, kw_only=True):
         str | None,
         Setting(
             CLAIM_VALUE,
-            "The claim of the ID token that makes an operator: it has this value, or has it among"
-            " its words or items. realm_access.roles=ops looks into an object.",
+            "The claim of the ID token that makes an operator: it is this text, or a list that has"
+            " it. realm_access.roles=ops looks into an object.",
             when=OIDC,
         ),
     ] = None

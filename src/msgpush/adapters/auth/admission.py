@@ -36,11 +36,11 @@ def where_to(public_url: str, path: str) -> str:
 
 
 def has_claim(claims: Mapping[str, Any], wanted: str) -> bool:
-    """True if a claim has a value, as `groups=ops`: it is that text, or has it among its words or
-    items.
+    """True if a claim has a value, as `groups=ops`: it is that text, or a list that has it.
 
-    The name may lead into objects, as `realm_access.roles=ops`; one that has the dots itself
-    counts first."""
+    A `scope` has it among its words (RFC 8693, section 4.2); no other text is taken apart, or
+    `department=Ops` would be true of whoever is "Not Ops". The name may lead into objects, as
+    `realm_access.roles=ops`; one that has the dots itself counts first."""
     name, _, value = wanted.partition("=")
     found: Any = claims
     if name in claims:
@@ -51,5 +51,5 @@ def has_claim(claims: Mapping[str, Any], wanted: str) -> bool:
     if isinstance(found, bool):
         return value == str(found).lower()
     if isinstance(found, str):
-        return found == value or value in found.split()
+        return found == value or (name == "scope" and value in found.split(" "))
     return isinstance(found, list) and value in found

@@ -233,6 +233,8 @@ class _Client(StarletteOAuth2App):  # type: ignore[misc]
             raise Unauthorized("it is no text")
         signed = await self._signatures.payload(text)
         header = msgspec.json.decode(_part(text))
+        if header["alg"] == "Ed25519":
+            header["alg"] = "EdDSA"  # the name that Authlib knows its hash by (RFC 9864)
         wanted = {
             "iss": {"essential": True, "value": self._issuer},
             "aud": {"essential": True, "value": self.client_id},

@@ -34,10 +34,11 @@ _ENDED = "the session has ended: sign in again"
 
 
 class Session(Struct, frozen=True):
-    """What the cookie says: who has signed in, where, since when and until when."""
+    """What the cookie says: who has signed in, where, by which claim, since when and until when."""
 
     iss: str
     aud: str
+    claim: str
     sub: str
     iat: float
     exp: float
@@ -90,6 +91,7 @@ class Sessions:
         secret: what keys are made from.
         issuer: the provider that those who have a session have signed in at. Those of another end.
         origin: the service's own; whatever pages of others ask, a session doesn't count.
+        claim: what has made them operators, as `groups=ops`. Where that changes, they sign in anew.
         given: what those who have signed in may do, besides being admins.
         lifetime: seconds.
         clock: seconds since 1970.
@@ -101,12 +103,14 @@ class Sessions:
         *,
         issuer: str,
         origin: str,
+        claim: str,
         given: MsgpushClaim,
         lifetime: float = LIFETIME,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._key = derived_key(secret, "session")
-        self._issuer, self._origin, self._given = issuer, origin, given
+        self._issuer, self._origin = issuer, origin
+        self._claim, self._given = claim, given
         self._lifetime, self._clock = lifetime, clock
         self._jar = CookieJar(origin)
 
@@ -116,6 +120,7 @@ class Sessions:
         session = Session(
             self._issuer,
             self._origin,
+            self._claim,
             sub,
             now,
             now + self._lifetime,
@@ -151,8 +156,9 @@ class Sessions:
             session = _session(signed.payload)
         except (JoseError, msgspec.MsgspecError, ValueError, RecursionError):
             raise Unauthorized(_ENDED) from None
-        ours = (signed.headers().get("typ"), session.iss, session.aud)
-        if ours != (_TYPE, self._issuer, self._origin) or session.exp <= self._clock():
+        ours = (signed.headers().get("typ"), session.iss, session.aud, session.claim)
+        wanted = (_TYPE, self._issuer, self._origin, self._claim)
+        if ours != wanted or session.exp <= self._clock():
             raise Unauthorized(_ENDED)
         return self._grant(session)
 

@@ -84,8 +84,8 @@ class _Files(StaticFiles):
     """Static files, never taken for another type, and asked for anew when they have changed."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        if Path(path).parts[:1] == ("admin",):
-            raise HTTPException(404)  # a page that has headers and a path of its own: see admin.py
+        if Path(path).parts[:1] in (("admin",), ("..",)) or path.endswith(".html"):
+            raise HTTPException(404)  # pages have headers and paths of their own: see admin.py, too
         response = await super().get_response(path, scope)
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Cache-Control"] = "no-cache"

@@ -83,8 +83,9 @@ class Server:
                     # What is sent now could come after a later request, and undo it.
                     raise TimeoutError
                 connection.request(method, self._path + path, content, sent)
-                response = connection.getresponse()
-                received = response.read(ANSWER_BYTES + 1)
+                # Its file would keep the socket open, however the reading ends.
+                with connection.getresponse() as response:
+                    received = response.read(ANSWER_BYTES + 1)
                 if len(received) > ANSWER_BYTES:
                     raise OSError(f"its answer is larger than {ANSWER_BYTES} bytes")
                 return Answer(response.status, received)

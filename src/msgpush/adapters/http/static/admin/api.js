@@ -15,6 +15,16 @@ export class Problem extends Error {
   }
 }
 
+let ahead = 0; // ms that the service's clock is ahead of this machine's, which may be wrong by hours
+/** What time it is at the service, in milliseconds since 1970. */
+export const now = () => Date.now() + ahead;
+
+function compare(answer) {
+  const told = Date.parse(answer.headers.get("Date"));
+  // It has no fractions, and was on its way: a few seconds are no difference.
+  if (told) ahead = Math.abs(told - Date.now()) < 5000 ? 0 : told - Date.now();
+}
+
 let token = "";
 export const useToken = (given) => void (token = given);
 export const shownToken = () => token;
@@ -52,6 +62,7 @@ export async function ask(path, { method = "GET", body, query, signal, quiet = f
       credentials: "same-origin",
       cache: "no-store",
     });
+    compare(answer);
     const read = answer.status === 204 ? null : await answer.json().catch(() => undefined);
     if (answer.ok && read !== undefined) {
       if (!quiet) told(null);

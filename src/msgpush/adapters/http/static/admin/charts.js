@@ -144,7 +144,7 @@ export class Chart {
       legend: { show: false },
       cursor: { show: false },
       scales: {
-        x: { range: (_, least, most) => [dates ? least : Math.min(least, most - LEAST), most] },
+        x: { range: (_, least, most) => span(least, most, dates) },
         y: { range: (_, least, most) => [0, nice(most)] },
       },
       axes: [
@@ -163,7 +163,8 @@ export class Chart {
         ...series.map((s) => ({
           stroke: colour(s.colour),
           width: 2,
-          points: { show: false },
+          // A line needs two: one alone is a point.
+          points: { show: true, size: 6, filter: (plot, index) => alone(plot.data[index]) },
           spanGaps: true,
           fill: series.length === 1 ? colour(`${s.colour}-soft`) : undefined,
         })),
@@ -213,6 +214,13 @@ export class Chart {
   }
 }
 
+/** Where the only value of a series is, if it has one alone. */
+function alone(values) {
+  const at = [];
+  for (let i = 0; i < values.length && at.length < 2; i++) if (values[i] === values[i] && values[i] !== null) at.push(i);
+  return at.length === 1 ? at : [];
+}
+
 function extremes(values) {
   let least = Infinity;
   let most = -Infinity;
@@ -231,6 +239,12 @@ function extremes(values) {
 /** Whether a time can stand below its place, and isn't cut off at the right. */
 const fits = (plot, at, dates) =>
   plot.valToPos(at, "x") + (dates === "days" ? 36 : 26) < plot.bbox.width / devicePixelRatio + 8;
+
+/** From when to when a chart shows; up to now where there is nothing yet. */
+function span(least, most, dates) {
+  if (most === null) least = most = Date.now() / 1000;
+  return [dates ? least : Math.min(least, most - LEAST), most];
+}
 
 /** A round number not below this one, so that the axis doesn't jump with each point. */
 function nice(most) {

@@ -8,6 +8,7 @@ const PRIORITIES = ["low", "normal", "high", "urgent"];
 
 /** The fields of a message. `changed` is called with the whole message whenever one is edited. */
 export class Form {
+  #why = ""; // the data that stands in its field is no JSON
   #message = {};
   #fields = {};
   #targets = h("div", { class: "stack" });
@@ -116,6 +117,7 @@ export class Form {
     for (const name of ["service", "source", "id", "timestamp"])
       put(`/${name}`, typeof message[name] === "string" ? message[name] : "");
     put("/channels", Array.isArray(message.channels) ? message.channels.join(", ") : "");
+    this.#why = "";
     put("/data", message.data === undefined ? "" : JSON.stringify(message.data, null, 2));
     put("/metadata/priority", metadata?.priority);
     put("/metadata/ttl", metadata?.ttl);
@@ -148,8 +150,14 @@ export class Form {
           at === pointer ? detail : `${pointer.slice(at.length)}: ${detail}`,
         ]);
     }
+    if (this.broken) texts.set(this.#fields["/data"], [this.#why]);
     for (const each of this.#all()) each.complain((texts.get(each) ?? []).join(" "));
     return rest;
+  }
+
+  /** Whether the data isn't what stands in its field, since that can't be read. */
+  get broken() {
+    return this.#why !== "";
   }
 
   focusFirst() {
@@ -226,11 +234,11 @@ export class Form {
       .filter(Boolean);
     message.channels = channels.length ? channels : undefined;
     const typed = value("/data");
-    let broken = "";
+    this.#why = "";
     try {
       message.data = typed ? JSON.parse(typed) : undefined;
     } catch (error) {
-      broken = t("publish.no.json", { why: error.message });
+      this.#why = t("publish.no.json", { why: error.message });
     }
     const metadata = {
       ...message.metadata,
@@ -239,6 +247,7 @@ export class Form {
     };
     this.#terms.hidden = !this.ack.checked;
     const terms = {
+      ...this.#message.metadata?.ack,
       deadline: number("/metadata/ack/deadline"),
       deliveries: number("/metadata/ack/deliveries"),
       collapse: value("/metadata/ack/collapse") || undefined,
@@ -254,6 +263,5 @@ export class Form {
       : undefined;
     this.#message = JSON.parse(JSON.stringify(message));
     this.changed(this.#message);
-    if (broken) this.#fields["/data"].complain(broken);
   }
 }

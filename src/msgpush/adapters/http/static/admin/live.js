@@ -1,8 +1,9 @@
 // What the instances report, asked for every two seconds, and the rates that follow from it.
-import { ask } from "./api.js";
+import { ask, now } from "./api.js";
 import { Ring } from "./charts.js";
 
 const EVERY = 2000;
+const SILENT = 5000; // ms without a report, of which there is one each second
 const KEPT = 300; // points: ten minutes
 const COUNTERS = ["published", "failed", "delivered", "acknowledged", "dead"];
 
@@ -30,6 +31,11 @@ export class Live {
     this.#look();
   }
 
+  /** Look at once: what was refused may be allowed by now. */
+  again() {
+    this.#soon(0);
+  }
+
   #soon(milliseconds) {
     clearTimeout(this.#timer);
     if (!this.#over) this.#timer = setTimeout(() => this.#look(), milliseconds);
@@ -42,7 +48,10 @@ export class Live {
       const { instances } = await ask("api/v1/instances", { signal: this.signal });
       if (!this.#over) this.#take(instances);
     } catch (problem) {
-      if (!this.#over) this.refuse(problem);
+      if (this.#over) return;
+      this.refuse(problem);
+      // What is refused stays so until somebody else has signed in.
+      if ([401, 403].includes(problem.status)) return;
     }
     this.#soon(EVERY);
   }
@@ -52,13 +61,17 @@ export class Live {
     let known = false;
     for (const each of instances) {
       const before = this.#before.get(each.node);
+      // By this page's own watch: clocks of instances may differ.
+      each.heard = before?.at === each.at ? before.heard : performance.now();
+      each.silent = performance.now() - each.heard > SILENT;
       const seconds = before && (Date.parse(each.at) - Date.parse(before.at)) / 1000;
-      // An instance that has not reported anew goes on as it was; one that was started anew begins at nothing.
+      // An instance that has not reported anew goes on as it was, for a while; one that was started anew begins at
+      // nothing.
       if (seconds > 0 && each.started_at === before.started_at)
         each.rates = Object.fromEntries(
           COUNTERS.map((name) => [name, Math.max(0, each[name] - before[name]) / seconds]),
         );
-      else each.rates = seconds === 0 ? before.rates : null;
+      else each.rates = seconds === 0 && !each.silent ? before.rates : null;
       if (!each.rates) continue;
       known = true;
       for (const name of COUNTERS) total[name] += each.rates[name];
@@ -66,15 +79,15 @@ export class Live {
     this.#before = new Map(instances.map((each) => [each.node, each]));
     const slowest = (name) => instances.reduce((most, each) => Math.max(most, each.latency_ms[name] ?? -1), -1);
     const sum = (state) => instances.reduce((all, each) => all + each.streams[state], 0);
-    const now = Date.now() / 1000;
+    const at = now() / 1000;
     const latency = ["p50", "p99"].map((name) => (slowest(name) < 0 ? null : slowest(name)));
     const streams = [sum("live"), sum("behind")];
     if (known) {
-      this.messages.push(now, [total.published, total.failed]);
-      this.deliveries.push(now, [total.delivered, total.acknowledged]);
+      this.messages.push(at, [total.published, total.failed]);
+      this.deliveries.push(at, [total.delivered, total.acknowledged]);
     }
-    this.latency.push(now, latency);
-    this.streams.push(now, streams);
+    this.latency.push(at, latency);
+    this.streams.push(at, streams);
     this.show({ instances, rates: known ? total : null, latency, streams });
   }
 }

@@ -113,12 +113,6 @@ export class Rows {
     else this.element.removeAttribute("aria-activedescendant");
   }
 
-  /** Draw rows anew, since what they show is another. */
-  redraw() {
-    for (const element of this.#pool) element.row = undefined;
-    this.soon();
-  }
-
   #make() {
     const element = h("div", { class: "option", role: "option", id: `${this.#id}-${this.#pool.length}` });
     this.#pool.push(element);

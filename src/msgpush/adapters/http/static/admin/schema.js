@@ -16,6 +16,18 @@ function pattern(source) {
   return patterns.get(source);
 }
 
+const TIME = /^(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.\d+)?(?:[Zz]|[+-](\d\d):(\d\d))$/;
+/** Whether a text is a date-time of RFC 3339 of the years 1 to 9999; second 60 is a leap second. */
+function isTime(text) {
+  const found = TIME.exec(text);
+  if (!found) return false;
+  const [year, month, day, hour, minute, second, hours = 0, minutes = 0] = found.slice(1).map((each) => each && +each);
+  // Day 0 of the next month is the last one of this.
+  const days = new Date(Date.UTC(2000 + (year % 400), month, 0)).getUTCDate();
+  if (year < 1 || month < 1 || month > 12 || day < 1 || day > days) return false;
+  return hour < 24 && minute < 60 && second <= 60 && hours < 24 && minutes < 60;
+}
+
 /**
  * The faults of a value: each has a JSON pointer, the key of a text that says what is wrong, and what goes into that.
  * @param {object} schema
@@ -51,7 +63,7 @@ export function faultsOf(schema, value, document, pointer = "") {
     if (length < schema.minLength) add("short", { n: schema.minLength });
     if (length > schema.maxLength) add("long", { n: schema.maxLength });
     if (schema.pattern && !pattern(schema.pattern).test(value)) add("pattern", { pattern: schema.pattern });
-    if (schema.format === "date-time" && !/^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d/.test(value)) add("time");
+    if (schema.format === "date-time" && !isTime(value)) add("time");
   }
   if (typeof value === "number") {
     if (value < schema.minimum) add("least", { n: schema.minimum });

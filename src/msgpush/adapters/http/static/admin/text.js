@@ -40,10 +40,12 @@ export async function copy(text) {
   } catch {
     // No clipboard without TLS, or no permission: the old way.
     const area = h("textarea", { value: text, class: "away", "aria-hidden": "true", tabindex: "-1" });
+    const focused = document.activeElement;
     document.body.append(area);
     area.select();
     const done = document.execCommand("copy");
     area.remove();
+    focused?.focus();
     return done;
   }
 }

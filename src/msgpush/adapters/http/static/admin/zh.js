@@ -85,6 +85,8 @@ export default {
   "instance.ready": "就绪",
   "instance.not.ready": "未就绪",
   "instance.draining": "正在排空",
+  "instance.silent": "无报告",
+  "instance.silent.means": "已有数秒没有上报",
   "instance.behind": "{n} 个落后",
   "instance.limit": "上限 {n}",
   "registry.none": "无",

@@ -28,10 +28,12 @@ export default function channels(root, { params, signal, onRecovery }) {
     { wide: true, hint: t("channels.hint") },
   );
   const body = h("div", {});
+  let view = null;
   const open = (event) => {
     event.preventDefault();
     const wanted = name.control.value.trim();
-    if (wanted === channel) return;
+    // What was closed is opened anew.
+    if (wanted === channel) return view.again();
     go("channels", { channel: wanted, mode });
   };
   fill(
@@ -60,7 +62,7 @@ export default function channels(root, { params, signal, onRecovery }) {
       (chosen) => go("channels", { channel, mode: chosen }),
     ),
   );
-  const view = new Messages(tools);
+  view = new Messages(tools);
   fill(body, view.element);
   signal.addEventListener("abort", () => view.close());
   return (mode === "live" ? tail : history)(view, { channel, signal, onRecovery });
@@ -72,6 +74,8 @@ class Messages {
   #whole = h("section", { class: "card whole", "aria-label": t("message.title"), hidden: true });
   #none = h("div", {});
   said = status();
+  /** Ask for what is shown once more. */
+  again = () => {};
 
   constructor(tools) {
     this.tools = tools;
@@ -135,6 +139,11 @@ class Messages {
 
   refuse(problem) {
     fill(this.list, refusal(problem));
+  }
+
+  /** Show the list, whatever stood in its place. */
+  restore() {
+    if (!this.list.contains(this.rows.element)) fill(this.list, this.rows.element, this.#none);
   }
 
   close() {
@@ -230,7 +239,7 @@ async function tail(view, { channel, signal, onRecovery }) {
       return view.refuse(problem);
     }
     if (signal.aborted) return;
-    if (!view.list.contains(view.rows.element)) fill(view.list, view.rows.element, view.list.rest);
+    view.restore();
     view.clear();
     for (const message of history.messages) view.held.push(message);
     view.changed();
@@ -260,7 +269,8 @@ async function tail(view, { channel, signal, onRecovery }) {
     clearInterval(ticks);
     client?.close();
   });
-  onRecovery(() => client ?? begin());
+  view.again = () => client ?? begin();
+  onRecovery(view.again);
   await begin();
 }
 
@@ -273,20 +283,23 @@ async function history(view, { channel, signal, onRecovery }) {
   fill(view.foot, oldest, next, newest);
   let cursor = null;
   let asked;
+  let turn = 0;
   view.hint = t("channels.kept");
 
   async function load(after) {
     asked = after;
+    const mine = ++turn;
     const query = after === undefined ? { last: PAGE } : { after, limit: PAGE };
     let page;
     try {
       page = await ask(`api/v1/channels/${part(channel)}/messages`, { query, signal });
     } catch (problem) {
-      if (!signal.aborted) view.refuse(problem);
+      if (!signal.aborted && mine === turn) view.refuse(problem);
       return;
     }
-    if (signal.aborted) return;
+    if (signal.aborted || mine !== turn) return;
     cursor = page.cursor;
+    view.restore();
     view.clear();
     for (const message of page.messages) view.held.push(message);
     view.changed();
@@ -298,6 +311,7 @@ async function history(view, { channel, signal, onRecovery }) {
     );
   }
 
-  onRecovery(() => load(asked));
+  view.again = () => load(asked);
+  onRecovery(view.again);
   await load(undefined);
 }

@@ -1,5 +1,5 @@
 // Connections: who is connected, at any instance; how far behind; and their end.
-import { ask, part } from "../api.js";
+import { ask, now, part } from "../api.js";
 import { fill, h } from "../dom.js";
 import { bytes, count, duration, t } from "../i18n.js";
 import { badge, confirm, field, heading, nothing, options, refusal, status, table } from "../parts.js";
@@ -60,7 +60,7 @@ export default async function connections(root, { params, signal, onRecovery }) 
     {
       label: t("connections.since"),
       number: true,
-      cell: (c) => duration((Date.now() - Date.parse(c.connected_at)) / 1000),
+      cell: (c) => duration((now() - Date.parse(c.connected_at)) / 1000),
     },
     {
       label: t("connections.where"),
@@ -75,7 +75,7 @@ export default async function connections(root, { params, signal, onRecovery }) 
       cell: (c) =>
         h(
           "button",
-          { type: "button", class: "plain small", onclick: (event) => end(c, event.target) },
+          { type: "button", class: "plain small", onclick: (event) => end(c, event.currentTarget) },
           t("connections.disconnect"),
           h("span", { class: "away" }, " ", code(c.subject ?? c.id, 60)),
         ),
@@ -94,6 +94,7 @@ export default async function connections(root, { params, signal, onRecovery }) 
   );
   let following = null;
   let at = null;
+  let turn = 0;
 
   fill(
     root,
@@ -125,13 +126,16 @@ export default async function connections(root, { params, signal, onRecovery }) 
 
   async function page(after) {
     at = after;
+    const mine = ++turn;
     let found;
     try {
       found = await ask("api/v1/connections", { query: { ...wanted(), limit: PAGE, next: after }, signal });
     } catch (problem) {
-      if (!signal.aborted) fill(body, refusal(problem));
+      if (!signal.aborted && mine === turn) fill(body, refusal(problem));
       return;
     }
+    // What was asked for since then may have been answered before.
+    if (mine !== turn) return;
     following = found.next;
     first.hidden = after === null;
     next.hidden = following === null;
@@ -193,6 +197,10 @@ export default async function connections(root, { params, signal, onRecovery }) 
   }
 
   kind.control.addEventListener("change", () => value.control.focus());
+  value.control.addEventListener("input", () => {
+    // A name is one of something: of a user, until another is chosen.
+    kind.control.value ||= KINDS[0];
+  });
   onRecovery(() => page(at));
   await page(null);
 }

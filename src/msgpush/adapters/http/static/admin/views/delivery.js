@@ -47,6 +47,7 @@ function lookup(room, { label, value, name, tab, columns, caption, hint, load, s
   const body = h("div", { class: "card" });
   let after = null;
   let following = null;
+  let turn = 0;
   const first = h(
     "button",
     { type: "button", class: "plain small", hidden: true, onclick: () => show(null) },
@@ -75,13 +76,16 @@ function lookup(room, { label, value, name, tab, columns, caption, hint, load, s
     after = from;
     const wanted = asked.control.value.trim();
     if (!wanted) return;
+    const mine = ++turn;
     let page;
     try {
       page = await load(wanted, from);
     } catch (problem) {
-      if (!signal.aborted) fill(body, refusal(problem));
+      if (!signal.aborted && mine === turn) fill(body, refusal(problem));
       return;
     }
+    // What was asked for since then may have been answered before.
+    if (mine !== turn) return;
     following = page.next;
     first.hidden = from === null;
     next.hidden = following === null;
@@ -228,16 +232,19 @@ async function message(room, { params, signal, onRecovery }) {
     body,
   );
 
+  let turn = 0;
   async function show() {
     const [s, i] = [service.control.value.trim(), id.control.value.trim()];
     if (!s || !i) return;
+    const mine = ++turn;
     let told;
     try {
       told = await ask(`api/v1/messages/${part(s)}/${part(i)}/delivery`, { signal });
     } catch (problem) {
-      if (!signal.aborted) fill(body, refusal(problem));
+      if (!signal.aborted && mine === turn) fill(body, refusal(problem));
       return;
     }
+    if (mine !== turn) return;
     const reason = told.reason && t(told.reason === "expired" ? "reason.expired" : "reason.deliveries");
     const acts =
       told.state === "dead"
@@ -256,12 +263,13 @@ async function message(room, { params, signal, onRecovery }) {
           h("h2", {}, code(told.key)),
           badge(KINDS[told.state] ?? "quiet", t(`outcome.${told.state}`)),
         ),
-        h("p", { class: "quiet" }, t(`outcome.${told.state}.means`), reason && [" ", reason]),
+        h("p", { class: "quiet" }, t(`outcome.${told.state}.means`)),
         facts([
           [
             t("dead.user"),
             h("a", { href: to("delivery", { tab: "pending", user: told.user_id }) }, data(told.user_id)),
           ],
+          [t("dead.reason"), reason],
           [t("dead.deliveries"), count(told.deliveries)],
           [t("one.accepted"), moment(told.accepted_at)],
           [t("one.written"), told.written_at && moment(told.written_at)],

@@ -1,5 +1,5 @@
 // Overview: what happens now, what has happened, and how the instances are.
-import { ask } from "../api.js";
+import { ask, now } from "../api.js";
 import { Chart } from "../charts.js";
 import { fill, h } from "../dom.js";
 import { count, duration, figure, t } from "../i18n.js";
@@ -14,14 +14,14 @@ const MOST_LINES = 6;
 const HISTORY_EVERY = 60_000;
 
 export default function overview(root, { params, signal, onRecovery }) {
-  const now = h("div", {});
+  const present = h("div", {});
   const past = h("div", {});
-  fill(root, heading("overview"), now, past);
-  live(now, signal);
+  fill(root, heading("overview"), present, past);
+  live(present, { signal, onRecovery });
   history(past, { params, signal, onRecovery });
 }
 
-function live(root, signal) {
+function live(root, { signal, onRecovery }) {
   const per = t("unit.per.s");
   const lines = (...names) => names.map(([key, colour]) => ({ label: t(key), colour }));
   const charts = {
@@ -80,6 +80,7 @@ function live(root, signal) {
     },
     signal,
   );
+  onRecovery(() => feed.again());
 }
 
 function instanceTable() {
@@ -110,7 +111,7 @@ function instanceTable() {
     {
       label: t("instance.up"),
       number: true,
-      cell: (each) => duration((Date.now() - Date.parse(each.started_at)) / 1000),
+      cell: (each) => duration((now() - Date.parse(each.started_at)) / 1000),
     },
   ];
   const made = table(t("overview.instances"), columns);
@@ -120,7 +121,7 @@ function instanceTable() {
     show(found) {
       // Rows are made anew only where they say something else.
       const said =
-        JSON.stringify(found, (key, value) => (key === "at" ? undefined : value)) + Math.floor(Date.now() / 60_000);
+        JSON.stringify(found, (key, value) => (["at", "heard"].includes(key) ? undefined : value)) + Math.floor(now() / 60_000);
       if (said === before) return;
       before = said;
       made.show(found);
@@ -128,7 +129,8 @@ function instanceTable() {
   };
 }
 
-function state({ ready, draining, reason }) {
+function state({ ready, draining, reason, silent }) {
+  if (silent) return [badge("warn", t("instance.silent")), h("span", { class: "sub" }, t("instance.silent.means"))];
   if (draining) return badge("warn", t("instance.draining"));
   return [
     badge(ready ? "good" : "bad", t(ready ? "instance.ready" : "instance.not.ready")),
@@ -193,16 +195,21 @@ function history(root, { params, signal, onRecovery }) {
     body,
   );
 
+  let drawn = "";
   function close() {
     for (const chart of charts) chart.close();
     charts = [];
+    drawn = "";
   }
 
   let turn = 0;
+  let old = false;
   async function load() {
     clearTimeout(timer);
+    old = false;
+    timer = setTimeout(() => ((old = true), renew()), HISTORY_EVERY);
     const mine = ++turn;
-    const to = Math.floor(Date.now() / 1000);
+    const to = Math.floor(now() / 1000);
     let told;
     try {
       told = await ask("api/v1/stats/messages", {
@@ -211,26 +218,31 @@ function history(root, { params, signal, onRecovery }) {
       });
     } catch (problem) {
       if (signal.aborted || mine !== turn) return;
-      if (!(problem.passes && charts.length)) fill(body, refusal(problem));
+      if (problem.passes && charts.length) return;
+      close();
+      fill(body, refusal(problem));
       return;
     }
     if (signal.aborted || mine !== turn) return;
-    timer = setTimeout(
-      () => (document.visibilityState === "visible" ? load() : (timer = setTimeout(load, HISTORY_EVERY))),
-      HISTORY_EVERY,
-    );
     draw(told);
   }
 
+  /** Load it anew when it is old, and somebody looks. */
+  function renew() {
+    if (old && document.visibilityState === "visible") load();
+  }
+
   function draw(told) {
-    close();
     const lines = largest(told.series, asked.count);
     const times = steps(told);
     // The step that has just begun: as long as nothing is recorded of it, it isn't known to be nothing.
-    const begun = times.at(-1) + told.step > Date.now() / 1000 && lines.every(({ values }) => !values.at(-1));
+    const begun = times.at(-1) + told.step > now() / 1000 && lines.every(({ values }) => !values.at(-1));
     if (begun && times.length > 1) for (const each of [times, ...lines.map(({ values }) => values)]) each.pop();
     const counted = lines.some(({ values }) => values.some(Boolean));
-    if (!counted) return fill(body, nothing(t("history.none"), t("history.none.hint")));
+    if (!counted) {
+      close();
+      return fill(body, nothing(t("history.none"), t("history.none.hint")));
+    }
     const dates = RANGES[asked.range] > 86400 ? "days" : "hours";
     const label = (key) => (asked.by ? (key === "other" ? t("by.other") : key) : t(`count.${asked.count}`));
     const series = lines.map((line, i) => ({
@@ -238,12 +250,37 @@ function history(root, { params, signal, onRecovery }) {
       colour: `c${i + 1}`,
       data: asked.by && line.key !== "other" ? data(line.key) : undefined,
     }));
-    const main = new Chart({
-      title: t(`count.${asked.count}`),
-      unit: t(told.step === 3600 ? "unit.per.hour" : "unit.per.min"),
-      series,
-      dates,
-    });
+    const { p50, p99 } = told.latency_ms ?? {};
+    const timed = p50?.some((value) => value !== null);
+    const shape = JSON.stringify([asked, told.step, lines.map(({ key }) => key), timed]);
+    // Charts of the same lines stay: a table that is open beside one stays open, and keeps the focus.
+    if (shape !== drawn) {
+      close();
+      drawn = shape;
+      charts = [
+        new Chart({
+          title: t(`count.${asked.count}`),
+          unit: t(told.step === 3600 ? "unit.per.hour" : "unit.per.min"),
+          series,
+          dates,
+        }),
+        timed &&
+          new Chart({
+            title: t("overview.latency"),
+            unit: t("unit.ms"),
+            dates,
+            series: [
+              { label: t("overview.p50"), colour: "c1" },
+              { label: t("overview.p99"), colour: "c3" },
+            ],
+          }),
+      ].filter(Boolean);
+      fill(
+        body,
+        charts.map((chart) => chart.element),
+      );
+    }
+    const [main, latency] = charts;
     const sum = lines.reduce((all, line) => all + line.values.reduce((a, b) => a + (b ?? 0), 0), 0);
     main.show(
       [times, ...lines.map((line) => line.values)],
@@ -251,31 +288,14 @@ function history(root, { params, signal, onRecovery }) {
       " ",
       h("span", { class: "unit" }, t("history.total")),
     );
-    charts.push(main);
-    const { p50, p99 } = told.latency_ms ?? {};
-    if (p50?.some((value) => value !== null)) {
-      const latency = new Chart({
-        title: t("overview.latency"),
-        unit: t("unit.ms"),
-        dates,
-        series: [
-          { label: t("overview.p50"), colour: "c1" },
-          { label: t("overview.p99"), colour: "c3" },
-        ],
-      });
-      latency.show([times, p50.slice(0, times.length), p99.slice(0, times.length)]);
-      charts.push(latency);
-    }
-    fill(
-      body,
-      charts.map((chart) => chart.element),
-    );
+    latency?.show([times, p50.slice(0, times.length), p99.slice(0, times.length)]);
   }
 
   signal.addEventListener("abort", () => {
     clearTimeout(timer);
     close();
   });
+  document.addEventListener("visibilitychange", renew, { signal });
   onRecovery(load);
   load();
 }

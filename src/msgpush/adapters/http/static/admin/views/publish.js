@@ -84,6 +84,10 @@ export default async function publish(root, { params, signal, onRecovery }) {
     ),
     answer,
   );
+  // What was being written stays through another language, another view, and a sign-in at the provider.
+  const leave = () => keep("draft", text.control.value);
+  signal.addEventListener("abort", leave);
+  addEventListener("pagehide", leave, { signal });
   const draft = kept("draft");
   keep("draft", null);
   text.control.value = draft ?? pretty(mode === "broadcast" ? { ...EXAMPLE, channels: undefined } : EXAMPLE);
@@ -137,6 +141,8 @@ export default async function publish(root, { params, signal, onRecovery }) {
 
   async function send(event) {
     event.preventDefault();
+    // Not what stood there before it was broken.
+    if (form.broken) return form.focusFirst();
     try {
       JSON.parse(text.control.value);
     } catch {
