@@ -59,10 +59,9 @@ class Opened(NamedTuple):
 
     async def begun(self, number: int) -> None:
         """Wait until so many were sent."""
-        for _ in range(100):
-            if len(self.notifier.keys) >= number:
-                break
-            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            while len(self.notifier.keys) < number:  # noqa: ASYNC110 - by tasks, at their pace
+                await asyncio.sleep(0.001)
 
     def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
@@ -270,8 +269,8 @@ async def test_no_more_are_under_way_than_may_be_and_none_is_claimed_beyond() ->
         it.notifier.go.clear()
         await store(it.bus, *(push(f"m{n}", user=user, ack=None) for n, user in enumerate(users)))
         looking = asyncio.create_task(it.look())
-        for _ in range(50):
-            await asyncio.sleep(0)
+        await it.begun(8)
+        await asyncio.sleep(0.05)
         assert (it.notifier.most, len(it.notifier.keys)) == (8, 8)
         now, left = await it.bus.sendings.due(256)
         assert len(left) == 92, "another instance may have all the others"

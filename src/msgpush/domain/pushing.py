@@ -36,6 +36,7 @@ from msgpush.domain.words import Words
 
 LOOK = 1.0  # seconds between two looks for what is due, or somewhat less
 CONCURRENCY = 50
+PACE = 0.001  # seconds from one's beginning to the next one's
 SETTLED = 3  # tries to say what became of a sending
 OFF = Answer("later", "off here")
 
@@ -72,6 +73,9 @@ class Pushing:
         self._bus, self._sendings, self.devices = bus, bus.sendings, devices
         self._notifiers = {each.kind: each for each in notifiers}
         self._slots = {kind: asyncio.Semaphore(concurrency) for kind in self._notifiers}
+        # However many are due, they begin one after the other, at a pace that leaves a third of a
+        # core to the streams.
+        self._turn = asyncio.Lock()
         self._most = max(1, concurrency * len(self._notifiers))
         self.words, self._receipt_ttl = words, receipt_ttl
         self._observer, self._monotonic = observer, monotonic
@@ -183,6 +187,8 @@ class Pushing:
         if kind not in self._notifiers:
             return device, OFF
         async with self._slots[kind]:
+            async with self._turn:
+                await asyncio.sleep(PACE)
             began = self._monotonic()
             if (began - claimed) * 1000 > BEGINS:
                 return None

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
@@ -31,6 +32,9 @@ class WebPushNotifier:
 
     def __init__(self, vapid: Vapid, places: Places, exchange: Exchange) -> None:
         self._vapid, self._places, self._exchange = vapid, places, exchange
+        # Encryption goes on beside the loop, which a burst of thousands would else hold up; and in
+        # one thread, since each further one has the loop wait for its turn at the interpreter.
+        self._thread = ThreadPoolExecutor(1, "msgpush encryption")
 
     async def __aenter__(self) -> Self:
         await self._exchange.__aenter__()
@@ -38,13 +42,16 @@ class WebPushNotifier:
 
     async def __aexit__(self, *failure: object) -> None:
         await self._exchange.__aexit__(*failure)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def send(self, address: Address, notice: Notice) -> Answer:
         assert isinstance(address, WebPush)
         try:
             self._places.check(address.endpoint)
-            # In a thread: a burst of thousands would else hold up every stream.
-            body = await asyncio.to_thread(encrypt, payload(notice), address.p256dh, address.auth)
+            loop, said = asyncio.get_running_loop(), payload(notice)
+            body = await loop.run_in_executor(
+                self._thread, encrypt, said, address.p256dh, address.auth
+            )
         except ValueError:
             return Answer("failed", "not to be sent")
         headers = self._headers(address, notice)

@@ -12,9 +12,15 @@ const PUSHED = ["when", "title", "body", "url"];
 const told = (object) =>
   Object.values(object).some((each) => each !== undefined) ? JSON.parse(JSON.stringify(object)) : undefined;
 
+/** Whether a JSON text has only numbers that this browser keeps: of whole ones it knows about 16 digits. */
+export function exact(text) {
+  const numbers = text.replace(/"(?:\\.|[^"\\])*"/g, "").match(/-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g) ?? [];
+  return numbers.every((number) => /[.eE]/.test(number) || Number.isSafeInteger(Number(number)));
+}
+
 /** The fields of a message. `changed` is called with the whole message whenever one is edited. */
 export class Form {
-  #why = ""; // the data that stands in its field is no JSON
+  #why = ""; // the data that stands in its field can't be the message's
   #message = {};
   #mode = "send";
   #fields = {};
@@ -293,6 +299,7 @@ export class Form {
     this.#why = "";
     try {
       message.data = typed ? JSON.parse(typed) : undefined;
+      if (!exact(typed)) this.#why = t("publish.inexact");
     } catch (error) {
       this.#why = t("publish.no.json", { why: error.message });
     }
