@@ -15,6 +15,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from msgpush.adapters.logs import configure
+from msgpush.adapters.notify.vapid import new_key, private_text
 from msgpush.entrypoints.app import create_app, lifespan
 from msgpush.entrypoints.protocol import Limits
 from msgpush.entrypoints.server import run
@@ -51,7 +52,12 @@ def create_demo(settings: Settings) -> Starlette:
 def main(argv: list[str]) -> int:
     """Serve until a signal; returns the exit status."""
     # The environment is left out: what a user has set there is meant for a service of theirs.
-    settings = Settings.from_environ({}, argv)
+    # Keys of its own: a browser that was asked to subscribes anew after a restart.
+    keys = {
+        "VAPID_PRIVATE_KEY": private_text(new_key()),
+        "VAPID_SUBJECT": "mailto:demo@example.com",
+    }
+    settings = Settings.from_environ(keys, argv)
     configure("warning", settings.log_format)
     app = create_demo(settings)
     return run(

@@ -162,7 +162,8 @@ class Worker:
         id = f"{self._job.id}-{topic}-{secrets.token_hex(4)}"
         self._asked[topic] = f"{SERVICE}/{id}", data
         ack = {**ACK, "collapse": topic}
-        self._publisher.report("info", data, id=id, user=USER, ttl=TTL, ack=ack)
+        push = {"title": data["question"], "url": "/demo/", "collapse": topic}
+        self._publisher.report("info", data, id=id, user=USER, ttl=TTL, ack=ack, push=push)
 
 
 def _files(number: int, kind: str = "") -> str:

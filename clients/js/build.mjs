@@ -1,4 +1,4 @@
-// Builds what is published (dist/); with --serve also what the service itself serves (static/msgpush.js).
+// Builds what is published (dist/); with --serve also what the service itself serves (static/msgpush*.js).
 import { execFileSync } from "node:child_process";
 import { copyFileSync, rmSync } from "node:fs";
 import { fileURLToPath } from "node:url";
@@ -17,15 +17,18 @@ await build({
   splitting: true,
   packages: "external",
 });
-await build({
-  ...common,
-  absWorkingDir: here("."),
-  entryPoints: ["src/browser.ts"],
-  outfile: "dist/msgpush.js",
-  format: "iife",
-  minify: true,
-  banner: { js: "/*! @msgpush/client, Apache-2.0. Built from clients/js: change it there. */" },
-});
+const served = { browser: "msgpush.js", "browser-push": "msgpush-push.js", "browser-worker": "msgpush-worker.js" };
+for (const [name, file] of Object.entries(served))
+  await build({
+    ...common,
+    absWorkingDir: here("."),
+    entryPoints: [`src/${name}.ts`],
+    outfile: `dist/${file}`,
+    format: "iife",
+    minify: true,
+    banner: { js: "/*! @msgpush/client, Apache-2.0. Built from clients/js: change it there. */" },
+  });
 execFileSync(process.execPath, [here("node_modules/typescript/bin/tsc"), "-p", here(".")], { stdio: "inherit" });
 if (process.argv.includes("--serve"))
-  copyFileSync(here("dist/msgpush.js"), here("../../src/msgpush/adapters/http/static/msgpush.js"));
+  for (const file of Object.values(served))
+    copyFileSync(here(`dist/${file}`), here(`../../src/msgpush/adapters/http/static/${file}`));

@@ -536,9 +536,10 @@ def test_a_component_hears_what_it_asks_for_and_as_long_as_it_is_there(
 
 
 def test_what_is_served_is_what_the_sources_give(built: Path) -> None:
-    assert SERVED.read_bytes() == (built / "dist" / "msgpush.js").read_bytes(), (
-        "npm run build, and commit it"
-    )
+    for name in ("msgpush.js", "msgpush-push.js", "msgpush-worker.js"):
+        assert SERVED.with_name(name).read_bytes() == (built / "dist" / name).read_bytes(), (
+            "npm run build, and commit it"
+        )
 
 
 def test_the_core_is_small(built: Path) -> None:

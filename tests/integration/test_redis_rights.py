@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from msgpush.adapters.redis import credentials as redis_credentials
 from msgpush.adapters.redis import records
 from msgpush.adapters.redis.bus import RedisBus
 from msgpush.adapters.redis.credentials import RedisCredentials
+from msgpush.adapters.redis.devices import RedisDevices
 from msgpush.adapters.redis.limiter import RedisLimiter
 from msgpush.adapters.redis.link import Script
 from msgpush.adapters.redis.roster import RedisRoster
@@ -23,6 +25,7 @@ from msgpush.domain.connection import Connection, Subscription
 from msgpush.domain.control import Close, command_draft
 from msgpush.domain.counts import MINUTE
 from msgpush.domain.credentials import Revocation, Ticket
+from msgpush.domain.devices import MAX_DEVICES
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.message import Draft
 from msgpush.domain.outbox import (
@@ -41,6 +44,7 @@ from msgpush.domain.service import Push
 from tests.contracts.statistics import counts
 from tests.support.asking import again, ask, revived
 from tests.support.fakes import FakeClock, FakeSink, PlainView, make, reporting
+from tests.support.pushes import push, subscription
 from tests.support.redis_servers import RedisServer
 
 DOCS = Path(__file__).parents[2] / "docs" / "redis.md"
@@ -115,6 +119,8 @@ async def do_everything(url: str) -> None:
         await credentials.revoke(Revocation("jti", "x", time.time()))
         assert await credentials.revocations()
         assert (await limiter.take("s", 1)).granted
+        devices = await stack.enter_async_context(RedisDevices(target))
+        await have_devices(devices, credentials)
         statistics = await stack.enter_async_context(RedisStatistics(target))
         minute = int(time.time()) // 60
         for number in (1, 2):
@@ -132,6 +138,21 @@ async def do_everything(url: str) -> None:
                 await asyncio.sleep(0.005)
         await others.sync()
     await ask_for_acknowledgements(target)
+
+
+async def have_devices(devices: RedisDevices, credentials: RedisCredentials) -> None:
+    """Every change of devices, and every question."""
+    for number in range(MAX_DEVICES + 1):
+        await devices.register("bob", subscription(str(number)), None)
+    await devices.register("eve", subscription("0"), None)
+    await devices.register("eve", subscription("1"), None)
+    assert len((await devices.of(["bob"]))[0]) == MAX_DEVICES - 1
+    ((device, *_),) = await devices.of(["bob"])
+    await devices.used([device])
+    await devices.gone([device])
+    await devices.remove("bob")
+    await credentials.revoke(Revocation("subject", "eve", time.time()))
+    assert await devices.of(["bob", "eve"]) == [[], []]
 
 
 async def publish(bus: RedisBus) -> None:
@@ -189,6 +210,13 @@ async def ask_for_acknowledgements(target: RedisTarget) -> None:
         await store_halfway(bus, revived(letters[1]))
         await made(bus, Forget(letters[2].user, letters[2].key))
         assert len((await outbox.due(256))[1]) == 2, "too many bytes"
+        await store(bus, push("p1", ack=None), push("p2", ack={"collapse": "p"}))
+        clock.advance(7)
+        _, sendings = await bus.sendings.due(256)
+        assert len(sendings) == 2
+        kept, done = (each for each, _ in sendings)
+        done = msgspec.structs.replace(done, left={})
+        assert await bus.sendings.settle([kept, done]) == [True, True]
         with_gone = records.record_key(letters[3].key)
         await outbox._reader.call("DEL", with_gone)
         assert len((await outbox.dead_letters("tests", None, 10, 10**6)).records) == 1

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -79,6 +80,7 @@ class Browser:
             os.close(end)
         self._poll = select.poll()  # a test may have more files open than select() takes
         self._poll.register(self._telling, select.POLLIN)
+        self.events: deque[dict[str, Any]] = deque(maxlen=1_000)  # what it has told unasked
         self._number = 0
         self._rest = b""
 
@@ -104,7 +106,7 @@ class Browser:
         command |= {"sessionId": session} if session else {}
         os.write(self._asking, json.dumps(command).encode() + b"\0")
         while (told := self._read()).get("id") != self._number:
-            pass
+            self.events.append(told)
         if "error" in told:
             raise Unanswered(told["error"])
         return told["result"]

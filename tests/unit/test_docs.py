@@ -105,6 +105,7 @@ async def test_the_metrics_of_the_table_are_those_that_there_are() -> None:
         tally.acknowledged("s", "info", 0.1)
         tally.redelivered([make("1", "a")])
         tally.died("s", "info", "expired")
+        tally.pushed("s", "info", "webpush", "sent", 0.1)
         text = (await client.request("GET", "/metrics")).body.decode()
     found = {
         family.name + "_total" * (family.type == "counter"): family.type

@@ -505,6 +505,7 @@ async def test_a_source_that_is_added_later_is_among_the_metrics() -> None:
 def test_no_label_takes_what_a_client_chooses_but_a_service() -> None:
     labels = {label for family in FAMILIES.values() for label in family.labels}
     known = {"transport", "state", "type", "reason", "from", "generation", "version", "python"}
+    known |= {"kind", "outcome"}  # of pushes
     assert labels - known == {"service", "bus", "registry"}
 
 

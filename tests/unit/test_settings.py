@@ -1,5 +1,8 @@
 """Settings: one table; a wrong one stops the start with one line, and none is ignored."""
 
+import json
+import os
+import tempfile
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,8 @@ from hypothesis import strategies as st
 from joserfc.errors import SecurityWarning
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
+from msgpush.adapters.notify.places import Place
+from msgpush.adapters.notify.vapid import base64url
 from msgpush.domain.message import TYPES
 from msgpush.domain.quoting import short_repr
 from msgpush.entrypoints.settings import Settings, SettingsError, help_text, markdown_table
@@ -30,6 +35,30 @@ from tests.support.tokens import (
 with pytest.warns(SecurityWarning):
     SHORT_RSA = public_pem(RSAKey.generate_key(1024))
 PEMS = [public_pem(key) for key in (RSA, P256, P384, P521, ED25519, ED448)]
+
+VAPID = base64url(bytes(range(1, 33)))
+
+
+def written(name: str, text: str) -> str:
+    """The path of a file with this text: the same in all processes that run these tests."""
+    folder = Path(tempfile.gettempdir(), f"msgpush-tests-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    (folder / f"{name}.{os.getpid()}").write_text(text)
+    os.replace(folder / f"{name}.{os.getpid()}", folder / name)
+    return str(folder / name)
+
+
+APPLE_KEY = written("AuthKey_ABC123DEFG.p8", private_pem(P256))
+SERVICE_ACCOUNT = written(
+    "service-account.json",
+    json.dumps(
+        {
+            "project_id": "a-project",
+            "client_email": "push@a-project.example",
+            "private_key": private_pem(RSA),
+        }
+    ),
+)
 
 BAD_NUMBERS = [
     "x",
@@ -221,6 +250,22 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
         ("INFO", "info"),
     ],
     "LOG_FORMAT": [("console",) * 2, ("json",) * 2, ("JSON", "json")],
+    "VAPID_PRIVATE_KEY": [(VAPID,) * 2, (private_pem(P256),) * 2],
+    "VAPID_SUBJECT": [("mailto:ops@example.com",) * 2, ("https://example.com/contact",) * 2],
+    "PUSH_ENDPOINTS": [
+        ('["push.example"]', (Place("push.example"),)),
+        ('["localhost:8443", "[::1]:1"]', (Place("localhost", 8443), Place("::1", 1))),
+        ("[]", ()),
+    ],
+    "FCM_CREDENTIALS": [(SERVICE_ACCOUNT,) * 2],
+    "FCM_URL": [("https://fcm.example",) * 2, ("https://localhost:8443/x",) * 2],
+    "APNS_KEY": [(APPLE_KEY,) * 2],
+    "APNS_KEY_ID": [("ABC123DEFG",) * 2],
+    "APNS_TEAM_ID": [("DEF123GHIJ",) * 2],
+    "APNS_TOPIC": [("com.example.app",) * 2],
+    "APNS_URL": [("https://api.sandbox.push.apple.com",) * 2],
+    "PUSH_DELAY": [("0", 0.0), ("2.5", 2.5), ("3600", 3600.0)],
+    "PUSH_CONCURRENCY": [("1", 1), ("1000", 1000)],
 }
 
 BAD: dict[str, tuple[list[str], str]] = {
@@ -502,6 +547,27 @@ BAD: dict[str, tuple[list[str], str]] = {
     "SESSION_SECRET": (["s" * 31, " ", PEMS[0]], "at least 32 bytes long"),
     "LOG_LEVEL": (["trace", "critical", "10", " info"], "debug, info, warning or error"),
     "LOG_FORMAT": (["text", "console,json"], "console or json"),
+    "VAPID_PRIVATE_KEY": (
+        ["x", VAPID[:-2], private_pem(RSA), private_pem(P384), public_pem(P256)],
+        "a private key on P-256, in PEM or as 32 bytes in base64url",
+    ),
+    "VAPID_SUBJECT": (
+        ["ops@example.com", "http://x", "mailto:", "mailto:a b@c", "https://"],
+        "mailto: and an address, or an https URL",
+    ),
+    "PUSH_ENDPOINTS": (
+        [*BAD_LISTS, '["https://push.example"]', '["*.example"]', '["a:b"]', '[""]', '["a/b"]'],
+        "a JSON list of names of hosts",
+    ),
+    "FCM_CREDENTIALS": (["/none", APPLE_KEY, "/"], ""),
+    "FCM_URL": (["http://x", "x", "https://u@x", "https://x?y"], "begins with https://"),
+    "APNS_KEY": (["/none", SERVICE_ACCOUNT, "/"], ""),
+    "APNS_KEY_ID": (["", "a b", "é", "x" * 21][1:], "letters and digits"),
+    "APNS_TEAM_ID": (["a-b", "x" * 21], "letters and digits"),
+    "APNS_TOPIC": (["com.example app", "x" * 201], "an app's bundle id"),
+    "APNS_URL": (["http://x", "x", "https://u@x", "https://x?y"], "begins with https://"),
+    "PUSH_DELAY": (BAD_SECONDS, "a number of seconds from 0 to 3600"),
+    "PUSH_CONCURRENCY": ([*BAD_WHOLE, "0", "1001"], "a whole number from 1 to 1000"),
 }
 
 ANYTHING_GOES = {
@@ -512,6 +578,7 @@ ALWAYS_SECRET = {
     *("JWT_SECRET", "JWT_PUBLIC_KEY", "REDIS_PASSWORD", "METRICS_TOKEN"),
     *("OIDC_CLIENT_SECRET", "SESSION_SECRET"),
     *("GATEWAY_TOKEN", "CONSUL_TOKEN", "ETCD_PASSWORD"),
+    "VAPID_PRIVATE_KEY",
 }
 
 
@@ -530,6 +597,13 @@ OF_SIGN_IN = (
 # What is announced to others must be there for them.
 OTHERS = {"SERVICE_HOST": "0.0.0.0", "ENABLE_AUTH": "false"}
 ETCD = OTHERS | {"ETCD_URL": "http://etcd:2379"}
+WEB_PUSH = {"VAPID_PRIVATE_KEY": VAPID, "VAPID_SUBJECT": "mailto:ops@example.com"}
+APNS_NAMES = {
+    "APNS_KEY_ID": "ABC123DEFG",
+    "APNS_TEAM_ID": "DEF123GHIJ",
+    "APNS_TOPIC": "com.example.app",
+}
+APNS = {"APNS_KEY": APPLE_KEY, **APNS_NAMES}
 NEEDS: dict[str, dict[str, str]] = {
     "OIDC_ISSUER": SIGN_IN,
     **dict.fromkeys(OF_SIGN_IN, SIGN_IN),
@@ -557,7 +631,20 @@ NEEDS: dict[str, dict[str, str]] = {
     "JWT_AUDIENCE_CLAIM": KEY | {"JWT_AUDIENCE": "x"},
     "JWT_LEEWAY": KEY,
     "MAX_TOKEN_LIFETIME": KEY,
+    "VAPID_PRIVATE_KEY": {"VAPID_SUBJECT": "mailto:ops@example.com"},
+    "VAPID_SUBJECT": {"VAPID_PRIVATE_KEY": VAPID},
+    "PUSH_ENDPOINTS": WEB_PUSH,
+    "PUSH_DELAY": WEB_PUSH,
+    "PUSH_CONCURRENCY": WEB_PUSH,
+    "FCM_URL": {"FCM_CREDENTIALS": SERVICE_ACCOUNT},
+    "APNS_KEY": APNS_NAMES,
+    "APNS_KEY_ID": APNS,
+    "APNS_TEAM_ID": APNS,
+    "APNS_TOPIC": APNS,
+    "APNS_URL": APNS,
 }
+# What is used alone, and needs others all the same.
+COMPLETES = ("VAPID_PRIVATE_KEY", "APNS_KEY")
 
 
 def needs(name: str) -> dict[str, str]:
@@ -623,6 +710,12 @@ def test_the_defaults_are_the_contracts() -> None:
         "PUBLISH_RATE": "0",
         "HEARTBEAT_INTERVAL": "30",
         "DEFAULT_EVENTS": "progress",
+        "PUSH_ENDPOINTS": '["fcm.googleapis.com", "push.services.mozilla.com",'
+        ' "push.apple.com", "notify.windows.com"]',
+        "FCM_URL": "https://fcm.googleapis.com",
+        "APNS_URL": "https://api.push.apple.com",
+        "PUSH_DELAY": "5",
+        "PUSH_CONCURRENCY": "50",
         "WRITE_TIMEOUT": "30",
         "HEADER_TIMEOUT": "5",
         "BODY_TIMEOUT": "30",
@@ -1022,7 +1115,7 @@ REDIS_URL, OPEN = {"REDIS_URL": "redis://r"}, {"ENABLE_AUTH": "false"}
 FOR_OTHERS = {"GATEWAY_URL", "CONSUL_URL", "ETCD_URL"}
 UNUSED = [
     *((name, KEY) for name in OF_SIGN_IN),
-    *((name, {}) for name in NEEDS if name not in {"OIDC_ISSUER", *FOR_OTHERS}),
+    *((name, {}) for name in NEEDS if name not in {"OIDC_ISSUER", *FOR_OTHERS, *COMPLETES}),
     *((name, REDIS_URL) for name in ("REDIS_PORT", "REDIS_PASSWORD", "REDIS_DB")),
     *(("MEMORY_BUS_BYTES", each) for each in (REDIS, REDIS_URL)),
     *(
@@ -1154,6 +1247,7 @@ SECRETS = {
     "CONSUL_TOKEN": ("let.me-in", OTHERS | {"CONSUL_URL": "http://consul:8500"}),
     "ETCD_URL": ("http://etcd:2379", OTHERS),
     "ETCD_PASSWORD": ("pass word", ETCD | {"ETCD_USER": "x"}),
+    "VAPID_PRIVATE_KEY": (VAPID, {"VAPID_SUBJECT": "mailto:ops@example.com"}),
 }
 
 

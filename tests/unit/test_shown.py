@@ -45,6 +45,7 @@ OTHERS = [
     {"GATEWAY_URL": "https://plain-gateway.example/x", "GATEWAY_TOKEN": MARK},
     {"CONSUL_URL": "http://plain-consul:8500", "CONSUL_TOKEN": MARK},
     {"ETCD_URL": "http://plain-etcd:2379", "ETCD_USER": MARK, "ETCD_PASSWORD": MARK},
+    {"VAPID_PRIVATE_KEY": MARK + "A" * 30, "VAPID_SUBJECT": "mailto:plain@example.com"},
 ]
 
 

@@ -78,12 +78,17 @@ test("a service that has it off, or refuses, is told", async (t) => {
 
 /** The service worker's side of a browser. */
 function scope(origin, ...open) {
+  return worker(origin, {}, ...open);
+}
+
+function worker(origin, options, ...open) {
   const acts = {};
   const did = [];
   const page = (url) => ({ url, focus: async () => did.push(["focus", url]) });
-  handlePush({
+  const pushManager = { subscribe: async (how) => did.push(["subscribe", how]) };
+  handlePush(options, {
     location: new URL(`${origin}/worker.js`),
-    registration: { showNotification: async (title, options) => did.push(["show", title, options]) },
+    registration: { showNotification: async (title, options) => did.push(["show", title, options]), pushManager },
     clients: { matchAll: async () => open.map(page), openWindow: async (url) => did.push(["open", url]) },
     addEventListener: (name, act) => (acts[name] = act),
   });
@@ -95,6 +100,7 @@ function scope(origin, ...open) {
   };
   return {
     push: (pushed) => happen("push", { data: { json: () => pushed } }),
+    change: (event) => happen("pushsubscriptionchange", event),
     click: (data) => happen("notificationclick", { notification: { data, close: () => did.push(["closed"]) } }),
   };
 }
@@ -115,4 +121,22 @@ test("a click opens a page of the worker's own origin alone, or shows the one th
   const shown = await scope(url, `${url}/orders/7`).click({ key: "s/1", url: "/orders/7" });
   assert.deepEqual(shown.at(-1), ["focus", `${url}/orders/7`]);
   assert.deepEqual(await scope(url).click({ key: "s/1", url: "https://elsewhere.example/" }), [["closed"]]);
+});
+
+test("a service elsewhere, or below a path, is told by the word that came along, and by nothing else", async (t) => {
+  const [url, asked] = await service(t, { "POST /push/api/v1/users/u/acknowledgements": [200, {}] });
+  const acknowledge = { url: "https://evil.example/api/v1/users/u/acknowledgements", word: "w" };
+  await worker("https://page.example", { url: `${url}/push/` }).click({ key: "s/1", acknowledge });
+  assert.deepEqual(asked, [["POST", "/push/api/v1/users/u/acknowledgements", undefined, { keys: ["s/1"], word: "w" }]]);
+});
+
+test("a subscription that the browser replaces is taken, and registered where it is said how", async () => {
+  const renewed = [];
+  const renew = async (registration) => renewed.push(typeof registration.pushManager.subscribe);
+  const oldSubscription = { options: { applicationServerKey: KEY } };
+  const ended = await worker("https://page.example", { renew }).change({ oldSubscription });
+  assert.deepEqual(ended, [["subscribe", { userVisibleOnly: true, applicationServerKey: KEY }]]);
+  const replaced = await worker("https://page.example", { renew }).change({ oldSubscription, newSubscription: {} });
+  assert.deepEqual([replaced, renewed], [[], ["function", "function"]]);
+  assert.deepEqual(await scope("https://page.example").change({}), []);
 });

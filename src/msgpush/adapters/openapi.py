@@ -13,6 +13,7 @@ from msgpush.adapters.http import (
     admin,
     connections,
     deliveries,
+    devices,
     health,
     history,
     instances,
@@ -37,6 +38,7 @@ from msgpush.adapters.http.request_ids import RULE
 from msgpush.adapters.sse import endpoint as sse
 from msgpush.adapters.websocket import endpoint as websocket
 from msgpush.domain.channel import MAX_CHANNELS, MAX_TARGETS, NAME_CHARACTER, NAME_RULE
+from msgpush.domain.marks import PAGE_PATTERN
 from msgpush.domain.message import Message
 from msgpush.domain.ports import ConnectionStats
 from msgpush.domain.redelivery import Acknowledged
@@ -49,6 +51,7 @@ OPERATIONS = (
     *history.OPERATIONS,
     *acknowledgements.OPERATIONS,
     *deliveries.OPERATIONS,
+    *devices.OPERATIONS,
     *permissions.OPERATIONS,
     *connections.OPERATIONS,
     *instances.OPERATIONS,
@@ -196,6 +199,16 @@ _ASKING: Json = {
         }
     },
 }
+_PUSHED: Json = {
+    "required": ["metadata"],
+    "properties": {
+        "metadata": {
+            "type": "object",
+            "required": ["push"],
+            "properties": {"push": {"anyOf": [{"const": True}, {"type": "object"}]}},
+        }
+    },
+}
 _NO_DOTS: Json = {"not": {"enum": [".", ".."]}}
 _ASKED: Json = {
     "required": ["target"],
@@ -232,6 +245,9 @@ def _schemas() -> Json:
         settings.SettingsInForce,
         explanation.Explanation,
         sign_in.SessionState,
+        devices.PushKinds,
+        devices.RegisteredDevice,
+        devices.DeviceList,
     ]
     _, schemas = msgspec.json.schema_components(types, ref_template=REF)
     _complete(schemas["Message"]["properties"])
@@ -249,11 +265,12 @@ def _schemas() -> Json:
                 "properties": {"channels": {"type": "array", "minItems": 1}},
             },
         ],
-        "allOf": [{"if": _ASKING, "then": _ASKED}],
+        "allOf": [{"if": _ASKING, "then": _ASKED}, {"if": _PUSHED, "then": _ASKED}],
         "examples": [publish.EXAMPLE, ASKING_EXAMPLE],
     }
     _complete_metadata(schemas["Metadata"]["properties"])
     _complete_ack(schemas["Ack"])
+    _complete_push(schemas["AskedPush"])
     schemas["Progress"] = fields(progress={"type": "number", "minimum": 0, "maximum": 100})
     schemas["Delivered"] = {
         "description": "A message as it is delivered: as published, and complete.",
@@ -309,6 +326,10 @@ def _complete_metadata(metadata: Json) -> None:
         "Where the publisher's trace goes on (W3C Trace Context). It doesn't count where an id is"
         " published again."
     )
+    metadata["push"]["description"] = (
+        "Has it shown on the devices of the user whom `target.user_id` names, whose pages are"
+        " closed: `true`, or how. Refused where nothing can be pushed: see /api/v1/push."
+    )
     metadata["ack"]["description"] = (
         "Has it delivered again until a client of the user whom `target.user_id` names has"
         " acknowledged its key, `<service>/<id>`: `true`, or the terms. `false` asks for nothing."
@@ -328,6 +349,26 @@ def _complete_ack(ack: Json) -> None:
     }
     for name, description in told.items():
         ack["properties"][name]["description"] = description
+
+
+def _complete_push(push: Json) -> None:
+    push["description"] = (
+        "How it is pushed to the user's devices; a field that is null counts as absent."
+    )
+    told = {
+        "when": "`offline`: once no stream of the user has taken it for a while; `unacknowledged`,"
+        " the default where an acknowledgement is asked for: then, or at its first deadline;"
+        " `always`: at once, and the only one without an acknowledgement.",
+        "title": "What is shown; by default the service's name.",
+        "body": "What is shown below it; by default `data.message`, by Web Push alone.",
+        "url": "What a click on it opens: a path of the page's own origin, or an https URL.",
+        "icon": "A picture, likewise.",
+        "collapse": "Of those with the same text only the newest is shown.",
+    }
+    for name, description in told.items():
+        push["properties"][name]["description"] = description
+    for name in ("url", "icon"):
+        push["properties"][name]["anyOf"][0]["pattern"] = PAGE_PATTERN
 
 
 def _portable(schema: Any) -> Any:

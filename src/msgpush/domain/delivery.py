@@ -19,6 +19,7 @@ from msgpush.domain.liveness import CLOSING
 from msgpush.domain.message import PROBE, Draft
 from msgpush.domain.observer import IGNORANT, Observer
 from msgpush.domain.ports import Bus, Cut
+from msgpush.domain.pushing import Pushing
 from msgpush.domain.redelivery import Redelivery
 
 FAN_OUT_SECONDS = 0.005  # seconds of fan-out after which the loop gets its turn
@@ -50,6 +51,7 @@ class Delivery:
             BusUnavailable where it can't be done now.
         obey: carries out a command to all instances.
         redelivery: what waits for acknowledgements.
+        pushing: what is to be pushed to devices, if anything is.
         observer: told how long what is written takes to be read.
 
     Attributes:
@@ -65,11 +67,13 @@ class Delivery:
         prepare: Callable[[bool], Awaitable[None]],
         obey: Callable[[Close | Revocation], None],
         redelivery: Redelivery,
+        pushing: Pushing | None = None,
         observer: Observer = IGNORANT,
     ) -> None:
         self._bus, self._hub, self._monotonic = bus, hub, monotonic
         self._observer = observer
         self._prepare, self._obey, self._redelivery = prepare, obey, redelivery
+        self._pushing = pushing
         self._changed = asyncio.Event()
         self._missed = False
         self._work = asyncio.Event()
@@ -141,6 +145,7 @@ class Delivery:
                 self._probe,
                 self._resync,
                 *self._redelivery.works,
+                *(self._pushing.works if self._pushing is not None else ()),
             )
         ]
         for task in self._running:
@@ -159,6 +164,8 @@ class Delivery:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if self._pushing is not None:
+                await self._pushing.close()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LEAVING):
                     await self._redelivery.close()

@@ -80,6 +80,16 @@ class MailboxFull(MsgpushError):
         self.service, self.user = service, user
 
 
+class DeviceTaken(MsgpushError):
+    """The device is another user's, and who registers it hasn't shown what it alone knows."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this device is registered for another user: it moves with the keys of the subscription"
+            " that it was registered with, or its secret"
+        )
+
+
 class NotDue(MsgpushError):
     """A message isn't delivered again: it was acknowledged, or somebody else was first.
 

@@ -2,6 +2,7 @@
 
 Most messages ask for nothing, and their entries have no mark."""
 
+import re
 from typing import Annotated, Literal, NamedTuple, get_args
 
 from msgspec import Meta, Struct
@@ -54,6 +55,88 @@ class Terms(NamedTuple):
             asked.receipt or False,
             asked.collapse,
         )
+
+
+When = Literal["offline", "unacknowledged", "always"]
+
+WHENS: tuple[When, ...] = get_args(When)
+MAX_TITLE, MAX_TEXT, MAX_URL = 200, 1_000, 1_024
+
+
+class AskedPush(Struct, frozen=True, forbid_unknown_fields=True):
+    """A push that is asked for; a field that is null counts as absent.
+
+    Attributes:
+        when: see `notification`; by default `unacknowledged` where an acknowledgement is asked for,
+            else `always`.
+        title, body: what is shown.
+        url: what a click on it opens: a path, or https.
+        collapse: of those with the same text only the newest is shown.
+    """
+
+    when: When | None = None
+    title: Annotated[str, Meta(min_length=1, max_length=MAX_TITLE)] | None = None
+    body: Annotated[str, Meta(max_length=MAX_TEXT)] | None = None
+    url: Annotated[str, Meta(min_length=1, max_length=MAX_URL)] | None = None
+    icon: Annotated[str, Meta(min_length=1, max_length=MAX_URL)] | None = None
+    collapse: Annotated[str, Meta(min_length=1, max_length=MAX_COLLAPSE)] | None = None
+
+
+class Push(NamedTuple):
+    """What an `AskedPush` asks for, complete."""
+
+    when: When = "unacknowledged"
+    title: str | None = None
+    body: str | None = None
+    url: str | None = None
+    icon: str | None = None
+    collapse: str | None = None
+
+    @classmethod
+    def of(cls, asked: AskedPush | bool | None, *, acknowledged: bool) -> "Push | None":
+        """What is asked for; None: nothing is.
+
+        Args:
+            acknowledged: whether an acknowledgement is asked for, too.
+        """
+        usual: When = "unacknowledged" if acknowledged else "always"
+        if asked is True:
+            return cls(usual)
+        if not isinstance(asked, AskedPush):
+            return None
+        return cls(
+            asked.when or usual, asked.title, asked.body, asked.url, asked.icon, asked.collapse
+        )
+
+
+class ToPush(NamedTuple):
+    """A push of a message: to whose devices, how, and when that is looked at: in milliseconds after
+    the message was accepted.
+    """
+
+    user: str
+    push: Push
+    look: int
+
+
+REPORTED = 1_000  # milliseconds after which it is known what streams have taken
+
+
+def first_look(push: Push, delay: float) -> int:
+    """Milliseconds after its acceptance at which a message is looked at that is to be pushed.
+
+    Args:
+        delay: seconds in which a stream may take it.
+    """
+    return 0 if push.when == "always" else int(delay * 1000) + REPORTED
+
+
+PAGE_PATTERN = r"^(https://|/(?!/))[!-\x5b\x5d-~]*$"
+
+
+def is_page(url: str) -> bool:
+    """True for what a notification may lead to: a path of the page's own origin, or https."""
+    return re.fullmatch(PAGE_PATTERN, url) is not None and "\n" not in url
 
 
 class Mark(Struct, frozen=True, gc=False):

@@ -32,12 +32,21 @@ from msgpush.domain.marks import (
     MAX_COLLAPSE,
     MAX_DEADLINE,
     MAX_DELIVERIES,
+    MAX_TEXT,
+    MAX_TITLE,
+    MAX_URL,
     NORMAL,
     PRIORITIES,
+    WHENS,
     Ack,
+    AskedPush,
     Mark,
     Priority,
+    Push,
     Terms,
+    ToPush,
+    first_look,
+    is_page,
     key_of,
 )
 from msgpush.domain.position import Position
@@ -81,6 +90,13 @@ _RULES = {
     "/metadata/ack/collapse": f"text of 1 to {MAX_COLLAPSE} characters",
     "/metadata/traceparent": "a W3C traceparent such as"
     " 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    "/metadata/push": "true, or an object with when, title, body, url, icon or collapse",
+    "/metadata/push/when": "one of " + ", ".join(WHENS),
+    "/metadata/push/title": f"text of 1 to {MAX_TITLE} characters",
+    "/metadata/push/body": f"text of at most {MAX_TEXT} characters",
+    "/metadata/push/url": f"a path, or an https URL, of at most {MAX_URL} characters",
+    "/metadata/push/icon": f"a path, or an https URL, of at most {MAX_URL} characters",
+    "/metadata/push/collapse": f"text of 1 to {MAX_COLLAPSE} characters",
     "/source": "text of at most 128 characters",
     "/data/progress": "a number from 0 to 100",
 }
@@ -93,6 +109,7 @@ class Metadata(Struct, forbid_unknown_fields=True):
     ttl: Annotated[int, Meta(ge=1, le=MAX_TTL)] | None = None
     retry_count: Any = 0
     ack: Ack | bool | UnsetType | None = UNSET
+    push: AskedPush | bool | UnsetType | None = UNSET
     traceparent: Annotated[str, Meta(pattern=rf"\A{TRACEPARENT_PATTERN}\Z")] | UnsetType | None = (
         UNSET
     )
@@ -120,6 +137,7 @@ class Draft(Struct, frozen=True, eq=False, gc=False):
             retry from a mistake.
         mark: what its entry will carry.
         terms: of the acknowledgement that it asks for.
+        push: how it is to be pushed to its user's devices, if it is.
     """
 
     id: str
@@ -132,6 +150,17 @@ class Draft(Struct, frozen=True, eq=False, gc=False):
     digest: bytes | None
     mark: Mark | None = None
     terms: Terms | None = None
+    push: ToPush | None = None
+
+    @property
+    def key(self) -> str:
+        """What clients name it by."""
+        return key_of(self.service, self.id)
+
+    @property
+    def priority(self) -> int:
+        """Its priority's place among all of them."""
+        return NORMAL if self.mark is None else self.mark.priority
 
 
 class Entry(Struct, frozen=True, eq=False, gc=False):
@@ -242,6 +271,7 @@ def draft(
     broadcast: bool = False,
     ack_ttl: int | None = None,
     traceparent: str | None = None,
+    push_delay: float | None = None,
 ) -> Draft:
     """Complete a message for the bus: channels, id, timestamp, metadata; then encode it, once for
     all its readers.
@@ -252,9 +282,11 @@ def draft(
         default_ttl: seconds, for a message that names none.
         ack_ttl: the same, for one that asks for an acknowledgement.
         traceparent: where its trace goes on, for a message that doesn't say.
+        push_delay: seconds after which a push is looked at; None: nothing is pushed here.
 
     Raises:
-        Invalid: a target, a channel or the timestamp is wrong, or nobody could acknowledge it.
+        Invalid: a target, a channel or the timestamp is wrong, nobody could acknowledge it, or it
+            can't be pushed.
         Denied: it would be one of the service's own.
         TooLarge: its size times its channels is more than 4 MiB.
     """
@@ -262,6 +294,7 @@ def draft(
         raise Invalid(Fault("/target", "a broadcast goes to all: it has no target"))
     channels = route(message.service, message.target, message.channels, broadcast=broadcast)
     given, mark, terms, ttl = message.metadata, None, None, default_ttl
+    push: ToPush | None = None
     if given is None:
         metadata = Metadata("normal", ttl)
     else:
@@ -270,6 +303,9 @@ def draft(
         metadata = Metadata(given.priority or "normal", ttl)
         if terms is not None:
             metadata.ack = Ack(*terms)
+        if given.push is not UNSET:
+            id = message.id or new_id
+            push = _pushed(message, given.push, terms, id, broadcast=broadcast, delay=push_delay)
         traceparent = given.traceparent or traceparent
     if traceparent:
         metadata.traceparent = traceparent
@@ -301,6 +337,7 @@ def draft(
         digest,
         mark,
         terms,
+        push,
     )
 
 
@@ -327,13 +364,55 @@ def _marked(
     return Mark(rank, "message", str(user), key_of(message.service, id), 1), terms
 
 
+def _pushed(
+    message: Message,
+    asked: AskedPush | bool | None,
+    terms: Terms | None,
+    id: str,
+    *,
+    broadcast: bool,
+    delay: float | None,
+) -> ToPush | None:
+    """How a message is to be pushed, if it is.
+
+    Raises:
+        Invalid: it can't be, and why.
+    """
+    push = Push.of(asked, acknowledged=terms is not None)
+    if push is None:
+        return None
+    user = (message.target or {}).get("user_id")
+    if broadcast or user is None:
+        raise Invalid(Fault("/metadata/push", _NOBODYS_DEVICES))
+    if delay is None:
+        raise Invalid(Fault("/metadata/push", _NO_KIND))
+    if terms is None and push.when != "always":
+        raise Invalid(Fault("/metadata/push/when", _UNTRACKED.format(short_repr(push.when))))
+    for name, url in (("url", push.url), ("icon", push.icon)):
+        if url is not None and not is_page(url):
+            raise Invalid(_wrong(f"/metadata/push/{name}", short_repr(url)))
+    for pointer, name in (("/service", message.service), ("/id", id), ("/target/user_id", user)):
+        if name in (".", ".."):
+            raise Invalid(Fault(pointer, _NO_PATH.format(short_repr(name))))
+    return ToPush(str(user), push, first_look(push, delay))
+
+
+_NOBODYS_DEVICES = "a push goes to a user's devices: it needs target.user_id, and is no broadcast"
+_NO_KIND = (
+    "nothing can be pushed from here: neither Web Push (VAPID_PRIVATE_KEY) nor FCM"
+    " (FCM_CREDENTIALS) nor APNs (APNS_KEY) is on"
+)
+_UNTRACKED = (
+    "{} needs metadata.ack: of a message without it nobody knows whether it was written; without it"
+    ' only "always" is possible'
+)
 _NOBODY_ACKNOWLEDGES = (
     "nobody could acknowledge it: a message that asks for it needs target.user_id, and is no"
     " broadcast"
 )
 _NO_PATH = (
-    "{} is not allowed where an acknowledgement is asked for: it would vanish from the path that"
-    " names the message"
+    "{} is not allowed where an acknowledgement or a push is asked for: it would vanish from the"
+    " path that names the message"
 )
 
 
@@ -361,6 +440,9 @@ def _digest(message: Message, channels: tuple[str, ...]) -> bytes:
     if metadata and message.metadata and message.metadata.ack is not UNSET:
         terms = Terms.of(message.metadata.ack)
         metadata.ack = UNSET if terms is None else Ack(*terms)
+    if metadata and message.metadata and message.metadata.push is not UNSET:
+        push = Push.of(message.metadata.push, acknowledged=isinstance(metadata.ack, Ack))
+        metadata.push = UNSET if push is None else AskedPush(*push)
     content = msgspec.structs.replace(
         message, timestamp=timestamp, metadata=metadata or _NO_METADATA
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from msgpush.domain.connection import Connection
+from msgpush.domain.devices import Kind
 from msgpush.domain.errors import MsgpushError
 from msgpush.domain.history import Gap
 from msgpush.domain.message import Draft, Entry
@@ -54,6 +55,9 @@ class Observer:
 
     def buried(self, service: str) -> None:
         """A dead letter went, since its time was up, or for want of room."""
+
+    def pushed(self, service: str, type: str, kind: Kind, outcome: str, seconds: float) -> None:
+        """A device's provider was sent a message, and has answered so, after so long."""
 
     def draining(self) -> None:
         """No new streams are taken, and those that are open end."""

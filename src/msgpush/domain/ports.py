@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from msgspec import Struct
 
 from msgpush.domain.credentials import Revocation, Ticket
+from msgpush.domain.devices import Address, Device, Kind
 from msgpush.domain.errors import BusUnavailable, Rejection
 from msgpush.domain.history import Gap, Page
 from msgpush.domain.message import Draft, Entry
+from msgpush.domain.notification import Answer, Notice, Sending
 from msgpush.domain.outbox import Change, DeadLetters, Outcome, Pending, Place, Record
 from msgpush.domain.position import Cursor, Position
 from msgpush.domain.rates import Allowance
@@ -71,6 +73,10 @@ class Bus(Protocol):
     @property
     def outbox(self) -> "Outbox":
         """Those of its messages that ask for an acknowledgement, until they have it."""
+
+    @property
+    def sendings(self) -> "Sendings":
+        """Those of its messages that are to be pushed to devices, until they were."""
 
     async def append(self, drafts: Sequence[Draft]) -> list[Stored | Rejection]:
         """Store messages in this order, each by itself; returns one result each.
@@ -138,6 +144,22 @@ class Outbox(Protocol):
     ) -> DeadLetters:
         """Dead letters of a service, in the order of their deaths, after a place that a former page
         has named; likewise."""
+
+
+class Sendings(Protocol):
+    """The messages that are to be pushed to their users' devices.
+
+    The bus puts them there. What waits there counts with what waits for acknowledgements."""
+
+    async def due(self, limit: int) -> tuple[int, list[tuple[Sending, Record | None]]]:
+        """The time by their clock, and sendings that are due, with what the outbox has of each.
+
+        They are left to the caller for `notification.LEASE`. Raises BusUnavailable."""
+
+    async def settle(self, sendings: Sequence[Sending]) -> list[bool | BusUnavailable]:
+        """Keep sendings as they are now, or forget those that nothing is left of: see `over`.
+
+        False: it was given to somebody else meanwhile, or is no longer there."""
 
 
 class View(Protocol):
@@ -401,7 +423,9 @@ class Credentials(Protocol):
         """
 
     async def revoke(self, *revocations: Revocation) -> None:
-        """Let revocations stand, for all that begin later, even where nothing else has room."""
+        """Let revocations stand, for all that begin later, even where nothing else has room.
+
+        A subject's devices that were registered until then go in the same step."""
 
     async def revocations(self) -> list[Revocation]:
         """All that stand, and perhaps some that need to no longer."""
@@ -415,3 +439,44 @@ class Limiter(Protocol):
 
     async def take(self, subject: str, wanted: int) -> Allowance:
         """Take as many tokens as there are, `wanted` at most. Raises BusUnavailable."""
+
+
+class Devices(Protocol):
+    """Where users can be reached whose pages are closed, the same for all instances.
+
+    A device is one user's at a time. Each method raises BusUnavailable, too. A revocation of a
+    subject removes its devices: `Credentials` sees to that, in the same step."""
+
+    async def register(self, user: str, address: Address, label: str | None) -> tuple[Device, bool]:
+        """Have a device for a user from now on, and say whether it is new to them.
+
+        Of more than `MAX_DEVICES` the longest unused goes. Registered again it keeps its label,
+        unless there is another.
+
+        Raises:
+            DeviceTaken: it is another user's, and this isn't known to that very device.
+        """
+
+    async def of(self, users: Sequence[str]) -> list[list[Device]]:
+        """The devices of each of some users, the newest last."""
+
+    async def remove(self, user: str, device: str | None = None) -> None:
+        """Forget a device of a user, if it is there, or all of them."""
+
+    async def used(self, devices: Sequence[Device]) -> None:
+        """Devices were sent to."""
+
+    async def gone(self, devices: Sequence[Device]) -> None:
+        """Forget devices that there are no more, unless they were registered with another address
+        or other keys meanwhile."""
+
+
+class Notifier(Protocol):
+    """A provider's service that shows notices on devices of one kind."""
+
+    @property
+    def kind(self) -> Kind:
+        """The devices that it reaches."""
+
+    async def send(self, address: Address, notice: Notice) -> Answer:
+        """Send a notice to a device; whatever the provider does is an answer, within seconds."""

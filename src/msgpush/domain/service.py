@@ -30,7 +30,15 @@ from msgpush.domain.listing import Listing
 from msgpush.domain.message import Draft, Message, draft
 from msgpush.domain.observer import IGNORANT, Observer
 from msgpush.domain.permissions import Permissions
-from msgpush.domain.ports import UNKNOWN, Bus, ClientInfo, Credentials, Stored
+from msgpush.domain.ports import (
+    UNKNOWN,
+    Bus,
+    ClientInfo,
+    Credentials,
+    Devices,
+    Notifier,
+    Stored,
+)
 from msgpush.domain.position import (
     EARLIEST,
     LATEST,
@@ -41,7 +49,9 @@ from msgpush.domain.position import (
     cursor_text,
     parse_cursor,
 )
+from msgpush.domain.pushing import CONCURRENCY, Pushing
 from msgpush.domain.redelivery import Redelivery
+from msgpush.domain.words import Words
 
 CLOSED_ELSEWHERE = 10_000  # connections to be closed that weren't here
 HISTORY_STEP = 64  # messages of a history that are read at once
@@ -85,6 +95,11 @@ class Push:
         credentials: tickets and revocations; without them there are neither.
         leeway: seconds of grace for a connection whose permissions have ended.
         max_token_lifetime: seconds that a token is valid for at most.
+        devices: where users can be reached whose pages are closed, and `notifiers`, by what;
+            without any nothing is pushed.
+        push_delay: seconds in which a stream may take what is pushed else.
+        push_concurrency: pushes that are under way at most, for each notifier.
+        words: acknowledge what was pushed, without a token.
         observer: told what happens.
     """
 
@@ -104,6 +119,11 @@ class Push:
         credentials: Credentials | None = None,
         leeway: float = 30.0,
         max_token_lifetime: float = 30 * 86_400,
+        devices: Devices | None = None,
+        notifiers: Sequence[Notifier] = (),
+        push_delay: float = 5.0,
+        push_concurrency: int = CONCURRENCY,
+        words: Words | None = None,
         observer: Observer = IGNORANT,
     ) -> None:
         self._bus, self._observer = bus, observer
@@ -131,6 +151,19 @@ class Push:
             lifetime=max_token_lifetime,
         )
         self.redelivery = Redelivery(bus, self._hub, receipt_ttl=ack_ttl, observer=observer)
+        self.pushing: Pushing | None = None
+        if devices is not None and notifiers:
+            self.pushing = Pushing(
+                bus,
+                devices,
+                notifiers,
+                words=words,
+                concurrency=push_concurrency,
+                receipt_ttl=ack_ttl,
+                observer=observer,
+                monotonic=monotonic,
+            )
+        self._push_delay = None if self.pushing is None else push_delay
         self._delivery = Delivery(
             bus,
             self._hub,
@@ -138,6 +171,7 @@ class Push:
             prepare=self._permissions.load,
             obey=self._obey,
             redelivery=self.redelivery,
+            pushing=self.pushing,
             observer=observer,
         )
         self._ids = _Ids()
@@ -202,6 +236,11 @@ class Push:
         self._admit_no_more()
         await self._delivery.__aexit__(*exc)
 
+    def takes_word(self, word: str, user: str, key: str) -> bool:
+        """True if a word acknowledges this message, for this user."""
+        words = None if self.pushing is None else self.pushing.words
+        return words is not None and words.good(word, user, key, self._clock())
+
     # Publishing
 
     def draft(
@@ -234,6 +273,7 @@ class Push:
             self._message_ttl,
             broadcast=broadcast,
             ack_ttl=self._ack_ttl,
+            push_delay=self._push_delay,
             traceparent=traceparent,
         )
 
@@ -274,6 +314,8 @@ class Push:
             )
         if new:
             self._observer.accepted(new)
+            if self.pushing is not None and any(each.push is not None for each in new):
+                self.pushing.wake()
         if replaced:
             await self.redelivery.replace(replaced)
         return results

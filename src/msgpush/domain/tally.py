@@ -11,6 +11,7 @@ from typing import TypeVar
 from msgspec import Struct
 
 from msgpush.domain.connection import Connection
+from msgpush.domain.devices import Kind
 from msgpush.domain.errors import (
     BusUnavailable,
     Conflict,
@@ -119,6 +120,8 @@ class Tally(Observer):
         answers: seconds to the acknowledgement, by service.
         redeliveries: messages, by service.
         deaths: dead letters that came and went, by service and reason.
+        pushes: sent to devices, by kind and outcome; `push_times`, seconds until the provider's
+            answer, by kind.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
@@ -138,6 +141,8 @@ class Tally(Observer):
         self.answers: dict[str, Histogram] = {}
         self.redeliveries: dict[str, int] = {}
         self.deaths: dict[tuple[str, str], int] = {}
+        self.pushes: dict[tuple[str, str], int] = {}
+        self.push_times: dict[str, Histogram] = {}
         self._services: set[str] = set()
         self._lines: dict[tuple[str, str], tuple[Row, Histogram]] = {}
 
@@ -243,6 +248,14 @@ class Tally(Observer):
 
     def buried(self, service: str) -> None:
         _count(self.deaths, (self.known(service), "removed"))
+
+    def pushed(self, service: str, type: str, kind: Kind, outcome: str, seconds: float) -> None:
+        if outcome == "sent":
+            self.row(service, type).pushed += 1
+        _count(self.pushes, (kind, outcome))
+        if kind not in self.push_times:
+            self.push_times[kind] = Histogram(LATENCY)
+        self.push_times[kind].observe(seconds)
 
     # Streams
 

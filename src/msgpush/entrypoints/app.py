@@ -23,6 +23,7 @@ from msgpush.adapters.http.callers import Authenticator
 from msgpush.adapters.http.connections import ConnectionsApi
 from msgpush.adapters.http.cors import Cors, CorsRules
 from msgpush.adapters.http.deliveries import DeliveriesApi
+from msgpush.adapters.http.devices import DevicesApi
 from msgpush.adapters.http.dispatch import Service
 from msgpush.adapters.http.health import HealthApi
 from msgpush.adapters.http.history import HistoryApi
@@ -48,12 +49,13 @@ from msgpush.adapters.websocket.commands import Means
 from msgpush.adapters.websocket.endpoint import Sockets
 from msgpush.domain.instances import InstanceReport, Pulse
 from msgpush.domain.observer import Observer, Observers
-from msgpush.domain.ports import Bus, Credentials, Limiter, Roster, Statistics
+from msgpush.domain.ports import Bus, Limiter, Roster, Statistics
 from msgpush.domain.service import Push
 from msgpush.domain.statistics import Recording
 from msgpush.domain.tally import Tally
 from msgpush.entrypoints.access import access_of
-from msgpush.entrypoints.backends import backend_of
+from msgpush.entrypoints.backends import Backend, backend_of
+from msgpush.entrypoints.notifying import Notifying, notifying_of
 from msgpush.entrypoints.registering import instance_id
 from msgpush.entrypoints.settings import Settings
 from msgpush.entrypoints.shown import shown
@@ -92,7 +94,8 @@ def create_app(
     process = Process(pulse)
     streams = StreamLog()
     observer = Observers(tally, streams) if counted else streams
-    push = _push(settings, bus, backend.credentials, observer)
+    notifying = notifying_of(settings)
+    push = _push(settings, backend, notifying, observer)
     metrics = _metrics(settings, push, bus, tally, process, bus_name=backend.name, shared=shared)
     metrics.add(lambda: of_registries(reports()))
     node = node or instance_id()
@@ -116,6 +119,8 @@ def create_app(
         for each in (
             bus,
             backend.credentials,
+            backend.devices,
+            *notifying.resources,
             statistics,
             recording,
             pulse,
@@ -155,6 +160,7 @@ def create_app(
             tracing=tracing,
             bus=backend.name,
             pages=pages,
+            devices=DevicesApi(backend.devices, auth, notifying.rules),
         ),
         *SignInApi(push, auth, settings.mode, access.sign_in).routes(),
         Route(f"{API}/settings", SettingsApi(auth, shown(settings)).settings),
@@ -188,10 +194,15 @@ async def lifespan(app: Service) -> AsyncIterator[None]:
         yield
 
 
-def _push(settings: Settings, bus: Bus, credentials: Credentials, observer: Observer) -> Push:
+def _push(settings: Settings, backend: Backend, notifying: Notifying, observer: Observer) -> Push:
     return Push(
-        bus,
-        credentials=credentials,
+        backend.bus,
+        credentials=backend.credentials,
+        devices=backend.devices,
+        notifiers=notifying.notifiers,
+        words=notifying.words,
+        push_delay=settings.push_delay,
+        push_concurrency=settings.push_concurrency,
         observer=observer,
         message_ttl=settings.message_ttl,
         ack_ttl=settings.ack_ttl,
@@ -268,6 +279,7 @@ def _routes(
     tracing: Tracing,
     bus: str,
     pages: Origins,
+    devices: DevicesApi,
 ) -> list[BaseRoute]:
     """Every path of the service, and its handler."""
     history = HistoryApi(push, auth)
@@ -301,6 +313,17 @@ def _routes(
             methods=["POST"],
         ),
         Route(f"{API}/users/{{user_id:rest}}/pending", acknowledgements.pending),
+        Route(f"{API}/push", devices.kinds),
+        Route(
+            f"{API}/users/{{user_id:rest}}/devices",
+            devices.devices,
+            methods=["GET", "POST", "DELETE"],
+        ),
+        Route(
+            f"{API}/users/{{user_id:rest}}/devices/{{device}}",
+            devices.device,
+            methods=["DELETE"],
+        ),
         Route(
             f"{API}/messages/{{service}}/{{id}}/delivery",
             deliveries.delivery,

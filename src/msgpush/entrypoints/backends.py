@@ -5,12 +5,14 @@ from typing import NamedTuple
 
 from msgpush.adapters.memory.bus import MemoryBus
 from msgpush.adapters.memory.credentials import MemoryCredentials
+from msgpush.adapters.memory.devices import MemoryDevices
 from msgpush.adapters.memory.limiter import MemoryLimiter
 from msgpush.adapters.memory.outbox import MemoryOutbox
 from msgpush.adapters.memory.roster import MemoryRoster
 from msgpush.adapters.memory.statistics import MemoryStatistics
 from msgpush.adapters.redis.bus import RedisBus
 from msgpush.adapters.redis.credentials import RedisCredentials
+from msgpush.adapters.redis.devices import RedisDevices
 from msgpush.adapters.redis.limiter import RedisLimiter
 from msgpush.adapters.redis.roster import RedisRoster
 from msgpush.adapters.redis.statistics import RedisStatistics
@@ -18,6 +20,7 @@ from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.ports import (
     Bus,
     Credentials,
+    Devices,
     InstanceState,
     Limiter,
     Roster,
@@ -41,6 +44,7 @@ class Backend(NamedTuple):
     name: str
     bus: Bus
     credentials: Credentials
+    devices: Devices
     roster: Callable[[Push, str, Callable[[], InstanceState]], Roster]
     statistics: Statistics
     limiter: Limiter | None
@@ -52,7 +56,7 @@ def backend_of(settings: Settings) -> Backend:
 
 
 def _memory(settings: Settings) -> Backend:
-    rate = settings.publish_rate
+    rate, devices = settings.publish_rate, MemoryDevices()
     return Backend(
         name="memory",
         bus=MemoryBus(
@@ -65,7 +69,8 @@ def _memory(settings: Settings) -> Backend:
                 dead_letter_ttl=settings.dead_letter_ttl,
             ),
         ),
-        credentials=MemoryCredentials(lifetime=_revocation_lifetime(settings)),
+        credentials=MemoryCredentials(lifetime=_revocation_lifetime(settings), devices=devices),
+        devices=devices,
         roster=lambda push, node, report: MemoryRoster(push.listing(node), report),
         statistics=MemoryStatistics(),
         limiter=MemoryLimiter(rate) if rate else None,
@@ -87,6 +92,7 @@ def _redis(settings: Settings, target: RedisTarget) -> Backend:
             dead_letter_ttl=settings.dead_letter_ttl,
         ),
         credentials=RedisCredentials(target, lifetime=_revocation_lifetime(settings)),
+        devices=RedisDevices(target),
         roster=lambda push, node, report: RedisRoster(
             target, push.listing(node), push.command, report
         ),

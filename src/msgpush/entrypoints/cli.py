@@ -35,6 +35,7 @@ COMMANDS = {
     "stats": Place("connections", "Show how many are connected."),
     "acknowledge": Place("delivery", "Acknowledge messages for a user."),
     "dead-letters": Place("delivery", "List, redeliver or delete messages that were given up."),
+    "push": Place("push", "Make keys for Web Push, or try a push."),
     "token": Place("token", "Issue a token, or say why one isn't accepted."),
     "doctor": Place("doctor", "Find out what is wrong on the way to a service."),
     "completion": Place("completion", "Print the completion script of a shell."),

@@ -15,6 +15,8 @@ from msgpush.adapters.auth.keys import KINDS, public_key, secret_key
 from msgpush.adapters.auth.tokens import read_claim
 from msgpush.adapters.http.addresses import Proxy, read_address, read_network
 from msgpush.adapters.http.origins import read_origins, url_origin
+from msgpush.adapters.notify.places import Place
+from msgpush.adapters.notify.vapid import vapid_key
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.adapters.sse.endpoint import read_events
 from msgpush.domain.errors import Malformed
@@ -261,6 +263,23 @@ REACHABLE = Kind(_reachable, "an IP address of one machine, or a host name")
 TOKEN = matching(r"[A-Za-z0-9._~+/=-]+", "text of A-Za-z0-9._~+/=-")
 SECRET = checked(secret_key, "at least 32 bytes long, and no PEM key")
 PUBLIC_KEY = checked(public_key, f"a public key in PEM: {KINDS}")
+VAPID_KEY = checked(
+    vapid_key, "a private key on P-256, in PEM or as 32 bytes in base64url: see msgpush push keys"
+)
+VAPID_SUBJECT = matching(
+    r"mailto:[!-~]+@[!-~]+|https://[!-~]+", "mailto: and an address, or an https URL"
+)
+FILE = matching(r"[^\0]+", "the path of a file")
+APPLE_ID = matching("[A-Za-z0-9]{1,20}", "up to 20 letters and digits, as Apple gives it")
+TOPIC = matching("[A-Za-z0-9.-]{1,200}", "an app's bundle id, such as com.example.app")
+HTTPS_URL = matching(
+    r"https://[^\s/?#@]+(/[^\s?#]*)?", "a URL that begins with https://, without user and query"
+)
+PLACES = json_list(
+    Place.parse,
+    'names of hosts, such as ["push.example"]: those below them count, on port 443; one with a port'
+    " (localhost:8443) alone, wherever it is",
+)
 AUDIENCE = Kind(_audience, 'any text, or a JSON list of such, as in ["push", "api"]')
 _SAFE_URL = (
     "an https:// URL without query, fragment or user (http:// on this machine alone), such as"

@@ -6,11 +6,13 @@ import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 from msgpush.adapters.auth.issuers import is_issuer
 from msgpush.adapters.http.addresses import read_address
 from msgpush.adapters.http.settings import Source
+from msgpush.adapters.notify.keys import ServiceAccount, apns_key
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.errors import MsgpushError
 from msgpush.domain.quoting import short_repr
@@ -201,6 +203,14 @@ class Settings(SettingsTable, frozen=True, kw_only=True):
             )
         if self.enable_auth and not self.has_key:
             raise SettingsError("ENABLE_AUTH", f"is true, and there is no key: {BOTH_WAYS_OUT}")
+        needs = {
+            "vapid_private_key": ("vapid_subject",),
+            "apns_key": ("apns_key_id", "apns_team_id", "apns_topic"),
+        }
+        for name, others in needs.items():
+            for other in others if getattr(self, name) else ():
+                if not getattr(self, other):
+                    raise SettingsError(name.upper(), f"needs {other.upper()}: set both")
         is_local = self.service_uds is not None or _is_loopback(self.service_host)
         if self.enable_auth is None and not self.has_key and not is_local:
             raise SettingsError(
@@ -251,9 +261,9 @@ class Settings(SettingsTable, frozen=True, kw_only=True):
             )
 
     def check_files(self) -> None:
-        """Refuse a `REDIS_URL` that names files which can't be read.
+        """Refuse files that can't be read, or used: those that `REDIS_URL` names, and of keys.
 
-        No connection would ever be made.
+        Nothing could be done without them.
 
         Raises:
             SettingsError: the first of them.
@@ -262,6 +272,10 @@ class Settings(SettingsTable, frozen=True, kw_only=True):
         for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
             if (path := options.get(name)) and (problem := _unreadable(path)):
                 raise SettingsError("REDIS_URL", f"has {name}={_quoted(path)}: {problem}")
+        for setting, read in (("fcm_credentials", ServiceAccount.parse), ("apns_key", apns_key)):
+            path = getattr(self, setting)
+            if path and (problem := _unreadable(path) or _unusable(path, read)):
+                raise SettingsError(setting.upper(), f"is {_quoted(path)}: {problem}")
 
 
 A_FILE = "the path of a file that holds it"
@@ -448,6 +462,15 @@ def _unreadable(path: str) -> str | None:
         return f"it can't be read: {error.strerror}"
     except ValueError:
         return "no file has such a name"
+
+
+def _unusable(path: str, read: Callable[[bytes], object]) -> str | None:
+    """The reason why a file's content isn't what it should be; None: it is."""
+    try:
+        read(Path(path).read_bytes())
+    except (ValueError, OSError) as error:
+        return f"it {error}"
+    return None
 
 
 def _is_service_link(name: str, given: Given) -> bool:

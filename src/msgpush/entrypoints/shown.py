@@ -26,16 +26,20 @@ PLAIN = _names("""
     enable_auth jwt_audience jwt_audience_claim jwt_leeway max_token_lifetime
     oidc_client_id oidc_scope oidc_admin_claim oidc_grant
     service_name advertise_address advertise_port advertise_scheme registry_ttl withdraw_seconds
+    vapid_subject push_endpoints fcm_credentials apns_key apns_key_id apns_team_id apns_topic
+    push_delay push_concurrency
     log_level log_format trace_messages
 """)
 # Shown without user, password, query and fragment.
 URLS = _names("""
     redis_url jwks_url jwt_issuer oidc_issuer public_url gateway_url consul_url etcd_url
+    fcm_url apns_url
 """)
 # Only where they came from.
 HIDDEN = _names("""
     redis_password jwt_secret jwt_public_key oidc_client_secret session_secret metrics_token
     gateway_token consul_token etcd_user etcd_password
+    vapid_private_key
 """)
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^?#]*)")

@@ -12,10 +12,12 @@ import msgspec
 from msgspec import Struct
 
 from msgpush.adapters.http.addresses import Proxy
+from msgpush.adapters.notify.places import BROWSERS, Place
 from msgpush.domain.quoting import short_repr
 from msgpush.entrypoints.kinds import (
     ACKS,
     ANY_TEXT,
+    APPLE_ID,
     AUDIENCE,
     BASE_URL,
     BASE_URLS,
@@ -24,15 +26,18 @@ from msgpush.entrypoints.kinds import (
     CLAIM,
     CLAIM_VALUE,
     EVENTS,
+    FILE,
     FILE_MODE,
     GRANT,
     HEADERS,
     HOST,
     HTTP_URL,
+    HTTPS_URL,
     LIMIT,
     MIB,
     ORIGINS,
     PATH,
+    PLACES,
     PROVIDER,
     PROXIES,
     PUBLIC_KEY,
@@ -47,9 +52,13 @@ from msgpush.entrypoints.kinds import (
     SOCKET_PATH,
     TIMEOUT,
     TOKEN,
+    TOPIC,
     TTL,
+    VAPID_KEY,
+    VAPID_SUBJECT,
     Kind,
     choice,
+    decimal,
     whole,
 )
 
@@ -131,6 +140,15 @@ OIDC = When(lambda read: "oidc_issuer" in read, "with OIDC_ISSUER")
 # tokens itself or not.
 REVOCATIONS = When(
     lambda read: _with_key(read) or _with_redis(read), "with a key for tokens, or with Redis"
+)
+
+
+WEB_PUSH = When(lambda read: "vapid_private_key" in read, "with VAPID_PRIVATE_KEY")
+FCM = When(lambda read: "fcm_credentials" in read, "with FCM_CREDENTIALS")
+APNS = When(lambda read: "apns_key" in read, "with APNS_KEY")
+PUSHES = When(
+    lambda read: bool({"vapid_private_key", "fcm_credentials", "apns_key"} & read.keys()),
+    "with VAPID_PRIVATE_KEY, FCM_CREDENTIALS or APNS_KEY",
 )
 
 
@@ -470,6 +488,66 @@ class SettingsTable(Struct, frozen=True, kw_only=True):
             when=REGISTRY,
         ),
     ] = 3.0
+    vapid_private_key: Annotated[
+        str | None,
+        Setting(VAPID_KEY, "Web Push: the key that pushes are signed with.", _always),
+    ] = None
+    vapid_subject: Annotated[
+        str | None,
+        Setting(
+            VAPID_SUBJECT,
+            "With VAPID_PRIVATE_KEY: whom push services write to where something is wrong.",
+            when=WEB_PUSH,
+        ),
+    ] = None
+    push_endpoints: Annotated[
+        tuple[Place, ...],
+        Setting(
+            PLACES,
+            "With VAPID_PRIVATE_KEY: the push services that browsers may name.",
+            when=WEB_PUSH,
+        ),
+    ] = tuple(Place(host) for host in BROWSERS)
+    fcm_credentials: Annotated[
+        str | None,
+        Setting(FILE, "FCM: the JSON file of a Google service account."),
+    ] = None
+    fcm_url: Annotated[str, Setting(HTTPS_URL, "With FCM_CREDENTIALS: where FCM is.", when=FCM)] = (
+        "https://fcm.googleapis.com"
+    )
+    apns_key: Annotated[
+        str | None, Setting(FILE, "APNs: the file of the key from Apple, AuthKey_....p8.")
+    ] = None
+    apns_key_id: Annotated[
+        str | None, Setting(APPLE_ID, "With APNS_KEY: that key's id.", when=APNS)
+    ] = None
+    apns_team_id: Annotated[
+        str | None, Setting(APPLE_ID, "With APNS_KEY: the id of the team.", when=APNS)
+    ] = None
+    apns_topic: Annotated[
+        str | None, Setting(TOPIC, "With APNS_KEY: the app's bundle id.", when=APNS)
+    ] = None
+    apns_url: Annotated[
+        str,
+        Setting(
+            HTTPS_URL,
+            "With APNS_KEY: where APNs is; of apps in development"
+            " https://api.sandbox.push.apple.com.",
+            when=APNS,
+        ),
+    ] = "https://api.push.apple.com"
+    push_delay: Annotated[
+        float,
+        Setting(
+            decimal(0, 3600),
+            "A message that asks for it is pushed if no stream takes it in so long.",
+            when=PUSHES,
+        ),
+    ] = 5.0
+    push_concurrency: Annotated[
+        int,
+        Setting(whole(1, 1000), "Pushes under way at most, to each provider.", when=PUSHES),
+    ] = 50
     metrics_token: Annotated[str | None, Setting(TOKEN, "What /metrics asks for.", _always)] = None
     trace_messages: Annotated[
         bool,

@@ -17,7 +17,15 @@ from msgpush.adapters.http.operation import (
 from msgpush.adapters.http.requests import Query, no_field, path_tail, read_object
 from msgpush.adapters.http.responses import json_response
 from msgpush.domain.channel import NAME_CHARACTER, USER, encoding_advice, is_channel, no_channel
-from msgpush.domain.errors import Fault, Invalid, Malformed, RateExceeded
+from msgpush.domain.errors import (
+    Denied,
+    Fault,
+    Invalid,
+    Malformed,
+    MsgpushError,
+    RateExceeded,
+    Unauthorized,
+)
 from msgpush.domain.grant import Grant
 from msgpush.domain.outbox import PLACE, Place
 from msgpush.domain.ports import Limiter
@@ -29,6 +37,7 @@ USERS = "/api/v1/users/"
 MAX_KEYS = 1_000
 MAX_KEY = 64 + 1 + 128  # characters: a service, a slash and an id
 MAX_BYTES = 512 * 1024
+MAX_WORD_BYTES = 1_024  # of a request that only a word may let in
 EXAMPLE = '{"keys": ["importer/42"]}'
 
 
@@ -54,7 +63,12 @@ _KEYS: Json = {
             "minItems": 1,
             "maxItems": MAX_KEYS,
             "items": {"type": "string", "minLength": 1, "maxLength": MAX_KEY},
-        }
+        },
+        "word": {
+            "description": "What came with a Web Push: it acknowledges its key alone, and needs no"
+            " token.",
+            "type": "string",
+        },
     },
     "additionalProperties": False,
 }
@@ -112,17 +126,44 @@ class AcknowledgementsApi:
 
     async def acknowledge(self, request: Request) -> Response:
         user = _user(request, "/acknowledgements")
-        grant = await self._authenticate(request, user, Query(request.scope))
+        try:
+            grant = await self._authenticate(request, user, Query(request.scope))
+        except (Denied, Unauthorized) as error:
+            keys = await self._by_word(request, user, error)
+            return json_response(await self._push.redelivery.acknowledge(user, keys))
         # Whatever the type says: a beacon can't choose it freely.
         given = await read_object(request, MAX_BYTES, EXAMPLE)
         for name in given:
-            if name != "keys":
-                raise no_field(name, "an acknowledgement: it has keys alone")
+            if name not in ("keys", "word"):
+                raise no_field(name, "an acknowledgement: it has keys alone, or a word")
+        if not isinstance(given.get("word", ""), str):
+            raise Invalid(Fault("/word", "it must be text"))
         keys = read_keys(given.get("keys"), "/keys")
         self._push.check(grant)  # a body may take long
         if self._limiter is not None and grant.subject is not None:
             await take_acknowledgements(self._limiter, grant.subject, len(keys))
         return json_response(await self._push.redelivery.acknowledge(user, keys))
+
+    async def _by_word(
+        self, request: Request, user: str, refused: Denied | Unauthorized
+    ) -> list[str]:
+        """The one key that a word in the request's body acknowledges.
+
+        Raises:
+            Denied, Unauthorized: what the request was refused with, where it has no such word.
+        """
+        try:
+            given = await read_object(request, MAX_WORD_BYTES)
+        except MsgpushError:
+            raise refused from None
+        word, keys = given.get("word"), given.get("keys")
+        if given.keys() != {"keys", "word"} or not isinstance(word, str):
+            raise refused
+        if not (isinstance(keys, list) and len(keys) == 1 and isinstance(keys[0], str)):
+            raise refused
+        if not self._push.takes_word(word, user, keys[0]):
+            raise Unauthorized("the word is not good for this user and this one key, or no longer")
+        return keys
 
     async def pending(self, request: Request) -> Response:
         user = _user(request, "/pending")

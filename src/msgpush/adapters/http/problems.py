@@ -14,6 +14,7 @@ from msgpush.domain.errors import (
     BusUnavailable,
     Conflict,
     Denied,
+    DeviceTaken,
     Fault,
     Invalid,
     KeysUnavailable,
@@ -40,6 +41,10 @@ class Acknowledged(MsgpushError):
     """It can't be withdrawn: a client has acknowledged it."""
 
 
+class PushOff(MsgpushError):
+    """Nothing is sent to devices of this kind here."""
+
+
 class Unsupported(MsgpushError):
     """A body in a form that isn't read."""
 
@@ -52,6 +57,8 @@ STATUS: Mapping[type[MsgpushError], int] = {
     NotDue: 404,
     Conflict: 409,
     MailboxFull: 409,
+    DeviceTaken: 409,
+    PushOff: 409,
     Acknowledged: 409,
     TooLarge: 413,
     Unsupported: 415,
@@ -67,6 +74,7 @@ STATUS: Mapping[type[MsgpushError], int] = {
 # The types of problems that a program has to tell from others of their status.
 TYPES: Mapping[type[MsgpushError], str] = {
     MailboxFull: "mailbox-full",
+    PushOff: "push-off",
     PendingFull: "pending-full",
 }
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from operator import attrgetter
 
 from msgpush.adapters.memory.outbox import MemoryOutbox
+from msgpush.adapters.memory.sendings import MemorySendings
 from msgpush.domain.errors import Conflict, Rejection
 from msgpush.domain.history import Linked, Page, Reason
 from msgpush.domain.log import index_after
@@ -93,6 +94,7 @@ class MemoryBus:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.outbox = outbox or MemoryOutbox(size=size // 2, clock=clock)
+        self.sendings = MemorySendings(self.outbox)
         self.epoch = new_epoch()
         self.cut: Cursor | None = None
         self.reachable = True
@@ -185,6 +187,8 @@ class MemoryBus:
                 return Conflict(draft.service, draft.id)
             return Stored(position, timestamp, True)
         mark, replaces = draft.mark, None
+        if draft.push is not None and (full := self.sendings.refusal(draft)) is not None:
+            return full
         if mark is not None and mark.key and (refusal := self.outbox.refusal(draft)) is not None:
             return refusal
         last = self._last
@@ -203,6 +207,9 @@ class MemoryBus:
         self._last = position
         if mark is not None and mark.key:
             replaces = self.outbox.accept(draft, position)
+            self._room = self._size - self.outbox.used
+        if draft.push is not None:
+            self.sendings.accept(draft)
             self._room = self._size - self.outbox.used
         for channel in entry.channels if mark is None or mark.kind == "message" else ():
             history = self._histories.get(channel)

@@ -6,6 +6,7 @@ from heapq import heappop, heappush
 
 from msgspec import Struct
 
+from msgpush.adapters.memory.devices import MemoryDevices
 from msgpush.domain.credentials import MOST, Revocation, Revocations, Ticket
 
 
@@ -21,10 +22,18 @@ class MemoryCredentials:
     Args:
         lifetime: seconds for which a revocation stands.
         clock: seconds since 1970.
+        devices: those that go with a revocation of their user.
     """
 
-    def __init__(self, *, lifetime: float, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        *,
+        lifetime: float,
+        clock: Callable[[], float] = time.time,
+        devices: MemoryDevices | None = None,
+    ) -> None:
         self._clock = clock
+        self._devices = devices
         self._revoked = Revocations(lifetime)
         self._tickets: dict[str, _Kept] = {}
         self._by_end: list[tuple[float, str]] = []
@@ -67,6 +76,8 @@ class MemoryCredentials:
     async def revoke(self, *revocations: Revocation) -> None:
         for revocation in revocations:
             self._revoked.add(revocation, self._clock())
+            if revocation.kind == "subject" and self._devices is not None:
+                self._devices.revoke(revocation.value, revocation.at)
 
     async def revocations(self) -> list[Revocation]:
         return list(self._revoked)

@@ -73,7 +73,7 @@ class MemoryOutbox:
         self._max_pending, self._dead_letter_ttl = max_pending, dead_letter_ttl * 1000
         self._jitter = jitter
         began = clock() - monotonic()
-        self._now: Callable[[], int] = lambda: int((began + monotonic()) * 1000)
+        self.now: Callable[[], int] = lambda: int((began + monotonic()) * 1000)
         self._records: dict[str, Record] = {}
         self._pending: dict[str, dict[str, Record]] = {}  # by user
         self._mailboxes: dict[tuple[str, str], _Mailbox] = {}  # by user and service
@@ -100,7 +100,7 @@ class MemoryOutbox:
 
     def refusal(self, draft: Draft) -> Conflict | MailboxFull | PendingFull | NotDue | None:
         """The reason why a message that asks for an acknowledgement can't be stored now."""
-        mark, now = draft.mark, self._now()
+        mark, now = draft.mark, self.now()
         assert mark is not None
         record = self._records.get(mark.key)
         if draft.terms is None:
@@ -132,6 +132,10 @@ class MemoryOutbox:
             number, used = number - 1, used - self._records[replaced].size
         if number >= self._max_pending or used + size > MAX_PENDING_BYTES:
             return MailboxFull(service, user, self._max_pending, MAX_PENDING_BYTES)
+        return self.no_room(service, size)
+
+    def no_room(self, service: str, size: int) -> PendingFull | None:
+        """The reason why a service can't have so many bytes more waiting."""
         if (
             self._pending_size + size > self._size
             or self._by_service.get(service, 0) + size > self._size // 4
@@ -139,13 +143,24 @@ class MemoryOutbox:
             return PendingFull()
         return None
 
+    def reserve(self, service: str, size: int) -> None:
+        """Count bytes that wait beside the records, or are gone where that is less than none."""
+        self.used += size
+        self._count(service, size)
+
+    def _count(self, service: str, size: int) -> None:
+        self._pending_size += size
+        self._by_service[service] = self._by_service.get(service, 0) + size
+        if not self._by_service[service]:
+            del self._by_service[service]
+
     def accept(self, draft: Draft, position: Position) -> str | None:
         """Keep a message that `refusal` has nothing against, at its position in the log.
 
         Returns:
             the key of an older one that it takes the place of.
         """
-        mark, now = draft.mark, self._now()
+        mark, now = draft.mark, self.now()
         assert mark is not None
         if mark.kind == "redelivery":
             record = self._records[mark.key]
@@ -194,7 +209,7 @@ class MemoryOutbox:
         return [self._change(each) for each in changes]
 
     def _change(self, change: Change) -> Outcome:
-        record, now = self._records.get(change.key), self._now()
+        record, now = self._records.get(change.key), self.now()
         if record is None:
             return UNKNOWN
         was = record.state
@@ -225,8 +240,7 @@ class MemoryOutbox:
         box = self._mailboxes.setdefault((record.user, record.service), _Mailbox())
         box.number += 1
         box.size += record.size
-        self._pending_size += record.size
-        self._by_service[record.service] = self._by_service.get(record.service, 0) + record.size
+        self._count(record.service, record.size)
         if record.terms.collapse is not None:
             self._newest[record.user, record.service, record.terms.collapse] = record.key
 
@@ -255,10 +269,7 @@ class MemoryOutbox:
         if not record.superseded:
             self._take_from_mailbox(record)
         record.superseded = False
-        self._pending_size -= record.size
-        self._by_service[record.service] -= record.size
-        if not self._by_service[record.service]:
-            del self._by_service[record.service]
+        self._count(record.service, -record.size)
         if record.terms.collapse is not None:
             place = (record.user, record.service, record.terms.collapse)
             if self._newest.get(place) == record.key:
@@ -316,7 +327,7 @@ class MemoryOutbox:
             heapify(self._due)
 
     async def due(self, limit: int) -> tuple[int, list[Record]]:
-        now, found = self._now(), list[Record]()
+        now, found = self.now(), list[Record]()
         while self._due and self._due[0][0] <= now and len(found) < limit:
             when, key = heappop(self._due)
             if self._when.get(key) != when:

@@ -130,6 +130,17 @@ FAMILIES: Mapping[str, Family] = {
     "message_push_dead_letters_total": Family(
         "counter", "Messages that were given up, and dead letters that went.", ["service", "reason"]
     ),
+    "message_push_pushes_total": Family(
+        "counter",
+        "Pushes to devices: sent, gone (the device is), later (asked again) or failed.",
+        ["kind", "outcome"],
+    ),
+    "message_push_push_seconds": Family(
+        "histogram",
+        "Time from a push until its provider's answer.",
+        ["kind"],
+        bounds=LATENCY,
+    ),
     "message_push_pending_acknowledgements": Family(
         "gauge",
         "Messages that wait for acknowledgements, at all instances together.",

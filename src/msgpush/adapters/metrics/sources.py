@@ -46,6 +46,10 @@ def of_tally(tally: Tally) -> Figures:
         },
         "message_push_redeliveries_total": _by(tally.redeliveries),
         "message_push_dead_letters_total": _copy(tally.deaths),
+        "message_push_pushes_total": _copy(tally.pushes),
+        "message_push_push_seconds": {
+            (kind,): value_of(each) for kind, each in tally.push_times.items()
+        },
         "message_push_bus_round_trip_seconds": {(): value_of(tally.round_trips)},
     }
 

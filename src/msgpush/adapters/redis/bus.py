@@ -13,6 +13,7 @@ from msgpush.adapters.redis.log import EPOCH, LOG, Decoder, EntryRef, id_of, key
 from msgpush.adapters.redis.mending import Mender
 from msgpush.adapters.redis.outbox import RedisOutbox
 from msgpush.adapters.redis.records import Room
+from msgpush.adapters.redis.sendings import RedisSendings
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.adapters.redis.writer import Writer
 from msgpush.domain.errors import BusUnavailable, Rejection
@@ -89,6 +90,7 @@ class RedisBus:
             now_ms=self._now_ms,
             jitter=jitter,
         )
+        self.sendings = RedisSendings(target, now_ms=self._now_ms)
         self._links = (self._writer.link, self._reader, asker, self._tail_link)
         self._open = False
         self._tailing = False
@@ -119,6 +121,7 @@ class RedisBus:
         self._open = False
         await self._writer.close()
         await self.outbox.close()
+        await self.sendings.close()
         for link in self._links:
             await link.close()
 

@@ -6,9 +6,11 @@ from typing import Final, Self
 
 import msgspec
 
+from msgpush.adapters.redis.devices import devices_key, disown
 from msgpush.adapters.redis.link import HASH_TAG, Script, SharedLink
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.credentials import MOST, Revocation, Ticket
+from msgpush.domain.devices import SKEW
 
 REVOKED: Final = f"{HASH_TAG}:revoked"
 
@@ -65,14 +67,34 @@ end
 return 1
 """
 # What has had its time goes first: once a script has removed something, a full Redis lets it write.
+# KEYS go on with the devices of the subjects. Answers the devices that went, each after its user's
+# number.
 REVOKE = """\
-local lifetime = tonumber(ARGV[1])
+local lifetime, skew = tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - lifetime)
-for i = 2, #ARGV, 2 do redis.call('ZADD', KEYS[1], 'GT', ARGV[i], ARGV[i + 1]) end
+local gone, subject = {}, 1
+for i = 3, #ARGV, 2 do
+  if string.sub(ARGV[i + 1], 1, 8) == 'subject:' then
+    subject = subject + 1
+    -- Rights that only devices need aren't asked for where there are none.
+    local there = redis.call('EXISTS', KEYS[subject]) == 1
+    local fields = there and redis.call('HGETALL', KEYS[subject]) or {}
+    for f = 1, #fields, 2 do
+      if string.sub(fields[f], 1, 2) == 'r:' and tonumber(fields[f + 1]) <= ARGV[i] + skew then
+        local id = string.sub(fields[f], 3)
+        redis.call('HDEL', KEYS[subject], id, 'c:' .. id, 'r:' .. id, 'u:' .. id)
+        gone[#gone + 1] = subject - 1
+        gone[#gone + 1] = id
+      end
+    end
+  end
+  redis.call('ZADD', KEYS[1], 'GT', ARGV[i], ARGV[i + 1])
+end
 local newest = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 redis.call('PEXPIREAT', KEYS[1], string.format('%.0f', newest[2] + lifetime))
+return gone
 """
 
 _encode = msgspec.json.Encoder().encode
@@ -124,11 +146,17 @@ class RedisCredentials:
 
     async def revoke(self, *revocations: Revocation) -> None:
         for start in range(0, len(revocations), REVOKED_AT_ONCE):
-            args: list[str | bytes | int] = [int(self._lifetime * 1000)]
+            args: list[str | bytes | int] = [int(self._lifetime * 1000), int(SKEW * 1000)]
+            users: list[bytes] = []
             for each in revocations[start : start + REVOKED_AT_ONCE]:
                 # Rounded up: what was issued at that very moment is refused, too.
                 args += (ceil(each.at * 1000), f"{each.kind}:{each.value}")
-            await self._link.script(self._revoke, [REVOKED], args)
+                if each.kind == "subject":
+                    users.append(each.value.encode(errors="surrogatepass"))
+            keys: list[str | bytes] = [REVOKED, *map(devices_key, users)]
+            gone = await self._link.script(self._revoke, keys, args)
+            for number, id in zip(gone[::2], gone[1::2], strict=True):
+                await disown(self._link, users[number - 1], [id.decode()])
 
     async def revocations(self) -> list[Revocation]:
         found = await self._link.call("ZRANGE", REVOKED, 0, -1, "WITHSCORES")

@@ -19,7 +19,7 @@ import logging
 import os
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast, get_args
 
 import msgspec
@@ -327,6 +327,7 @@ class Unfinished(NamedTuple):
         accepted: digest and timestamp of its messages whose publisher chose the id, by
             `service:id`.
         asks: what its messages ask of the outbox, by key and attempt: see `outbox.lua`.
+        pushes: what is to be pushed of them, by `service:id`.
     """
 
     name: str
@@ -334,6 +335,7 @@ class Unfinished(NamedTuple):
     tag: bytes
     accepted: dict[str, tuple[str, str]]
     asks: dict[tuple[str, int], list[Any]]
+    pushes: Mapping[str, list[Any]] = {}
 
     @classmethod
     def read(cls, text: bytes | None) -> "Unfinished | None":
@@ -349,16 +351,21 @@ class Unfinished(NamedTuple):
                 name if text.startswith(name.encode()) else "", LATEST_OF_ALL, NO_TAG, {}, {}
             )
         first, tag, plan = match[1], match[2], text[match.end() :]
-        accepted, asks = {}, {}
+        accepted, asks, pushes = {}, {}, {}
         try:
-            for _, _, digest, timestamp, _, name, *ask in _decode_plan(plan)[-1] if plan else ():
+            planned = _decode_plan(plan) if plan else [[]]
+            if len(planned) > 2 and isinstance(planned[-3], list):  # not of a release before
+                pushes = {name: push for _, name, push in planned[-3]}
+            for _, _, digest, timestamp, _, name, *ask in planned[-1]:
                 accepted[name] = (digest, timestamp)
                 if ask:
                     asks[ask[0][4], ask[0][7]] = ask[0]
         except (msgspec.MsgspecError, ValueError, TypeError, LookupError):
             # A later release plans otherwise: its messages are completed, their ids forgotten.
             pass
-        return cls(f"{first.decode()} {tag.decode()}", position_of(first), tag, accepted, asks)
+        return cls(
+            f"{first.decode()} {tag.decode()}", position_of(first), tag, accepted, asks, pushes
+        )
 
 
 class Head(NamedTuple):

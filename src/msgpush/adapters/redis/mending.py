@@ -91,6 +91,7 @@ class Mender:
         ids: dict[str, int] = {}
         plan = []
         asks: list[list[Any]] = []
+        pushes: list[tuple[str, list[Any]]] = []
         for ref, ttl, service, names, id, mark in messages:
             accepted = None if call is None else call.accepted.get(f"{service}:{id}")
             number, value = 0, ""
@@ -103,13 +104,16 @@ class Mender:
             if ask is not None:
                 asks.append(ask)
                 value += " a" if value else ""
+            push = None if call is None else call.pushes.get(f"{service}:{id}")
+            if push is not None:
+                pushes.append((place[0], push))
             planned = (*place, ttl * 1000, number, value, mine)
             plan.append(planned if ask is None else (*planned, ask))
-        more = outbox_keys(asks)
+        more = outbox_keys(asks, [plan for _, plan in pushes])
         histories = (key for channel in channels for key in keys_of(channel))
         keys = [HEAD, LOG, *histories, *ids, *more]
         seen = (end.ms, end.seq, "" if call is None else call.name)
-        args = [_pack((*seen, self._now_ms(), len(more), plan))]
+        args = [_pack((*seen, self._now_ms(), len(more), pushes, plan))]
         answer = await self._link.script(self._script, keys, args)
         if not answer:
             return  # another instance was first

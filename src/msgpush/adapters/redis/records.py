@@ -4,11 +4,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
+from msgspec import Struct
 
 from msgpush.adapters.redis.link import HASH_TAG, Link, Script, lua
 from msgpush.domain.errors import MailboxFull
-from msgpush.domain.marks import Mark, Terms
+from msgpush.domain.marks import Mark, Push, Terms, ToPush
 from msgpush.domain.message import Draft
+from msgpush.domain.notification import OVERHEAD as PUSH_OVERHEAD
 from msgpush.domain.outbox import (
     MAX_PENDING_BYTES,
     OVERHEAD,
@@ -23,7 +25,9 @@ from msgpush.domain.position import Position
 OUTBOX: Final = f"{HASH_TAG}:outbox"
 DUE: Final = f"{HASH_TAG}:outbox:due"
 DEAD: Final = f"{HASH_TAG}:outbox:dead"
+PUSHES: Final = f"{HASH_TAG}:outbox:pushes"
 
+_encode = msgspec.json.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 REDO = Script(lua("redo"))
 
@@ -31,6 +35,11 @@ REDO = Script(lua("redo"))
 def record_key(key: str) -> str:
     """The record of a message."""
     return f"{HASH_TAG}:delivery:{key}"
+
+
+def sending_key(key: str) -> str:
+    """A message that is to be pushed."""
+    return f"{HASH_TAG}:push:{key}"
 
 
 def pending_key(user: str) -> str:
@@ -108,11 +117,38 @@ def ask_of(draft: Draft, mark: Mark) -> list[Any]:
     ]
 
 
-def outbox_keys(asks: Iterable[Sequence[Any]]) -> list[str]:
+def push_of(draft: Draft, push: ToPush) -> list[Any]:
+    """What is to be pushed, for the script that stores it."""
+    said = Pushed(push.user, draft.service, draft.type, push.push, draft.terms, draft.priority)
+    return [
+        sending_key(draft.key),
+        PUSHES,
+        draft.key,
+        draft.service,
+        len(draft.body) + PUSH_OVERHEAD,
+        push.look,
+        draft.ttl * 1000,
+        _encode(said).decode(),
+    ]
+
+
+class Pushed(Struct, frozen=True):
+    """What a sending is, besides its message, its times and who is left."""
+
+    user: str
+    service: str
+    type: str
+    push: Push
+    terms: Terms | None
+    priority: int
+
+
+def outbox_keys(asks: Iterable[Sequence[Any]], pushes: Iterable[Sequence[Any]] = ()) -> list[str]:
     """The keys that the script needs for what is asked of the outbox, each once."""
     named = [
         name for ask in asks for name in (*ask[1:4], *(ask[12:15] if ask[0] == "revive" else ()))
     ]
+    named += [name for push in pushes for name in push[:2]]
     return [OUTBOX, DUE, *dict.fromkeys(named)] if named else []
 
 

@@ -34,7 +34,7 @@ from msgpush.adapters.redis.log import (
     position_of,
 )
 from msgpush.adapters.redis.mending import HALFWAY, Mender
-from msgpush.adapters.redis.records import Room, ask_of, outbox_keys
+from msgpush.adapters.redis.records import Room, ask_of, outbox_keys, push_of
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.control import CHANNEL
 from msgpush.domain.errors import BusUnavailable, Conflict, NotDue, PendingFull, Rejection
@@ -144,7 +144,11 @@ class Writer:
         # Messages of a group are much alike: what those are planned as that are is made once.
         alike: dict[object, tuple[bytes, int, list[int], object]] = {}
         asks: list[list[Any]] = []
-        for draft in group:
+        pushes: list[tuple[int, str, list[Any]]] = []
+        for place, draft in enumerate(group, 1):
+            if draft.push is not None:
+                name = f"{draft.service}:{draft.id}"
+                pushes.append((place, name, push_of(draft, draft.push)))
             if draft.mark is not None and draft.mark.user:
                 line, plan = self._plan_asking(draft, tag, channels, ids, asks)
                 messages.append(plan)
@@ -168,8 +172,8 @@ class Writer:
             keys += keys_of(channel)
         keys += ids
         limits: object = 0
-        if asks:
-            more = outbox_keys(asks)
+        if asks or pushes:
+            more = outbox_keys(asks, [each[2] for each in pushes])
             keys += more
             limits = (len(more), *self._pending_room.limits)
         end = self._epochs.chain.known
@@ -179,7 +183,8 @@ class Writer:
         # Commands, without which a full Redis would keep whoever fills it from being stopped.
         urgent = CHANNEL in channels and any(draft.channels == (CHANNEL,) for draft in group)
         waits = self._wait_replicas > 0
-        all = _pack((*head, *self._lengths, self._now_ms(), waits, urgent, limits, messages))
+        times = (self._now_ms(), waits, urgent)
+        all = _pack((*head, *self._lengths, *times, pushes, limits, messages))
         return keys, [all, *stored]
 
     def _plan_asking(

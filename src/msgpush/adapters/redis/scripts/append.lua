@@ -11,11 +11,11 @@
 -- then, if acknowledgements are asked for, the outbox, what is due there, and the keys of those records, users and services
 --
 -- ARGV[1]  MessagePack: {epoch, tag, known ms, known seq, known tag, log length, history length, now or 0,
---          whether replicas are waited for, whether it has to be written even if Redis is full, 0 or what holds for
---          the outbox, messages}, each message
+--          whether replicas are waited for, whether it has to be written even if Redis is full, pushes, 0 or what holds
+--          for the outbox, messages}, each message
 --          {ttl in ms, number of its id or 0, digest, timestamp, {numbers of its channels' histories}, service:id, ask}
 --          The outbox: {how many keys it has, messages and bytes of a mailbox, bytes of all pending}; an ask:
---          see `outbox.lua`
+--          see `outbox.lua`. A push is {which message, its service:id, plan}: likewise
 -- then each message as it is stored
 --
 -- Answers {"ok", ms, seq of the first, the log's length before, index, what was accepted before or "", ...}, where minus the
@@ -30,7 +30,7 @@ local UNKNOWN = '--------'
 
 local call, format, sub = redis.call, string.format, string.sub
 local try = redis.pcall
-local epoch, tag, known_ms, known_seq, known_tag, log_length, history_length, now, waits, urgent, limits, messages =
+local epoch, tag, known_ms, known_seq, known_tag, log_length, history_length, now, waits, urgent, pushes, limits, messages =
   unpack(cmsgpack.unpack(ARGV[1]))
 
 -- As text, once: Redis writes each number that it is called with anew, and slowly.
@@ -70,7 +70,8 @@ if channels > 0 then
   for c = 1, channels do prev[c] = found[c] or forgotten end
 end
 local offset = 2 + 2 * channels
-local last_id, outbox, asks, again = #KEYS, nil, {}, {}
+local last_id, outbox, asks, again, pushing = #KEYS, nil, {}, {}, {}
+for _, push in ipairs(pushes) do pushing[push[1]] = push[3] end
 if limits ~= 0 then
   last_id = #KEYS - limits[1]
   outbox = open_outbox(KEYS[last_id + 1], KEYS[last_id + 2], now)
@@ -113,7 +114,7 @@ end
 -- A full Redis refuses what takes room, unless the script has written something that takes none.
 if urgent then call('PERSIST', KEYS[1]) end
 
-local answer = {'ok', ms, first, call('XLEN', log)}
+local answer, pushed = {'ok', ms, first, call('XLEN', log)}, {}
 for i = 1, #messages do
   local message = messages[i]
   local ttl, key, digest = message[1], message[2], message[3]
@@ -121,9 +122,11 @@ for i = 1, #messages do
   -- One that asks for an acknowledgement is remembered as long as its key is there.
   local marked = before and sub(before, -2) == ' a'
   if before and not marked and now - tonumber(string.match(before, '^(%d+)-', 33)) >= ID_LIFETIME then before = nil end
-  local ask, refusal, older = message[7], nil, nil
+  local ask, push, refusal, older = message[7], pushing[i], nil, nil
   if before then
     refusal = sub(before, 1, 32) == digest and sub(before, 33, marked and -3 or -1) or ''
+  elseif push and outbox.no_room(push[4], push[5], limits[4]) then
+    refusal = 'F:pending'
   elseif ask then
     refusal, older = refused(ask)
   end
@@ -165,6 +168,10 @@ for i = 1, #messages do
       end
     end
     if ask then asks[#asks + 1] = {ask, id, stored} end
+    if push then
+      outbox.count_push(push[4], push[5])
+      pushed[#pushed + 1] = {push, stored}
+    end
   end
 end
 
@@ -185,6 +192,9 @@ end
 for _, each in ipairs(asks) do
   local ask, id, stored = unpack(each)
   outbox.store(ask, id, sub(stored, string.find(stored, '\n', 1, true) + 1))
+end
+for _, each in ipairs(pushed) do
+  outbox.push(each[1], sub(each[2], string.find(each[2], '\n', 1, true) + 1))
 end
 if outbox then outbox.commit() end
 if seq >= first then

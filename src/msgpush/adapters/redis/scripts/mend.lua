@@ -8,7 +8,7 @@
 -- then, if acknowledgements are asked for, the outbox, what is due there, and the keys of those records, users and services
 --
 -- ARGV[1]  MessagePack: {ms and seq of the head, and what `open` begins with, as the caller has seen them, now or 0,
---          how many keys the outbox has, entries}, each entry
+--          how many keys the outbox has, what is to be pushed of them: {position, plan: see `outbox.lua`}, entries}, each entry
 --          {its position, ms, seq, tag, ttl in ms, number of its id or 0, what was accepted, {numbers of its channels},
 --          what it asks for, if it does: see `outbox.lua`}
 --
@@ -19,7 +19,7 @@ local DAY = 86400000
 local ID_LIFETIME = 600000
 
 local call = redis.call
-local ms, seq, open, now, outbox_keys, entries = unpack(cmsgpack.unpack(ARGV[1]))
+local ms, seq, open, now, outbox_keys, pushes, entries = unpack(cmsgpack.unpack(ARGV[1]))
 
 local head = call('HMGET', KEYS[1], 'ms', 'seq', 'open')
 local found_open = head[3] or ''
@@ -45,7 +45,7 @@ local channels = 0
 for _, entry in ipairs(entries) do
   for _, c in ipairs(entry[8]) do if c > channels then channels = c end end
 end
-local answer, broken, asks = {0}, {}, {}
+local answer, broken, asks, messages = {0}, {}, {}, {}
 for c = 1, channels do
   local kind = call('TYPE', KEYS[2 * c + 1]).ok
   if kind ~= 'stream' and kind ~= 'none' then
@@ -62,6 +62,7 @@ for _, entry in ipairs(entries) do
   end
   if message then
     answer[1] = answer[1] + 1
+    messages[id] = message
     for _, c in ipairs(entry[8]) do
       local history, last = KEYS[2 * c + 1], KEYS[2 * c + 2]
       -- Not by GET, which a key of another type would stop.
@@ -93,7 +94,7 @@ for _, entry in ipairs(entries) do
   end
 end
 
-if #asks > 0 then
+if #asks > 0 or #pushes > 0 then
   local first = #KEYS - outbox_keys + 1
   local outbox = open_outbox(KEYS[first], KEYS[first + 1], now)
   if outbox.unfinished then return {} end
@@ -111,6 +112,13 @@ if #asks > 0 then
     if missing then
       if kind ~= 'again' then outbox.enter(key, mailbox, service, size, collapse) end
       outbox.store(ask, id, string.sub(stored, string.find(stored, '\n', 1, true) + 1), true)
+    end
+  end
+  for _, each in ipairs(pushes) do
+    local plan, stored = each[2], messages[each[1]]
+    if stored and not call('HGET', plan[1], 's') then
+      outbox.count_push(plan[4], plan[5])
+      outbox.push(plan, string.sub(stored, string.find(stored, '\n', 1, true) + 1))
     end
   end
   outbox.commit()

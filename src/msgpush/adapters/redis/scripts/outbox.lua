@@ -9,6 +9,9 @@
 --   wr written at, en ended at, rs reason, ow receipts owed, pr priority, ty type, sz bytes, ac accepted, po newest (positions)
 --   dl deadline, mx deliveries allowed, rc receipt, cl collapse, hi whether its publisher chose the id, m the body
 --
+-- What is to be pushed to devices shares the totals of bytes: a sending (a hash) has at accepted, x expires, sz bytes,
+-- d what it is, l who is left, m the body, and s once it counts; a sorted set has the moment at which each is looked at next.
+--
 -- Redis undoes nothing when a command in a script is refused. So all that belongs together is written down first, as
 -- `redo` in the outbox, and then done: each command says what is from then on, not what is added. Whoever finds
 -- `redo` has it done once more, by `redo.lua`, before anything else.
@@ -139,6 +142,28 @@ local function open_outbox(outbox, due, now)
   end
 
   function self.count_dead(size) add('dead', size) end
+
+  -- Whether a message that is to be pushed has no room; then, it counts.
+  function self.no_room(service, size, all)
+    return total('bytes')[1] + size > all or total('s:' .. service)[1] + size > all / 4
+  end
+
+  function self.count_push(service, size)
+    add('bytes', size)
+    add('s:' .. service, size)
+  end
+
+  -- Store what is to be pushed. A plan is {its sending, all that are due, key, service, bytes, ms until it is looked at,
+  -- ttl in ms, what else is known of it}, of which the first two are keys of Redis. What was there under its key goes.
+  function self.push(plan, body)
+    local sending, pushes, key, service, size, wait, ttl, said = unpack(plan)
+    local old = call('HMGET', sending, 'sz', 's')
+    if old[2] then self.count_push(service, -tonumber(old[1])) end
+    call('HDEL', sending, 's')
+    call('HSET', sending, 'at', text(now), 'x', text(now + ttl), 'sz', text(size), 'd', said, 'l', '', 'm', body)
+    put('HSET', sending, 's', '1')
+    put('ZADD', pushes, text(now + wait), key)
+  end
 
   -- Look at a record at a moment; nil: never again.
   function self.look(key, at) when[key] = at or false end

@@ -13,11 +13,12 @@ import access from "./views/access.js";
 import channels from "./views/channels.js";
 import connections from "./views/connections.js";
 import delivery from "./views/delivery.js";
+import devices from "./views/devices.js";
 import overview from "./views/overview.js";
 import publish from "./views/publish.js";
 import settings from "./views/settings.js";
 
-const VIEWS = { overview, connections, channels, publish, delivery, access, settings };
+const VIEWS = { overview, connections, channels, publish, delivery, devices, access, settings };
 
 const main = h("main", { id: "main", tabindex: "-1" });
 const nav = h("nav", { id: "nav" });

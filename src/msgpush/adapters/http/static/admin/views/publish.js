@@ -93,12 +93,19 @@ export default async function publish(root, { params, signal, onRecovery }) {
   keep("draft", null);
   text.control.value = draft ?? pretty(mode === "broadcast" ? { ...EXAMPLE, channels: undefined } : EXAMPLE);
   typed();
-  onRecovery(() => described || begin());
+  let kinds = null; // what can be pushed by
+  onRecovery(() => (described && kinds) || begin());
   await begin();
 
   async function begin() {
-    await description(signal).catch(() => {}); // without it the service alone checks
-    if (!signal.aborted) check();
+    // Without the first the service alone checks; without the second nothing offers to push.
+    [, kinds] = await Promise.all([
+      description(signal).catch(() => {}),
+      kinds ?? ask("api/v1/push", { signal }).catch(() => null),
+    ]);
+    if (signal.aborted) return;
+    form.offerPush(Object.values(kinds ?? {}).some(Boolean));
+    check();
   }
 
   function typed() {

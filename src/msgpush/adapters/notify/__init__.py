@@ -1,0 +1,1 @@
+"""Notifiers: Web Push, FCM and APNs."""
