@@ -152,11 +152,13 @@ class RedisDevices:
         ]
 
     async def remove(self, user: str, device: str | None = None) -> None:
-        ids = [device]
         if device is None:
             fields = await self._link.call("HKEYS", devices_key(_text(user)))
             ids = [each.decode() for each in fields if b":" not in each]
-        await self._forget(user, [(id, b"") for id in ids if id is not None])
+        else:
+            # Whoever names `r:` and an id would else keep that device from being revoked.
+            ids = [] if ":" in device else [device]
+        await self._forget(user, [(id, b"") for id in ids])
 
     async def used(self, devices: Sequence[Device]) -> None:
         for user, own in _by_user(devices).items():
