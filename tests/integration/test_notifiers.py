@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar
 from urllib.parse import parse_qs
 
+import httpcore2
 import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey
@@ -15,6 +16,7 @@ from msgpush.adapters.notify.apns import ApnsNotifier, ProviderToken
 from msgpush.adapters.notify.exchange import Exchange
 from msgpush.adapters.notify.fcm import FcmNotifier
 from msgpush.adapters.notify.keys import ServiceAccount, apns_key
+from msgpush.adapters.notify.network import Network
 from msgpush.adapters.notify.oauth import AccessTokens
 from msgpush.adapters.notify.places import Place, Places
 from msgpush.adapters.notify.vapid import Vapid
@@ -63,6 +65,8 @@ class TestWebPush(NotifierContract):
         assert asked.headers["urgency"] == "normal"
         assert asked.headers["topic"] == topic("import-42")
         assert asked.headers["content-encoding"] == "aes128gcm"
+        signed = asked.headers["authorization"].removeprefix("vapid t=").partition(",")[0]
+        assert jwt.decode(signed, P256, algorithms=["ES256"]).claims["aud"] == service.origin
         assert b"done" not in asked.body
         said = json.loads(browser.decrypt(asked.body))
         assert said == {
@@ -110,6 +114,12 @@ class TestWebPush(NotifierContract):
                 address = Browser().subscription(f"{service.origin}/x")
                 assert (await notifier.send(address, NOTICE)).outcome == "failed"
         assert service.opened == 0
+
+
+async def test_a_name_that_none_can_be_leads_nowhere() -> None:
+    for host in ("a" * 64 + ".example", "a..example"):
+        with pytest.raises(httpcore2.ConnectError, match="can't be resolved"):
+            await Network([]).connect_tcp(host, 443)
 
 
 class Google(PushService):

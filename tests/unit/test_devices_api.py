@@ -115,6 +115,16 @@ async def test_a_device_moves_to_another_user_only_with_what_it_alone_knows(
     assert (await client.request("GET", BOBS, b"", BOB)).json() == {"devices": []}
 
 
+async def test_an_endpoint_is_the_same_device_however_it_is_written(client: AsgiDriver) -> None:
+    assert (await register(client, subscription())).status == 201
+    other = ENDPOINT.replace("https://fcm.googleapis.com", "HTTPS://FCM.googleapis.com:443")
+    eve = bearer(token("eve"))
+    stolen = await register(
+        client, subscription(endpoint=other + "#"), "/api/v1/users/eve/devices", eve
+    )
+    assert stolen.status == 409
+
+
 async def test_a_ticket_registers_nothing(client: AsgiDriver) -> None:
     body = b'{"channels":["user:bob"],"acknowledge":true}'
     ticket = (await client.request("POST", "/api/v1/tickets", body, BOB)).json()["ticket"]

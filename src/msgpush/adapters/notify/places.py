@@ -5,6 +5,7 @@ and whatever its name resolves to has to be a public address: that is looked at 
 is made, and that very address is connected to, so that no second answer can lead elsewhere."""
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -19,6 +20,9 @@ BROWSERS = (
     "push.apple.com",
     "notify.windows.com",
 )
+
+# What a name is looked up by (RFC 1035, section 2.3.4), or an address.
+_HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}([.][a-z0-9_-]{1,63})*|[0-9a-f:.]+")
 
 _GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 _6TO4 = ipaddress.ip_network("2002::/16")
@@ -66,8 +70,10 @@ class Places:
     def __init__(self, places: Sequence[Place]) -> None:
         self._places = tuple(places)
 
-    def check(self, endpoint: str) -> None:
-        """Check that a browser's endpoint may be sent to.
+    def check(self, endpoint: str) -> str:
+        """Check that a browser's endpoint may be sent to; returns it as browsers write it.
+
+        So an endpoint is the same device, however it is written.
 
         Raises:
             ValueError: it may not; its text continues "it", and doesn't have the endpoint.
@@ -78,10 +84,11 @@ class Places:
             raise ValueError("is no URL")
         try:
             parts = urlsplit(endpoint)
-            host, port = parts.hostname or "", parts.port or HTTPS
+            host, port = parts.hostname or "", HTTPS if parts.port is None else parts.port
         except ValueError:
             raise ValueError("is no URL") from None
-        if parts.scheme != "https" or not host:
+        named = _HOST.fullmatch(host) and ("[" in parts.netloc) == (":" in host)
+        if parts.scheme != "https" or not named:
             raise ValueError("is no https URL")
         if parts.username is not None or parts.password is not None or parts.fragment:
             raise ValueError("has user information or a fragment, which no endpoint has")
@@ -89,10 +96,8 @@ class Places:
             raise ValueError(
                 "is at none of the push services that PUSH_ENDPOINTS names, on port 443"
             )
-
-    def may_be_inside(self, host: str, port: int) -> bool:
-        """True if this very host and port were named, so that they may be anywhere."""
-        return Place(host, port) in self._places
+        query = f"?{parts.query}" if parts.query else ""
+        return f"https://{Place(host, None if port == HTTPS else port)}{parts.path or '/'}{query}"
 
 
 def is_public(address: str) -> bool:

@@ -42,22 +42,21 @@ class WebPushNotifier:
     async def send(self, address: Address, notice: Notice) -> Answer:
         assert isinstance(address, WebPush)
         try:
-            self._places.check(address.endpoint)
+            endpoint = self._places.check(address.endpoint)
             # In a thread: a burst of thousands would else hold up every stream.
             body = await asyncio.to_thread(encrypt, payload(notice), address.p256dh, address.auth)
         except ValueError:
             return Answer("failed", "not to be sent")
-        headers = self._headers(address, notice)
+        headers = self._headers(endpoint, notice)
         try:
-            reply = await self._exchange.post(address.endpoint, headers, body)
+            reply = await self._exchange.post(endpoint, headers, body)
         except Unanswered as error:
             return Answer("later" if error.again else "failed", error.reason)
         return answer_of(reply.status, reply.retry_after)
 
-    def _headers(self, address: WebPush, notice: Notice) -> dict[str, str]:
-        parts = urlsplit(address.endpoint)
+    def _headers(self, endpoint: str, notice: Notice) -> dict[str, str]:
         headers = {
-            "Authorization": self._vapid.authorization(f"https://{parts.netloc.lower()}"),
+            "Authorization": self._vapid.authorization(f"https://{urlsplit(endpoint).netloc}"),
             "Content-Encoding": "aes128gcm",
             "Content-Type": "application/octet-stream",
             "TTL": str(max(0, notice.ttl)),
