@@ -13,8 +13,9 @@ from joserfc import jwt
 from joserfc.jwk import ECKey
 
 from msgpush.adapters.notify.apns import ApnsNotifier, ProviderToken
-from msgpush.adapters.notify.exchange import Exchange
+from msgpush.adapters.notify.exchange import Exchange, Reply
 from msgpush.adapters.notify.fcm import FcmNotifier
+from msgpush.adapters.notify.fcm import answer as fcm_answer
 from msgpush.adapters.notify.keys import ServiceAccount, apns_key
 from msgpush.adapters.notify.network import Network
 from msgpush.adapters.notify.oauth import AccessTokens
@@ -27,7 +28,7 @@ from tests.contracts.notifier import NOTICE, NotifierContract
 from tests.support.certificates import Authority
 from tests.support.push_services import TAKEN, Asked, Behaviour, PushService, Says
 from tests.support.subscriptions import Browser
-from tests.support.tokens import P256, RSA, private_pem
+from tests.support.tokens import P256, RSA, private_pem, public_pem
 
 Opened = tuple[AbstractAsyncContextManager[Notifier], Address]
 
@@ -369,6 +370,18 @@ def test_keys_of_another_kind_are_refused() -> None:
     for wrong in ("", "no key", private_pem(RSA), private_pem(ECKey.generate_key("P-384"))):
         with pytest.raises(ValueError, match="is no private key on P-256"):
             apns_key(wrong)
+
+
+def test_a_public_key_is_no_service_accounts() -> None:
+    text = {"project_id": "p", "client_email": "e", "private_key": public_pem(RSA)}
+    with pytest.raises(ValueError, match="its private_key can't be read"):
+        ServiceAccount.parse(json.dumps(text).encode())
+
+
+def test_of_what_fcm_answers_only_its_codes_are_told() -> None:
+    for code, told in (("QUOTA_EXCEEDED", " QUOTA_EXCEEDED"), ("_\x1b[2J a-secret-token", "")):
+        said = google_error(429, code)
+        assert fcm_answer(Reply(said.status, None, said.body)).reason == f"status 429{told}"
 
 
 @pytest.mark.parametrize(

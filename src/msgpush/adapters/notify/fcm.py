@@ -1,5 +1,6 @@
 """Firebase Cloud Messaging: notices to apps, by its HTTP v1 interface. It reads what it carries."""
 
+import re
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -101,7 +102,5 @@ def answer(reply: Reply) -> Answer:
     if reply.status == 401:
         return Answer("later", "its access token was refused")
     found = answer_of(reply.status, reply.retry_after)
-    reason = f"{found.reason} {code}" if code.isalpha() or "_" in code else found.reason
-    return Answer(
-        "failed" if found.outcome == "gone" else found.outcome, reason[:60], found.retry_after
-    )
+    reason = f"{found.reason} {code}" if re.fullmatch("[A-Z_]{1,40}", code) else found.reason
+    return Answer("failed" if found.outcome == "gone" else found.outcome, reason, found.retry_after)
