@@ -96,6 +96,10 @@ def payload(notice: Notice) -> bytes:
     whole = _encode(said | {"message": msgspec.Raw(notice.message)})
     if len(whole) <= LARGEST:
         return whole
+    for name in ("icon", "acknowledge"):
+        # A text can be cut, but what stands beside it is there or isn't.
+        if len(_encode(said | {"body": "\N{HORIZONTAL ELLIPSIS}"})) > LARGEST:
+            said.pop(name, None)
     text = notice.text or ""
     while len(body := _encode(said)) > LARGEST and text:
         # A character takes six bytes at most: half of what is over may go at once, or more.
