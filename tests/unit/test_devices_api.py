@@ -312,3 +312,17 @@ async def test_a_word_acknowledges_its_key_without_any_token(client: AsgiDriver)
     both = json.dumps({"keys": ["tests/m1"], "word": word}).encode()
     assert (await client.request("POST", acknowledge, both, BOB)).status == 200
     assert (await client.request("POST", acknowledge, both, bearer(token("eve")))).status == 200
+
+
+async def test_who_says_a_word_again_and_again_is_limited_as_its_user_is() -> None:
+    async with serving(jwt_secret=SECRET, ack_rate=0.001, **ON) as client:
+        pushing = push_of(client).pushing
+        assert pushing is not None
+        assert pushing.words is not None
+        word = pushing.words.make("bob", "tests/m1", 4_000_000_000)
+        by_word = json.dumps({"keys": ["tests/m1"], "word": word}).encode()
+        many = json.dumps({"keys": [f"tests/{n}" for n in range(999)]}).encode()
+        path = "/api/v1/users/bob/acknowledgements"
+        assert (await client.request("POST", path, many, BOB)).status == 200
+        assert (await client.request("POST", path, by_word)).status == 200
+        assert (await client.request("POST", path, by_word)).status == 429
