@@ -107,7 +107,25 @@ def test_places_are_named_by_host_and_port(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", ":1", "a:b", "https://x", "x/y", "a b", "*.x", ".x", "x:", "x:0x1", "u@x", "x:70000"],
+    [
+        "",
+        ":1",
+        "a:b",
+        "https://x",
+        "x/y",
+        "a b",
+        "*.x",
+        ".x",
+        "x:",
+        "x:0x1",
+        "u@x",
+        "x:70000",
+        "x:0",
+        "a..b",
+        "a%b",
+        "[v1.x]:1",
+        "x" * 64,
+    ],
 )
 def test_what_is_no_place_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no name of a host"):

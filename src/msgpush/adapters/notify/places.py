@@ -21,8 +21,9 @@ BROWSERS = (
     "notify.windows.com",
 )
 
-# What a name is looked up by (RFC 1035, section 2.3.4), or an address.
-_HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}([.][a-z0-9_-]{1,63})*|[0-9a-f:.]+")
+# A name as it is looked up (RFC 1035, section 2.3.4), or an address.
+_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}([.][a-z0-9_-]{1,63})*")
+_V6 = re.compile("[0-9a-f:.]+")
 
 _GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 _6TO4 = ipaddress.ip_network("2002::/16")
@@ -45,13 +46,14 @@ class Place(NamedTuple):
         """
         try:
             parts = urlsplit(f"//{text}")
-            host, port = parts.hostname or "", parts.port
+            host, port = (parts.hostname or "").removesuffix("."), parts.port
         except ValueError:
             host, port = "", None
         plain = text.isascii() and not set(text) & set("/?#@\\ ") and text.isprintable()
-        if not plain or not host or host.startswith((".", "*")) or text.endswith(":"):
+        named = _is_host(host, bracketed="[" in text)
+        if not plain or not named or port == 0 or text.endswith(":"):
             raise ValueError("is no name of a host, nor one with a port, as localhost:8443")
-        return cls(host.rstrip("."), port)
+        return cls(host, port)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -87,8 +89,7 @@ class Places:
             host, port = parts.hostname or "", HTTPS if parts.port is None else parts.port
         except ValueError:
             raise ValueError("is no URL") from None
-        named = _HOST.fullmatch(host) and ("[" in parts.netloc) == (":" in host)
-        if parts.scheme != "https" or not named:
+        if parts.scheme != "https" or not _is_host(host, bracketed="[" in parts.netloc):
             raise ValueError("is no https URL")
         if parts.username is not None or parts.password is not None or parts.fragment:
             raise ValueError("has user information or a fragment, which no endpoint has")
@@ -98,6 +99,10 @@ class Places:
             )
         query = f"?{parts.query}" if parts.query else ""
         return f"https://{Place(host, None if port == HTTPS else port)}{parts.path or '/'}{query}"
+
+
+def _is_host(text: str, *, bracketed: bool) -> bool:
+    return (_V6 if bracketed else _NAME).fullmatch(text) is not None
 
 
 def is_public(address: str) -> bool:
