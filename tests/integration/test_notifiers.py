@@ -357,7 +357,10 @@ class TestApns(NotifierContract):
                 now[0] -= 2_500
                 assert await send() == "sent"
                 assert tokens[0] == tokens[1] != tokens[2]
-                now[0] += 61
+                now[0] += 1_199
+                assert await send(apple(403, "ExpiredProviderToken")) == "later"
+                assert tokens.pop() == tokens[2]
+                now[0] += 1
                 assert await send(apple(403, "ExpiredProviderToken"), TAKEN) == "sent"
                 assert tokens[3] != tokens[2]
                 # It was made just now, and is refused again: nothing is lost for it.

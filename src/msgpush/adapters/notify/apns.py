@@ -18,8 +18,8 @@ from msgpush.domain.marks import NORMAL
 from msgpush.domain.notification import Answer, Notice, answer_of
 
 BASE = "https://api.push.apple.com"
-RENEWED = 2_700  # seconds: a token is good for an hour, and may be made every 20 minutes
-SOONEST = 60  # seconds after which one that was refused is made anew
+RENEWED = 2_700  # seconds: a token is good for an hour
+SOONEST = 1_200  # seconds after which one that was refused is made anew: sooner, Apple refuses it
 LONGEST_COLLAPSE = 64  # bytes
 
 _encode = msgspec.json.Encoder().encode
