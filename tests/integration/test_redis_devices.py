@@ -11,7 +11,7 @@ from msgpush.adapters.redis.devices import RedisDevices, devices_key, owner_key
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.credentials import Revocation
 from msgpush.domain.devices import Fcm, WebPush, device_id, proof_of
-from msgpush.domain.errors import BusUnavailable
+from msgpush.domain.errors import BusUnavailable, DeviceTaken
 from tests.contracts import devices
 from tests.contracts.credentials import LIFETIME
 from tests.contracts.devices import web_push
@@ -104,6 +104,17 @@ class TestRedisDevices(devices.DevicesContract):
             await kept.remove("alice")
             with self.server.client() as client:
                 assert client.keys("*") == []
+
+    async def test_one_that_is_not_understood_moves_to_nobody(self) -> None:
+        async with self.open() as opened:
+            kept = opened.instances[0]
+            device, _ = await kept.register("alice", web_push(1), None)
+            with self.server.client() as client:
+                client.hset(devices_key(b"alice"), device.id, b"\xc1")
+            with pytest.raises(DeviceTaken):
+                await kept.register("bob", web_push(1), None)
+            _, new = await kept.register("alice", web_push(1), None)
+            assert new
 
     async def test_a_full_redis_takes_no_device_and_lets_all_go(self) -> None:
         async with self.open() as opened:

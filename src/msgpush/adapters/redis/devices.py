@@ -118,8 +118,8 @@ class RedisDevices:
             of = devices_key(owner) if owner else devices_key(name)
             before = await self._link.call("HGET", of, id) or b""
             known = _read(before) if before else None
-            if known is not None and owner != name and not proves(known.address, address):
-                raise DeviceTaken
+            if before and owner != name and not (known and proves(known.address, address)):
+                raise DeviceTaken  # or what it alone knows can't be read here
             own = known if owner == name else None
             kept = label if own is None or label is not None else own.label
             record = _encode(_Record(address, kept))
