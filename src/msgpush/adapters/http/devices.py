@@ -264,7 +264,10 @@ class DevicesApi:
         # A body may take long: what comes after a revocation would be left after it.
         self._push.check(grant)
         address, label = read_registration(given, self._rules)
-        device, new = await self._devices.register(user, address, label)
+        own = grant.user == user
+        device, new = await self._devices.register(
+            user, address, label, issued_at=(grant.issued_at or 0.0) if own else None
+        )
         return json_response(_told(device), 201 if new else 200)
 
     async def _user(self, request: Request, suffix: str) -> tuple[str, Grant]:
