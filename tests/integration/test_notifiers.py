@@ -13,9 +13,11 @@ from joserfc import jwt
 from joserfc.jwk import ECKey
 
 from msgpush.adapters.notify.apns import ApnsNotifier, ProviderToken
+from msgpush.adapters.notify.apns import payload as apns_payload
 from msgpush.adapters.notify.exchange import Exchange, Reply
 from msgpush.adapters.notify.fcm import FcmNotifier
 from msgpush.adapters.notify.fcm import answer as fcm_answer
+from msgpush.adapters.notify.fcm import payload as fcm_payload
 from msgpush.adapters.notify.keys import ServiceAccount, apns_key
 from msgpush.adapters.notify.network import Network
 from msgpush.adapters.notify.oauth import AccessTokens
@@ -23,6 +25,7 @@ from msgpush.adapters.notify.places import Place, Places
 from msgpush.adapters.notify.vapid import Vapid
 from msgpush.adapters.notify.web_push import WebPushNotifier, topic
 from msgpush.domain.devices import Address, Apns, Fcm, WebPush
+from msgpush.domain.notification import Notice
 from msgpush.domain.ports import Notifier
 from tests.contracts.notifier import NOTICE, NotifierContract
 from tests.support.certificates import Authority
@@ -379,6 +382,15 @@ def test_a_public_key_is_no_service_accounts() -> None:
     text = {"project_id": "p", "client_email": "e", "private_key": public_pem(RSA)}
     with pytest.raises(ValueError, match="its private_key can't be read"):
         ServiceAccount.parse(json.dumps(text).encode())
+
+
+def test_a_text_that_is_too_long_for_apps_is_cut_not_refused() -> None:
+    for character in "\N{GRINNING FACE}\0":
+        long = Notice("bob", "s/1", character * 200, text=character * 1_000, own_text=True)
+        for body in (fcm_payload("t", long), apns_payload(long)):
+            assert 4_050 < len(body) <= 4_097
+            assert json.loads(body)
+            assert body.count("\N{HORIZONTAL ELLIPSIS}".encode()) == 1
 
 
 def test_of_what_fcm_answers_only_its_codes_are_told() -> None:

@@ -10,6 +10,7 @@ import msgspec
 
 from msgpush.adapters.notify.encryption import LARGEST, encrypt
 from msgpush.adapters.notify.exchange import Exchange, Unanswered
+from msgpush.adapters.notify.fitting import fitting
 from msgpush.adapters.notify.places import Places
 from msgpush.adapters.notify.vapid import Vapid
 from msgpush.domain.devices import Address, Kind, WebPush
@@ -100,9 +101,6 @@ def payload(notice: Notice) -> bytes:
         # A text can be cut, but what stands beside it is there or isn't.
         if len(_encode(said | {"body": "\N{HORIZONTAL ELLIPSIS}"})) > LARGEST:
             said.pop(name, None)
-    text = notice.text or ""
-    while len(body := _encode(said)) > LARGEST and text:
-        # A character takes six bytes at most: half of what is over may go at once, or more.
-        text = text[: -max(1, (len(body) - LARGEST) // 6 + 1)]
-        said["body"] = f"{text.rstrip()}\N{HORIZONTAL ELLIPSIS}"
-    return body
+    if notice.text is None:
+        return _encode(said)
+    return fitting(lambda text: _encode(said | {"body": text}), notice.text, LARGEST)
