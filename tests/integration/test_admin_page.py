@@ -4,6 +4,7 @@ it. Skipped where there is no Chromium; CI has one.
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from msgpush.adapters.http.admin import FOLDER
 from tests.support.admin import (
     LANGUAGES,
     NARROW,
@@ -210,6 +212,28 @@ def test_language_and_colours_are_chosen_and_remembered(
     page.tab.shows("h1", "设置")
     assert page.tab.value("document.documentElement.dataset.scheme") == "dark"
     page.tab.value("localStorage.clear()")
+
+
+def test_an_address_that_makes_no_sense_shows_what_comes_nearest(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = opened(browser, service, "#/settings")
+    for where, title in (
+        ("#/constructor", "Overview"),
+        ("#/delivery?tab=constructor", "Delivery"),
+        ("#/overview?range=constructor&by=nothing&count=toString", "Overview"),
+        ("#/connections?planet=earth", "Connections"),
+        ("#/channels?channel=a%20b", "Channels"),
+        ("#/%%%?%", "Overview"),
+    ):
+        page.tab.value(f"void (location.hash = {json.dumps(where)})")
+        page.tab.becomes(f"document.title === '{title} · msgpush'")
+        page.tab.becomes("document.querySelector('main h1') !== null")
+        settled(page)
+        assert page.tab.value("document.querySelectorAll('main .choice').length") == page.tab.value(
+            "document.querySelectorAll('main .choice [aria-pressed=true]').length"
+        ), where
+    assert page.noted == {"violations": [], "errors": []}
 
 
 # By keyboard
@@ -595,6 +619,38 @@ def test_an_instance_that_is_away_is_told_of_and_found_again(browser: Browser) -
         page.tab.becomes("document.querySelectorAll('tbody tr').length > 10")
 
 
+@pytest.mark.long
+def test_an_instance_that_has_stopped_without_a_word_is_told_of(browser: Browser) -> None:
+    with ServiceProcess() as service:
+        page = AdminPage(browser, f"http://127.0.0.1:{service.port}").go("#/overview")
+        page.tab.tell("Page.bringToFront")
+        page.tab.becomes("document.querySelector('tbody tr') !== null")
+        service.signal(signal.SIGSTOP)
+        try:
+            page.tab.becomes("document.querySelector('.banner p') !== null")
+            assert "can’t be reached" in page.text
+        finally:
+            service.signal(signal.SIGCONT)
+        page.tab.becomes("document.querySelector('.banner p') === null")
+
+
+def test_an_answer_that_breaks_off_is_told_of_as_the_network(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = opened(browser, service, "#/publish")
+    # A body that ends before all of it has come, and one of a proxy that isn't JSON.
+    found = page.tab.value(
+        "import('/admin/api.js').then(async ({ask}) => { const real = fetch; const found = [];"
+        " const broken = () => new Response(new ReadableStream({start: (it) =>"
+        " it.error(new TypeError('network error'))}));"
+        " for (const answer of [broken, () => new Response('<p>Bad gateway', {status: 502})]) {"
+        " window.fetch = async () => answer();"
+        " await ask('health', {quiet: true}).catch((problem) => found.push(problem.status)); }"
+        " window.fetch = real; return found; })"
+    )
+    assert found == [0, 502]
+
+
 def test_a_store_that_is_away_is_told_of_and_found_again(browser: Browser) -> None:
     with RedisServer() as redis, ServiceProcess(REDIS_URL=redis.url) as service:
         page = AdminPage(browser, f"http://127.0.0.1:{service.port}").go("#/overview")
@@ -713,7 +769,33 @@ def test_a_page_that_nobody_sees_asks_for_nothing(browser: Browser) -> None:
         page.tab.becomes(f"asked.instances > {json.loads(before)['instances']}")
 
 
+def test_its_modules_are_all_asked_for_at_once() -> None:
+    told = re.findall(r'rel="modulepreload" href="([^"]+)"', (FOLDER / "index.html").read_text())
+    modules = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.js")}
+    assert set(told) == {each for each in modules if not each.startswith("vendor/")} - {"main.js"}
+
+
 # Views
+
+
+def test_charts_show_the_last_minute_before_there_is_anything_to_show(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = opened(browser, service, "#/settings")
+    spans = page.tab.value(
+        "import('/admin/charts.js').then(async ({Chart}) => { const spans = [];"
+        " const real = uPlot; let plot; window.uPlot = function (...all) {"
+        " return (plot = new real(...all)); };"
+        " for (const times of [[], [Date.now() / 1000]]) {"
+        " const chart = new Chart({title: 'A', unit: 's', series: [{label: 'a', colour: 'c1'}]});"
+        " document.querySelector('main').append(chart.element);"
+        " chart.show([times, times.map(() => 1)]);"
+        " await new Promise((done) => setTimeout(done, 200));"
+        " spans.push([plot.scales.x.max - plot.scales.x.min,"
+        " Math.abs(plot.scales.x.max - Date.now() / 1000) < 5]); }"
+        " window.uPlot = real; return spans; })"
+    )
+    assert spans == [[60, True], [60, True]]
 
 
 def test_the_overview_counts_what_is_published_and_delivered(
@@ -1055,6 +1137,28 @@ def test_data_that_is_no_json_is_not_published_as_it_was_before(
     page.tab.becomes("document.querySelector('.notice.good') !== null")
     (published,) = request(service.port, "GET", kept).json()["messages"]
     assert published["data"] == {"text": "all of it"}
+
+
+def test_a_number_of_many_digits_is_sent_as_it_is_or_not_at_all(
+    browser: Browser, service: ThreadedService
+) -> None:
+    number = "12345678901234567891"
+    page = opened(browser, service, "#/publish")
+    start = '{"type": "info", "service": "me", "channels": ["digits"], "data": '
+    page.fill(".view textarea[rows='20']", start + "{}}")
+    page.fill(".view textarea[rows='5']", f'{{"n": {number}}}')
+    page.tab.click(".acts button")
+    page.tab.becomes("document.activeElement.getAttribute('aria-invalid') === 'true'")
+    page.fill(".view textarea[rows='20']", f'{start}{{"n": {number}}}}}')
+    assert page.tab.value("document.querySelector('.view [inert] textarea') !== null")
+    page.tab.click(".acts button")
+    page.tab.becomes("document.querySelector('.notice.good') !== null")
+    kept = request(service.port, "GET", "/api/v1/channels/digits/messages").json()["messages"]
+    assert [each["data"] for each in kept] == [{"n": int(number)}]
+    page.fill(
+        ".view textarea[rows='20']", f'{start}{{"n": [1.5e300, 0.{number}], "t": "{number}"}}}}'
+    )
+    assert page.tab.value("document.querySelector('.view [inert]')") is None
 
 
 def test_what_was_being_written_stays_wherever_one_goes(

@@ -233,6 +233,9 @@ export default {
   "publish.target.value": "name, such as 123",
   "publish.target.remove": "Remove this target",
   "publish.no.json": "This is no JSON: {why}",
+  "publish.inexact": "A number has more digits than a browser keeps. Write it in the JSON beside, or as a text.",
+  "publish.inexact.json":
+    "A number has more digits than a browser keeps. It is sent as it stands here; the form can’t be used meanwhile.",
   "publish.no.object": "A message is a JSON object.",
   "schema.required": "This is missing.",
   "schema.type": "It must be: {allowed}.",

@@ -6,9 +6,15 @@ import { field, options } from "./parts.js";
 
 const PRIORITIES = ["low", "normal", "high", "urgent"];
 
+/** Whether a JSON text has only numbers that this browser keeps: of whole ones it knows about 16 digits. */
+export function exact(text) {
+  const numbers = text.replace(/"(?:\\.|[^"\\])*"/g, "").match(/-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g) ?? [];
+  return numbers.every((number) => /[.eE]/.test(number) || Number.isSafeInteger(Number(number)));
+}
+
 /** The fields of a message. `changed` is called with the whole message whenever one is edited. */
 export class Form {
-  #why = ""; // the data that stands in its field is no JSON
+  #why = ""; // the data that stands in its field can't be the message's
   #message = {};
   #fields = {};
   #targets = h("div", { class: "stack" });
@@ -237,6 +243,7 @@ export class Form {
     this.#why = "";
     try {
       message.data = typed ? JSON.parse(typed) : undefined;
+      if (!exact(typed)) this.#why = t("publish.inexact");
     } catch (error) {
       this.#why = t("publish.no.json", { why: error.message });
     }

@@ -108,7 +108,6 @@ function view(moved = true) {
   if (document.body.classList.contains("outside")) return;
   const { name, params } = place();
   before = { name: Object.hasOwn(VIEWS, name) ? name : "overview", params };
-  const found = VIEWS[before.name];
   end();
   unfold(false);
   mark();
@@ -118,6 +117,7 @@ function view(moved = true) {
   shown = off;
   fill(main, room);
   // Each view asks for itself; this is for what none of them has thought of.
+  const found = VIEWS[before.name];
   Promise.resolve(found(room, { params, signal: off.signal, onRecovery: (act) => onRecovery(act, off.signal) })).catch(
     (error) => {
       if (off.signal.aborted) return;

@@ -225,6 +225,8 @@ export default {
   "publish.target.value": "名称，例如 123",
   "publish.target.remove": "移除此目标",
   "publish.no.json": "这不是 JSON：{why}",
+  "publish.inexact": "有一个数字的位数超出浏览器的精度。请在旁边的 JSON 中填写，或写成文本。",
+  "publish.inexact.json": "有一个数字的位数超出浏览器的精度。它会按这里所写的发送；在此期间不能使用表单。",
   "publish.no.object": "消息必须是一个 JSON 对象。",
   "schema.required": "缺少此项。",
   "schema.type": "必须是：{allowed}。",
