@@ -37,6 +37,9 @@ from msgpush.domain.words import Words
 LOOK = 1.0  # seconds between two looks for what is due, or somewhat less
 CONCURRENCY = 50
 PACE = 0.001  # seconds from one's beginning to the next one's
+# Seconds in which a provider has to have answered, whatever it takes: a token that is waited for,
+# and another try with a new one, too.
+ANSWERED = 10.0
 SETTLED = 3  # tries to say what became of a sending
 OFF = Answer("later", "off here")
 
@@ -193,7 +196,10 @@ class Pushing:
             if (began - claimed) * 1000 > BEGINS:
                 return None
             try:
-                answer = await self._notifiers[kind].send(device.address, notice)
+                async with asyncio.timeout(ANSWERED):
+                    answer = await self._notifiers[kind].send(device.address, notice)
+            except TimeoutError:
+                answer = Answer("later", "no answer in time")
             except Exception as error:
                 # Its text, and what it came through, might have an address.
                 log.error("a push by %s has failed: %s", kind, type(error).__name__)
