@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import NamedTuple, ParamSpec, TypeVar
 
-from bench import clients, load, scraping
+from bench import clients, load, pushing, scraping
 from bench.counting import counting_costs
 from bench.redis_server import NoServer, RedisProcess, memory_costs, redis_process, used_memory
 from bench.report import Figure, Report, say
@@ -343,6 +344,32 @@ class Bench:
         self._figure(what, ours.p50, unit="ms")
         self._figure("   a request beside it; floor: without it", ours.beside, ours.alone, "ms")
 
+    def pushes(self) -> None:
+        """Web Pushes to many devices at once, over Redis, and the streams beside them."""
+        devices, streams = self.plan.idle_streams, min(100, self.plan.streams)
+        with (
+            TemporaryDirectory() as directory,
+            pushing.push_service(Path(directory), self._client_cores) as (push_port, telling),
+            self._redis() as redis,
+        ):
+            settings = pushing.settings(Path(directory), push_port)
+            with self._service(streams, REDIS_URL=redis.url, **settings) as service:
+                before = used_memory(redis.url)
+                self._client(pushing.register, service.port, push_port, devices)
+                weight = (used_memory(redis.url) - before) / devices
+                used = service.cpu_seconds()
+                arguments = service.port, telling, devices, streams, self.plan.seconds
+                ours = self._measure("r", pushing.burst, *arguments)
+                used = service.cpu_seconds() - used
+        self._figure(f"r  Web Pushes/s, {devices:,} devices at once", ours.per_second)
+        self._figure("   for a second of CPU, with all else that it did", devices / used)
+        names = ("p50", "p99", "max")
+        for name, floor, during in zip(names, ours.quiet, ours.during, strict=True):
+            what = f"   a message to {streams} streams, {name}; floor: before"
+            self._figure(what, during, floor, "ms")
+        self._figure("   p99 while the burst is published", ours.publishing[1], unit="ms")
+        self._figure("   bytes of a device in Redis", weight)
+
     def _flat_out(self, name: str, kind: load.Kind) -> float:
         """Deliveries a second to many streams of a kind."""
         plan = self.plan
@@ -538,6 +565,13 @@ PARTS = (
         "scrapes, with {plan.idle_streams:,} streams open",
         Bench.scraping,
         lambda plan: 5 + plan.idle_streams / 3000 + plan.rounds / 4,
+    ),
+    Part(
+        "r",
+        "r",
+        "Web Pushes to {plan.idle_streams:,} devices at once, over Redis",
+        Bench.pushes,
+        None,
     ),
 )
 """In the order in which they run."""

@@ -95,6 +95,15 @@ class SendingsContract:
             opened.advance(0.2)
             assert len(await due(opened)) == 5
 
+    async def test_what_is_looked_for_may_be_what_nobody_sees_to(self) -> None:
+        async with self.open() as opened:
+            await store(opened.bus, push("m1", ack=None))
+            assert (await opened.bus.sendings.due(256, 600_000))[1] == []
+            opened.advance(599)
+            assert (await opened.bus.sendings.due(256, 600_000))[1] == []
+            opened.advance(2)
+            assert len((await opened.bus.sendings.due(256, 600_000))[1]) == 1
+
     async def test_what_is_kept_is_looked_at_again_with_who_is_left(self) -> None:
         async with self.open() as opened:
             await store(opened.bus, push("m1", ack=None))

@@ -4,7 +4,8 @@ from typing import Any
 
 from msgpush.adapters.redis import records
 from msgpush.adapters.redis.link import HASH_TAG
-from msgpush.adapters.redis.records import DEAD, DUE, OUTBOX
+from msgpush.adapters.redis.records import DEAD, DUE, OUTBOX, PUSHES
+from msgpush.domain.notification import OVERHEAD as PUSH_OVERHEAD
 from msgpush.domain.outbox import OVERHEAD
 
 
@@ -21,6 +22,17 @@ def audit(client: Any) -> None:
         service = b"s:" + key.partition("/")[0].encode()
         totals[service] = totals.get(service, 0) + int(fields[b"sz"])
         assert int(fields[b"sz"]) == len(fields[b"m"]) + OVERHEAD
+    pushes = {
+        name.decode().removeprefix(f"{HASH_TAG}:push:"): client.hgetall(name)
+        for name in client.scan_iter(f"{HASH_TAG}:push:*", count=1000)
+    }
+    for key, fields in pushes.items():
+        service = b"s:" + key.partition("/")[0].encode()
+        totals[service] = totals.get(service, 0) + int(fields[b"sz"])
+        totals[b"bytes"] += int(fields[b"sz"])
+        assert int(fields[b"sz"]) == len(fields[b"m"]) + PUSH_OVERHEAD
+        assert b"-" in fields[b"s"]
+    assert {each.decode() for each in client.zrange(PUSHES, 0, -1)} == set(pushes)
     said = {name: int(value) for name, value in client.hgetall(OUTBOX).items()}
     assert said == {name: value for name, value in totals.items() if value}
 

@@ -95,8 +95,8 @@ def test_a_part_that_fails_for_one_version_names_it_and_gives_no_figures() -> No
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
-        ("--parts x", "--parts takes letters from a to q"),
-        ("--parts ,", "--parts takes letters from a to q"),
+        ("--parts x", "--parts takes letters from a to r"),
+        ("--parts ,", "--parts takes letters from a to r"),
         ("--against HEAD --parts d,j,k", "--parts: j, k can't be compared"),
         ("--rounds 3", "--rounds goes with --against"),
         ("--against HEAD --rounds 0", "--rounds takes a number from 1 to 100"),
@@ -113,7 +113,7 @@ def test_arguments_that_mean_nothing_are_refused(
 
 
 def test_all_parts_are_measured_and_few_of_them_compared() -> None:
-    assert parse([]).parts == frozenset("abcdefghijklmnopq")
+    assert parse([]).parts == frozenset("abcdefghijklmnopqr")
     compared = parse(["--against", "HEAD"])
     assert (compared.parts, compared.rounds) == (frozenset("ade"), 5)
 

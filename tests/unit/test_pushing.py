@@ -15,11 +15,11 @@ from msgpush.domain import pushing
 from msgpush.domain.devices import Fcm, Kind
 from msgpush.domain.errors import BusUnavailable, Invalid
 from msgpush.domain.marks import Push
-from msgpush.domain.message import draft, parse
+from msgpush.domain.message import Draft, draft, parse
 from msgpush.domain.notification import BEGINS, LEASE, Answer, Sending
 from msgpush.domain.observer import Observer
-from msgpush.domain.outbox import Acknowledge, Withdraw, Written
-from msgpush.domain.pushing import Pushing
+from msgpush.domain.outbox import Acknowledge, GiveUp, Outcome, Withdraw, Written
+from msgpush.domain.pushing import PACE, SLACK, Pushing
 from msgpush.domain.words import Words
 from tests.contracts.bus import store
 from tests.support.asking import key
@@ -61,7 +61,7 @@ class Opened(NamedTuple):
     async def begun(self, number: int) -> None:
         """Wait until so many were sent."""
         async with asyncio.timeout(10):
-            while len(self.notifier.keys) < number:  # noqa: ASYNC110 - by tasks, at their pace
+            while len(self.notifier.keys) < number:  # noqa: ASYNC110 - they are counted elsewhere
                 await asyncio.sleep(0.001)
 
     def advance(self, seconds: float) -> None:
@@ -242,6 +242,99 @@ async def test_what_a_provider_never_takes_is_told_to_the_publisher_who_wants_re
         assert len(it.notifier.keys) == 2
 
 
+async def test_no_receipt_is_lost_while_the_bus_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened() as it:
+        it.notifier.usual = Answer("failed", "status 400")
+        await store(it.bus, push("m1", ack={"receipt": True}))
+        it.advance(7)
+
+        async def away(drafts: list[Draft]) -> list[BusUnavailable]:
+            return [BusUnavailable("away")] * len(drafts)
+
+        monkeypatch.setattr(it.bus, "append", away)
+        await it.look()
+        monkeypatch.undo()
+        assert await it.bus.newest("receipts:tests", None, 10) == []
+        it.advance(80)
+        await it.look()
+        assert len(await it.bus.newest("receipts:tests", None, 10)) == 1
+
+
+async def test_what_was_acknowledged_while_it_waited_for_its_turn_is_not_sent() -> None:
+    async with opened(concurrency=1) as it:
+        await it.devices.register("bob", subscription("other"), None)
+        it.notifier.go.clear()
+        await store(it.bus, push("m1", push={"when": "always"}))
+        await it.pushing.push()
+        await it.begun(1)
+        it.advance(5)
+        await it.bus.outbox.change([Acknowledge("bob", M1)])
+        it.notifier.go.set()
+        await it.settled()
+        await it.look()
+        assert it.notifier.keys == [M1]
+        assert not it.bus.sendings._sendings
+
+
+async def test_a_first_deadline_that_is_the_last_one_too_is_pushed_whoever_looks_first() -> None:
+    async with opened() as it:
+        await store(it.bus, push("m1", ack={"deadline": 30, "deliveries": 1}))
+        await it.bus.outbox.change([Written("bob", M1, 1)])
+        it.advance(7)
+        await it.look()
+        # Whoever sees to deadlines was first.
+        it.advance(23.1)
+        (given_up,) = await it.bus.outbox.change([GiveUp("bob", M1, 1, "deliveries")])
+        assert isinstance(given_up, Outcome)
+        assert given_up.result == "made"
+        await it.look()
+        assert it.notifier.keys == [M1]
+
+
+async def test_a_mistake_ends_no_task_that_delivery_depends_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with opened() as it:
+        looked = asyncio.Event()
+
+        async def mistaken(limit: int, late: int = 0) -> Any:
+            if looked.is_set():
+                await asyncio.Event().wait()
+            looked.set()
+            raise ValueError("https://push.example/bob")
+
+        monkeypatch.setattr(it.bus.sendings, "due", mistaken)
+        (work,) = it.pushing.works
+        task = asyncio.create_task(work())
+        await looked.wait()
+        it.pushing.wake()
+        await asyncio.sleep(0.01)
+        assert not task.done()
+        task.cancel()
+
+
+async def test_what_nobody_pushes_any_more_is_forgotten_at_its_end() -> None:
+    """Its keys were taken away; else it would take up room for ever."""
+    async with opened() as it:
+        none = Pushing(
+            it.bus,
+            it.devices,
+            [],
+            words=None,
+            receipt_ttl=1,
+            observer=it.counter,
+            monotonic=it.clock.monotonic,
+        )
+        await store(it.bus, push("m1", ttl=100), push("m2", ttl=3_600))
+        it.advance(300)
+        await none.clear()
+        assert len(it.bus.sendings._sendings) == 2, "somebody may be about to see to it"
+        it.advance(400)
+        await none.clear()
+        assert list(it.bus.sendings._sendings) == [key("m2")]
+        await none.close()
+
+
 async def test_a_kind_that_is_off_here_is_left_to_others() -> None:
     async with opened(users=()) as it:
         await it.devices.register("bob", Fcm("t", b""), None)
@@ -258,7 +351,7 @@ async def test_a_kind_that_is_off_here_is_left_to_others() -> None:
             observer=it.counter,
             monotonic=it.clock.monotonic,
         )
-        it.advance(80)
+        it.advance(1.1)
         await other.push()
         await asyncio.gather(*other._tasks)
         assert fcm.keys == [M1]
@@ -282,6 +375,17 @@ async def test_no_more_are_under_way_than_may_be_and_none_is_claimed_beyond() ->
         assert len(set(it.notifier.keys)) == len(it.notifier.keys) == 100
 
 
+async def test_a_burst_is_spread_so_that_streams_have_their_turns() -> None:
+    users = tuple(f"u{number}" for number in range(120))
+    async with opened(users=users, concurrency=120) as it:
+        began = asyncio.get_running_loop().time()
+        await store(it.bus, *(push(f"m{n}", user=user, ack=None) for n, user in enumerate(users)))
+        await it.look()
+        took = asyncio.get_running_loop().time() - began
+        assert len(it.notifier.keys) == 120
+        assert took >= (120 - 1) / PACE - SLACK
+
+
 async def test_who_dies_while_sending_is_followed_by_another_in_a_minute() -> None:
     async with opened() as it:
         it.notifier.go.clear()
@@ -297,6 +401,23 @@ async def test_who_dies_while_sending_is_followed_by_another_in_a_minute() -> No
         it.advance(2)
         await it.look()
         assert it.notifier.keys == [M1, M1]
+
+
+async def test_who_leaves_ends_what_is_under_way_and_gives_the_rest_back_at_once() -> None:
+    async with opened(concurrency=1) as it:
+        await it.devices.register("bob", subscription("other"), None)
+        it.notifier.go.clear()
+        await store(it.bus, push("m1", ack=None))
+        await it.pushing.push()
+        await it.begun(1)
+        leaving = asyncio.create_task(it.pushing.close())
+        await asyncio.sleep(0)
+        it.notifier.go.set()
+        await leaving
+        assert len(it.notifier.keys) == 1
+        ((left, _),) = (await it.bus.sendings.due(10))[1]
+        assert left.left is not None
+        assert len(left.left) == 1, "who was sent to isn't again"
 
 
 async def test_what_waited_too_long_for_its_turn_is_left_to_the_next() -> None:

@@ -34,6 +34,7 @@ LEASE = 60_000  # milliseconds for which a sending is left to whoever has taken 
 # Milliseconds of those in which it still begins to send: what takes ten seconds ends before another
 # is given it.
 BEGINS = 45_000
+ABANDONED = 600_000  # milliseconds after which nobody looks any more at what was due
 
 _random = random.Random()
 
@@ -81,6 +82,9 @@ class Answer(NamedTuple):
     retry_after: float | None = None
 
 
+OFF = Answer("later", "off here")
+
+
 def answer_of(status: int, retry_after: float | None = None) -> Answer:
     """What an HTTP status means, where the provider says nothing more precise (RFC 8030)."""
     reason = f"status {status}"
@@ -92,6 +96,11 @@ def answer_of(status: int, retry_after: float | None = None) -> Answer:
         return Answer("later", reason, retry_after)
     # Redirects, too: whoever is sent elsewhere might be sent inside.
     return Answer("failed", reason)
+
+
+def pause_elsewhere(attempts: int) -> float:
+    """Seconds until another instance may try a device whose kind is off here: nobody was asked."""
+    return min(2.0 ** min(attempts, 20), LONGEST_PAUSE) * _random.uniform(0.5, 1)
 
 
 def pause(attempts: int, retry_after: float | None) -> float:
@@ -172,9 +181,13 @@ def decide(sending: Sending, record: Record | None, now: int) -> Verdict:
         return "drop"
     if sending.terms is None:
         return "send"
-    if record is None or record.state != "pending" or record.superseded:
+    if record is None or record.superseded:
         return "drop"
     push, written = sending.push, record.written_at
+    if record.state != "pending":
+        # Its first deadline may have been its last one, too, and that is when it is due.
+        waited = record.reason == "deliveries" and sending.left is None
+        return "send" if waited and push.when == "unacknowledged" else "drop"
     if push.when == "always" or sending.left is not None or written is None:
         return "send"
     if push.when == "offline":
@@ -213,7 +226,12 @@ def after(
         if answer.outcome != "later":
             left.pop(device.id, None)
         elif (known := left.get(device.id)) is not None:
-            again = now + int(pause(known.attempts, answer.retry_after) * 1000)
+            seconds = (
+                pause_elsewhere(known.attempts)
+                if answer is OFF
+                else pause(known.attempts, answer.retry_after)
+            )
+            again = now + int(seconds * 1000)
             if again < sending.expires:
                 left[device.id] = Try(known.attempts + 1, again)
             else:

@@ -151,10 +151,19 @@ class Sendings(Protocol):
 
     The bus puts them there. What waits there counts with what waits for acknowledgements."""
 
-    async def due(self, limit: int) -> tuple[int, list[tuple[Sending, Record | None]]]:
+    async def due(
+        self, limit: int, late: int = 0
+    ) -> tuple[int, list[tuple[Sending, Record | None]]]:
         """The time by their clock, and sendings that are due, with what the outbox has of each.
 
-        They are left to the caller for `notification.LEASE`. Raises BusUnavailable."""
+        They are left to the caller for `notification.LEASE`.
+
+        Args:
+            late: milliseconds for which they have been due.
+
+        Raises:
+            BusUnavailable: they can't be looked up.
+        """
 
     async def settle(self, sendings: Sequence[Sending]) -> list[bool | BusUnavailable]:
         """Keep sendings as they are now, or forget those that nothing is left of: see `over`.

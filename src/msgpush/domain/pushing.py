@@ -19,7 +19,9 @@ from msgpush.domain.devices import Device, Kind, kind_of
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.message import Draft, format_ms
 from msgpush.domain.notification import (
+    ABANDONED,
     BEGINS,
+    OFF,
     Answer,
     Later,
     Notice,
@@ -35,13 +37,18 @@ from msgpush.domain.ports import Bus, Devices, Notifier
 from msgpush.domain.words import Words
 
 LOOK = 1.0  # seconds between two looks for what is due, or somewhat less
+CLEAR = 60.0  # the same, for what nobody pushes
+PACE = 600  # begun a second at most, each of which takes the loop and its threads a millisecond
+SLACK = 0.02  # seconds by which what is late may catch up
+LEAVING = 1.0  # seconds in which what is under way may still be answered
+GATHER = 0.02  # seconds in which others may end, too, before more are claimed
+FRESH = 1.0  # seconds for which it is known what became of a message
 CONCURRENCY = 50
 PACE = 0.001  # seconds from one's beginning to the next one's
 # Seconds in which a provider has to have answered, whatever it takes: a token that is waited for,
 # and another try with a new one, too.
 ANSWERED = 10.0
 SETTLED = 3  # tries to say what became of a sending
-OFF = Answer("later", "off here")
 
 log = logging.getLogger("msgpush.push")
 
@@ -83,9 +90,13 @@ class Pushing:
         self.words, self._receipt_ttl = words, receipt_ttl
         self._observer, self._monotonic = observer, monotonic
         self._asked, self._free = asyncio.Event(), asyncio.Event()
+        self._closing = False
+        self._next = 0.0  # when one more may begin, by the loop's clock
         self._tasks: set[asyncio.Task[None]] = set()
         # What `Delivery` runs.
-        self.works: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (self._push,)
+        self.works: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (
+            (self._push,) if self._notifiers else (self._clear,)
+        )
 
     @property
     def kinds(self) -> frozenset[Kind]:
@@ -97,10 +108,15 @@ class Pushing:
         self._asked.set()
 
     async def close(self) -> None:
-        """Send nothing more; what is under way is sent again by another, in a minute."""
+        """Begin nothing more. What is under way has a moment to end; else it is sent again by
+        another, in a minute."""
+        self._closing = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=LEAVING)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._closing = False
 
     async def send(self, device: Device, notice: Notice) -> Answer:
         """Send a notice to a device, and say what its provider has answered."""
@@ -115,17 +131,45 @@ class Pushing:
                 log.debug("what is to be pushed can't be looked up now: %s", error)
                 await asyncio.sleep(error.retry_after)
                 continue
+            except Exception as error:
+                # Streams must outlive a mistake; its text might have an address.
+                log.error("what is to be pushed can't be seen to: %s", type(error).__name__)
+                more = False
             if not more:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK * _random.uniform(0.5, 1)):
                         await self._asked.wait()
                 self._asked.clear()
 
+    async def _clear(self) -> None:
+        while True:
+            more = False
+            try:
+                more = await self.clear()
+            except BusUnavailable as error:
+                log.debug("what is to be pushed can't be looked up now: %s", error)
+            except Exception as error:
+                log.error("what is to be pushed can't be seen to: %s", type(error).__name__)
+            if not more:
+                await asyncio.sleep(CLEAR * _random.uniform(0.5, 1))
+
+    async def clear(self) -> bool:
+        """Forget what is over, and nobody sees to any more: nothing is pushed from anywhere.
+
+        True: there may be more. Raises BusUnavailable."""
+        now, due = await self._sendings.due(AT_ONCE, ABANDONED)
+        over = [each for each, _ in due if now >= each.expires]
+        if over:
+            await self._sendings.settle([msgspec.structs.replace(each, left={}) for each in over])
+        return len(due) >= AT_ONCE
+
     async def push(self) -> bool:
         """Begin to send what is due; True: there may be more. Raises BusUnavailable."""
         while len(self._tasks) >= self._most:
             self._free.clear()
             await self._free.wait()
+            # So that several are claimed in one call.
+            await asyncio.sleep(GATHER)
         limit = min(AT_ONCE, self._most - len(self._tasks))
         now, due = await self._sendings.due(limit)
         claimed = self._monotonic()
@@ -172,15 +216,33 @@ class Pushing:
         ]
         answers = [each for each in await asyncio.gather(*sends) if each is not None]
         now += int((self._monotonic() - claimed) * 1000)
+        answers = await self._tell(sending, answers, now)
         left = after(sending, devices, answers, now)
         done = msgspec.structs.replace(
             sending, left=left, next=min((each.next for each in left.values()), default=now)
         )
         await self._note(answers)
-        if await self._settle(done) and sending.terms is not None and sending.terms.receipt:
-            failed = [device for device, answer in answers if answer.outcome == "failed"]
-            if failed:
-                await self._bus.append([self._receipt(sending, each, now) for each in failed])
+        await self._settle(done)
+
+    async def _tell(
+        self, sending: Sending, answers: Sequence[tuple[Device, Answer]], now: int
+    ) -> list[tuple[Device, Answer]]:
+        """Give the publisher receipts of what has failed for good, where they are wanted.
+
+        Returns:
+            the answers; those of which nothing could be told come again, so that none is lost."""
+        terms = sending.terms
+        failed = [device for device, answer in answers if answer.outcome == "failed"]
+        if terms is None or not terms.receipt or not failed:
+            return list(answers)
+        told = await self._bus.append([self._receipt(sending, each, now) for each in failed])
+        untold = {
+            device.id
+            for device, result in zip(failed, told, strict=True)
+            if isinstance(result, BusUnavailable)
+        }
+        later = Answer("later", "its receipt can't be given now")
+        return [(device, later if device.id in untold else answer) for device, answer in answers]
 
     async def _send(
         self, sending: Sending, device: Device, notice: Notice, claimed: float
@@ -193,8 +255,11 @@ class Pushing:
             async with self._turn:
                 await asyncio.sleep(PACE)
             began = self._monotonic()
-            if (began - claimed) * 1000 > BEGINS:
+            if (began - claimed) * 1000 > BEGINS or await self._is_over(sending, began - claimed):
                 return None
+            await self._take_turn()
+            if self._closing:
+                return None  # another may have it at once
             try:
                 async with asyncio.timeout(ANSWERED):
                     answer = await self._notifiers[kind].send(device.address, notice)
@@ -210,6 +275,23 @@ class Pushing:
             log.warning("a push of %s by %s is not taken: %s", sending.key, kind, answer.reason)
         return device, answer
 
+    async def _take_turn(self) -> None:
+        """Wait until it may begin: a burst is spread, or streams would wait behind it."""
+        now = asyncio.get_running_loop().time()
+        at = self._next = max(self._next + 1 / PACE, now - SLACK)
+        if at > now:
+            await asyncio.sleep(at - now)
+
+    async def _is_over(self, sending: Sending, waited: float) -> bool:
+        """True if a message was acknowledged, or withdrawn, while its sending waited."""
+        if sending.terms is None or waited <= FRESH:
+            return False
+        try:
+            record = await self._bus.outbox.find(sending.key)
+        except BusUnavailable:
+            return False
+        return record is None or record.state in ("acknowledged", "withdrawn")
+
     async def _note(self, answers: Sequence[tuple[Device, Answer]]) -> None:
         """Remember which devices were sent to, and forget those that are gone."""
         gone = [device for device, answer in answers if answer.outcome == "gone"]
@@ -222,13 +304,12 @@ class Pushing:
         except BusUnavailable as error:
             log.debug("devices can't be changed now: %s", error)
 
-    async def _settle(self, sending: Sending) -> bool:
+    async def _settle(self, sending: Sending) -> None:
         for number in range(SETTLED):
             (settled,) = await self._sendings.settle([sending])
             if not isinstance(settled, BusUnavailable):
-                return settled
+                return
             await asyncio.sleep(_random.uniform(0.5, 1.5) * (number + 1))
-        return False
 
     def _receipt(self, sending: Sending, device: Device, now: int) -> Draft:
         """Word to its publisher that a message won't reach a device."""

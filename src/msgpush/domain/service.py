@@ -152,7 +152,7 @@ class Push:
         )
         self.redelivery = Redelivery(bus, self._hub, receipt_ttl=ack_ttl, observer=observer)
         self.pushing: Pushing | None = None
-        if devices is not None and notifiers:
+        if devices is not None:
             self.pushing = Pushing(
                 bus,
                 devices,
@@ -163,7 +163,7 @@ class Push:
                 observer=observer,
                 monotonic=monotonic,
             )
-        self._push_delay = None if self.pushing is None else push_delay
+        self._push_delay = push_delay if devices is not None and notifiers else None
         self._delivery = Delivery(
             bus,
             self._hub,
@@ -314,7 +314,9 @@ class Push:
             )
         if new:
             self._observer.accepted(new)
-            if self.pushing is not None and any(each.push is not None for each in new):
+            if self.pushing is not None and any(
+                each.push is not None and not each.push.look for each in new
+            ):
                 self.pushing.wake()
         if replaced:
             await self.redelivery.replace(replaced)

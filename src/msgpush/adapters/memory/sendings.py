@@ -56,10 +56,12 @@ class MemorySendings:
         self._outbox.reserve(sending.service, sending.size)
         self._look_at(sending.key, sending.next)
 
-    async def due(self, limit: int) -> tuple[int, list[tuple[Sending, Record | None]]]:
+    async def due(
+        self, limit: int, late: int = 0
+    ) -> tuple[int, list[tuple[Sending, Record | None]]]:
         now = self._outbox.now()
         found: list[tuple[Sending, Record | None]] = []
-        while self._due and self._due[0][0] <= now and len(found) < limit:
+        while self._due and self._due[0][0] <= now - late and len(found) < limit:
             when, key = heappop(self._due)
             if self._when.get(key) != when:
                 continue

@@ -21,11 +21,12 @@ from msgpush.adapters.redis.records import (
 )
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.errors import BusUnavailable
+from msgpush.domain.marks import Push
 from msgpush.domain.notification import LEASE, Sending, Try
 from msgpush.domain.outbox import AT_ONCE, Record
 
 REDONE_AT_MOST = 8  # changes that were stopped halfway, before one of ours
-
+TAKE, SETTLE = lua("pushes"), lua("outbox") + lua("sendings")
 
 _encode = msgspec.json.Encoder().encode
 _pack = msgspec.msgpack.Encoder().encode
@@ -44,7 +45,7 @@ class RedisSendings:
         self._now_ms = now_ms
         self._link = Link(target, "msgpush-pushes")
         self._reader = SharedLink(target, "msgpush-pushing")
-        self._take, self._settle = Script(lua("pushes")), Script(lua("outbox") + lua("sendings"))
+        self._take, self._settle = Script(TAKE), Script(SETTLE)
         self._together: Batcher[Sending, bool] = Batcher(
             self._settle_all, AT_ONCE, ended="nothing is pushed any more"
         )
@@ -56,8 +57,10 @@ class RedisSendings:
         await self._link.close()
         await self._reader.close()
 
-    async def due(self, limit: int) -> tuple[int, list[tuple[Sending, Record | None]]]:
-        args = [self._now_ms(), limit, LEASE]
+    async def due(
+        self, limit: int, late: int = 0
+    ) -> tuple[int, list[tuple[Sending, Record | None]]]:
+        args = [self._now_ms(), limit, LEASE, late]
         found, *named = await self._reader.script(self._take, [PUSHES], args)
         now, keys = int(found), [each.decode() for each in named]
         if not keys:
@@ -67,45 +70,25 @@ class RedisSendings:
         ]
         records: list[RedisCommand] = [("HMGET", record_key(key), *FIELDS) for key in keys]
         replies = await self._reader.calls([*sendings, *records])
-        read = [
-            self._read(key, fields, now + LEASE)
-            for key, fields in zip(keys, replies[: len(keys)], strict=True)
-        ]
-        gone = [key for key, sending in zip(keys, read, strict=True) if sending is None]
+        pairs: list[tuple[Sending, Record | None]] = []
+        gone, over = [], []
+        for key, fields, of_record in zip(
+            keys, replies[: len(keys)], replies[len(keys) :], strict=True
+        ):
+            try:
+                pairs.append((_read(key, fields, now + LEASE), read_record(key, of_record)))
+            except (msgspec.MsgspecError, ValueError, LookupError, TypeError):
+                # Of a release to come, which sees to it, or touched by somebody.
+                if not any(fields):
+                    gone.append(key)
+                elif _end(fields) <= now:
+                    over.append(_nothing_left(key, now + LEASE))
         if gone:
             await self._reader.call("ZREM", PUSHES, *gone)
-        pairs = [
-            (sending, _record(key, fields))
-            for key, sending, fields in zip(keys, read, replies[len(keys) :], strict=True)
-            if sending is not None
-        ]
+        if over:
+            await self.settle(over)
         await self._mark_superseded([record for _, record in pairs if record is not None])
         return now, pairs
-
-    def _read(self, key: str, fields: Sequence[bytes | None], turn: int) -> Sending | None:
-        accepted, expires, said, left, body = fields
-        if accepted is None or expires is None or said is None or body is None:
-            return None
-        try:
-            known = _decode_said(said)
-            remaining = _decode_left(left) if left else None
-        except msgspec.MsgspecError:
-            return None  # touched by somebody
-        return Sending(
-            key=key,
-            user=known.user,
-            service=known.service,
-            type=known.type,
-            body=body,
-            push=known.push,
-            terms=known.terms,
-            priority=known.priority,
-            accepted_at=int(accepted),
-            expires=int(expires),
-            next=turn,
-            left=remaining,
-            turn=turn,
-        )
 
     async def _mark_superseded(self, records: Sequence[Record]) -> None:
         asking = [each for each in records if each.terms.collapse and each.state == "pending"]
@@ -135,8 +118,36 @@ def _planned(sending: Sending) -> tuple[Any, ...]:
     return (name, sending.key, sending.service, sending.turn, left, sending.next)
 
 
-def _record(key: str, fields: Sequence[bytes | None]) -> Record | None:
-    try:
-        return read_record(key, fields)
-    except (ValueError, LookupError):
-        return None  # of a release to come, or touched by somebody
+def _read(key: str, fields: Sequence[bytes | None], turn: int) -> Sending:
+    """A sending from its fields. Raises ValueError where it isn't whole, or can't be read."""
+    accepted, expires, said, left, body = fields
+    if accepted is None or expires is None or said is None or body is None:
+        raise ValueError
+    known = _decode_said(said)
+    return Sending(
+        key=key,
+        user=known.user,
+        service=known.service,
+        type=known.type,
+        body=body,
+        push=known.push,
+        terms=known.terms,
+        priority=known.priority,
+        accepted_at=int(accepted),
+        expires=int(expires),
+        next=turn,
+        left=_decode_left(left) if left else None,
+        turn=turn,
+    )
+
+
+def _end(fields: Sequence[bytes | None]) -> int:
+    """When the time of a sending is over that can't be read."""
+    expires = fields[1] or b"0"
+    return int(expires) if expires.isdigit() else 0
+
+
+def _nothing_left(key: str, turn: int) -> Sending:
+    """A sending that can't be read, as it is forgotten."""
+    service = key.partition("/")[0]
+    return Sending(key, "", service, "", b"", Push(), None, 0, 0, 0, turn, {}, turn)

@@ -170,7 +170,7 @@ for i = 1, #messages do
     if ask then asks[#asks + 1] = {ask, id, stored} end
     if push then
       outbox.count_push(push[4], push[5])
-      pushed[#pushed + 1] = {push, stored}
+      pushed[#pushed + 1] = {push, id, stored}
     end
   end
 end
@@ -194,7 +194,8 @@ for _, each in ipairs(asks) do
   outbox.store(ask, id, sub(stored, string.find(stored, '\n', 1, true) + 1))
 end
 for _, each in ipairs(pushed) do
-  outbox.push(each[1], sub(each[2], string.find(each[2], '\n', 1, true) + 1))
+  local push, id, stored = unpack(each)
+  outbox.push(push, id, sub(stored, string.find(stored, '\n', 1, true) + 1))
 end
 if outbox then outbox.commit() end
 if seq >= first then

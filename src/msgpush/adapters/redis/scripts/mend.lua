@@ -115,10 +115,11 @@ if #asks > 0 or #pushes > 0 then
     end
   end
   for _, each in ipairs(pushes) do
-    local plan, stored = each[2], messages[each[1]]
-    if stored and not call('HGET', plan[1], 's') then
+    local id, plan = unpack(each)
+    local stored = messages[id]
+    if stored and call('HGET', plan[1], 's') ~= id then
       outbox.count_push(plan[4], plan[5])
-      outbox.push(plan, string.sub(stored, string.find(stored, '\n', 1, true) + 1))
+      outbox.push(plan, id, string.sub(stored, string.find(stored, '\n', 1, true) + 1))
     end
   end
   outbox.commit()

@@ -10,7 +10,8 @@
 --   dl deadline, mx deliveries allowed, rc receipt, cl collapse, hi whether its publisher chose the id, m the body
 --
 -- What is to be pushed to devices shares the totals of bytes: a sending (a hash) has at accepted, x expires, sz bytes,
--- d what it is, l who is left, m the body, and s once it counts; a sorted set has the moment at which each is looked at next.
+-- d what it is, l who is left, m the body, and s, its message's position, once it counts; a sorted set has the moment at which
+-- each is looked at next.
 --
 -- Redis undoes nothing when a command in a script is refused. So all that belongs together is written down first, as
 -- `redo` in the outbox, and then done: each command says what is from then on, not what is added. Whoever finds
@@ -154,14 +155,19 @@ local function open_outbox(outbox, due, now)
   end
 
   -- Store what is to be pushed. A plan is {its sending, all that are due, key, service, bytes, ms until it is looked at,
-  -- ttl in ms, what else is known of it}, of which the first two are keys of Redis. What was there under its key goes.
-  function self.push(plan, body)
+  -- ttl in ms, what else is known of it}, of which the first two are keys of Redis; `id` is its message's position. What was
+  -- there under its key goes, in one step with the rest; where there was nothing, the body needn't be written down twice.
+  function self.push(plan, id, body)
     local sending, pushes, key, service, size, wait, ttl, said = unpack(plan)
     local old = call('HMGET', sending, 'sz', 's')
-    if old[2] then self.count_push(service, -tonumber(old[1])) end
-    call('HDEL', sending, 's')
-    call('HSET', sending, 'at', text(now), 'x', text(now + ttl), 'sz', text(size), 'd', said, 'l', '', 'm', body)
-    put('HSET', sending, 's', '1')
+    local fields = {'at', text(now), 'x', text(now + ttl), 'sz', text(size), 'd', said, 'l', '', 'm', body}
+    if old[2] then
+      self.count_push(service, -tonumber(old[1]))
+      put('HSET', sending, unpack(fields))
+    else
+      call('HSET', sending, unpack(fields))
+    end
+    put('HSET', sending, 's', id)
     put('ZADD', pushes, text(now + wait), key)
   end
 
