@@ -11,6 +11,7 @@ from statistics import median
 from bench.load import Result, Spoiled, Streams
 
 _SERVICES, _TYPES = 100, ("info", "status", "error", "success", "warning", "custom", "progress")
+_BUSY = 10  # services that publish between two scrapes
 _REST = 0.05  # seconds between two scrapes
 
 
@@ -54,6 +55,8 @@ def scrape(port: int, count: int, rounds: int) -> Scraped:
             beside.append(longest)
             alone.append(other.longest(seconds))
             lines = body.count(b"\n")
+            for number in range(_BUSY):
+                scraper.publish(number, _TYPES[0])
             time.sleep(_REST)
         return Scraped(
             streams=count,

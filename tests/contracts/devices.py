@@ -159,6 +159,16 @@ class DevicesContract:
             await devices.remove("alice")
             assert await devices.of(["alice", "bob"]) == [[], [bobs]]
 
+    async def test_who_removes_what_no_device_is_called_changes_none(self) -> None:
+        async with self.open() as opened:
+            devices = opened.instances[0]
+            one, _ = await devices.register("alice", web_push(1), None)
+            for name in (f"r:{one.id}", f"c:{one.id}", f"u:{one.id}", "", ":"):
+                await devices.remove("alice", name)
+            assert await devices.of(["alice"]) == [[one]]
+            await opened.credentials.revoke(Revocation("subject", "alice", opened.now()))
+            assert await devices.of(["alice"]) == [[]]
+
     async def test_what_is_gone_is_forgotten_unless_it_was_registered_anew(self) -> None:
         async with self.open() as opened:
             devices = opened.instances[0]

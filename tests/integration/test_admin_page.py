@@ -4,6 +4,7 @@ it. Skipped where there is no Chromium; CI has one.
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from msgpush.adapters.http.admin import FOLDER
+from msgpush.adapters.notify.places import Place
+from tests.integration.test_push_browser import authority, push_service
+from tests.integration.test_pushing import VAPID
 from tests.support.admin import (
     LANGUAGES,
     NARROW,
@@ -26,14 +31,19 @@ from tests.support.browser import Browser, needs_chromium
 from tests.support.client import SseClient, request
 from tests.support.openid import CLIENT, OpenIdProvider
 from tests.support.openid import SECRET as CLIENT_SECRET
+from tests.support.push_services import PushService
 from tests.support.redis_servers import RedisServer, free_port
 from tests.support.service import ServiceProcess, ThreadedService, eventually
+from tests.support.subscriptions import Browser as Subscribed
 from tests.support.tokens import SECRET, bearer, token
 
 pytestmark = needs_chromium
+__all__ = ["authority", "push_service"]
 
 AXE = Path(__file__).parents[2] / "clients/js/node_modules/axe-core/axe.min.js"
 WORDS = "⟦{}⟧"
+PUSHES: dict[str, Any] = {"vapid_private_key": VAPID, "vapid_subject": "mailto:ops@example.com"}
+USUAL = "https://fcm.googleapis.com/fcm/send/1"  # an address that nothing is sent to here
 
 # Text that isn't marked as being of no language, and that no dictionary has.
 _STRAY = """
@@ -65,7 +75,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[ThreadedService]:
-    with ThreadedService() as service:
+    with ThreadedService(**PUSHES) as service:
         yield service
 
 
@@ -87,6 +97,17 @@ def ask_for(port: int, id: str, **more: Any) -> None:
     publish(port, id=id, service="importer", target={"user_id": "alice"}, **more)
 
 
+def register(
+    port: int, endpoint: str = USUAL, *, user: str = "alice", label: str | None = None, **more: Any
+) -> Subscribed:
+    """A browser that is a device of this user."""
+    browser = Subscribed()
+    body = json.dumps({"webpush": browser.as_json(endpoint), "label": label}).encode()
+    answer = request(port, "POST", f"/api/v1/users/{user}/devices", body, more.get("headers"))
+    assert answer.status in (200, 201), answer.body
+    return browser
+
+
 # Looks
 
 
@@ -96,6 +117,7 @@ def populated(service: ThreadedService, stack: ExitStack) -> list[str]:
     for user in ("alice", "bob"):
         stack.enter_context(SseClient(service.port, f"/sse/stream/demo,user:{user}?passive=true"))
     ask_for(service.port, "waits", metadata={"ack": True})
+    register(service.port, label="Laptop")
     return [
         "#/overview",
         "#/overview?range=day&by=service",
@@ -107,6 +129,9 @@ def populated(service: ThreadedService, stack: ExitStack) -> list[str]:
         "#/delivery?tab=pending&user=alice",
         "#/delivery?tab=message&service=importer&id=waits",
         "#/delivery?tab=dead&service=importer",
+        "#/devices",
+        "#/devices?user=alice",
+        "#/devices?user=nobody",
         "#/access",
         "#/settings",
     ]
@@ -210,6 +235,28 @@ def test_language_and_colours_are_chosen_and_remembered(
     page.tab.shows("h1", "设置")
     assert page.tab.value("document.documentElement.dataset.scheme") == "dark"
     page.tab.value("localStorage.clear()")
+
+
+def test_an_address_that_makes_no_sense_shows_what_comes_nearest(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = opened(browser, service, "#/settings")
+    for where, title in (
+        ("#/constructor", "Overview"),
+        ("#/delivery?tab=constructor", "Delivery"),
+        ("#/overview?range=constructor&by=nothing&count=toString", "Overview"),
+        ("#/connections?planet=earth", "Connections"),
+        ("#/channels?channel=a%20b", "Channels"),
+        ("#/%%%?%", "Overview"),
+    ):
+        page.tab.value(f"void (location.hash = {json.dumps(where)})")
+        page.tab.becomes(f"document.title === '{title} · msgpush'")
+        page.tab.becomes("document.querySelector('main h1') !== null")
+        settled(page)
+        assert page.tab.value("document.querySelectorAll('main .choice').length") == page.tab.value(
+            "document.querySelectorAll('main .choice [aria-pressed=true]').length"
+        ), where
+    assert page.noted == {"violations": [], "errors": []}
 
 
 # By keyboard
@@ -595,6 +642,38 @@ def test_an_instance_that_is_away_is_told_of_and_found_again(browser: Browser) -
         page.tab.becomes("document.querySelectorAll('tbody tr').length > 10")
 
 
+@pytest.mark.long
+def test_an_instance_that_has_stopped_without_a_word_is_told_of(browser: Browser) -> None:
+    with ServiceProcess() as service:
+        page = AdminPage(browser, f"http://127.0.0.1:{service.port}").go("#/overview")
+        page.tab.tell("Page.bringToFront")
+        page.tab.becomes("document.querySelector('tbody tr') !== null")
+        service.signal(signal.SIGSTOP)
+        try:
+            page.tab.becomes("document.querySelector('.banner p') !== null")
+            assert "can’t be reached" in page.text
+        finally:
+            service.signal(signal.SIGCONT)
+        page.tab.becomes("document.querySelector('.banner p') === null")
+
+
+def test_an_answer_that_breaks_off_is_told_of_as_the_network(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = opened(browser, service, "#/publish")
+    # A body that ends before all of it has come, and one of a proxy that isn't JSON.
+    found = page.tab.value(
+        "import('/admin/api.js').then(async ({ask}) => { const real = fetch; const found = [];"
+        " const broken = () => new Response(new ReadableStream({start: (it) =>"
+        " it.error(new TypeError('network error'))}));"
+        " for (const answer of [broken, () => new Response('<p>Bad gateway', {status: 502})]) {"
+        " window.fetch = async () => answer();"
+        " await ask('health', {quiet: true}).catch((problem) => found.push(problem.status)); }"
+        " window.fetch = real; return found; })"
+    )
+    assert found == [0, 502]
+
+
 def test_a_store_that_is_away_is_told_of_and_found_again(browser: Browser) -> None:
     with RedisServer() as redis, ServiceProcess(REDIS_URL=redis.url) as service:
         page = AdminPage(browser, f"http://127.0.0.1:{service.port}").go("#/overview")
@@ -713,7 +792,33 @@ def test_a_page_that_nobody_sees_asks_for_nothing(browser: Browser) -> None:
         page.tab.becomes(f"asked.instances > {json.loads(before)['instances']}")
 
 
+def test_its_modules_are_all_asked_for_at_once() -> None:
+    told = re.findall(r'rel="modulepreload" href="([^"]+)"', (FOLDER / "index.html").read_text())
+    modules = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.js")}
+    assert set(told) == {each for each in modules if not each.startswith("vendor/")} - {"main.js"}
+
+
 # Views
+
+
+def test_charts_show_the_last_minute_before_there_is_anything_to_show(
+    browser: Browser, service: ThreadedService
+) -> None:
+    page = opened(browser, service, "#/settings")
+    spans = page.tab.value(
+        "import('/admin/charts.js').then(async ({Chart}) => { const spans = [];"
+        " const real = uPlot; let plot; window.uPlot = function (...all) {"
+        " return (plot = new real(...all)); };"
+        " for (const times of [[], [Date.now() / 1000]]) {"
+        " const chart = new Chart({title: 'A', unit: 's', series: [{label: 'a', colour: 'c1'}]});"
+        " document.querySelector('main').append(chart.element);"
+        " chart.show([times, times.map(() => 1)]);"
+        " await new Promise((done) => setTimeout(done, 200));"
+        " spans.push([plot.scales.x.max - plot.scales.x.min,"
+        " Math.abs(plot.scales.x.max - Date.now() / 1000) < 5]); }"
+        " window.uPlot = real; return spans; })"
+    )
+    assert spans == [[60, True], [60, True]]
 
 
 def test_the_overview_counts_what_is_published_and_delivered(
@@ -984,6 +1089,24 @@ def test_the_form_and_the_json_follow_each_other(
             },
             "/metadata/ack/deliveries",
         ),
+        (
+            {
+                "type": "info",
+                "service": "a",
+                "metadata": {"push": {"url": "javascript:alert(1)"}},
+                "target": {"user_id": "u"},
+            },
+            "/metadata/push/url",
+        ),
+        (
+            {
+                "type": "info",
+                "service": "a",
+                "metadata": {"push": {"title": ""}},
+                "target": {"user_id": "u"},
+            },
+            "/metadata/push/title",
+        ),
         ({"type": "nothing", "service": "a", "channels": ["x"]}, "/type"),
         ({"type": "info", "service": "a", "channels": ["x"], "extra": 1}, "/extra"),
         (
@@ -1055,6 +1178,28 @@ def test_data_that_is_no_json_is_not_published_as_it_was_before(
     page.tab.becomes("document.querySelector('.notice.good') !== null")
     (published,) = request(service.port, "GET", kept).json()["messages"]
     assert published["data"] == {"text": "all of it"}
+
+
+def test_a_number_of_many_digits_is_sent_as_it_is_or_not_at_all(
+    browser: Browser, service: ThreadedService
+) -> None:
+    number = "12345678901234567891"
+    page = opened(browser, service, "#/publish")
+    start = '{"type": "info", "service": "me", "channels": ["digits"], "data": '
+    page.fill(".view textarea[rows='20']", start + "{}}")
+    page.fill(".view textarea[rows='5']", f'{{"n": {number}}}')
+    page.tab.click(".acts button")
+    page.tab.becomes("document.activeElement.getAttribute('aria-invalid') === 'true'")
+    page.fill(".view textarea[rows='20']", f'{start}{{"n": {number}}}}}')
+    assert page.tab.value("document.querySelector('.view [inert] textarea') !== null")
+    page.tab.click(".acts button")
+    page.tab.becomes("document.querySelector('.notice.good') !== null")
+    kept = request(service.port, "GET", "/api/v1/channels/digits/messages").json()["messages"]
+    assert [each["data"] for each in kept] == [{"n": int(number)}]
+    page.fill(
+        ".view textarea[rows='20']", f'{start}{{"n": [1.5e300, 0.{number}], "t": "{number}"}}}}'
+    )
+    assert page.tab.value("document.querySelector('.view [inert]')") is None
 
 
 def test_what_was_being_written_stays_wherever_one_goes(
@@ -1153,6 +1298,181 @@ def test_what_is_pending_is_withdrawn_and_what_was_given_up_is_redelivered_or_fo
         page.tab.click("dialog button.danger")
         page.tab.shows(".status", "It is gone.")
         assert request(service.port, "GET", dead).json()["dead_letters"] == []
+
+
+# Devices
+
+
+def test_devices_are_shown_tested_and_deleted(browser: Browser, push_service: PushService) -> None:
+    places = (Place("localhost", push_service.port),)
+    with ThreadedService(**PUSHES, push_endpoints=places) as service:
+        devices = "/api/v1/users/alice/devices"
+        hers = [
+            register(service.port, f"{push_service.origin}/push/{n}", label=label)
+            for n, label in enumerate(("Laptop", None, "<b>Phone</b>"))
+        ]
+        page = opened(browser, service, "#/devices")
+        page.tab.tell("Page.bringToFront")
+        page.tab.shows(".kinds .badge", "on", "off", "off")
+        page.fill("input[type=search]", "alice")
+        page.tab.click("form button")
+        page.tab.shows(".status", "3 devices")
+        shown = page.tab.texts("tbody td:first-child > div > :first-child")
+        assert shown == ["Laptop", "no label", "<b>Phone</b>"]
+        assert page.tab.value("location.hash") == "#/devices?user=alice"
+        whole = page.tab.value("document.documentElement.outerHTML")
+        assert push_service.origin not in whole
+        assert hers[0].as_json("")["keys"]["auth"] not in whole
+
+        page.tab.click(".head button")
+        page.tab.becomes("document.querySelector('.status').textContent.includes('to 3 devices')")
+        eventually(lambda: len(push_service.asked) == 3)
+        for each in push_service.asked:
+            of = hers[int(each.path[-1])]
+            told = json.loads(of.decrypt(each.body))
+            assert told["title"] == "A test"
+            assert told["body"] == "If you can read this, notifications arrive here."
+        history = request(service.port, "GET", "/api/v1/channels/user:alice/messages").json()
+        (sent,) = history["messages"]
+        assert (sent["service"], sent["metadata"]["ttl"]) == ("operator", 300)
+
+        # Asked first, and not done where one thinks better of it.
+        page.tab.click("tbody tr:first-child button")
+        page.tab.becomes("document.querySelector('dialog[open]') !== null")
+        page.press("Escape")
+        page.tab.becomes("document.querySelector('dialog') === null")
+        assert len(request(service.port, "GET", devices).json()["devices"]) == 3
+        # By keyboard, so that what had the focus goes away.
+        page.tab.value("document.querySelector('tbody tr:first-child button').focus()")
+        page.press("Enter")
+        page.tab.becomes("document.querySelector('dialog[open]') !== null")
+        page.press("Tab")
+        page.press("Enter")
+        page.tab.shows(".status", "It is deleted.")
+        page.tab.becomes("document.activeElement === document.querySelector('.card h2')")
+        labels = [each["label"] for each in request(service.port, "GET", devices).json()["devices"]]
+        assert labels == [None, "<b>Phone</b>"]
+        page.tab.value("document.querySelector('.head button:last-child').focus()")
+        page.press("Enter")
+        page.tab.click("dialog button.danger")
+        page.tab.shows(".status", "All are deleted.")
+        assert request(service.port, "GET", devices).json()["devices"] == []
+        page.tab.becomes("document.querySelector('.card .nothing') !== null")
+        page.tab.becomes("document.activeElement.type === 'search'")
+        assert page.noted == {"violations": [], "errors": []}
+
+
+def test_whose_devices_one_may_not_see_says_so_and_so_does_a_test_that_is_refused(
+    browser: Browser,
+) -> None:
+    with ThreadedService(jwt_secret=SECRET, **PUSHES) as service:
+        for user in ("alice", "bob"):
+            whose = bearer(token(user))
+            endpoint = f"{USUAL}/{user}"
+            register(service.port, endpoint, user=user, label=f"of {user}", headers=whose)
+        page = opened(browser, service, "#/devices?user=alice")
+        page.sign_in(token("helper", users=["bob"], admin=True))
+        page.tab.becomes("document.querySelector('.nothing[role=note]') !== null")
+        assert "users" in page.text or "act for" in page.text
+        assert "of alice" not in page.text
+        page.fill("input[type=search]", "bob")
+        page.tab.click("form button")
+        page.tab.shows(".status", "One device")
+        page.tab.click(".head button")
+        page.tab.becomes("document.querySelector('.status .wrong') !== null")
+        assert "publish" in page.tab.value("document.querySelector('.status').textContent")
+        assert page.tab.value("document.querySelector('.head button').disabled") is False
+        assert page.noted == {"violations": [], "errors": []}
+
+
+@pytest.mark.parametrize("size", [NARROW, WIDE], ids=["narrow", "wide"])
+def test_where_nothing_can_be_pushed_the_page_says_how_it_could_be(
+    browser: Browser, size: tuple[int, int]
+) -> None:
+    with ThreadedService() as service:
+        page = opened(browser, service, "#/devices", size=size)
+        page.tab.becomes("document.querySelector('.kinds .nothing') !== null")
+        assert "msgpush push keys" in page.text
+        if AXE.is_file():
+            page.tab.value(AXE.read_text() + ";0")
+            assert violations(page) == []
+        page.move("#/publish")
+        settled(page)
+        assert "on the user’s devices" not in page.text
+        # What the JSON asks for stays, whatever the form does; and the API has the last word.
+        page.fill(
+            ".view textarea[rows='20']",
+            '{"type":"info","service":"a","target":{"user_id":"u"},"metadata":{"push":true}}',
+        )
+        page.fill(".view textarea[rows='5']", "{}")
+        told = "JSON.parse(document.querySelector('textarea[rows=\"20\"]').value)"
+        assert page.tab.value(told + ".metadata") == {"push": True}
+        page.tab.click(".acts button")
+        page.tab.becomes("document.querySelector('ul.wrong li') !== null")
+        assert "/metadata/push" in page.tab.texts("ul.wrong li")[0]
+
+
+def test_a_device_of_a_kind_that_is_off_says_so_and_gets_no_test(browser: Browser) -> None:
+    keys: dict[str, Any] = {name.upper(): value for name, value in PUSHES.items()}
+    with (
+        RedisServer() as redis,
+        ServiceProcess(REDIS_URL=redis.url, **keys) as before,
+        ServiceProcess(REDIS_URL=redis.url) as service,
+    ):
+        register(before.port, label="Laptop")
+        page = AdminPage(browser, f"http://127.0.0.1:{service.port}").go("#/devices?user=alice")
+        page.tab.shows("tbody .badge", "off")
+        assert page.tab.texts(".head button") == ["Delete all alice"]
+        page.tab.click("tbody button")
+        page.tab.click("dialog button.danger")
+        page.tab.shows(".status", "It is deleted.")
+        page.tab.shows(".card .nothing strong", "No devices")
+
+
+def test_the_form_asks_for_a_push(browser: Browser, service: ThreadedService) -> None:
+    page = opened(browser, service, "#/publish")
+    page.tab.value(
+        "window.by = (label) => [...document.querySelectorAll('.check, label')]"
+        ".find((e) => e.textContent === label).control; 0"
+    )
+    box = "by('Show it on the user’s devices')"
+    page.tab.becomes(f"{box}.checkVisibility()")
+    page.fill(
+        ".view textarea[rows='20']",
+        '{"type":"info","service":"a","channels":["x"],"metadata":{"push":{"icon":"/i.png"}}}',
+    )
+    page.tab.becomes(f"{box}.checked")
+    # Pushed to nobody: the page knows that before the API says so.
+    page.tab.shows("fieldset > .wrong", "This is missing.")
+    page.fill(".targets input:nth-of-type(2)", "alice")
+    page.tab.becomes("document.querySelector('fieldset > .wrong').hidden")
+    told = "JSON.parse(document.querySelector('textarea[rows=\"20\"]').value).metadata"
+    write = "((e, text) => { e.value = text; e.dispatchEvent(new Event('input')); })"
+    page.tab.value(f"{write}(by('Title'), 'Billing')")
+    page.tab.value(f"{write}(by('A click opens'), '//elsewhere.example')")
+    assert page.tab.value(told) == {
+        "push": {"icon": "/i.png", "title": "Billing", "url": "//elsewhere.example"}
+    }
+    page.tab.becomes("by('A click opens').getAttribute('aria-invalid') === 'true'")
+    if AXE.is_file():
+        page.tab.value(AXE.read_text() + ";0")
+        assert violations(page) == []
+    page.tab.value(f"{write}(by('A click opens'), '/invoices/7')")
+    page.tab.becomes("!by('A click opens').hasAttribute('aria-invalid')")
+    page.tab.value(f"{box}.click()")
+    assert page.tab.value(told + " ?? null") is None
+    page.tab.value(f"{box}.click()")
+    assert page.tab.value(told) == {"push": {"title": "Billing", "url": "/invoices/7"}}
+    page.tab.value("by('Title').value = ''; by('A click opens').value = ''")
+    page.tab.value(f"{write}(by('Text'), '')")
+    assert page.tab.value(told) == {"push": True}
+    # `offline` needs an acknowledgement: that only the API knows.
+    page.fill("[data-key='when'] select", "offline")
+    page.tab.click(".acts button")
+    page.tab.becomes("document.querySelector('.terms [aria-invalid]')?.value === 'offline'")
+    page.fill("[data-key='when'] select", "always")
+    page.tab.click(".acts button")
+    page.tab.becomes("document.querySelector('.notice.good') !== null")
 
 
 def test_a_token_is_explained_and_revoked(browser: Browser, guarded: ThreadedService) -> None:

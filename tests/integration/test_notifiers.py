@@ -7,25 +7,31 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar
 from urllib.parse import parse_qs
 
+import httpcore2
 import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
 from msgpush.adapters.notify.apns import ApnsNotifier, ProviderToken
-from msgpush.adapters.notify.exchange import Exchange
+from msgpush.adapters.notify.apns import payload as apns_payload
+from msgpush.adapters.notify.exchange import Exchange, Reply
 from msgpush.adapters.notify.fcm import FcmNotifier
+from msgpush.adapters.notify.fcm import answer as fcm_answer
+from msgpush.adapters.notify.fcm import payload as fcm_payload
 from msgpush.adapters.notify.keys import ServiceAccount, apns_key
+from msgpush.adapters.notify.network import Network
 from msgpush.adapters.notify.oauth import AccessTokens
 from msgpush.adapters.notify.places import Place, Places
 from msgpush.adapters.notify.vapid import Vapid
 from msgpush.adapters.notify.web_push import WebPushNotifier, topic
 from msgpush.domain.devices import Address, Apns, Fcm, WebPush
+from msgpush.domain.notification import Notice
 from msgpush.domain.ports import Notifier
 from tests.contracts.notifier import NOTICE, NotifierContract
 from tests.support.certificates import Authority
 from tests.support.push_services import TAKEN, Asked, Behaviour, PushService, Says
 from tests.support.subscriptions import Browser
-from tests.support.tokens import P256, RSA, private_pem
+from tests.support.tokens import P256, RSA, private_pem, public_pem
 
 Opened = tuple[AbstractAsyncContextManager[Notifier], Address]
 
@@ -63,6 +69,8 @@ class TestWebPush(NotifierContract):
         assert asked.headers["urgency"] == "normal"
         assert asked.headers["topic"] == topic("import-42")
         assert asked.headers["content-encoding"] == "aes128gcm"
+        signed = asked.headers["authorization"].removeprefix("vapid t=").partition(",")[0]
+        assert jwt.decode(signed, P256, algorithms=["ES256"]).claims["aud"] == service.origin
         assert b"done" not in asked.body
         said = json.loads(browser.decrypt(asked.body))
         assert said == {
@@ -110,6 +118,12 @@ class TestWebPush(NotifierContract):
                 address = Browser().subscription(f"{service.origin}/x")
                 assert (await notifier.send(address, NOTICE)).outcome == "failed"
         assert service.opened == 0
+
+
+async def test_a_name_that_none_can_be_leads_nowhere() -> None:
+    for host in ("a" * 64 + ".example", "a..example"):
+        with pytest.raises(httpcore2.ConnectError, match="can't be resolved"):
+            await Network([]).connect_tcp(host, 443)
 
 
 class Google(PushService):
@@ -346,7 +360,10 @@ class TestApns(NotifierContract):
                 now[0] -= 2_500
                 assert await send() == "sent"
                 assert tokens[0] == tokens[1] != tokens[2]
-                now[0] += 61
+                now[0] += 1_199
+                assert await send(apple(403, "ExpiredProviderToken")) == "later"
+                assert tokens.pop() == tokens[2]
+                now[0] += 1
                 assert await send(apple(403, "ExpiredProviderToken"), TAKEN) == "sent"
                 assert tokens[3] != tokens[2]
                 # It was made just now, and is refused again: nothing is lost for it.
@@ -359,6 +376,27 @@ def test_keys_of_another_kind_are_refused() -> None:
     for wrong in ("", "no key", private_pem(RSA), private_pem(ECKey.generate_key("P-384"))):
         with pytest.raises(ValueError, match="is no private key on P-256"):
             apns_key(wrong)
+
+
+def test_a_public_key_is_no_service_accounts() -> None:
+    text = {"project_id": "p", "client_email": "e", "private_key": public_pem(RSA)}
+    with pytest.raises(ValueError, match="its private_key can't be read"):
+        ServiceAccount.parse(json.dumps(text).encode())
+
+
+def test_a_text_that_is_too_long_for_apps_is_cut_not_refused() -> None:
+    for character in "\N{GRINNING FACE}\0":
+        long = Notice("bob", "s/1", character * 200, text=character * 1_000, own_text=True)
+        for body in (fcm_payload("t", long), apns_payload(long)):
+            assert 4_050 < len(body) <= 4_097
+            assert json.loads(body)
+            assert body.count("\N{HORIZONTAL ELLIPSIS}".encode()) == 1
+
+
+def test_of_what_fcm_answers_only_its_codes_are_told() -> None:
+    for code, told in (("QUOTA_EXCEEDED", " QUOTA_EXCEEDED"), ("_\x1b[2J a-secret-token", "")):
+        said = google_error(429, code)
+        assert fcm_answer(Reply(said.status, None, said.body)).reason == f"status 429{told}"
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,10 @@ async def test_a_browser_without_a_page_gets_the_message_and_acknowledges_by_its
         body = json.dumps({"keys": [said["key"]], "word": acknowledge["word"]}).encode()
         answer = await client.request("POST", acknowledge["url"], body)
         assert answer.json() == {"acknowledged": ["tests/m1"], "unknown": []}
-        metrics = (await client.request("GET", "/metrics")).body.decode()
-        assert 'message_push_pushes_total{kind="webpush",outcome="sent"} 1' in metrics
+        metrics, sent = "", 'message_push_pushes_total{kind="webpush",outcome="sent"} 1'
+        async with asyncio.timeout(WAIT):
+            while sent not in metrics:
+                metrics = (await client.request("GET", "/metrics")).body.decode()
     told = caplog.text + metrics
     for secret in ("/push/bob", base64url(browser.auth), "A secret text", "vapid t="):
         assert secret not in told

@@ -1,21 +1,28 @@
 """Devices in Redis keep their contract for several instances, and nothing of a secret is there."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
+from msgpush.adapters.notify.vapid import base64url
 from msgpush.adapters.redis.credentials import RedisCredentials
 from msgpush.adapters.redis.devices import RedisDevices, devices_key, owner_key
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.credentials import Revocation
 from msgpush.domain.devices import Fcm, WebPush, device_id, proof_of
-from msgpush.domain.errors import BusUnavailable
+from msgpush.domain.errors import BusUnavailable, DeviceTaken, Unauthorized
+from msgpush.entrypoints.app import create_app, lifespan
+from msgpush.entrypoints.settings import Settings
 from tests.contracts import devices
 from tests.contracts.credentials import LIFETIME
 from tests.contracts.devices import web_push
+from tests.support.asgi import AsgiDriver
 from tests.support.redis_servers import RedisServer
+from tests.support.subscriptions import Browser
+from tests.support.tokens import SECRET, bearer, token
 
 INSTANCES = 3
 A_DEVICE = 760  # bytes that Redis takes for a browser's subscription, and those that go with it
@@ -105,6 +112,31 @@ class TestRedisDevices(devices.DevicesContract):
             with self.server.client() as client:
                 assert client.keys("*") == []
 
+    async def test_one_that_is_not_understood_moves_to_nobody(self) -> None:
+        async with self.open() as opened:
+            kept = opened.instances[0]
+            device, _ = await kept.register("alice", web_push(1), None)
+            with self.server.client() as client:
+                client.hset(devices_key(b"alice"), device.id, b"\xc1")
+            with pytest.raises(DeviceTaken):
+                await kept.register("bob", web_push(1), None)
+            _, new = await kept.register("alice", web_push(1), None)
+            assert new
+
+    async def test_none_is_registered_by_what_was_revoked_though_nobody_has_heard_yet(self) -> None:
+        async with self.open() as opened:
+            kept, at = opened.instances[0], opened.now()
+            await opened.credentials.revoke(Revocation("subject", "alice", at))
+            for issued_at in (0.0, at - 60, at):
+                with pytest.raises(Unauthorized):
+                    await kept.register("alice", web_push(1), None, issued_at=issued_at)
+            assert await kept.of(["alice"]) == [[]]
+            # By a newer token it is, or a back end's; others' too.
+            await kept.register("alice", web_push(1), None, issued_at=at + 1)
+            await kept.register("alice", web_push(2), None)
+            await kept.register("bob", web_push(3), None, issued_at=0.0)
+            assert len((await kept.of(["alice"]))[0]) == 2
+
     async def test_a_full_redis_takes_no_device_and_lets_all_go(self) -> None:
         async with self.open() as opened:
             kept = opened.instances[0]
@@ -129,3 +161,27 @@ class TestRedisDevices(devices.DevicesContract):
                     await kept.register("alice", address, "My desk at home")
                 used = sum(client.memory_usage(key, samples=0) or 0 for key in client.keys("*"))
             assert A_DEVICE * 0.8 < used / 5 < A_DEVICE
+
+
+async def test_an_instance_that_has_not_heard_of_a_revocation_registers_nothing_after_it(
+    server: RedisServer,
+) -> None:
+    settings = Settings(
+        redis_url=server.url,
+        jwt_secret=SECRET,
+        vapid_private_key=base64url(bytes(range(1, 33))),
+        vapid_subject="mailto:ops@example.com",
+    )
+    body = json.dumps({"webpush": Browser().as_json("https://fcm.googleapis.com/x")}).encode()
+    path, old = "/api/v1/users/bob/devices", bearer(token("bob"))
+    target = RedisTarget.from_url(server.url)
+    async with (
+        lifespan(app := create_app(settings)),
+        RedisCredentials(target, lifetime=LIFETIME) as credentials,
+    ):
+        client = AsgiDriver(app)
+        assert (await client.request("POST", path, body, old)).status == 201
+        # As another instance does it, before it tells the others.
+        await credentials.revoke(Revocation("subject", "bob", now(server)))
+        assert (await client.request("POST", path, body, old)).status == 401
+        assert (await client.request("GET", path, b"", old)).json() == {"devices": []}

@@ -45,7 +45,10 @@ EXCLUDED: dict[str, list[CheckFunction]] = {
 }
 # Operations with which no request succeeds that was made from the description alone.
 # Nobody signs in where no provider is set.
-NEVER = {"closeConnection", "webSocket", "registerDevice", "signIn", "signedIn", "signOut"}
+NEVER = {
+    *("adminEntrance", "closeConnection", "webSocket", "registerDevice"),
+    *("signIn", "signedIn", "signOut"),
+}
 # Operations on messages that ask for acknowledgements: each has one of its own, which is called as
 # the operation is, of the service and the user `seeds`.
 ALIVE = ("delivery", "withdraw", "pending")

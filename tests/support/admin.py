@@ -14,7 +14,10 @@ from tests.support.browser import Browser, Tab
 from tests.support.client import request
 
 NARROW, WIDE = (375, 812), (1440, 900)
-VIEWS = ("overview", "connections", "channels", "publish", "delivery", "access", "settings")
+VIEWS = (
+    *("overview", "connections", "channels", "publish"),
+    *("delivery", "devices", "access", "settings"),
+)
 LANGUAGES = {"en": "en-GB", "zh": "zh-CN"}
 
 # What must not happen on any page is noted from before its first script.

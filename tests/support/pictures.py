@@ -3,18 +3,22 @@
 The page is the real one, in a real Chromium, before two instances on a real Redis, with traffic.
 """
 
+import json
 import sys
 import tempfile
 import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+from msgpush.adapters.notify.vapid import new_key, private_text
 from tests.support.admin import NARROW, WIDE, AdminPage, publish, settled, traffic
 from tests.support.browser import Browser
-from tests.support.client import SseClient
+from tests.support.client import SseClient, request
 from tests.support.redis_servers import RedisServer
 from tests.support.service import ServiceProcess
+from tests.support.subscriptions import Browser as Subscribed
 from tests.support.tokens import SECRET, bearer, token
 
 SECONDS = 75  # of traffic before the first picture
@@ -29,6 +33,7 @@ PICTURES = (
     ("admin-connections-zh", WIDE, "light", "zh", "#/connections"),
     ("admin-publish-light", WIDE, "light", "en", "#/publish"),
     ("admin-delivery-light", WIDE, "light", "en", "#/delivery?tab=pending&user=alice"),
+    ("admin-devices-light", WIDE, "light", "en", "#/devices?user=alice"),
     ("admin-access-dark", WIDE, "dark", "en", "#/access"),
     ("admin-settings-light", WIDE, "light", "en", "#/settings?changed=1"),
 )
@@ -37,13 +42,17 @@ PICTURES = (
 def main(folder: Path) -> None:
     """Take all pictures."""
     folder.mkdir(parents=True, exist_ok=True)
+    settings: dict[str, Any] = {
+        "JWT_SECRET": SECRET,
+        "VAPID_PRIVATE_KEY": private_text(new_key()),
+        "VAPID_SUBJECT": "mailto:ops@example.com",
+    }
     operator = token("olivia", subscribe=["*"], publish=["*"], users=["*"], admin=True)
     allowed = bearer(operator)
     with ExitStack() as stack:
         redis = stack.enter_context(RedisServer())
         instances = [
-            stack.enter_context(ServiceProcess(REDIS_URL=redis.url, JWT_SECRET=SECRET))
-            for _ in range(2)
+            stack.enter_context(ServiceProcess(REDIS_URL=redis.url, **settings)) for _ in range(2)
         ]
         for n in range(36):
             user = ("alice", "bob", "carol", "dave", "erin", "frank")[n % 6]
@@ -68,6 +77,10 @@ def main(folder: Path) -> None:
                 data={"message": text},
                 metadata={"ack": True, "priority": ("normal", "high", "urgent")[n]},
             )
+        for n, label in enumerate(("Firefox on the laptop", "Chrome on the phone", None)):
+            address = Subscribed().as_json(f"https://fcm.googleapis.com/fcm/send/{n}")
+            body = json.dumps({"webpush": address, "label": label}).encode()
+            assert request(port, "POST", "/api/v1/users/alice/devices", body, allowed).status == 201
         stack.enter_context(traffic(port, "imports", rate=30, headers=allowed))
         profile = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         browser = stack.enter_context(Browser(profile))

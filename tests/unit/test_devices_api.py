@@ -115,6 +115,16 @@ async def test_a_device_moves_to_another_user_only_with_what_it_alone_knows(
     assert (await client.request("GET", BOBS, b"", BOB)).json() == {"devices": []}
 
 
+async def test_an_endpoint_is_the_same_device_however_it_is_written(client: AsgiDriver) -> None:
+    assert (await register(client, subscription())).status == 201
+    other = ENDPOINT.replace("https://fcm.googleapis.com", "HTTPS://FCM.googleapis.com:443")
+    eve = bearer(token("eve"))
+    stolen = await register(
+        client, subscription(endpoint=other + "#"), "/api/v1/users/eve/devices", eve
+    )
+    assert stolen.status == 409
+
+
 async def test_a_ticket_registers_nothing(client: AsgiDriver) -> None:
     body = b'{"channels":["user:bob"],"acknowledge":true}'
     ticket = (await client.request("POST", "/api/v1/tickets", body, BOB)).json()["ticket"]
@@ -302,3 +312,17 @@ async def test_a_word_acknowledges_its_key_without_any_token(client: AsgiDriver)
     both = json.dumps({"keys": ["tests/m1"], "word": word}).encode()
     assert (await client.request("POST", acknowledge, both, BOB)).status == 200
     assert (await client.request("POST", acknowledge, both, bearer(token("eve")))).status == 200
+
+
+async def test_who_says_a_word_again_and_again_is_limited_as_its_user_is() -> None:
+    async with serving(jwt_secret=SECRET, ack_rate=0.001, **ON) as client:
+        pushing = push_of(client).pushing
+        assert pushing is not None
+        assert pushing.words is not None
+        word = pushing.words.make("bob", "tests/m1", 4_000_000_000)
+        by_word = json.dumps({"keys": ["tests/m1"], "word": word}).encode()
+        many = json.dumps({"keys": [f"tests/{n}" for n in range(999)]}).encode()
+        path = "/api/v1/users/bob/acknowledgements"
+        assert (await client.request("POST", path, many, BOB)).status == 200
+        assert (await client.request("POST", path, by_word)).status == 200
+        assert (await client.request("POST", path, by_word)).status == 429

@@ -6,7 +6,7 @@ listened to at the message's place in the log. The reader listens to other chann
 on, where they are changed."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -51,14 +51,15 @@ class Told(NamedTuple):
 
     What is written together with it is no sign that it has come to its end, nor is a message that
     was trimmed from the channel and came by another one. `number`: the events that there were
-    before it; `lost`: the newest of the channel that was trimmed by then."""
+    before it; `lost`: the newest of the channel that was trimmed by then. Of who reads the earliest
+    that isn't known before something comes."""
 
     channel: str
     after: Position
     number: int
     chunk: int
     upto: Position | None
-    lost: Position = ZERO
+    lost: Position | None = None
 
 
 class Event(NamedTuple):
@@ -165,12 +166,20 @@ class Client:
                     "an id is written after everything at or below it"
                 )
 
+    def begin_reading(self, trimmed: Callable[[str], Position]) -> None:
+        """The histories were read: what they had lost by then is among what isn't told."""
+        self.gaps = [
+            each._replace(lost=trimmed(each.channel)) if each.lost is None else each
+            for each in self.gaps
+        ]
+
     def close_gaps(self, message: Published, chunk: int) -> None:
         """From a message of a channel on nothing of that is missing."""
         self.gaps = [
             each._replace(upto=message.position)
             if each.upto is None
             and each.chunk < chunk
+            and each.lost is not None
             and each.lost < message.position
             and each.channel in message.channels
             else each
@@ -430,6 +439,8 @@ class HubMachine(RuleBasedStateMachine):
                 if not line.startswith("close"):
                     event = self.event(line, number, known)
                     client.events.append(event)
+                    if event.id is not None:
+                        client.begin_reading(lambda channel: self.trimmed(channel, known))
                     at = event.gap.after if event.gap is not None else event.cursor
                     client.take(event, self.position(at or ""), self.published)
 

@@ -17,7 +17,7 @@ from msgpush.adapters.metrics.collector import Metrics
 from msgpush.adapters.metrics.families import FAMILIES, Figures, Series
 from msgpush.adapters.metrics.shared import Shared
 from msgpush.adapters.metrics.sources import Process, of_service, of_tally
-from msgpush.adapters.metrics.text import render
+from msgpush.adapters.metrics.text import Texts
 from msgpush.domain.connection import NOW, Connection, Start, Subscription
 from msgpush.domain.errors import BusUnavailable, Denied, Malformed, MsgpushError, TooLarge
 from msgpush.domain.instances import Pulse
@@ -459,9 +459,25 @@ async def test_nothing_is_left_of_what_watches_the_process() -> None:
 
 async def test_the_text_is_what_prometheus_reads_whatever_a_label_has() -> None:
     odd = 'a"b\\c\nd'
-    text = (await render({"message_push_redeliveries_total": {(odd,): 3}})).decode()
+    text = (await Texts().render({"message_push_redeliveries_total": {(odd,): 3}})).decode()
     assert value(text, "message_push_redeliveries_total", service=odd) == 3
     assert "# TYPE message_push_redeliveries_total counter\n" in text
+
+
+async def test_what_has_changed_since_the_last_text_is_told_as_it_is_now() -> None:
+    texts = Texts()
+    name, busy, idle = "message_push_publish_seconds", ("a", "info"), ("b", "info")
+    for sent in (1, 2, 2, 5):
+        figures: Figures = {
+            "message_push_messages_sent_total": {busy: sent, idle: 7},
+            name: {(): [*([float(sent)] * (len(FAMILIES[name].bounds) + 1)), 0.5 * sent]},
+        }
+        text = await texts.render(figures)
+        assert text == await Texts().render(figures)
+        assert value(text.decode(), "message_push_messages_sent_total", service="a") == sent
+        assert value(text.decode(), "message_push_publish_seconds_sum") == 0.5 * sent
+        assert text.count(b"# HELP") == 2
+    assert b'service="b"' not in await texts.render({name: {(): [0.0] * 15}})
 
 
 async def test_others_have_their_turn_while_a_long_text_is_made() -> None:
@@ -475,7 +491,7 @@ async def test_others_have_their_turn_while_a_long_text_is_made() -> None:
             await asyncio.sleep(0)
 
     task = asyncio.create_task(other())
-    await render({"message_push_message_duration_seconds": series})
+    await Texts().render({"message_push_message_duration_seconds": series})
     task.cancel()
     assert turns > 3
 

@@ -30,17 +30,30 @@ SUBSCRIBED = WebPush("https://fcm.googleapis.com/fcm/send/x", b"p" * 65, b"a" * 
 @pytest.mark.parametrize(
     "endpoint",
     [
-        "https://fcm.googleapis.com/fcm/send/dpH5",
-        "https://fcm.googleapis.com:443/wp/dpH5",
+        "https://fcm.googleapis.com/fcm/send/dpH5:a-b_c",
         "https://updates.push.services.mozilla.com/wpush/v2/gAAA",
         "https://web.push.apple.com/QGuQ",
         "https://wns2-par02p.notify.windows.com/w/?token=BQYAAAD%2b",
         "https://localhost:8443/x",
-        "https://FCM.googleapis.com/x",
     ],
 )
-def test_endpoints_of_browsers_are_taken(endpoint: str) -> None:
-    PLACES.check(endpoint)
+def test_endpoints_of_browsers_are_taken_as_they_are(endpoint: str) -> None:
+    assert PLACES.check(endpoint) == endpoint
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "https://fcm.googleapis.com:443/",
+        "https://fcm.googleapis.com:0443/",
+        "https://fcm.googleapis.com:",
+        "HTTPS://FCM.googleAPIs.com/",
+        "https://fcm.googleapis.com/?",
+        "https://fcm.googleapis.com#",
+    ],
+)
+def test_an_endpoint_is_the_same_however_it_is_written(endpoint: str) -> None:
+    assert PLACES.check(endpoint) == "https://fcm.googleapis.com/"
 
 
 @pytest.mark.parametrize(
@@ -62,6 +75,15 @@ def test_endpoints_of_browsers_are_taken(endpoint: str) -> None:
         ("https://[::1/", "no URL"),
         ("https://ﬀcm.googleapis.com/", "no URL"),
         ("https:///x", "no https"),
+        ("https:fcm.googleapis.com/x", "no https"),
+        ("https://.fcm.googleapis.com/x", "no https"),
+        ("https://a..fcm.googleapis.com/x", "no https"),
+        (f"https://{'a' * 64}.fcm.googleapis.com/x", "no https"),
+        (f"https://{'a.' * 120}fcm.googleapis.com/x", "no https"),
+        ("https://a%2f.fcm.googleapis.com/x", "no https"),
+        ("https://[v1.a.fcm.googleapis.com]/x", "no https"),
+        ("https://fcm.googleapis.com:0/x", "PUSH_ENDPOINTS"),
+        ("https://fcm.googleapis.com./x", "no https"),
         ("https://localhost/x", "PUSH_ENDPOINTS"),
         ("https://a.localhost:8443/x", "PUSH_ENDPOINTS"),
         ("https://localhost:8444/x", "PUSH_ENDPOINTS"),
@@ -77,12 +99,6 @@ def test_endpoints_elsewhere_are_refused_and_not_repeated(endpoint: str, why: st
     assert not endpoint or endpoint not in str(refused.value)
 
 
-def test_only_what_was_named_with_a_port_may_be_inside() -> None:
-    assert PLACES.may_be_inside("localhost", 8443)
-    for host, port in (("localhost", 443), ("a.localhost", 8443), ("fcm.googleapis.com", 443)):
-        assert not PLACES.may_be_inside(host, port)
-
-
 @pytest.mark.parametrize("text", ["push.example", "localhost:8443", "127.0.0.1:1", "[::1]:8443"])
 def test_places_are_named_by_host_and_port(text: str) -> None:
     place = Place.parse(text)
@@ -91,7 +107,25 @@ def test_places_are_named_by_host_and_port(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", ":1", "a:b", "https://x", "x/y", "a b", "*.x", ".x", "x:", "x:0x1", "u@x", "x:70000"],
+    [
+        "",
+        ":1",
+        "a:b",
+        "https://x",
+        "x/y",
+        "a b",
+        "*.x",
+        ".x",
+        "x:",
+        "x:0x1",
+        "u@x",
+        "x:70000",
+        "x:0",
+        "a..b",
+        "a%b",
+        "[v1.x]:1",
+        "x" * 64,
+    ],
 )
 def test_what_is_no_place_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no name of a host"):

@@ -1006,6 +1006,7 @@ async def test_an_upload_that_goes_on_after_its_token_was_revoked_publishes_no_m
         ("messages/send", b'{"type":"info","service":"a"}'),
         ("tickets", b'{"channels":["user:mallory"]}'),
         ("revocations", b'{"subject":"bob"}'),
+        ("users/mallory/devices", b'{"fcm":{"token":"t","secret":"0123456789abcdef012345"}}'),
     ],
 )
 async def test_a_body_that_comes_after_its_token_was_revoked_does_nothing(

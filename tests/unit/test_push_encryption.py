@@ -231,6 +231,24 @@ def test_a_text_that_is_too_long_is_cut(character: str) -> None:
     assert "message" not in said
 
 
+def test_however_long_all_of_it_is_something_is_shown() -> None:
+    long = notice(
+        user="\N{GRINNING FACE}" * 195,
+        key="s" * 64 + "/" + "k" * 128,
+        title="\0" * 200,
+        text="t" * 1_000,
+        url="/" + "u" * 1_023,
+        icon="/" + "i" * 1_023,
+        collapse="\0" * 64,
+        word="1234567890." + "w" * 32,
+    )
+    body = payload(long)
+    assert len(body) <= LARGEST
+    said = json.loads(body)
+    assert said.keys() == {"key", "title", "url", "collapse", "body"}
+    assert "icon" in json.loads(payload(notice(icon="/i", text="t" * 5_000)))
+
+
 def test_a_topic_is_what_push_services_take_and_tells_nothing() -> None:
     assert topic("a") != topic("b")
     for text in ("a", "x" * 64, "語" * 64):

@@ -11,11 +11,12 @@ import pytest
 
 from msgpush.adapters.memory.bus import MemoryBus
 from msgpush.adapters.memory.devices import MemoryDevices
+from msgpush.domain import pushing
 from msgpush.domain.devices import Fcm, Kind
 from msgpush.domain.errors import BusUnavailable, Invalid
 from msgpush.domain.marks import Push
 from msgpush.domain.message import Draft, draft, parse
-from msgpush.domain.notification import Answer, Sending
+from msgpush.domain.notification import BEGINS, LEASE, Answer, Sending
 from msgpush.domain.observer import Observer
 from msgpush.domain.outbox import Acknowledge, GiveUp, Outcome, Withdraw, Written
 from msgpush.domain.pushing import PACE, SLACK, Pushing
@@ -363,7 +364,7 @@ async def test_no_more_are_under_way_than_may_be_and_none_is_claimed_beyond() ->
         await store(it.bus, *(push(f"m{n}", user=user, ack=None) for n, user in enumerate(users)))
         looking = asyncio.create_task(it.look())
         await it.begun(8)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.05)
         assert (it.notifier.most, len(it.notifier.keys)) == (8, 8)
         now, left = await it.bus.sendings.due(256)
         assert len(left) == 92, "another instance may have all the others"
@@ -433,6 +434,23 @@ async def test_what_waited_too_long_for_its_turn_is_left_to_the_next() -> None:
         assert len(it.notifier.keys) == 1
         await it.look()
         assert len({address for address, _ in it.notifier.sent}) == 2
+
+
+async def test_whatever_a_notifier_waits_for_it_is_given_up_before_another_is_given_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert BEGINS + pushing.ANSWERED * 1000 < LEASE
+    monkeypatch.setattr(pushing, "ANSWERED", 0.01)
+    async with opened() as it:
+        it.notifier.go.clear()
+        await store(it.bus, push("m1", ack=None))
+        async with asyncio.timeout(5):
+            await it.look()
+        assert it.counter.told == [("webpush", "later")]
+        it.notifier.go.set()
+        it.advance(80)
+        await it.look()
+        assert it.notifier.keys == [M1, M1]
 
 
 async def test_a_notifier_s_mistake_is_no_end_and_tells_nothing_secret(

@@ -95,6 +95,11 @@ async function renew({ registration }: Worker, event: WorkerEvent, options: Push
 
 /** The address, if it is one of this origin. */
 function within({ location }: Worker, address: string): string | undefined {
-  const url = new URL(address, location.href);
-  return url.origin === location.origin ? url.href : undefined;
+  try {
+    const url = new URL(address, location.href);
+    // A blob: has the origin of whoever made it.
+    return url.origin === location.origin && url.protocol === location.protocol ? url.href : undefined;
+  } catch {
+    return undefined; // no address: what it came with is shown all the same
+  }
 }

@@ -123,6 +123,21 @@ test("a click opens a page of the worker's own origin alone, or shows the one th
   assert.deepEqual(await scope(url).click({ key: "s/1", url: "https://elsewhere.example/" }), [["closed"]]);
 });
 
+test("an address that is none, or leads elsewhere, is neither opened nor shown, and keeps nothing from being shown", async () => {
+  const origin = "https://page.example";
+  const { push, click } = scope(origin);
+  for (const url of [
+    ...["javascript:alert(1)", "data:text/html,x", `blob:${origin}/1`, "file:///etc/passwd", "about:blank"],
+    ...["//evil.example/", "/\\evil.example/", "\\\\evil.example", "/\t/evil.example", " //evil.example"],
+    ...["https://evil.example/", "https://page.example@evil.example/", "https://page.example.evil.example/"],
+    ...["http://page.example/", "https://page.example:8443/", "https://[", "https://", "https://%"],
+  ]) {
+    const did = (await push({ key: "s/1", title: "Hello", icon: url })).splice(0);
+    assert.deepEqual(did, [["show", "Hello", { tag: "s/1", data: { key: "s/1", title: "Hello", icon: url } }]], url);
+    assert.deepEqual((await click({ key: "s/1", url })).splice(0), [["closed"]], url);
+  }
+});
+
 test("a service elsewhere, or below a path, is told by the word that came along, and by nothing else", async (t) => {
   const [url, asked] = await service(t, { "POST /push/api/v1/users/u/acknowledgements": [200, {}] });
   const acknowledge = { url: "https://evil.example/api/v1/users/u/acknowledgements", word: "w" };

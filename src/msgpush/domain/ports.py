@@ -456,14 +456,22 @@ class Devices(Protocol):
     A device is one user's at a time. Each method raises BusUnavailable, too. A revocation of a
     subject removes its devices: `Credentials` sees to that, in the same step."""
 
-    async def register(self, user: str, address: Address, label: str | None) -> tuple[Device, bool]:
+    async def register(
+        self, user: str, address: Address, label: str | None, *, issued_at: float | None = None
+    ) -> tuple[Device, bool]:
         """Have a device for a user from now on, and say whether it is new to them.
 
         Of more than `MAX_DEVICES` the longest unused goes. Registered again it keeps its label,
         unless there is another.
 
+        Args:
+            issued_at: when the user's own token was issued that it is registered with, in seconds
+                since 1970; None: it is with another one.
+
         Raises:
             DeviceTaken: it is another user's, and this isn't known to that very device.
+            Unauthorized: that token was revoked, which this instance may not have heard yet: the
+                device would be left after the revocation.
         """
 
     async def of(self, users: Sequence[str]) -> list[list[Device]]:

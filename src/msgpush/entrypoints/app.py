@@ -160,7 +160,7 @@ def create_app(
             tracing=tracing,
             bus=backend.name,
             pages=pages,
-            devices=DevicesApi(backend.devices, auth, notifying.rules),
+            devices=DevicesApi(push, backend.devices, auth, notifying.rules),
         ),
         *SignInApi(push, auth, settings.mode, access.sign_in).routes(),
         Route(f"{API}/settings", SettingsApi(auth, shown(settings)).settings),

@@ -130,6 +130,8 @@ class AcknowledgementsApi:
             grant = await self._authenticate(request, user, Query(request.scope))
         except (Denied, Unauthorized) as error:
             keys = await self._by_word(request, user, error)
+            if self._limiter is not None:  # one that is good may be said again and again
+                await take_acknowledgements(self._limiter, user, len(keys))
             return json_response(await self._push.redelivery.acknowledge(user, keys))
         # Whatever the type says: a beacon can't choose it freely.
         given = await read_object(request, MAX_BYTES, EXAMPLE)

@@ -37,9 +37,11 @@ from msgpush.domain.devices import (
     proof_of,
 )
 from msgpush.domain.errors import Fault, Invalid, Malformed
+from msgpush.domain.grant import Grant
 from msgpush.domain.message import format_ms
 from msgpush.domain.ports import Devices
 from msgpush.domain.quoting import short_repr
+from msgpush.domain.service import Push
 
 USERS = "/api/v1/users/"
 MAX_BYTES = 16 * 1024
@@ -82,12 +84,13 @@ class PushRules(Struct, frozen=True):
 
     Attributes:
         public_key: for Web Push; None: that is off, and so for the others.
-        check_endpoint: raises ValueError for an endpoint that nothing is sent to.
+        check_endpoint: raises ValueError for an endpoint that nothing is sent to; returns others
+            as browsers write them.
         topic: the app's at Apple.
     """
 
     public_key: str | None = None
-    check_endpoint: Callable[[str], object] = lambda _: None
+    check_endpoint: Callable[[str], str] = str
     fcm: bool = False
     topic: str | None = None
 
@@ -230,8 +233,8 @@ OPERATIONS = (
 class DevicesApi:
     """Serves users' devices."""
 
-    def __init__(self, devices: Devices, auth: Authenticator, rules: PushRules) -> None:
-        self._devices, self._auth, self._rules = devices, auth, rules
+    def __init__(self, push: Push, devices: Devices, auth: Authenticator, rules: PushRules) -> None:
+        self._push, self._devices, self._auth, self._rules = push, devices, auth, rules
 
     async def kinds(self, request: Request) -> Response:
         # A public key, and what anybody can find out: no credentials are asked for.
@@ -240,9 +243,9 @@ class DevicesApi:
 
     async def devices(self, request: Request) -> Response:
         """Register one, list them, or forget them all."""
-        user = await self._user(request, "/devices")
+        user, grant = await self._user(request, "/devices")
         if request.method == "POST":
-            return await self._register(request, user)
+            return await self._register(request, user, grant)
         if request.method == "DELETE":
             await self._devices.remove(user)
             return Response(status_code=204)
@@ -252,19 +255,23 @@ class DevicesApi:
     async def device(self, request: Request) -> Response:
         """Forget one."""
         id = request.path_params["device"]
-        user = await self._user(request, f"/devices/{id}")
+        user, _ = await self._user(request, f"/devices/{id}")
         await self._devices.remove(user, id)
         return Response(status_code=204)
 
-    async def _register(self, request: Request, user: str) -> Response:
-        address, label = read_registration(
-            await read_object(request, MAX_BYTES, EXAMPLE), self._rules
+    async def _register(self, request: Request, user: str, grant: Grant) -> Response:
+        given = await read_object(request, MAX_BYTES, EXAMPLE)
+        # A body may take long: what comes after a revocation would be left after it.
+        self._push.check(grant)
+        address, label = read_registration(given, self._rules)
+        own = grant.user == user
+        device, new = await self._devices.register(
+            user, address, label, issued_at=(grant.issued_at or 0.0) if own else None
         )
-        device, new = await self._devices.register(user, address, label)
         return json_response(_told(device), 201 if new else 200)
 
-    async def _user(self, request: Request, suffix: str) -> str:
-        """The user whom the path names, and for whom the caller may act."""
+    async def _user(self, request: Request, suffix: str) -> tuple[str, Grant]:
+        """The user whom the path names, and the permissions of the caller, who may act for them."""
         Query(request.scope).done()
         user = path_tail(request.scope, USERS, suffix)
         if not user or not is_channel(USER + user):
@@ -272,7 +279,7 @@ class DevicesApi:
         # A ticket is for a stream: a device would outlive it.
         grant = await self._auth.authenticate(request.scope)
         grant.check_act(user)
-        return user
+        return user, grant
 
 
 def _told(device: Device) -> RegisteredDevice:
@@ -311,7 +318,7 @@ def _web_push(fields: Mapping[str, Any], rules: PushRules) -> Address:
     # Whatever else a browser says of a subscription isn't needed: its fields are for it to choose.
     endpoint = _text("/webpush/endpoint", fields.get("endpoint"), "an https URL")
     try:
-        rules.check_endpoint(endpoint)
+        endpoint = rules.check_endpoint(endpoint)
     except ValueError as error:
         raise Invalid(Fault("/webpush/endpoint", f"it {error}")) from None
     keys = fields.get("keys")

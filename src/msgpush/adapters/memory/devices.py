@@ -21,7 +21,10 @@ class MemoryDevices:
         self._by_user: dict[str, dict[str, Device]] = {}  # each user's, the newest last
         self._owner: dict[str, str] = {}  # by device
 
-    async def register(self, user: str, address: Address, label: str | None) -> tuple[Device, bool]:
+    async def register(
+        self, user: str, address: Address, label: str | None, *, issued_at: float | None = None
+    ) -> tuple[Device, bool]:
+        # A single process has heard of every revocation: `issued_at` tells it nothing new.
         id, now = device_id(address), int(self._clock() * 1000)
         owner = self._owner.get(id)
         known = None if owner is None else self._by_user[owner][id]

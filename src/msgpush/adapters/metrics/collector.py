@@ -8,7 +8,7 @@ from typing import Self
 
 from msgpush.adapters.metrics.families import Figures
 from msgpush.adapters.metrics.shared import Shared, add_up
-from msgpush.adapters.metrics.text import render
+from msgpush.adapters.metrics.text import Texts
 
 WRITE = 1.0  # seconds between two words of a worker to the others
 
@@ -30,6 +30,7 @@ class Metrics:
     def __init__(self, *sources: Callable[[], Figures], shared: Shared | None = None) -> None:
         self._sources, self._shared = sources, shared
         self._common: list[Callable[[], Figures]] = []
+        self._texts = Texts()
         self._took = 0.0
         self._writing: asyncio.Task[None] | None = None
         self._failing = False
@@ -67,7 +68,7 @@ class Metrics:
             figures = await self._of_all(self._shared, figures)
         for source in self._common:
             figures |= source()
-        text = await render(figures)
+        text = await self._texts.render(figures)
         self._took = time.perf_counter() - began
         return text
 

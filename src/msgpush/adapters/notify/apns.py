@@ -5,7 +5,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
 import msgspec
 from joserfc import jwt
@@ -13,14 +13,16 @@ from joserfc.jwk import ECKey
 from msgspec import Struct
 
 from msgpush.adapters.notify.exchange import Exchange, Reply, Unanswered
+from msgpush.adapters.notify.fitting import fitting
 from msgpush.domain.devices import Address, Apns, Kind
 from msgpush.domain.marks import NORMAL
 from msgpush.domain.notification import Answer, Notice, answer_of
 
 BASE = "https://api.push.apple.com"
-RENEWED = 2_700  # seconds: a token is good for an hour, and may be made every 20 minutes
-SOONEST = 60  # seconds after which one that was refused is made anew
+RENEWED = 2_700  # seconds: a token is good for an hour
+SOONEST = 1_200  # seconds after which one that was refused is made anew: sooner, Apple refuses it
 LONGEST_COLLAPSE = 64  # bytes
+LARGEST = 4_096  # bytes of a notice
 
 _encode = msgspec.json.Encoder().encode
 
@@ -113,11 +115,14 @@ class ApnsNotifier:
 
 def payload(notice: Notice) -> bytes:
     """The notice as Apple wants it: the key, the title, and a text that was given for this."""
-    alert = {"title": notice.title}
-    if notice.own_text and notice.text is not None:
-        alert["body"] = notice.text
-    said: dict[str, Any] = {"aps": {"alert": alert, "sound": "default"}, "key": notice.key}
-    return _encode(said)
+
+    def said(more: dict[str, str]) -> bytes:
+        alert = {"title": notice.title} | more
+        return _encode({"aps": {"alert": alert, "sound": "default"}, "key": notice.key})
+
+    if not notice.own_text or notice.text is None:
+        return said({})
+    return fitting(lambda text: said({"body": text}), notice.text, LARGEST)
 
 
 def collapse_id(collapse: str) -> str:

@@ -1,5 +1,6 @@
 """Firebase Cloud Messaging: notices to apps, by its HTTP v1 interface. It reads what it carries."""
 
+import re
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -7,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from msgpush.adapters.notify.exchange import Exchange, Reply, Unanswered
+from msgpush.adapters.notify.fitting import fitting
 from msgpush.adapters.notify.oauth import AccessTokens
 from msgpush.domain.devices import Address, Fcm, Kind
 from msgpush.domain.marks import NORMAL
@@ -14,6 +16,7 @@ from msgpush.domain.notification import Answer, Notice, answer_of
 
 BASE = "https://fcm.googleapis.com"
 LONGEST_TTL = 28 * 86_400  # seconds: it takes no more
+LARGEST = 4_096  # bytes: what it takes of a notification and data, without what is around them
 
 _encode = msgspec.json.Encoder().encode
 
@@ -43,7 +46,7 @@ class FcmNotifier:
 
     async def send(self, address: Address, notice: Notice) -> Answer:
         assert isinstance(address, Fcm)
-        body = _encode({"message": message(address.token, notice)})
+        body = payload(address.token, notice)
         try:
             token = await self._tokens.get()
             reply = await self._post(token, body)
@@ -59,17 +62,24 @@ class FcmNotifier:
         return await self._exchange.post(self._url, headers, body)
 
 
-def message(token: str, notice: Notice) -> dict[str, Any]:
-    """The message as FCM wants it: the key, the title, and a text that was given for this."""
-    shown = {"title": notice.title}
-    if notice.own_text and notice.text is not None:
-        shown["body"] = notice.text
+def payload(token: str, notice: Notice) -> bytes:
+    """The notice as FCM wants it: the key, the title, and a text that was given for this."""
+    if not notice.own_text or notice.text is None:
+        return _message(token, notice, {})
+    room = LARGEST + len(token)
+    return fitting(lambda text: _message(token, notice, {"body": text}), notice.text, room)
+
+
+def _message(token: str, notice: Notice, more: dict[str, str]) -> bytes:
+    shown = {"title": notice.title} | more
     urgent = notice.priority > NORMAL
     ttl = max(0, min(notice.ttl, LONGEST_TTL))
     android: dict[str, Any] = {"priority": "HIGH" if urgent else "NORMAL", "ttl": f"{ttl}s"}
     if notice.collapse is not None:
         android["collapse_key"] = notice.collapse
-    return {"token": token, "notification": shown, "data": {"key": notice.key}, "android": android}
+    data = {"key": notice.key}
+    message = {"token": token, "notification": shown, "data": data, "android": android}
+    return _encode({"message": message})
 
 
 class _Detail(Struct):
@@ -101,7 +111,5 @@ def answer(reply: Reply) -> Answer:
     if reply.status == 401:
         return Answer("later", "its access token was refused")
     found = answer_of(reply.status, reply.retry_after)
-    reason = f"{found.reason} {code}" if code.isalpha() or "_" in code else found.reason
-    return Answer(
-        "failed" if found.outcome == "gone" else found.outcome, reason[:60], found.retry_after
-    )
+    reason = f"{found.reason} {code}" if re.fullmatch("[A-Z_]{1,40}", code) else found.reason
+    return Answer("failed" if found.outcome == "gone" else found.outcome, reason, found.retry_after)

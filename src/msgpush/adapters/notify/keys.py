@@ -34,8 +34,10 @@ class ServiceAccount(Struct, frozen=True):
         if not account.token_uri.startswith("https://") or not urlsplit(account.token_uri).hostname:
             raise ValueError("is no service account's JSON file: its token_uri is no https URL")
         try:
-            RSAKey.import_key(account.private_key)
+            key = RSAKey.import_key(account.private_key)
         except (JoseError, ValueError, TypeError):
+            key = None
+        if key is None or not key.is_private:
             raise ValueError(
                 "is no service account's JSON file: its private_key can't be read"
             ) from None

@@ -46,7 +46,7 @@ class Network(httpcore2.AsyncNetworkBackend):
         loop = asyncio.get_running_loop()
         try:
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError:
+        except (OSError, UnicodeError):  # the latter: no name is so long, or has such a part
             raise httpcore2.ConnectError("its name can't be resolved") from None
         if (host, port) not in self._trusted:
             found = [each for each in found if is_public(str(each[4][0]))]

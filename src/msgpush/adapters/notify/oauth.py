@@ -65,7 +65,7 @@ class AccessTokens:
                 if self._token and self._token != instead_of:
                     return self._token
                 raise self._problem or Unanswered("its access token was refused")
-            self._tried = now
+            self._tried, self._problem = now, Unanswered("no access token yet")
             try:
                 granted = await self._ask()
             except Unanswered as error:

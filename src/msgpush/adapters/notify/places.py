@@ -5,6 +5,7 @@ and whatever its name resolves to has to be a public address: that is looked at 
 is made, and that very address is connected to, so that no second answer can lead elsewhere."""
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -19,6 +20,10 @@ BROWSERS = (
     "push.apple.com",
     "notify.windows.com",
 )
+
+# A name as it is looked up (RFC 1035, section 2.3.4), or an address.
+_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}([.][a-z0-9_-]{1,63})*")
+_V6 = re.compile("[0-9a-f:.]+")
 
 _GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 _6TO4 = ipaddress.ip_network("2002::/16")
@@ -41,13 +46,14 @@ class Place(NamedTuple):
         """
         try:
             parts = urlsplit(f"//{text}")
-            host, port = parts.hostname or "", parts.port
+            host, port = (parts.hostname or "").removesuffix("."), parts.port
         except ValueError:
             host, port = "", None
         plain = text.isascii() and not set(text) & set("/?#@\\ ") and text.isprintable()
-        if not plain or not host or host.startswith((".", "*")) or text.endswith(":"):
+        named = _is_host(host, bracketed="[" in text)
+        if not plain or not named or port == 0 or text.endswith(":"):
             raise ValueError("is no name of a host, nor one with a port, as localhost:8443")
-        return cls(host.rstrip("."), port)
+        return cls(host, port)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -66,8 +72,10 @@ class Places:
     def __init__(self, places: Sequence[Place]) -> None:
         self._places = tuple(places)
 
-    def check(self, endpoint: str) -> None:
-        """Check that a browser's endpoint may be sent to.
+    def check(self, endpoint: str) -> str:
+        """Check that a browser's endpoint may be sent to; returns it as browsers write it.
+
+        So an endpoint is the same device, however it is written.
 
         Raises:
             ValueError: it may not; its text continues "it", and doesn't have the endpoint.
@@ -78,10 +86,10 @@ class Places:
             raise ValueError("is no URL")
         try:
             parts = urlsplit(endpoint)
-            host, port = parts.hostname or "", parts.port or HTTPS
+            host, port = parts.hostname or "", HTTPS if parts.port is None else parts.port
         except ValueError:
             raise ValueError("is no URL") from None
-        if parts.scheme != "https" or not host:
+        if parts.scheme != "https" or not _is_host(host, bracketed="[" in parts.netloc):
             raise ValueError("is no https URL")
         if parts.username is not None or parts.password is not None or parts.fragment:
             raise ValueError("has user information or a fragment, which no endpoint has")
@@ -89,10 +97,12 @@ class Places:
             raise ValueError(
                 "is at none of the push services that PUSH_ENDPOINTS names, on port 443"
             )
+        query = f"?{parts.query}" if parts.query else ""
+        return f"https://{Place(host, None if port == HTTPS else port)}{parts.path or '/'}{query}"
 
-    def may_be_inside(self, host: str, port: int) -> bool:
-        """True if this very host and port were named, so that they may be anywhere."""
-        return Place(host, port) in self._places
+
+def _is_host(text: str, *, bracketed: bool) -> bool:
+    return (_V6 if bracketed else _NAME).fullmatch(text) is not None
 
 
 def is_public(address: str) -> bool:

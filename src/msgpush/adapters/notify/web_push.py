@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
@@ -10,6 +11,7 @@ import msgspec
 
 from msgpush.adapters.notify.encryption import LARGEST, encrypt
 from msgpush.adapters.notify.exchange import Exchange, Unanswered
+from msgpush.adapters.notify.fitting import fitting
 from msgpush.adapters.notify.places import Places
 from msgpush.adapters.notify.vapid import Vapid
 from msgpush.domain.devices import Address, Kind, WebPush
@@ -31,6 +33,9 @@ class WebPushNotifier:
 
     def __init__(self, vapid: Vapid, places: Places, exchange: Exchange) -> None:
         self._vapid, self._places, self._exchange = vapid, places, exchange
+        # Encryption goes on beside the loop, which a burst of thousands would else hold up; and in
+        # one thread, since each further one has the loop wait for its turn at the interpreter.
+        self._thread = ThreadPoolExecutor(1, "msgpush encryption")
 
     async def __aenter__(self) -> Self:
         await self._exchange.__aenter__()
@@ -38,26 +43,28 @@ class WebPushNotifier:
 
     async def __aexit__(self, *failure: object) -> None:
         await self._exchange.__aexit__(*failure)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def send(self, address: Address, notice: Notice) -> Answer:
         assert isinstance(address, WebPush)
         try:
-            self._places.check(address.endpoint)
-            # In a thread: a burst of thousands would else hold up every stream.
-            body = await asyncio.to_thread(encrypt, payload(notice), address.p256dh, address.auth)
+            endpoint = self._places.check(address.endpoint)
+            loop, said = asyncio.get_running_loop(), payload(notice)
+            body = await loop.run_in_executor(
+                self._thread, encrypt, said, address.p256dh, address.auth
+            )
         except ValueError:
             return Answer("failed", "not to be sent")
-        headers = self._headers(address, notice)
+        headers = self._headers(endpoint, notice)
         try:
-            reply = await self._exchange.post(address.endpoint, headers, body)
+            reply = await self._exchange.post(endpoint, headers, body)
         except Unanswered as error:
             return Answer("later" if error.again else "failed", error.reason)
         return answer_of(reply.status, reply.retry_after)
 
-    def _headers(self, address: WebPush, notice: Notice) -> dict[str, str]:
-        parts = urlsplit(address.endpoint)
+    def _headers(self, endpoint: str, notice: Notice) -> dict[str, str]:
         headers = {
-            "Authorization": self._vapid.authorization(f"https://{parts.netloc.lower()}"),
+            "Authorization": self._vapid.authorization(f"https://{urlsplit(endpoint).netloc}"),
             "Content-Encoding": "aes128gcm",
             "Content-Type": "application/octet-stream",
             "TTL": str(max(0, notice.ttl)),
@@ -97,9 +104,10 @@ def payload(notice: Notice) -> bytes:
     whole = _encode(said | {"message": msgspec.Raw(notice.message)})
     if len(whole) <= LARGEST:
         return whole
-    text = notice.text or ""
-    while len(body := _encode(said)) > LARGEST and text:
-        # A character takes six bytes at most: half of what is over may go at once, or more.
-        text = text[: -max(1, (len(body) - LARGEST) // 6 + 1)]
-        said["body"] = f"{text.rstrip()}\N{HORIZONTAL ELLIPSIS}"
-    return body
+    for name in ("icon", "acknowledge"):
+        # A text can be cut, but what stands beside it is there or isn't.
+        if len(_encode(said | {"body": "\N{HORIZONTAL ELLIPSIS}"})) > LARGEST:
+            said.pop(name, None)
+    if notice.text is None:
+        return _encode(said)
+    return fitting(lambda text: _encode(said | {"body": text}), notice.text, LARGEST)

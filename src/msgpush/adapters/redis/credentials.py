@@ -2,17 +2,15 @@
 
 import logging
 from math import ceil
-from typing import Final, Self
+from typing import Self
 
 import msgspec
 
-from msgpush.adapters.redis.devices import devices_key, disown
+from msgpush.adapters.redis.devices import REVOKED, devices_key, disown
 from msgpush.adapters.redis.link import HASH_TAG, Script, SharedLink
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.credentials import MOST, Revocation, Ticket
 from msgpush.domain.devices import SKEW
-
-REVOKED: Final = f"{HASH_TAG}:revoked"
 
 log = logging.getLogger("msgpush.auth")
 

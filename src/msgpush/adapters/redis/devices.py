@@ -16,7 +16,9 @@ from msgspec import Struct
 from msgpush.adapters.redis.link import HASH_TAG, Script, SharedLink
 from msgpush.adapters.redis.target import RedisTarget
 from msgpush.domain.devices import MAX_DEVICES, Address, Device, device_id, proves
-from msgpush.domain.errors import BusUnavailable, DeviceTaken
+from msgpush.domain.errors import BusUnavailable, DeviceTaken, Unauthorized
+
+REVOKED: Final = f"{HASH_TAG}:revoked"  # see `credentials`
 
 TRIES = 8  # where others change the same
 
@@ -25,13 +27,18 @@ local time = redis.call('TIME')
 local now = string.format('%.0f', tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000))
 local function drop(key, id) redis.call('HDEL', key, id, 'c:' .. id, 'r:' .. id, 'u:' .. id) end
 """
-# KEYS: the user's devices, the device's owner, that owner's devices. Answers nothing where the
-# owner isn't the one that is known, or has another record; else when it was registered first, and
-# now, and those that went for want of room.
+# KEYS: the user's devices, the device's owner, that owner's devices, revocations. Answers nothing
+# where the owner isn't the one that is known, or has another record; 0 where the user's own token
+# was revoked that it is registered with; else when it was registered first, and now, and those that
+# went for want of room.
 REGISTER = (
     _NOW
     + """\
-local id, user, owner, before, record, most = unpack(ARGV)
+local id, user, owner, before, record, most, issued = unpack(ARGV)
+if issued ~= '' then
+  local revoked = redis.call('ZSCORE', KEYS[4], 'subject:' .. user)
+  if revoked and tonumber(issued) <= tonumber(revoked) then return {0} end
+end
 if (redis.call('GET', KEYS[2]) or '') ~= owner then return {} end
 if (redis.call('HGET', KEYS[3], id) or '') ~= before then return {} end
 local made = before ~= '' and owner == user and redis.call('HGET', KEYS[1], 'c:' .. id) or now
@@ -111,23 +118,28 @@ class RedisDevices:
     async def __aexit__(self, *_: object) -> None:
         await self._link.close()
 
-    async def register(self, user: str, address: Address, label: str | None) -> tuple[Device, bool]:
+    async def register(
+        self, user: str, address: Address, label: str | None, *, issued_at: float | None = None
+    ) -> tuple[Device, bool]:
         id, name = device_id(address), _text(user)
+        issued = "" if issued_at is None else int(issued_at * 1000)
         for _ in range(TRIES):
             owner = await self._link.call("GET", owner_key(id)) or b""
             of = devices_key(owner) if owner else devices_key(name)
             before = await self._link.call("HGET", of, id) or b""
             known = _read(before) if before else None
-            if known is not None and owner != name and not proves(known.address, address):
-                raise DeviceTaken
+            if before and owner != name and not (known and proves(known.address, address)):
+                raise DeviceTaken  # or what it alone knows can't be read here
             own = known if owner == name else None
             kept = label if own is None or label is not None else own.label
             record = _encode(_Record(address, kept))
             answer = await self._link.script(
                 self._register,
-                [devices_key(name), owner_key(id), of],
-                [id, name, owner, before, record, MAX_DEVICES],
+                [devices_key(name), owner_key(id), of, REVOKED],
+                [id, name, owner, before, record, MAX_DEVICES, issued],
             )
+            if answer == [0]:
+                raise Unauthorized("the token is refused: its subject's tokens have been revoked")
             if answer:
                 made, now, *surplus = answer
                 await disown(self._link, name, [each.decode() for each in surplus])
@@ -152,11 +164,13 @@ class RedisDevices:
         ]
 
     async def remove(self, user: str, device: str | None = None) -> None:
-        ids = [device]
         if device is None:
             fields = await self._link.call("HKEYS", devices_key(_text(user)))
             ids = [each.decode() for each in fields if b":" not in each]
-        await self._forget(user, [(id, b"") for id in ids if id is not None])
+        else:
+            # Whoever names `r:` and an id would else keep that device from being revoked.
+            ids = [] if ":" in device else [device]
+        await self._forget(user, [(id, b"") for id in ids])
 
     async def used(self, devices: Sequence[Device]) -> None:
         for user, own in _by_user(devices).items():

@@ -12,6 +12,7 @@ from msgpush.adapters.redis.devices import RedisDevices
 from msgpush.domain.devices import Device
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.notification import Answer, Notice
+from msgpush.domain.quoting import short_repr
 from msgpush.entrypoints.notifying import notifying_of
 from msgpush.entrypoints.settings import Settings, SettingsError
 
@@ -97,7 +98,8 @@ def test(environ: Mapping[str, str], *, user: str, title: str, body: str) -> Non
     except BusUnavailable as error:
         raise click.ClickException(str(error)) from None
     for device, answer in sent:
-        named = f" ({device.label})" if device.label else ""
+        # A user's own text: nothing in it is to be obeyed by a terminal.
+        named = f" ({short_repr(device.label)})" if device.label else ""
         again = f", again in {answer.retry_after:g} s" if answer.retry_after is not None else ""
         click.echo(
             f"{device.kind} {device.id}{named}: {WORDS[answer.outcome]}: {answer.reason}{again}"
@@ -105,7 +107,7 @@ def test(environ: Mapping[str, str], *, user: str, title: str, body: str) -> Non
     if not sent:
         raise click.ClickException(f"user {user} has no device")
     if any(answer.outcome != "sent" for _, answer in sent):
-        raise SystemExit(1)
+        raise click.exceptions.Exit(1)
 
 
 async def _send(

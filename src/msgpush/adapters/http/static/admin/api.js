@@ -15,6 +15,7 @@ export class Problem extends Error {
   }
 }
 
+const PATIENCE = 15_000; // ms: who has not answered by then is away
 let ahead = 0; // ms that the service's clock is ahead of this machine's, which may be wrong by hours
 /** What time it is at the service, in milliseconds since 1970. */
 export const now = () => Date.now() + ahead;
@@ -35,6 +36,11 @@ export const onOutcome = (act) => watchers.add(act);
 
 function told(problem) {
   for (const act of watchers) act(problem);
+}
+
+/** What isn't JSON, such as a page of a proxy's, says nothing; what broke off is another matter. */
+function unreadable(error) {
+  if (!(error instanceof SyntaxError)) throw error;
 }
 
 /**
@@ -58,12 +64,12 @@ export async function ask(path, { method = "GET", body, query, signal, quiet = f
       method,
       headers,
       body: text,
-      signal,
+      signal: AbortSignal.any([AbortSignal.timeout(PATIENCE), ...(signal ? [signal] : [])]),
       credentials: "same-origin",
       cache: "no-store",
     });
     compare(answer);
-    const read = answer.status === 204 ? null : await answer.json().catch(() => undefined);
+    const read = answer.status === 204 ? null : await answer.json().catch(unreadable);
     if (answer.ok && read !== undefined) {
       if (!quiet) told(null);
       return read;

@@ -1,4 +1,5 @@
 // Charts of lines over time. Each keeps a bounded number of points, and is drawn at most once a frame.
+import { now } from "./api.js";
 import { h, newId } from "./dom.js";
 import { clock, figure, moment, t } from "./i18n.js";
 import { colour, onScheme } from "./theme.js";
@@ -144,7 +145,7 @@ export class Chart {
       legend: { show: false },
       cursor: { show: false },
       scales: {
-        x: { range: (_, least, most) => span(least, most, dates) },
+        x: { range: (plot) => span(plot.data[0]) },
         y: { range: (_, least, most) => [0, nice(most)] },
       },
       axes: [
@@ -177,9 +178,9 @@ export class Chart {
     const [times, ...columns] = this.#columns ?? [];
     if (!times?.length) return;
     const { title, unit, series, dates } = this.#given;
-    const now = performance.now();
-    if (now - this.#described > 10_000 || !this.#described) {
-      this.#described = now;
+    const said = performance.now();
+    if (said - this.#described > 10_000 || !this.#described) {
+      this.#described = said;
       this.#words.textContent = series
         .map((s, i) => t("chart.words", { title, label: s.label, unit, ...extremes(columns[i]) }))
         .join(" ");
@@ -214,6 +215,12 @@ export class Chart {
   }
 }
 
+/** From when to when a chart of these times is; of one without any, until now. */
+function span(times) {
+  const last = times.at(-1) ?? now() / 1000;
+  return [Math.min(times[0] ?? last, last - LEAST), last];
+}
+
 /** Where the only value of a series is, if it has one alone. */
 function alone(values) {
   const at = [];
@@ -239,12 +246,6 @@ function extremes(values) {
 /** Whether a time can stand below its place, and isn't cut off at the right. */
 const fits = (plot, at, dates) =>
   plot.valToPos(at, "x") + (dates === "days" ? 36 : 26) < plot.bbox.width / devicePixelRatio + 8;
-
-/** From when to when a chart shows; up to now where there is nothing yet. */
-function span(least, most, dates) {
-  if (most === null) least = most = Date.now() / 1000;
-  return [dates ? least : Math.min(least, most - LEAST), most];
-}
 
 /** A round number not below this one, so that the axis doesn't jump with each point. */
 function nice(most) {

@@ -1,18 +1,34 @@
 // The fields of a message, for who would rather not write JSON.
-import { h } from "./dom.js";
+import { h, newId } from "./dom.js";
 import { t } from "./i18n.js";
 import { TYPES } from "./message.js";
 import { field, options } from "./parts.js";
 
 const PRIORITIES = ["low", "normal", "high", "urgent"];
+const WHENS = ["offline", "unacknowledged", "always"];
+const PUSHED = ["when", "title", "body", "url"];
+
+/** What an object says; undefined, if that is nothing. */
+const told = (object) =>
+  Object.values(object).some((each) => each !== undefined) ? JSON.parse(JSON.stringify(object)) : undefined;
+
+/** Whether a JSON text has only numbers that this browser keeps: of whole ones it knows about 16 digits. */
+export function exact(text) {
+  const numbers = text.replace(/"(?:\\.|[^"\\])*"/g, "").match(/-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g) ?? [];
+  return numbers.every((number) => /[.eE]/.test(number) || Number.isSafeInteger(Number(number)));
+}
 
 /** The fields of a message. `changed` is called with the whole message whenever one is edited. */
 export class Form {
-  #why = ""; // the data that stands in its field is no JSON
+  #why = ""; // the data that stands in its field can't be the message's
   #message = {};
+  #mode = "send";
   #fields = {};
   #targets = h("div", { class: "stack" });
   #terms;
+  #pushes = false; // whether this service can push
+  #pushed;
+  #notice;
   #where;
 
   constructor(changed) {
@@ -24,7 +40,9 @@ export class Form {
     const raw = (names) => names.map((name) => [name, name]);
     const type = select(raw(TYPES), "info");
     const priority = select([["", t("publish.default")], ...raw(PRIORITIES)], "");
-    for (const option of [...type.options, ...[...priority.options].slice(1)]) option.translate = false;
+    const when = select([["", t("publish.default")], ...raw(WHENS)], "");
+    for (const option of [type, priority, when].flatMap((each) => [...each.options]))
+      if (option.value) option.translate = false;
     const top = h(
       "div",
       { class: "pair" },
@@ -78,6 +96,26 @@ export class Form {
       make("/metadata/ack/collapse", "publish.collapse", input(), { hint: t("publish.collapse.hint") }),
       h("label", { class: "check" }, this.receipt, t("publish.receipt")),
     );
+    this.push = h("input", { type: "checkbox", onchange: () => this.#read() });
+    this.#notice = h(
+      "div",
+      { class: "stack terms", hidden: true },
+      h(
+        "div",
+        { class: "pair" },
+        make("/metadata/push/title", "publish.push.title", input(), { hint: t("publish.push.title.hint") }),
+        make("/metadata/push/when", "publish.push.when", when, { key: "when" }),
+      ),
+      make("/metadata/push/body", "publish.push.body", input()),
+      make("/metadata/push/url", "publish.push.url", input(), { hint: t("publish.push.url.hint") }),
+    );
+    this.#pushed = h(
+      "div",
+      { class: "stack", hidden: true },
+      h("label", { class: "check" }, this.push, t("publish.push")),
+      (this.#fields["/metadata/push"] = this.#orphan(this.push)).element,
+      this.#notice,
+    );
     const more = h(
       "details",
       {},
@@ -97,15 +135,24 @@ export class Form {
       body,
       meta,
       h("label", { class: "check" }, this.ack, t("publish.ack")),
-      (this.#fields["/metadata/ack"] = this.#orphan()).element,
+      (this.#fields["/metadata/ack"] = this.#orphan(this.ack)).element,
       this.#terms,
+      this.#pushed,
       more,
     ];
+  }
+
+  /** Offer to push a message, or don't: where nothing can be pushed, the service refuses it. */
+  offerPush(pushes) {
+    this.#pushes = pushes;
+    this.#pushed.hidden = !pushes || this.#mode === "broadcast";
   }
 
   /** Put a message into the fields, but for the one that is being edited. */
   show(message, mode) {
     this.#message = message;
+    this.#mode = mode;
+    this.offerPush(this.#pushes);
     this.#where.hidden = mode === "broadcast";
     const put = (pointer, value) => {
       const { control } = this.#fields[pointer];
@@ -126,6 +173,10 @@ export class Form {
     this.#terms.hidden = !ack;
     for (const name of ["deadline", "deliveries", "collapse"]) put(`/metadata/ack/${name}`, ack?.[name]);
     this.receipt.checked = Boolean(ack?.receipt);
+    const push = metadata?.push;
+    this.push.checked = Boolean(push);
+    this.#notice.hidden = !push;
+    for (const name of PUSHED) put(`/metadata/push/${name}`, push?.[name]);
     if (!this.#targets.contains(document.activeElement)) {
       this.#targets.replaceChildren();
       const target = message.target && typeof message.target === "object" ? message.target : {};
@@ -143,7 +194,8 @@ export class Form {
       let at = pointer;
       while (at && !this.#place(at)) at = at.slice(0, at.lastIndexOf("/"));
       const place = at && this.#place(at);
-      if (!place || !place.element.checkVisibility?.()) rest.push({ pointer, detail });
+      // Its parent: a line about what is wrong isn't seen itself, before there is something.
+      if (!place || !place.element.parentElement?.checkVisibility?.()) rest.push({ pointer, detail });
       else
         texts.set(place, [
           ...(texts.get(place) ?? []),
@@ -175,10 +227,20 @@ export class Form {
     return row?.place ?? this.#fields[pointer];
   }
 
-  /** A place for what is wrong where no field of its own is. */
-  #orphan() {
-    const line = h("p", { class: "wrong", hidden: true });
-    return { element: line, control: line, complain: (text) => ((line.textContent = text), (line.hidden = !text)) };
+  /** A place for what is wrong where no field of its own is: with a box, or of a group. */
+  #orphan(control) {
+    const line = h("p", { class: "wrong", id: newId("wrong"), hidden: true });
+    control?.setAttribute("aria-describedby", line.id);
+    return {
+      element: line,
+      control: control ?? line,
+      complain(text) {
+        line.textContent = text;
+        line.hidden = !text;
+        if (text) control?.setAttribute("aria-invalid", "true");
+        else control?.removeAttribute("aria-invalid");
+      },
+    };
   }
 
   #addTarget(kind, value, focus) {
@@ -237,6 +299,7 @@ export class Form {
     this.#why = "";
     try {
       message.data = typed ? JSON.parse(typed) : undefined;
+      if (!exact(typed)) this.#why = t("publish.inexact");
     } catch (error) {
       this.#why = t("publish.no.json", { why: error.message });
     }
@@ -253,14 +316,15 @@ export class Form {
       collapse: value("/metadata/ack/collapse") || undefined,
       receipt: this.receipt.checked || undefined,
     };
-    metadata.ack = !this.ack.checked
-      ? undefined
-      : Object.values(terms).some((each) => each !== undefined)
-        ? JSON.parse(JSON.stringify(terms))
-        : true;
-    message.metadata = Object.values(metadata).some((each) => each !== undefined)
-      ? JSON.parse(JSON.stringify(metadata))
-      : undefined;
+    metadata.ack = this.ack.checked ? (told(terms) ?? true) : undefined;
+    this.#notice.hidden = !this.push.checked;
+    // Where it isn't offered, it stays as it was.
+    if (!this.#pushed.hidden) {
+      const notice = { ...this.#message.metadata?.push };
+      for (const name of PUSHED) notice[name] = value(`/metadata/push/${name}`) || undefined;
+      metadata.push = this.push.checked ? (told(notice) ?? true) : undefined;
+    }
+    message.metadata = told(metadata);
     this.#message = JSON.parse(JSON.stringify(message));
     this.changed(this.#message);
   }

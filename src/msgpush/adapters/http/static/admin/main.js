@@ -13,11 +13,12 @@ import access from "./views/access.js";
 import channels from "./views/channels.js";
 import connections from "./views/connections.js";
 import delivery from "./views/delivery.js";
+import devices from "./views/devices.js";
 import overview from "./views/overview.js";
 import publish from "./views/publish.js";
 import settings from "./views/settings.js";
 
-const VIEWS = { overview, connections, channels, publish, delivery, access, settings };
+const VIEWS = { overview, connections, channels, publish, delivery, devices, access, settings };
 
 const main = h("main", { id: "main", tabindex: "-1" });
 const nav = h("nav", { id: "nav" });
@@ -108,7 +109,6 @@ function view(moved = true) {
   if (document.body.classList.contains("outside")) return;
   const { name, params } = place();
   before = { name: Object.hasOwn(VIEWS, name) ? name : "overview", params };
-  const found = VIEWS[before.name];
   end();
   unfold(false);
   mark();
@@ -118,6 +118,7 @@ function view(moved = true) {
   shown = off;
   fill(main, room);
   // Each view asks for itself; this is for what none of them has thought of.
+  const found = VIEWS[before.name];
   Promise.resolve(found(room, { params, signal: off.signal, onRecovery: (act) => onRecovery(act, off.signal) })).catch(
     (error) => {
       if (off.signal.aborted) return;

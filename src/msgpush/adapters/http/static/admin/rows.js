@@ -20,6 +20,7 @@ export class Rows {
   #frame = 0;
   #late = 0;
   #newest = -1;
+  #resized;
 
   constructor(given) {
     this.#given = given;
@@ -37,8 +38,8 @@ export class Rows {
       },
       this.#space,
     );
-    this.resized = new ResizeObserver(() => this.soon());
-    this.resized.observe(this.element);
+    this.#resized = new ResizeObserver(() => this.soon());
+    this.#resized.observe(this.element);
   }
 
   /** Draw anew what can be seen, with the next frame; or where others come all the time, a few times a second. */
@@ -78,7 +79,7 @@ export class Rows {
   }
 
   close() {
-    this.resized.disconnect();
+    this.#resized.disconnect();
     cancelAnimationFrame(this.#frame);
     clearTimeout(this.#late);
   }

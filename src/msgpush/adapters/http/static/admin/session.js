@@ -2,25 +2,18 @@
 import { ask, Problem, useToken } from "./api.js";
 import { keep, kept } from "./memory.js";
 
-// `known` is false where the service can't say who one is: then only its refusals tell.
-let session = { mode: null, subject: null, admin: true, oidc: false, known: false };
+let session = { mode: null, subject: null, oidc: false };
 export const current = () => session;
 
 /** Ask the service who this is. Throws `Problem` with 401: nobody yet, or nobody any longer. */
 export async function findOut(quiet = true) {
   try {
-    session = { ...(await ask("admin/session", { quiet })), known: true };
+    session = await ask("admin/session", { quiet });
     if (session.mode === null) throw new Problem(401, "");
   } catch (problem) {
     if (problem.status === 401 && token) session = { ...session, oidc: await offersProvider() };
-    if (problem.status !== 404) throw problem;
-    // A service that has no such endpoint: whether it asks for a token shows at the first thing that needs one.
-    await ask("api/v1/connections/stats", { quiet }).catch((refused) => {
-      if (refused.status !== 403) throw refused;
-    });
-    session = { mode: token ? "token" : "open", subject: null, admin: true, oidc: false, known: false };
+    throw problem;
   }
-  return session;
 }
 
 /** Whether one can sign in through a provider; asked as nobody, since the token that there is was refused. */

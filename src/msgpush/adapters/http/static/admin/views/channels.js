@@ -257,8 +257,12 @@ async function tail(view, { channel, signal, onRecovery }) {
     client.on("error", (error) => /401/.test(error.message) && asked());
   }
 
+  let told = performance.now();
   const ticks = setInterval(() => {
-    speed.textContent = t("channels.speed", { n: figure(heard) });
+    // A page that nobody sees is called once a minute, not once a second.
+    const seconds = (performance.now() - told) / 1000;
+    told += seconds * 1000;
+    speed.textContent = t("channels.speed", { n: figure(Math.round(heard / seconds)) });
     heard = 0;
     if (!paused || !missed) return;
     view.said.say(t("channels.late", { n: missed }));

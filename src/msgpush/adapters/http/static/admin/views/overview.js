@@ -10,6 +10,7 @@ import { code, data } from "../text.js";
 
 const RANGES = { hour: 3600, quarter: 6 * 3600, day: 86400, week: 7 * 86400, month: 30 * 86400 };
 const COUNTS = ["published", "delivered", "failed", "acknowledged", "dead"];
+const GROUPS = ["", "service", "type"];
 const MOST_LINES = 6;
 const HISTORY_EVERY = 60_000;
 
@@ -151,8 +152,8 @@ function registry({ registry: told }) {
 
 function history(root, { params, signal, onRecovery }) {
   const asked = {
-    range: RANGES[params.range] ? params.range : "hour",
-    by: params.by ?? "",
+    range: Object.hasOwn(RANGES, params.range) ? params.range : "hour",
+    by: GROUPS.includes(params.by) ? params.by : "",
     count: COUNTS.includes(params.count) ? params.count : "published",
   };
   const body = h("div", { class: "grid" });
@@ -182,11 +183,7 @@ function history(root, { params, signal, onRecovery }) {
       ),
       choice(
         t("history.by"),
-        [
-          ["", t("by.all")],
-          ["service", t("by.service")],
-          ["type", t("by.type")],
-        ],
+        GROUPS.map((name) => [name, t(`by.${name || "all"}`)]),
         asked.by,
         set("by"),
       ),

@@ -1,7 +1,7 @@
 // Publish: a form and the message's JSON beside it, each made from the other; checked as the API does.
 import { ask, BASE, shownToken } from "../api.js";
 import { fill, h } from "../dom.js";
-import { Form } from "../form.js";
+import { exact, Form } from "../form.js";
 import { t } from "../i18n.js";
 import { keep, kept } from "../memory.js";
 import { choice, copyButton, facts, field, heading, refusal } from "../parts.js";
@@ -39,6 +39,7 @@ export default async function publish(root, { params, signal, onRecovery }) {
       oninput: () => typed(),
     }),
   );
+  const fields = h("section", { class: "card stack", "aria-label": t("publish.form") }, form.element);
   const others = h("ul", { class: "wrong" });
   const answer = h("div", { role: "status" });
   const button = h("button", {}, t("publish.send"));
@@ -71,7 +72,7 @@ export default async function publish(root, { params, signal, onRecovery }) {
       h(
         "div",
         { class: "split even" },
-        h("section", { class: "card stack", "aria-label": t("publish.form") }, form.element),
+        fields,
         h("section", { class: "card stack", "aria-label": t("publish.json") }, text.element, others),
       ),
       h(
@@ -92,12 +93,19 @@ export default async function publish(root, { params, signal, onRecovery }) {
   keep("draft", null);
   text.control.value = draft ?? pretty(mode === "broadcast" ? { ...EXAMPLE, channels: undefined } : EXAMPLE);
   typed();
-  onRecovery(() => described || begin());
+  let kinds = null; // what can be pushed by
+  onRecovery(() => (described && kinds) || begin());
   await begin();
 
   async function begin() {
-    await description(signal).catch(() => {}); // without it the service alone checks
-    if (!signal.aborted) check();
+    // Without the first the service alone checks; without the second nothing offers to push.
+    [, kinds] = await Promise.all([
+      description(signal).catch(() => {}),
+      kinds ?? ask("api/v1/push", { signal }).catch(() => null),
+    ]);
+    if (signal.aborted) return;
+    form.offerPush(Object.values(kinds ?? {}).some(Boolean));
+    check();
   }
 
   function typed() {
@@ -109,14 +117,15 @@ export default async function publish(root, { params, signal, onRecovery }) {
       return;
     }
     if (read === null || typeof read !== "object" || Array.isArray(read)) return text.complain(t("publish.no.object"));
-    text.complain("");
+    // Any change in the form would write them anew, as other numbers.
+    fields.inert = !exact(text.control.value);
     message = read;
     form.show(message, mode);
     check();
   }
 
   function check() {
-    text.complain("");
+    text.complain(fields.inert ? t("publish.inexact.json") : "");
     const schema = described?.paths?.[`/${PATHS[mode]}`]?.post.requestBody.content["application/json"].schema;
     tell(
       schema
