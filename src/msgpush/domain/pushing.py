@@ -44,7 +44,6 @@ LEAVING = 1.0  # seconds in which what is under way may still be answered
 GATHER = 0.02  # seconds in which others may end, too, before more are claimed
 FRESH = 1.0  # seconds for which it is known what became of a message
 CONCURRENCY = 50
-PACE = 0.001  # seconds from one's beginning to the next one's
 # Seconds in which a provider has to have answered, whatever it takes: a token that is waited for,
 # and another try with a new one, too.
 ANSWERED = 10.0
@@ -83,9 +82,6 @@ class Pushing:
         self._bus, self._sendings, self.devices = bus, bus.sendings, devices
         self._notifiers = {each.kind: each for each in notifiers}
         self._slots = {kind: asyncio.Semaphore(concurrency) for kind in self._notifiers}
-        # However many are due, they begin one after the other, at a pace that leaves a third of a
-        # core to the streams.
-        self._turn = asyncio.Lock()
         self._most = max(1, concurrency * len(self._notifiers))
         self.words, self._receipt_ttl = words, receipt_ttl
         self._observer, self._monotonic = observer, monotonic
@@ -252,14 +248,13 @@ class Pushing:
         if kind not in self._notifiers:
             return device, OFF
         async with self._slots[kind]:
-            async with self._turn:
-                await asyncio.sleep(PACE)
-            began = self._monotonic()
-            if (began - claimed) * 1000 > BEGINS or await self._is_over(sending, began - claimed):
-                return None
             await self._take_turn()
             if self._closing:
                 return None  # another may have it at once
+            waited = self._monotonic() - claimed
+            if waited * 1000 > BEGINS or await self._is_over(sending, waited):
+                return None
+            began = self._monotonic()
             try:
                 async with asyncio.timeout(ANSWERED):
                     answer = await self._notifiers[kind].send(device.address, notice)
