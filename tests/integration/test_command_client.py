@@ -182,8 +182,12 @@ def shell(service: ThreadedService, tmp_path: Path) -> Shell:
     return Shell(service, tmp_path)
 
 
+# A trial of a push takes Redis, keys and a device: tests/integration/test_command_push.py has them.
+ALONE = [each for each in EXAMPLES if each[0] != "push test"]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "example"), EXAMPLES, ids=[each for _, each in EXAMPLES])
+@pytest.mark.parametrize(("name", "example"), ALONE, ids=[each for _, each in ALONE])
 def test_the_example_of_a_help_does_what_it_says(
     name: str, example: str, shell: Shell, service: ThreadedService, tmp_path: Path
 ) -> None:
