@@ -190,6 +190,7 @@ def test_axe_finds_nothing_where_one_signs_in_and_where_one_is_asked(
     assert violations(page) == []
 
 
+@pytest.mark.long
 def test_every_text_is_in_both_dictionaries_and_no_view_has_another(
     browser: Browser, service: ThreadedService
 ) -> None:
@@ -627,6 +628,7 @@ def test_what_one_may_not_see_says_so(browser: Browser, guarded: ThreadedService
 # What goes away
 
 
+@pytest.mark.long
 def test_an_instance_that_is_away_is_told_of_and_found_again(browser: Browser) -> None:
     with ServiceProcess() as first:
         port = first.port
@@ -674,6 +676,7 @@ def test_an_answer_that_breaks_off_is_told_of_as_the_network(
     assert found == [0, 502]
 
 
+@pytest.mark.long
 def test_a_store_that_is_away_is_told_of_and_found_again(browser: Browser) -> None:
     with RedisServer() as redis, ServiceProcess(REDIS_URL=redis.url) as service:
         page = AdminPage(browser, f"http://127.0.0.1:{service.port}").go("#/overview")
@@ -689,6 +692,7 @@ def test_a_store_that_is_away_is_told_of_and_found_again(browser: Browser) -> No
         page.tab.becomes("document.querySelector('tbody .badge.good') !== null")
 
 
+@pytest.mark.long
 def test_a_history_that_was_away_is_shown_once_it_is_back(
     browser: Browser, service: ThreadedService
 ) -> None:
@@ -760,6 +764,7 @@ window.setTimeout = (act, ms, ...more) => later(act, ms > 1500 ? ms / 60 : ms, .
 """
 
 
+@pytest.mark.long
 def test_a_page_that_nobody_sees_asks_for_nothing(browser: Browser) -> None:
     with ThreadedService() as service:
         publish(service.port, service="historian", channels=["demo"])
@@ -868,6 +873,7 @@ def test_a_chart_with_nothing_in_it_yet_is_of_now(
     assert page.tab.value(f"{times}.map({apart}).filter((seconds) => seconds > 180)") == []
 
 
+@pytest.mark.long
 def test_an_instance_that_stops_reporting_is_silent_and_counts_no_more(browser: Browser) -> None:
     with (
         RedisServer() as redis,

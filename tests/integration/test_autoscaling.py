@@ -247,6 +247,7 @@ def test_who_has_a_stream_or_more_above_the_average_has_too_many(
     assert all(number > 0 for _, number in closed)
 
 
+@pytest.mark.long
 def test_streams_above_the_average_are_moved_a_few_at_a_time() -> None:
     with ExitStack() as stack:
         redis = stack.enter_context(RedisServer())

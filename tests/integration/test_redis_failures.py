@@ -63,6 +63,7 @@ def under_load(url: str, disturb: Callable[[Load], None], *, seconds: float = 1.
     return load
 
 
+@pytest.mark.long
 def test_streams_that_wander_between_instances_miss_nothing(redis: RedisServer) -> None:
     load = under_load(redis.url, lambda load: load.run(2))
     assert not load.gaps
@@ -80,6 +81,7 @@ def test_redis_killed_and_restarted_empty_is_told_as_a_reset(redis: RedisServer)
     assert load.gaps["reset"] >= len(load.subscribers)
 
 
+@pytest.mark.long
 def test_redis_that_hangs_for_five_seconds_makes_refusals_within_two_and_loses_nothing(
     redis: RedisServer,
 ) -> None:
@@ -166,6 +168,7 @@ def test_an_instance_whose_tail_is_held_back_still_gives_everything_in_order(
 
 
 @pytest.mark.parametrize("binary", ["valkey", pytest.param("redis", marks=pytest.mark.long)])
+@pytest.mark.long
 def test_a_failover_that_loses_accepted_messages_is_told_as_a_reset(binary: str) -> None:
     with SentinelGroup(valkey_binary() if binary == "valkey" else redis_binary()) as group:
 

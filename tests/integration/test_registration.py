@@ -204,6 +204,7 @@ def test_a_registry_that_was_down_from_the_start_and_one_that_comes_back_empty_a
             assert time.monotonic() - began < 3  # a renewal is due each second
 
 
+@pytest.mark.long
 def test_a_registry_that_stalls_holds_nothing_up() -> None:
     with (
         GatewayServer() as gateway,
@@ -367,6 +368,7 @@ def test_workers_whose_supervisor_and_all_get_the_signal_wait_for_the_withdrawal
             assert watcher.moments["withdrawn"] + 0.4 < watcher.moments["closed"]
 
 
+@pytest.mark.long
 def test_a_worker_that_is_ended_alone_drains_and_the_others_stay_registered(
     redis: RedisServer,
 ) -> None:
@@ -382,6 +384,7 @@ def test_a_worker_that_is_ended_alone_drains_and_the_others_stay_registered(
             assert not logged(service, "Exception")
 
 
+@pytest.mark.long
 def test_a_supervisor_shows_in_its_workers_metrics_that_a_registry_is_down(
     redis: RedisServer,
 ) -> None:

@@ -132,6 +132,7 @@ class _Secure(httpcore2.AsyncNetworkStream):
     async def aclose(self) -> None:
         # Nobody waits for the other side's goodbye: it may never come.
         self._writer.transport.abort()
+        await asyncio.sleep(0)  # in this turn of the loop it is closed
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":  # asked of a connection that is idle
