@@ -77,7 +77,8 @@ class PushService:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for writer in self._writers:
             writer.transport.abort()
-        await asyncio.sleep(0.01)  # what was aborted is told so
+        # What was aborted is told so, and who was still shaking hands learns that nobody is there.
+        await asyncio.sleep(0.05)
 
     def drop(self) -> None:
         """End all connections at once."""
