@@ -3,12 +3,13 @@ says how to open one.
 """
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from msgpush.domain.counts import HOUR, KEPT, MINUTE, Counts, Step, together
+from msgpush.domain.counts import HOUR, KEPT, MINUTE, Counts, Step
 from msgpush.domain.message import TYPES
 from msgpush.domain.ports import Statistics
 from msgpush.domain.tally import MAX_SERVICES
@@ -24,6 +25,14 @@ def counts(*rows: tuple[str, str, int], latency: int = 0) -> Counts:
         made.count(service, type, (number, 0, 2 * number, 0, 0, 0))
     made.latency[3] = latency
     return made
+
+
+def together(parts: Iterable[Counts]) -> Counts:
+    """The sum of counts."""
+    sum = Counts()
+    for each in parts:
+        sum.add(each)
+    return sum
 
 
 def _made(rows: list[tuple[str, str, list[int]]], latency: list[int]) -> Counts:

@@ -1,9 +1,5 @@
 """The log of a real server: what its lines tell of requests and streams, and never tell."""
 
-import os
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -44,19 +40,7 @@ sys.exit(serve_with([], os.environ))
 class Broken(ServiceProcess):
     """The service with mistakes in it."""
 
-    def __init__(self, **environ: str) -> None:
-        clean = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")}
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", BROKEN],
-            env={**clean, "SERVICE_PORT": "0", "LOG_FORMAT": "json", **environ},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.log: list[dict[str, Any]] = []
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-        self.port = 0
+    command = ("-c", BROKEN)
 
     def logged(self, event: str, number: int = 1) -> list[dict[str, Any]]:
         """The lines that tell this, which come in time."""

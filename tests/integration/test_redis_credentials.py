@@ -35,12 +35,6 @@ def _empty(server: RedisServer) -> None:
         client.flushall()
 
 
-def now(server: RedisServer) -> float:
-    with server.client() as client:
-        seconds, micros = client.time()
-        return float(seconds) + float(micros) / 1_000_000
-
-
 class TestRedisCredentials(credentials.CredentialsContract):
     @pytest.fixture(autouse=True)
     def _server(self, server: RedisServer) -> None:
@@ -57,7 +51,7 @@ class TestRedisCredentials(credentials.CredentialsContract):
                 for _ in range(INSTANCES)
             ]
             # Redis keeps the time itself: only here does a test let it pass.
-            yield credentials.Opened(list(instances), lambda: now(self.server), asyncio.sleep)
+            yield credentials.Opened(list(instances), self.server.now, asyncio.sleep)
 
     async def test_redis_has_no_ticket_that_could_be_used(self) -> None:
         ticket = new_ticket()
@@ -169,7 +163,7 @@ class TestRedisLimiter(limiter.LimiterContract):
     ) -> None:
         async with self.open(10) as opened:
             with self.server.client() as client:
-                client.set(f"{HASH_TAG}:rate:bob", str((now(self.server) + 3_600) * 1000))
+                client.set(f"{HASH_TAG}:rate:bob", str((self.server.now() + 3_600) * 1000))
             assert (await opened.instances[0].take("bob", 1)).retry_after <= 0.1
             await asyncio.sleep(1.1)
             assert (await opened.instances[0].take("bob", 1)).granted == 1

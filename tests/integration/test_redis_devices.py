@@ -40,12 +40,6 @@ def _empty(server: RedisServer) -> None:
         client.flushall()
 
 
-def now(server: RedisServer) -> float:
-    with server.client() as client:
-        seconds, micros = client.time()
-        return float(seconds) + float(micros) / 1_000_000
-
-
 class TestRedisDevices(devices.DevicesContract):
     @pytest.fixture(autouse=True)
     def _server(self, server: RedisServer) -> None:
@@ -61,9 +55,7 @@ class TestRedisDevices(devices.DevicesContract):
             credentials = await stack.enter_async_context(
                 RedisCredentials(target, lifetime=LIFETIME)
             )
-            yield devices.Opened(
-                list(instances), credentials, lambda: now(self.server), asyncio.sleep
-            )
+            yield devices.Opened(list(instances), credentials, self.server.now, asyncio.sleep)
 
     async def test_redis_has_no_secret_of_an_app(self) -> None:
         async with self.open() as opened:
@@ -182,6 +174,6 @@ async def test_an_instance_that_has_not_heard_of_a_revocation_registers_nothing_
         client = AsgiDriver(app)
         assert (await client.request("POST", path, body, old)).status == 201
         # As another instance does it, before it tells the others.
-        await credentials.revoke(Revocation("subject", "bob", now(server)))
+        await credentials.revoke(Revocation("subject", "bob", server.now()))
         assert (await client.request("POST", path, body, old)).status == 401
         assert (await client.request("GET", path, b"", old)).json() == {"devices": []}

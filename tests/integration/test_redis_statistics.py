@@ -9,10 +9,10 @@ import pytest
 from msgpush.adapters.redis.link import Script
 from msgpush.adapters.redis.statistics import STATISTICS, RedisStatistics
 from msgpush.adapters.redis.target import RedisTarget
-from msgpush.domain.counts import HOUR, KEPT, MINUTE, together
+from msgpush.domain.counts import HOUR, KEPT, MINUTE
 from msgpush.domain.errors import BusUnavailable
 from msgpush.domain.ports import Statistics
-from tests.contracts.statistics import NOW, StatisticsContract, all_of, counts
+from tests.contracts.statistics import NOW, StatisticsContract, all_of, counts, together
 from tests.support.fakes import FakeClock
 from tests.support.redis_servers import RedisServer, redis_binary, valkey_binary, wait_for
 

@@ -43,20 +43,10 @@ sys.exit(supervise(Unchecked.from_environ({**os.environ, "WORKERS": "2"}), []))
 class Workers(ServiceProcess):
     """Two workers and their supervisor, whose temporary files are in a directory of their own."""
 
+    command = ("-c", PARENT)
+
     def __init__(self, temporary: Path, **environ: str) -> None:
-        clean = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")}
-        own = {"SERVICE_PORT": "0", "LOG_FORMAT": "json", "TMPDIR": str(temporary)}
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", PARENT],
-            env={**clean, **own, **environ},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.log: list[dict[str, Any]] = []
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-        self.port = 0
+        super().__init__(open_files=0, TMPDIR=str(temporary), **environ)
 
     def __exit__(self, *_: object) -> None:
         super().__exit__()

@@ -118,6 +118,12 @@ class RedisServer:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    def now(self) -> float:
+        """The time by its clock, in seconds since 1970."""
+        with self.client() as client:
+            seconds, micros = client.time()
+            return float(seconds) + float(micros) / 1_000_000
+
     def client(self) -> "redis.Redis":
         if self._tls is not None:
             return connect(self.port, ssl=True, ssl_ca_certs=str(self._tls.authority))

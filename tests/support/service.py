@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Self, TypeVar
 
 from starlette.applications import Starlette
@@ -105,15 +105,20 @@ class ThreadedService:
 
 
 class ServiceProcess:
-    """`msgpush serve`, as a process of its own, on a free port."""
+    """`msgpush serve`, as a process of its own, on a free port.
+
+    Attributes:
+        command: what Python is to run; another may make a mistake, or leave out a check.
+    """
 
     host = "127.0.0.1"
+    command: Sequence[str] = ("-m", "msgpush", "serve")
 
     def __init__(self, *flags: str, open_files: int = 0, **environ: str) -> None:
         clean = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")}
         limited = ["bash", "-c", f'ulimit -n {open_files}; exec "$@"', "bash"] if open_files else []
         self._process = subprocess.Popen(
-            [*limited, sys.executable, "-m", "msgpush", "serve", *flags],
+            [*limited, sys.executable, *self.command, *flags],
             env={**clean, "SERVICE_PORT": "0", "LOG_FORMAT": "json", **environ},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -20,7 +20,6 @@ from msgpush.domain.counts import (
     counted,
     pack,
     quantile,
-    together,
     unpack,
 )
 from msgpush.domain.errors import BusUnavailable
@@ -28,7 +27,7 @@ from msgpush.domain.observer import Observer, Observers
 from msgpush.domain.ports import Statistics
 from msgpush.domain.statistics import Recording
 from msgpush.domain.tally import LATENCY, MAX_SERVICES, Tally
-from tests.contracts.statistics import NOW, StatisticsContract, all_of, made_counts
+from tests.contracts.statistics import NOW, StatisticsContract, all_of, made_counts, together
 from tests.support.fakes import FakeClock, make
 from tests.support.observer import Recorder
 

@@ -4,7 +4,7 @@ Counts            by type, by service, and a histogram of latency
 pack, unpack      the same as a few dozen bytes; services become numbers, which a store gives
 quantile          from a histogram, by interpolation within the bucket"""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Literal
 
@@ -133,14 +133,6 @@ def unpack(packed: bytes, names: Mapping[int, str]) -> Counts:
         else:
             rows[name] = row
     return counts
-
-
-def together(parts: Iterable[Counts]) -> Counts:
-    """The sum of counts."""
-    sum = Counts()
-    for each in parts:
-        sum.add(each)
-    return sum
 
 
 def quantile(latency: Sequence[int], share: float) -> float | None:

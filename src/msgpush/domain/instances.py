@@ -8,7 +8,7 @@ from typing import Self
 
 from msgpush.domain.connection import Connection
 from msgpush.domain.counts import counted, quantile
-from msgpush.domain.message import format_ms
+from msgpush.domain.message import format_seconds
 from msgpush.domain.ports import InstanceState, InstanceStreams, RecentLatency, RegistryState
 from msgpush.domain.service import Push
 from msgpush.domain.tally import Histogram, Row, Tally
@@ -80,7 +80,7 @@ class InstanceReport:
 
     Args:
         bus: its name.
-        registration: how it stands with the registry; None: there is none.
+        registration: how it stands with the registry; it gives None where there is none.
         clock: seconds since 1970.
     """
 
@@ -94,13 +94,13 @@ class InstanceReport:
         version: str,
         bus: str,
         limit: int,
-        registration: Callable[[], RegistryState | None] | None = None,
+        registration: Callable[[], RegistryState | None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._push, self._tally, self._pulse = push, tally, pulse
         self._node, self._version, self._bus, self._limit = node, version, bus, limit
         self._registration, self._clock = registration, clock
-        self._started_at = _moment(clock())
+        self._started_at = format_seconds(clock())
 
     def __call__(self) -> InstanceState:
         push = self._push
@@ -128,8 +128,8 @@ class InstanceReport:
             dead=dead,
             latency_ms=RecentLatency(_ms(quantile(latency, 0.5)), _ms(quantile(latency, 0.99))),
             loop_lag_ms=round(self._pulse.loop_lag * 1000, 1),
-            at=_moment(self._clock()),
-            registry=None if self._registration is None else self._registration(),
+            at=format_seconds(self._clock()),
+            registry=self._registration(),
         )
 
 
@@ -141,7 +141,3 @@ def by_transport(connections: Mapping[str, Connection]) -> dict[str, int]:
 
 def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 2)
-
-
-def _moment(seconds: float) -> str:
-    return format_ms(int(seconds * 1000))

@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgpush.domain.connection import Connection
 from msgpush.domain.hub import Hub
-from msgpush.domain.message import format_ms
+from msgpush.domain.message import format_seconds
 from msgpush.domain.ports import ConnectionState, ConnectionStats
 
 
@@ -63,7 +63,7 @@ class Listing:
             channels=tuple(sorted(connection.channels)),
             remote=info.remote,
             user_agent=info.user_agent,
-            connected_at=format_ms(int(info.connected_at * 1000)),
+            connected_at=format_seconds(info.connected_at),
             messages_sent=connection.messages_sent,
             bytes_sent=connection.bytes_sent,
             state=_live_or_behind(connection),

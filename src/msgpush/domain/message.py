@@ -604,6 +604,11 @@ def format_ms(ms: int) -> str:
     return f"{_format_second(ms // 1000)}.{ms % 1000:03d}Z"
 
 
+def format_seconds(seconds: float) -> str:
+    """A moment, in seconds since 1970, as RFC 3339; less than a millisecond isn't told."""
+    return format_ms(int(seconds * 1000))
+
+
 @lru_cache(maxsize=8)
 def _format_second(second: int) -> str:
     return f"{_EPOCH + timedelta(seconds=second):%Y-%m-%dT%H:%M:%S}"

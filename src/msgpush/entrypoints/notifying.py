@@ -1,6 +1,5 @@
 """The notifiers that the settings ask for, and what may be registered for them."""
 
-import ssl
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -74,7 +73,6 @@ def _exchange(settings: Settings, trusted: Sequence[tuple[str, int]], *, http2: 
         trusted=trusted,
         http2=http2,
         concurrency=settings.push_concurrency,
-        tls=ssl.create_default_context(),
     )
 
 

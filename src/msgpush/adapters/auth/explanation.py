@@ -19,7 +19,7 @@ from msgpush.domain.channel import BROADCAST
 from msgpush.domain.credentials import PREFIX
 from msgpush.domain.errors import Fault, Invalid, Unauthorized
 from msgpush.domain.grant import EVERYTHING, Grant
-from msgpush.domain.message import format_ms
+from msgpush.domain.message import format_seconds
 from msgpush.domain.service import Push
 
 MAX_BYTES = 64 * 1024
@@ -112,7 +112,7 @@ def permissions_of(
 
 
 def _moment(seconds: float | None) -> str | None:
-    return None if seconds is None else format_ms(int(seconds * 1000))
+    return None if seconds is None else format_seconds(seconds)
 
 
 OPERATIONS = (

@@ -23,7 +23,7 @@ from msgpush.adapters.http.responses import json_response
 from msgpush.domain.credentials import Revocation
 from msgpush.domain.errors import BusUnavailable, Denied, MsgpushError, Unauthorized
 from msgpush.domain.grant import Grant
-from msgpush.domain.message import format_ms
+from msgpush.domain.message import format_seconds
 from msgpush.domain.ports import Limiter
 from msgpush.domain.quoting import short_repr
 from msgpush.domain.service import Push
@@ -220,7 +220,7 @@ class SignInApi:
             subscribe=[*sorted(grant.channels), *grant.subscribe],
             publish=[*grant.publish],
             users=[*filter(None, [grant.user]), *grant.users],
-            expires_at=None if grant.expires is None else format_ms(int(grant.expires * 1000)),
+            expires_at=None if grant.expires is None else format_seconds(grant.expires),
             mode=mode,
             oidc=self._sign_in is not None,
         )

@@ -19,7 +19,7 @@ from msgpush.domain.channel import USER, own_channel
 from msgpush.domain.errors import Unauthorized
 from msgpush.domain.grant import Grant, Patterns, is_pattern
 from msgpush.domain.json_text import json_words
-from msgpush.domain.message import format_ms
+from msgpush.domain.message import format_seconds
 from msgpush.domain.quoting import short_repr
 
 CACHED = 4_096  # tokens whose signature is known to be right
@@ -179,7 +179,7 @@ class Tokens:
             self._known.move_to_end(digest)
         assert grant.expires is not None
         if grant.expires + self._leeway <= self._clock():
-            raise Unauthorized(f"the token has expired: its exp is {_moment(grant.expires)}")
+            raise Unauthorized(f"the token has expired: its exp is {format_seconds(grant.expires)}")
         return grant
 
     def _grant(self, payload: bytes) -> Grant:
@@ -217,7 +217,7 @@ class Tokens:
         if not 0 <= claims.exp < FOREVER:
             raise Unauthorized("the token's exp is no moment of the years 1970 to 9999")
         if claims.exp + leeway <= now:
-            raise Unauthorized(f"the token has expired: its exp is {_moment(claims.exp)}")
+            raise Unauthorized(f"the token has expired: its exp is {format_seconds(claims.exp)}")
         if claims.nbf is not None and claims.nbf - leeway > now:
             raise Unauthorized("the token is not valid yet (nbf)")
         if claims.iat is not None and claims.iat - leeway > now:
@@ -302,7 +302,3 @@ def _claims_fault(payload: bytes, error: Exception) -> str:
                 )
                 return f"msgpush is the text {short_repr(text)}, and must be an object: {advice}"
     return json_words(str(error))
-
-
-def _moment(seconds: float) -> str:
-    return format_ms(int(seconds * 1000))

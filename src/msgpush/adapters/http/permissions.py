@@ -25,7 +25,7 @@ from msgpush.adapters.http.responses import json_response
 from msgpush.domain.channel import MAX_LISTENED, is_channel, no_channel
 from msgpush.domain.credentials import Revocation
 from msgpush.domain.errors import Fault, Invalid, RateExceeded
-from msgpush.domain.message import format_ms, normal_timestamp
+from msgpush.domain.message import format_seconds, normal_timestamp
 from msgpush.domain.ports import Limiter
 from msgpush.domain.quoting import short_repr
 from msgpush.domain.service import Push
@@ -146,7 +146,7 @@ class PermissionsApi:
         if not allowance.granted:
             raise RateExceeded("tickets", allowance)
         ticket, expires = await self._push.new_ticket(grant, channels, acknowledge=acknowledge)
-        return json_response(NewTicket(ticket, _moment(expires)), 201)
+        return json_response(NewTicket(ticket, format_seconds(expires)), 201)
 
     async def revoke(self, request: Request) -> Response:
         grant = await self._auth.authenticate(request.scope)
@@ -154,11 +154,11 @@ class PermissionsApi:
         revocation = self._revocation(await read_object(request, MAX_BYTES))
         self._push.check(grant)
         await self._push.revoke(revocation)
-        what = {revocation.kind: revocation.value or _moment(revocation.at)}
+        what = {revocation.kind: revocation.value or format_seconds(revocation.at)}
         by = "an admin" if grant.subject is None else short_repr(grant.subject)
         log.info("tokens are revoked by %s: %s", by, _meant(revocation))
-        until = _moment(revocation.at + self._max_lifetime)
-        return json_response(Revoked(_moment(revocation.at), until, **what), 201)
+        until = format_seconds(revocation.at + self._max_lifetime)
+        return json_response(Revoked(format_seconds(revocation.at), until, **what), 201)
 
     def _revocation(self, given: dict[str, Any]) -> Revocation:
         """The revocation that a request asks for."""
@@ -191,7 +191,7 @@ def _meant(revocation: Revocation) -> str:
         case "jti":
             return f"the one with the jti {short_repr(revocation.value)}"
         case "issued_before":
-            return f"all that were issued before {_moment(revocation.at)}"
+            return f"all that were issued before {format_seconds(revocation.at)}"
 
 
 def _wanted(given: dict[str, Any]) -> tuple[list[str], bool]:
@@ -232,7 +232,3 @@ def _seconds(value: object) -> float:
 
 def _not_allowed(name: str, value: object, allowed: str) -> Invalid:
     return Invalid(Fault(f"/{name}", f"{short_repr(value)} is not allowed: {allowed}"))
-
-
-def _moment(seconds: float) -> str:
-    return format_ms(int(seconds * 1000))

@@ -19,7 +19,7 @@ from msgpush.adapters.http.requests import Query
 from msgpush.adapters.http.responses import json_response
 from msgpush.domain.counts import FIELDS, HOUR, KEPT, MINUTE, Counts, Step, quantile
 from msgpush.domain.errors import Invalid, Malformed
-from msgpush.domain.message import format_ms, normal_timestamp
+from msgpush.domain.message import format_seconds, normal_timestamp
 from msgpush.domain.ports import Statistics
 from msgpush.domain.quoting import short_repr
 
@@ -145,8 +145,8 @@ class StatisticsApi:
         query.done()
         if start >= to:
             raise Malformed(
-                f"the parameter from is {_told(start)}, and to is {_told(to)}: from must be before"
-                " to"
+                f"the parameter from is {format_seconds(start)}, and to is {format_seconds(to)}:"
+                " from must be before to"
             )
         step = _fitting(step, start, to, now)
         grant = await self._auth.authenticate(request.scope)
@@ -164,7 +164,13 @@ class StatisticsApi:
             await asyncio.sleep(0)  # a day of a service takes 0.3 ms, and there may be a hundred
         series: list[Any] = [*map(Raw, parts)]
         return json_response(
-            MessageStatistics(_told(first * step), _told(after * step), step, series, table.latency)
+            MessageStatistics(
+                format_seconds(first * step),
+                format_seconds(after * step),
+                step,
+                series,
+                table.latency,
+            )
         )
 
 
@@ -262,17 +268,19 @@ def _fitting(step: Step | None, start: float, to: float, now: float) -> Step:
     if step is None:
         step = MINUTE if few and start >= now - KEPT[MINUTE] else HOUR
     if start < now - KEPT[step]:
-        oldest = _told(ceil((now - KEPT[step]) / step) * step)
+        oldest = format_seconds(ceil((now - KEPT[step]) / step) * step)
         kept = "hours are kept for a month: take"
         if step == MINUTE:
             kept = "minutes are kept for a day, hours for a month: take step=3600, or"
-        raise Malformed(f"the parameter from is {_told(start)}: {kept} a moment from {oldest} on")
+        raise Malformed(
+            f"the parameter from is {format_seconds(start)}: {kept} a moment from {oldest} on"
+        )
     points = ceil(to / step) - floor(start / step)
     if points > MOST_POINTS:
         which = f"the parameter step is {step}" if asked else f"a step has {step} seconds"
         raise Malformed(
-            f"{which}: from {_told(start)} to {_told(to)} that is {points:,} points, and at most"
-            f" {MOST_POINTS:,} are told"
+            f"{which}: from {format_seconds(start)} to {format_seconds(to)} that is"
+            f" {points:,} points, and at most {MOST_POINTS:,} are told"
             + (": take step=3600, or less time" if step == MINUTE else ": take less time")
         )
     return step
@@ -280,10 +288,6 @@ def _fitting(step: Step | None, start: float, to: float, now: float) -> Step:
 
 def _seconds(normal: str) -> float:
     return datetime.fromisoformat(normal).timestamp()
-
-
-def _told(seconds: float) -> str:
-    return format_ms(int(seconds * 1000))
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -9,7 +9,7 @@ import msgspec
 from msgpush.adapters.files import replace
 from msgpush.adapters.metrics.families import Figures
 from msgpush.adapters.registry.registration import Report
-from msgpush.domain.message import format_ms
+from msgpush.domain.message import format_seconds
 from msgpush.domain.ports import RegistryState
 
 Reports = Callable[[], Sequence[Report]]
@@ -61,6 +61,6 @@ def summary(reports: Sequence[Report]) -> RegistryState | None:
     return RegistryState(
         kind=",".join(each.kind for each in reports),
         state=worst.state,
-        since=format_ms(int(worst.since * 1000)),
+        since=format_seconds(worst.since),
         error=worst.error,
     )
