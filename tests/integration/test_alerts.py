@@ -20,7 +20,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from msgpush.entrypoints.table import SETTINGS
 from tests.support.client import SseClient, request
 from tests.support.prometheus import (
     ALERTS,
@@ -359,6 +358,7 @@ def test_each_alert_comes_with_its_cause_and_goes_with_it() -> None:
     with ExitStack() as stack:
         servers = [stack.enter_context(RedisServer()) for _ in range(3)]
         small = {"LOG_LENGTH": "1000", "MAX_CONNECTIONS": "30", "PENDING_BYTES": str(8 << 20)}
+        reached = {"SERVICE_HOST": "0.0.0.0", "JWT_SECRET": SECRET}
         plays = {
             availability: Scene("availability", servers[0], 0, ["first", "second"]),
             restarts: Scene("restarts", servers[1], 0, ["first"]),
@@ -366,10 +366,8 @@ def test_each_alert_comes_with_its_cause_and_goes_with_it() -> None:
             limits: Scene("limits", servers[1], 1, ["first"], **small),
             messages: Scene("messages", servers[1], 2, ["first"], **small),
             drain: Scene("drain", servers[1], 3, ["first"]),
+            registration: Scene("registration", servers[1], 4, ["first"], **reached),
         }
-        if "gateway_url" in SETTINGS:
-            reached = {"SERVICE_HOST": "0.0.0.0", "JWT_SECRET": SECRET}
-            plays[registration] = Scene("registration", servers[1], 4, ["first"], **reached)
         rules = hastened(ALERTS.read_text(), WAITING, WINDOWS)
         targets = {scene.namespace: [*scene.ports.values()] for scene in plays.values()}
         prometheus = stack.enter_context(Prometheus(rules, targets))
@@ -381,14 +379,11 @@ def test_each_alert_comes_with_its_cause_and_goes_with_it() -> None:
         if errors:
             raise ExceptionGroup("some alerts", errors)
         fired = set[str]().union(*(scene.fired for scene in plays.values()))
-        assert fired == {*alert_names()} - (
-            {"MsgpushUnregistered"} if registration not in plays else set()
-        )
+        assert fired == {*alert_names()}
         empty = [
             query
             for query in dashboard_queries()
-            if (registration in plays or "message_push_registered" not in query)
-            and not prometheus.seen(
+            if not prometheus.seen(
                 query.replace("$job", "msgpush")
                 .replace("$instance", ".*")
                 .replace("$__rate_interval", "5s"),

@@ -32,16 +32,9 @@ class Service:
 
     def counts(self) -> dict[str, int]:
         """The streams of each instance that takes new ones."""
-        try:
-            told = self._ask("GET", "/api/v1/instances")
-        except urllib.error.HTTPError as error:
-            if error.code != 404:
-                raise
-            # An earlier release: those that have no stream aren't named.
-            return dict(self._ask("GET", "/api/v1/connections/stats")["by_node"])
         return {
             each["node"]: sum(each["streams"].values())
-            for each in told["instances"]
+            for each in self._ask("GET", "/api/v1/instances")["instances"]
             if each["ready"] and not each["draining"]
         }
 
